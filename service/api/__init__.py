@@ -1,1 +1,1 @@
-"""The wire: JSON in, records to `scoring`, records back, JSON out."""
+"""The HTTP API: JSON requests become records for `scoring`, and its results become JSON replies."""

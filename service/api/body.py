@@ -1,12 +1,12 @@
-"""The bytes of a body -> a checked request. Says what is wrong and where, never what was written there.
+"""Decode and validate the body of a request. Errors name the fault and its position, and never quote the body.
 
-What is right is read in one pass by `wire`. What that refuses is read again slowly, as JSON and then as a schema, by
-readers that know line, column and path of an offence. What Python's parser lets through beyond JSON is refused here:
-NaN, Infinity, nesting or numbers without end, and a key that an object has twice.
+A valid body is decoded in one pass by msgspec (`structs`). A body that msgspec refuses is read again slowly, as JSON and then
+by its pydantic schema, which report line, column and JSON path of the fault. Input that Python's parser accepts beyond JSON is
+refused here: NaN, Infinity, unlimited nesting or digits, and a duplicate key of an object.
 
-Of a key that is there twice readers of JSON take the first value or the last, so a proxy and this server could read two requests
-in one body. The fast reader takes the last and keeps quiet; a body that has more strings, keys included, than what was read of it
-has lost one on the way, and is read again slowly.
+For a duplicate key some JSON parsers take the first value and some the last, so a proxy and this server could read different
+requests in one body. msgspec silently takes the last; a body with more strings, keys included, than its decoded record has lost
+one in decoding, and is read again slowly.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _MAX_ADMIN_BYTES = 1_048_576
 _MAX_FIELD_CHARS = 120
 _MAX_MESSAGE_CHARS = 200
 MAX_LOOP_BYTES = 1_048_576
-"""Bytes of a body that the event loop reads itself, in a few milliseconds where it is right."""
+"""Largest body that the event loop decodes itself, in a few milliseconds if it is valid; a thread decodes larger ones."""
 _MAX_SLOW_BYTES = 65_536
-"""Bytes of a body that the event loop reads again, slowly, where it is wrong."""
+"""Largest invalid body that the event loop reads again slowly."""
 _ESCAPE_BYTES = 16
-"""Bytes of two escapes, and some more."""
+"""Bytes around an error position in which to look for an escape: two escapes and a margin."""
 _ERROR_POSITION = re.compile(r" \(byte (\d+)\)$")
 _MAX_FIELDS = 64
-"""No object of ours has so many; each one too many costs a kilobyte of words that say so."""
+"""More than any record has. pydantic describes each unknown field in about a kilobyte, so their number is limited."""
 
 NOT_READ = (
-    "this field is not read here, and what it holds would be missing from the text that is scored. Render the conversation with "
-    "the chat template of the reward model and send the text, or leave the field out"
+    "this server does not read this field, so its content would be missing from the text that is scored. Render the conversation "
+    "with the chat template of the reward model and send the text, or leave the field out"
 )
 
 _raw_decoder = msgspec.json.Decoder(msgspec.Raw)
@@ -57,15 +57,15 @@ _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _objects_decoder = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 
 _CHUNK_BYTES = 65_536
-"""Bytes of a large body that are decoded at one go: the reader in C lets no other thread run meanwhile."""
+"""Bytes of a large body that are decoded in one call: the decoder in C holds the GIL meanwhile."""
 
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)  # possessive: it remembers no way back
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)  # possessive: no backtracking
 
 
 @dataclass(frozen=True, slots=True)
 class JsonLimits:
-    """How many parts a body may be made of. A byte of JSON can become a hundred bytes of memory, or a thousand where it is
-    wrong, so they are counted first.
+    """Limits of the parts of a body. A byte of JSON can become a hundred bytes of memory, or a thousand in an invalid body,
+    so the parts are counted before they are decoded.
     """
 
     containers: int
@@ -74,18 +74,18 @@ class JsonLimits:
 
     @property
     def always_allowed_bytes(self) -> int:
-        """A body of so many bytes cannot have more parts."""
+        """The size in bytes below which a body cannot exceed the limits."""
         return min(self.containers, self.strings, self.values)
 
     @classmethod
     def of(cls, max_samples: int, max_tokens: int) -> JsonLimits:
-        """Room for many turns a sample, and for several times the ids that could be admitted, padding included."""
+        """Derive limits that allow many turns a sample, and several times the token ids that admission allows, with padding."""
         containers = max(250_000, 100 * max_samples)
         return cls(containers, 4 * containers, 4 * containers + 8 * max_tokens)
 
 
 class ForeignBody(Exception):
-    """The body of a request has another server's wire format. `value` is its JSON."""
+    """The body of a request is in the wire format of another server. `value` is its JSON."""
 
     def __init__(self, value: Any) -> None:
         super().__init__()
@@ -99,9 +99,10 @@ async def read_body(
     parts: JsonLimits,
     is_foreign: Callable[[Any], bool] = lambda _: False,
 ) -> W | M:
-    """The body as `decoder` reads it, or else as its twin `schema`.
+    """Read the body with `decoder`, or else with the equivalent `schema`.
 
-    Raise as `decode` does, `UnsupportedMediaType`, and `ForeignBody` for what `decoder` refuses and `is_foreign` knows.
+    Raise the errors of `decode`, `UnsupportedMediaType`, and `ForeignBody` for a body that `decoder` refuses and `is_foreign`
+    accepts.
     """
     _check_media_type(request)
     content = await request.body()
@@ -116,7 +117,7 @@ async def read_body(
 
 
 async def read_dialect_body(request: Request, parts: JsonLimits, read_as: Callable[[Any], T]) -> T:
-    """The body as another's wire format: what `read_as` makes of its JSON. Raise as `read_body` and `read_as` do."""
+    """Read a body in the wire format of another server. `read_as` converts the JSON. Raise its errors and those of `read_body`."""
     _check_media_type(request)
     content = await request.body()
     if len(content) > parts.always_allowed_bytes:
@@ -131,12 +132,12 @@ async def read_dialect_body(request: Request, parts: JsonLimits, read_as: Callab
 
 
 async def run_off_loop(content: bytes, call: Callable[..., T], *arguments: Any, most: int = _MAX_SLOW_BYTES) -> T:
-    """`call(*arguments)`, on a thread where it reads more of a body than the event loop should."""
+    """Call `call(*arguments)`, on a thread if the body has more than `most` bytes."""
     return call(*arguments) if len(content) <= most else await asyncio.to_thread(call, *arguments)
 
 
 async def _check_limits(content: bytes, most: JsonLimits) -> None:
-    """As `check_json_limits`, at a glance where that is enough; what takes a second of counting leaves the event loop to others."""
+    """Run `check_json_limits`, on a thread for a large body, and not at all if a cheap upper bound is within the limits."""
     if len(content) > MAX_LOOP_BYTES:
         await asyncio.to_thread(_count_if_near, content, most)
     elif not _is_surely_within(content, most):
@@ -149,7 +150,7 @@ def _count_if_near(content: bytes, most: JsonLimits) -> None:
 
 
 def _is_surely_within(content: bytes, most: JsonLimits) -> bool:
-    """At a glance, which takes next to nothing: whatever looks like a part is counted as one."""
+    """Whether an upper bound of the parts is within the limits. Cheap: counts characters, also those within strings."""
     if len(content) <= most.always_allowed_bytes:
         return True
     n_containers = content.count(b"{") + content.count(b"[")
@@ -161,14 +162,14 @@ def _is_surely_within(content: bytes, most: JsonLimits) -> bool:
 
 
 def _n_quotes(content: bytes) -> int:
-    """Those that are not escaped. The regular expression below takes a text of escapes at one go, and no thread runs meanwhile."""
+    """Count unescaped quotes, in short calls: `_STRING` would match a long text of escapes in one call that holds the GIL."""
     pairs_gone = content.replace(b"\\\\", b"")
     return pairs_gone.count(b'"') - pairs_gone.count(b'\\"')
 
 
 def check_json_limits(content: bytes, most: JsonLimits) -> None:
-    """Raise `InvalidRequest` for more parts than a request can be made of, counted one by one."""
-    # Texts are full of such signs too: what is within strings does not count.
+    """Count the parts of a body. Raise `InvalidRequest` if they exceed the limits."""
+    # Characters within strings do not count.
     containers = strings = values = at = 0
     for string in _STRING.finditer(content):
         strings += 1
@@ -184,17 +185,19 @@ def check_json_limits(content: bytes, most: JsonLimits) -> None:
         containers, values = containers + n, values + n + content.count(b",", at)
     if containers > most.containers or strings > most.strings or values > most.values:
         raise InvalidRequest(
-            "the body is made of more parts than a request can be: split it", field="$",
+            "the body has more JSON values than the limits of a request: split the request", field="$",
             max_containers=most.containers, max_strings=most.strings, max_values=most.values,
         )  # fmt: skip
 
 
 async def read_admin_body(request: Request, schema: type[M]) -> M:
-    """The body of what is asked so seldom that it has no twin, and is small. Raise as `read_body` does, and `BodyTooLarge`."""
+    """Read the small body of an admin request by its pydantic schema. Raise the errors of `read_body`, and `BodyTooLarge`."""
     _check_media_type(request)
     content = await request.body()
     if len(content) > _MAX_ADMIN_BYTES:
-        raise BodyTooLarge(f"this body is larger than {_MAX_ADMIN_BYTES} bytes", limit=_MAX_ADMIN_BYTES)
+        raise BodyTooLarge(
+            f"the body of an admin request is larger than {_MAX_ADMIN_BYTES} bytes", limit=_MAX_ADMIN_BYTES
+        )
     return check(parse(content), schema, "this field is unknown: leave it out")
 
 
@@ -204,7 +207,7 @@ def decode(
     schema: type[M],
     is_foreign: Callable[[Any], bool] = lambda _: False,
 ) -> W | M:
-    """The request, read fast if possible. Raise `InvalidJson`, `InvalidRequest` or `ForeignBody`."""
+    """Decode a request, with the fast decoder if possible. Raise `InvalidJson`, `InvalidRequest` or `ForeignBody`."""
     try:
         return _decode_fast(content, decoder)
     except (ValueError, RecursionError) as error:
@@ -212,7 +215,7 @@ def decode(
 
 
 def decode_any(content: bytes) -> Any:
-    """Any JSON as Python's own types, read fast if possible. Raise `InvalidJson`, or `InvalidRequest` for numbers beyond bounds."""
+    """Decode any JSON to plain Python types, with the fast decoder if possible. Raise `InvalidJson` or `InvalidRequest`."""
     try:
         return _decode_any_fast(content)
     except (ValueError, RecursionError) as error:
@@ -220,7 +223,7 @@ def decode_any(content: bytes) -> Any:
 
 
 class _LostStrings(ValueError):
-    """A body has more strings than what was read of it."""
+    """The body has more strings than its decoded value: an object has a duplicate key."""
 
 
 def _decode_fast(content: bytes, decoder: msgspec.json.Decoder[W]) -> W:
@@ -230,13 +233,13 @@ def _decode_fast(content: bytes, decoder: msgspec.json.Decoder[W]) -> W:
         decoded = msgspec.convert(_decode_values(content), decoder.type)
         _check_names(decoded)
     if n_strings(content) != structs.n_strings(decoded):
-        _decode_any_fast(content)  # a field that says nothing, or a key twice
+        _decode_any_fast(content)  # a field at its default value, or a duplicate key
     return decoded
 
 
 def _decode_any_fast(content: bytes) -> Any:
     value = _decode_values(content)
-    # Without a colon beyond those behind its own keys it has no other object.
+    # An object with as many colons as keys holds no other object.
     if not (isinstance(value, dict) and content.count(b":") == len(value)):
         try:
             written = structs.dumps(value)
@@ -250,15 +253,15 @@ def _decode_any_fast(content: bytes) -> Any:
 def _decode_values(content: bytes) -> Any:
     if len(content) <= MAX_LOOP_BYTES:
         return _value_decoder.decode(content)
-    if content[:_CHUNK_BYTES].lstrip()[:1] != b"{":  # no request is that
+    if content[:_CHUNK_BYTES].lstrip()[:1] != b"{":  # every valid request is an object
         return parse(content, number=_parse_float)
     return _decode_in_chunks(content)
 
 
 def _decode_in_chunks(content: bytes) -> Any:
-    """An object, or a part of one, as `_value_decoder.decode` reads it, in calls that let other threads run in between.
+    """Decode an object, or a part of one, as `_value_decoder.decode` does, in several calls between which other threads run.
 
-    The longest call passes over all of it once. Raise `ValueError` for an object that is no JSON.
+    The longest call scans the object once. Raise `ValueError` for invalid JSON.
     """
     begin = content[:_CHUNK_BYTES].lstrip()[:1]
     if len(content) <= _CHUNK_BYTES or begin not in (b"{", b"["):
@@ -269,13 +272,13 @@ def _decode_in_chunks(content: bytes) -> Any:
         if b'"' not in content and b"{" not in content:
             return _numbers(content, b"]" if content.count(b"[") > 1 else b",")
         objects = _objects_decoder.decode(content)
-    except msgspec.DecodeError:  # texts and numbers in turn, or lists within lists of lists
+    except msgspec.DecodeError:  # texts and numbers in one list, or lists nested more deeply
         return parse(content, number=_parse_float)
     return [{name: _decode_in_chunks(bytes(part)) for name, part in fields.items()} for fields in objects]
 
 
 def _numbers(content: bytes, sign: bytes) -> list[Any]:
-    """A list of numbers, decoded from comma to comma, or a list of such lists, from the end of one to that of a later one."""
+    """Decode a list of numbers in pieces that end at commas, or a list of such lists in pieces that end at the end of a list."""
     decoded: list[Any] = []
     at, last = content.index(b"[") + 1, content.rindex(b"]")
     while at < last:
@@ -289,7 +292,7 @@ def _numbers(content: bytes, sign: bytes) -> list[Any]:
 
 
 def n_strings(content: bytes) -> int:
-    """How many strings valid JSON has, keys included: each has two quotes that are not escaped."""
+    """Count the strings of valid JSON, keys included: each has two unescaped quotes."""
     n_quotes = content.count(b'"')
     if b"\\" in content and (n_escaped := content.count(b'\\"')):
         n_quotes = n_quotes - n_escaped if b"\\\\" not in content else _n_quotes(content)
@@ -303,10 +306,10 @@ def _decode_slow(
     error: Exception,
     is_foreign: Callable[[Any], bool],
 ) -> W | M:
-    """What the fast reader has refused, for that reason: with better words, or after all.
+    """Read a body that the fast decoder has refused with `error`: raise a detailed error, or accept it after all.
 
-    Better words are for small bodies. A large one is read again only for what the fast reader refuses and we do not, a
-    lone surrogate, UTF-16 or a null, and by readers that let other threads run.
+    Small bodies get detailed errors. A large body is read again only for input that the fast decoder refuses and this server
+    accepts (a lone surrogate, UTF-16 or a null), by parsers that let other threads run.
     """
     if len(content) <= _MAX_SLOW_BYTES:
         value = parse(content, hook=_limited_fields)
@@ -333,32 +336,32 @@ def _decode_any_slow(content: bytes, error: Exception) -> Any:
 
 
 def convert(value: Any, kind: type[T]) -> T:
-    """`value` as a record. Raise `InvalidRequest` with the JSON path of an offence."""
+    """Convert `value` to a record. Raise `InvalidRequest` with the JSON path of the fault."""
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as invalid:
         raise _invalid_request(invalid) from None
-    except UnicodeEncodeError:  # where a text is no field of a record
+    except UnicodeEncodeError:  # in a text outside the fields of a record
         raise InvalidRequest("a text holds a lone surrogate", field="$") from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply", field="$") from None
 
 
 def _check_names(decoded: Any) -> None:
-    """Raise `UnicodeEncodeError` for a lone surrogate in an id, as the schema refuses it."""
-    asked = decoded.samples if hasattr(decoded, "samples") else decoded.comparisons
-    "".join(each.id or "" for each in asked).encode()
+    """Raise `UnicodeEncodeError` for a lone surrogate in an id, which the schema refuses too."""
+    items = decoded.samples if hasattr(decoded, "samples") else decoded.comparisons
+    "".join(each.id or "" for each in items).encode()
 
 
 def _raise_for(content: bytes, error: Exception) -> None:
-    """Raise what `error` says of a large body, unless the careful reader may accept it."""
+    """Convert `error` on a large body to an error of this server and raise it, unless the slow parser may accept the body."""
     if isinstance(error, _LostStrings):
         return
     if isinstance(error, msgspec.ValidationError):
         if str(error).startswith("Integer value out of range"):
             raise _number_too_long(content)
         try:
-            _raw_decoder.decode(content)  # what is no JSON at all is called so first, as in a small body
+            _raw_decoder.decode(content)  # invalid JSON is reported before invalid fields, as in a small body
         except (ValueError, RecursionError) as broken:
             error = broken
         else:
@@ -371,16 +374,16 @@ def _raise_for(content: bytes, error: Exception) -> None:
     if may_be_surrogate or json.detect_encoding(content) != "utf-8" or not isinstance(error, msgspec.DecodeError):
         return
     begin = content.rfind(b"\n", 0, at) + 1
-    what = "Input data was truncated" if found is None else str(error)[: found.start()].rpartition(": ")[2]
+    reason = "Input data was truncated" if found is None else str(error)[: found.start()].rpartition(": ")[2]
     column = len(content[begin:at].decode("utf-8", "replace")) + 1
-    raise InvalidJson(f"the body is not JSON: {what}", line=content.count(b"\n", 0, at) + 1, column=column)
+    raise InvalidJson(f"the body is not JSON: {reason}", line=content.count(b"\n", 0, at) + 1, column=column)
 
 
 def _invalid_request(error: msgspec.ValidationError) -> InvalidRequest:
-    """What is wrong and where. The library quotes what was written where one of a few words belongs."""
-    what, at, where = str(error).rpartition(" - at ")
-    what, where = (what, where.strip("`")[:_MAX_FIELD_CHARS]) if at else (where, "$")
-    return InvalidRequest(what.partition(" '")[0][:_MAX_MESSAGE_CHARS], field=where)
+    """Convert an error of msgspec, without its quotation: for an invalid literal msgspec quotes the value in the body."""
+    reason, at, path = str(error).rpartition(" - at ")
+    reason, path = (reason, path.strip("`")[:_MAX_FIELD_CHARS]) if at else (path, "$")
+    return InvalidRequest(reason.partition(" '")[0][:_MAX_MESSAGE_CHARS], field=path)
 
 
 def parse(
@@ -388,9 +391,9 @@ def parse(
     hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
     number: Callable[[str], float] | None = None,
 ) -> Any:
-    """Strict JSON. Raise `InvalidJson` with the place, without the text around it."""
+    """Parse strict JSON. Raise `InvalidJson` with the position of the fault, without quoting the text."""
     try:
-        # A call of Python for every number lets other threads run; the reader in C alone would not.
+        # A Python call for every number lets other threads run; the parser in C holds the GIL.
         whole = _parse_int if len(body) > _MAX_SLOW_BYTES else None
         return json.loads(
             body,
@@ -412,24 +415,24 @@ def parse(
 def _number_too_long(content: bytes) -> InvalidJson:
     limit = sys.get_int_max_str_digits()
     n = max(map(len, re.findall(rb"[0-9]{%d,}" % (limit + 1), content)), default=0)
-    found, numbers = (f"of {n} digits", {"n_digits": n}) if n else ("of too many digits", {})
-    return InvalidJson(f"the body has a number {found}; the limit is {limit}", limit=limit, **numbers)
+    length, details = (f"of {n} digits", {"n_digits": n}) if n else ("of too many digits", {})
+    return InvalidJson(f"the body has a number {length}; the limit is {limit}", limit=limit, **details)
 
 
 def check(value: Any, schema: type[M], unknown: str = NOT_READ) -> M:
-    """`value` as `schema`. Raise `InvalidRequest` naming the JSON path of the first offence.
+    """Validate `value` by `schema`. Raise `InvalidRequest` with the JSON path of the first fault.
 
-    `unknown` is the message for a field that the schema has not.
+    `unknown` is the message for a field that is not in the schema.
     """
     try:
         return schema.model_validate(value)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        # Of the branches of a union, the one that got furthest is the one that the caller meant.
+        # Of the branches of a union, the client probably meant the one with the deepest error.
         chosen = max(found, key=lambda e: len(_path(e["loc"])))
         field = _json_path(_path(chosen["loc"]))
-        what = unknown if chosen["type"] == "extra_forbidden" else chosen["msg"]
-        raise InvalidRequest(f"{field}: {what}", field=field, n_errors=len(found)) from None
+        reason = unknown if chosen["type"] == "extra_forbidden" else chosen["msg"]
+        raise InvalidRequest(f"{field}: {reason}", field=field, n_errors=len(found)) from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply", field="$") from None
 
@@ -449,12 +452,14 @@ def _limited_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Raise `InvalidJson` for a key that is there twice."""
+    """Build an object. Raise `InvalidJson` for a duplicate key."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         n_times = Counter(name for name, _ in pairs)
-        twice = next(name for name in n_times if n_times[name] > 1)[:_MAX_FIELD_CHARS]
-        raise InvalidJson(f"an object of the body has the key {twice} more than once: send it once", field=twice)
+        duplicate = next(name for name in n_times if n_times[name] > 1)[:_MAX_FIELD_CHARS]
+        raise InvalidJson(
+            f"an object of the body has the key {duplicate} more than once: send it once", field=duplicate
+        )
     return fields
 
 
@@ -474,7 +479,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _path(loc: Sequence[int | str]) -> tuple[int | str, ...]:
-    """Without the names that pydantic gives to the branches of a union."""
+    """Remove the names that pydantic gives to the branches of a union."""
     return tuple(step for step in loc if step not in ("str", "list[MessageIn]"))
 
 

@@ -1,4 +1,4 @@
-"""The time by which a client wants its answer, from the header `x-deadline-ms`."""
+"""Read the deadline of a request from the header `x-deadline-ms`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ DEADLINE_HEADER = "x-deadline-ms"
 
 
 def read_deadline(request: Request, clock: Clock) -> float:
-    """When the client stops waiting, on our clock. It counts from the first time that this is asked of a request.
+    """Return the deadline by `clock`, infinite without a header. It counts from the first call for a request.
 
     Raise `InvalidRequest`.
     """
     text = header(request.scope, DEADLINE_HEADER.encode())
     if text is None:
         return float("inf")
-    # Eleven digits are three years: more is a mistake, and `int` of a very long text is slow.
+    # Eleven digits are three years; more is a mistake, and `int` of a very long text is slow.
     if not (text.isdigit() and len(text) <= 11):
         raise InvalidRequest(f"{DEADLINE_HEADER} must be a whole number of milliseconds", field=DEADLINE_HEADER)
     state = request.scope.setdefault("state", {})

@@ -1,6 +1,6 @@
-"""Every error as the one JSON shape `{"error": {"code", "message", ...numbers}}`.
+"""Render every error in one JSON shape: `{"error": {"code", "message", ...numbers}}`.
 
-One table for what the framework itself says no to; the rest brings its code and status along.
+`FRAMEWORK_CODES` has the codes of the framework's errors; all other errors have their code and status.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ FRAMEWORK_CODES: dict[int, str] = {404: "not_found", 405: "method_not_allowed"}
 
 
 def error_response(error: ServiceError, status: int | None = None) -> Response:
-    """The reply for an error, `Retry-After` included."""
+    """Render an error, with `Retry-After` if it has one."""
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, ShuttingDown):
-        headers["connection"] = "close"  # the next one leads to another replica
+        headers["connection"] = "close"  # so that the client's next connection reaches another replica
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
     body = {"error": {"code": error.code, "message": error.message, **error.details}}
@@ -33,19 +33,19 @@ def error_response(error: ServiceError, status: int | None = None) -> Response:
 
 
 def internal_error_response() -> Response:
-    """What a caller learns of a bug of ours: nothing but that it is one."""
-    return error_response(ServiceError("this is a bug in the server; its log has the request id"))
+    """Render a bug in the server, without its details."""
+    return error_response(ServiceError("this is a bug in the server; see the request id in its log"))
 
 
 def request_error_response(error: RequestRefused, overload_status: int) -> Response:
-    """The reply for a request that is refused as a whole."""
+    """Render the refusal of a request."""
     return error_response(error, overload_status if isinstance(error, Overloaded) else None)
 
 
 def install_error_handlers(app: FastAPI, overload_status: int, methods: Mapping[str, Collection[str]]) -> None:
-    """Answer `RequestRefused`, the framework's own errors and bugs in our shape.
+    """Render `RequestRefused`, the framework's errors and bugs in the JSON shape of this module.
 
-    `methods` of each path: of one with several routes, the framework names those of the first.
+    `methods` are those of each path: for a path with several routes the framework lists those of the first route only.
     """
 
     async def refused(_request: Request, error: Exception) -> Response:
@@ -65,6 +65,6 @@ def install_error_handlers(app: FastAPI, overload_status: int, methods: Mapping[
     async def bug(_request: Request, _error: Exception) -> Response:
         return internal_error_response()
 
-    app.add_exception_handler(Exception, bug)  # answered here, recorded by `RequestLogMiddleware`: it is raised on
+    app.add_exception_handler(Exception, bug)  # starlette re-raises it, and `RequestLogMiddleware` records it
     app.add_exception_handler(RequestRefused, refused)
     app.add_exception_handler(StarletteHTTPException, framework)

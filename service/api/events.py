@@ -1,4 +1,4 @@
-"""Events of connections and requests, and the protocol of what is notified of them."""
+"""Events of connections and requests, and the protocol of their receiver."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 ConnectionEnd = Literal["slow_head", "large_head", "slow_reader", "evicted", "limit_reached", "invalid_http"]
-"""Why we ended a connection that its client did not."""
+"""Reasons for which the server closes a connection."""
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """One answered request, for the access log and the metrics. `fields` come from the route."""
+    """One answered request, for the request log and the metrics. `fields` come from the route."""
 
     request_id: str
     method: str
@@ -24,16 +24,16 @@ class RequestRecord:
 
 
 class HttpEvents(Protocol):
-    """Is notified of what happens to connections and requests."""
+    """Receiver of the events of connections and requests."""
 
     def on_request(self, record: RequestRecord) -> None:
-        """A request was answered."""
+        """Record an answered request."""
         ...
 
     def on_rejected(self, path: str, status: int) -> None:
-        """A request was rejected unread."""
+        """Record a request that was rejected before its body was read."""
         ...
 
     def on_connection_end(self, reason: ConnectionEnd) -> None:
-        """The server has closed a connection."""
+        """Record a connection that the server has closed."""
         ...

@@ -1,4 +1,4 @@
-"""Headers as ASGI brings them: pairs of bytes, names in lower case. A few look-ups need no dictionary of them."""
+"""Look up headers in the ASGI scope: pairs of bytes, names in lower case. Few look-ups are needed, so no dictionary is built."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from starlette.types import Scope
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
-    """The first header of this name."""
+    """Return the first header of this name."""
     for key, value in scope["headers"]:
         if key == name:
             return bytes(value)

@@ -1,7 +1,7 @@
-"""Names of runs and paths of URLs: the characters that may stand in them.
+"""Check the characters of run names and URL paths.
 
-A run is shown in logs, alerts and pages, and is acknowledged by a URL that holds its name. So a name is accepted only if its
-characters are printable, also after percent-decoding, however often.
+The name of a run appears in logs, alerts and pages, and in the URL that acknowledges its alerts. So a name is accepted only if
+its characters are printable, also after repeated percent-decoding.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from rewardserve.service.errors import InvalidRequest
 MAX_NAME_CHARS = 256
 _MAX_DECODINGS = 8
 _DOTS = frozenset({".", ".."})
-"""As a part of a URL these are gone before a client sends it."""
+"""Clients remove these path segments from a URL before they send it."""
 
 
 def is_printable(text: str) -> bool:
-    """Whether every character can be printed: no control or format characters, line separators, or lone surrogates.
+    """Whether every character is printable: no control or format characters, line separators, or lone surrogates.
 
-    Percent-encoded ones count, in as many layers as there are.
+    Percent-encoded characters count too, in up to eight layers of encoding.
     """
     for _ in range(_MAX_DECODINGS):
         if not text.isprintable():
@@ -33,14 +33,14 @@ def is_printable(text: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def check_run_name(run: str) -> str:
-    """The name of a run. Raise `InvalidRequest` for one that could not be shown, or acknowledged by URL."""
+    """Return the name of a run. Raise `InvalidRequest` for a name that cannot be displayed or be a part of a URL."""
     if len(run) > MAX_NAME_CHARS:
         raise InvalidRequest(
             f"run is longer than {MAX_NAME_CHARS} characters", field="run", n=len(run), limit=MAX_NAME_CHARS
         )
     if not is_printable(run) or run in _DOTS:
         raise InvalidRequest(
-            "run has a character that cannot be printed, as such or percent-encoded, or is a dot: send a plain name",
+            "run has a non-printable character, as such or percent-encoded, or is `.` or `..`: send a plain name",
             field="run",
         )
     return run

@@ -1,4 +1,4 @@
-"""The OpenAPI document: bodies, parameters and errors. Bodies are read by hand, so FastAPI cannot know them by itself."""
+"""The OpenAPI document: bodies, parameters and errors. Routes decode their bodies themselves, so FastAPI cannot document them."""
 
 from __future__ import annotations
 
@@ -20,49 +20,47 @@ from rewardserve.service.api.structs import MAX_STEP
 _REF = "#/components/schemas/{model}"
 _REF_OF_STRUCT = "#/components/schemas/{name}"
 
-_FOREIGN = "`host_not_allowed` or `origin_not_allowed`: where there are no keys, for another host name or the page of another site"
-_FORBIDDEN = f"`forbidden`: a key without the scope that this needs. {_FOREIGN}"
-_NO_REQUEST = (
-    "`invalid_path` or `invalid_http`: the bytes are no request, or the path has characters that none may have"
-)
+_FOREIGN = "`host_not_allowed` or `origin_not_allowed`: on a server without keys, an unknown host name or a page of another site"
+_FORBIDDEN = f"`forbidden`: the key lacks the scope of this route. {_FOREIGN}"
+_NO_REQUEST = "`invalid_path` or `invalid_http`: not an HTTP request, or a path with non-printable characters"
 _EVERYWHERE: dict[int, str] = {
     400: _NO_REQUEST,
     403: _FOREIGN,
-    408: "`head_timeout`: the head of the request was not here in time",
-    431: "`head_too_large`: the head of the request has more bytes than this server reads",
+    408: "`head_timeout`: the head of the request did not arrive in time",
+    431: "`head_too_large`: the head of the request is larger than the limit",
 }
-"""What every route can answer, before anything of it is looked at."""
+"""Errors of every route, raised before the route is called."""
 _KEYED: dict[int, str] = {
-    401: "`unauthorized`: no key, or a wrong one",
+    401: "`unauthorized`: no valid key",
     403: _FORBIDDEN,
-    429: "`rate_limited`: this key has had what it may have for now",
+    429: "`rate_limited`: the key has used up its rate limit; see Retry-After",
 }
-"""What every route that needs a key can answer."""
+"""Errors of every route that needs a key."""
 _ERRORS: dict[int, str] = {
     **_KEYED,
     431: _EVERYWHERE[431],
     400: f"`invalid_json`. {_NO_REQUEST}",
     403: f"{_FORBIDDEN}. `run_not_allowed`: the key is bound to other runs, or the run to other keys. `run_refused`: a trip wire "
-    "has ended the service of this run, in a wire format without errors of samples",
-    404: "`model_not_served`: the request names another model, or another version of it, than the one that would score it",
-    408: "`body_timeout` or `head_timeout`: the request came too slowly",
-    409: "`digest_not_served` or `version_gone`: the model that the request wants, or that its run is pinned to, is not loaded",
-    413: "`body_too_large`, or `request_too_large` for the whole capacity of the server",
+    "blocks this run, in a wire format without errors of samples",
+    404: "`model_not_served`: the request names a model, or a version of it, that is not the one in service",
+    408: "`body_timeout` or `head_timeout`: the request did not arrive in time",
+    409: "`digest_not_served` or `version_gone`: the model that the request selects, or that its run is pinned to, is not loaded",
+    413: "`body_too_large`, or `request_too_large` for the capacity of the server",
     415: "`unsupported_media_type`",
-    422: "`invalid_request` with the JSON path of the offending field, `too_many_samples`, `idempotency_key_reused`; "
-    "`sample_refused` where a wire format has no word for one sample's error",
-    429: "`rate_limited`: this key has had what it may have for now. `overloaded`, where the operator has chosen 429",
+    422: "`invalid_request` with the JSON path of the first invalid field, `too_many_samples`, `idempotency_key_reused`; "
+    "`sample_refused` in a wire format without errors of samples",
+    429: "`rate_limited`: the key has used up its rate limit. `overloaded`, if the operator has set 429; see Retry-After",
     500: "`internal`: a bug in the server. `batcher_stopped` or `scorer_dead`: restart the process",
     503: "`overloaded`, `loading`, `scorer_hanging`, `shutting_down` or `sample_failed`, and `scorer_failing` of /readyz; see "
     "Retry-After",
-    504: "`deadline_exceeded`: the time given in x-deadline-ms is over",
+    504: "`deadline_exceeded`: the deadline of x-deadline-ms has passed",
 }
 ADMIN = {
-    403: f"`admin_needs_key`: without keys, only programs on the server's own machine may do this. {_FORBIDDEN}",
+    403: f"`admin_needs_key`: without keys, only programs on the machine of the server may use this route. {_FORBIDDEN}",
     409: "`version_gone`, `version_in_use`, `load_in_progress`, `nothing_is_loading` or `nothing_to_roll_back`",
     422: "`model_refused` with the reason why the model cannot be served, or `invalid_request`",
 }
-"""What statuses of the routes of an operator mean."""
+"""Errors of the admin routes."""
 
 _STRING = {"type": "string"}
 
@@ -73,11 +71,11 @@ def _parameter(place: str, name: str, schema: Mapping[str, Any], description: st
 
 _TIMES = [
     _parameter(
-        "header", "x-deadline-ms", {"type": "integer", "minimum": 0}, "milliseconds after which the answer is of no use"
+        "header", "x-deadline-ms", {"type": "integer", "minimum": 0}, "deadline of the reply in milliseconds from now"
     ),
     _parameter(
         "header", "idempotency-key", {"type": "string", "maxLength": 255},
-        "a repeat with the same key gets the same answer, and is scored and counted once; a failure that may pass is no answer",
+        "a retry with the same key gets the stored reply, and is scored and counted once; failures that may pass are not stored",
     ),
 ]  # fmt: skip
 _ORIGIN = [
@@ -86,55 +84,55 @@ _ORIGIN = [
         (
             "run",
             {"type": "string", "maxLength": MAX_NAME_CHARS},
-            "the training that this belongs to; the URL beats the header",
+            "name of the training run; send it in the URL or in the header, not with two values",
         ),
         (
             "step",
             {"type": "integer", "minimum": 0, "maximum": MAX_STEP},
-            "step of that training; the URL beats the header",
+            "training step of the run; send it in the URL or in the header, not with two values",
         ),
         (
             "model_digest",
             _STRING,
-            "digests of the one model that may answer, as replies have them, with commas between",
+            "digests, as in replies, of the only model that may answer, separated by commas",
         ),
     )
     for place in ("query", "header")
 ]
 _VALUE = _parameter(
     "query", "value", {"type": "string", "enum": ["reward", "raw", "normalized"]},
-    "which number of a sample the reply has, as it is; default: see docs/how-to/trainers.md",
+    "the score of a sample in the reply, without an activation; default: see docs/how-to/trainers.md",
 )  # fmt: skip
 _OPTIONS = {
-    "reward_key": "the reply is an object with the number under this name, instead of a bare number (slime --reward-key)",
-    "on_failure": "mask: an episode without a score is masked; refuse: the reply is an error; default: the server's setting",
+    "reward_key": "reply with an object that has the reward under this name, instead of a bare number (slime --reward-key)",
+    "on_failure": "mask: mask an episode without a score; refuse: reply with an error; default: REWARD_VERIFY_ON_FAILURE",
 }
 _IN_PATH = {
-    "model": "name of the model: the served one, an alias, a digest, or reward_model",
-    "version": "number of the model within this process, model_version in replies",
+    "model": "the name of the model in service, an alias, a digest, or reward_model",
+    "version": "version of the model within this process, `model_version` in replies",
     "run": "name of the run",
     "wire": "name of the trip wire",
 }
 
 
 class ForeignError(BaseModel):
-    """Why something was refused, in the shape that the wire format of another server has for it."""
+    """An error in the wire format of another server."""
 
     model_config = ConfigDict(extra="allow")
 
-    error: str | dict[str, Any] = Field(description="a text, or an object with a message")
+    error: str | dict[str, Any] = Field(description="message, or an object with one")
 
 
 class ForeignReply(BaseModel):
-    """Scores, in the shape that the wire format of another server has for them."""
+    """Scores in the wire format of another server."""
 
     model_config = ConfigDict(extra="allow")
 
 
 def operation(body: type[BaseModel], foreign: Sequence[Any] = ()) -> dict[str, Any]:
-    """Arguments for a route that reads `body`: its documentation, and every error that it may answer.
+    """Build the arguments of a scoring route that reads `body`: its documentation and its errors.
 
-    `foreign`: bodies of other servers that it reads too.
+    `foreign`: bodies of other wire formats that the route reads too.
     """
     schema = _any_of([{"$ref": _REF.format(model=body.__name__)}, *_schemas(foreign)])
     examples = {f"example {i}": {"value": each} for i, each in enumerate(body.model_json_schema().get("examples", []))}
@@ -148,7 +146,7 @@ def operation(body: type[BaseModel], foreign: Sequence[Any] = ()) -> dict[str, A
 
 
 def admin_operation(body: type[BaseModel], *statuses: int) -> dict[str, Any]:
-    """Arguments for a route of an operator that reads `body`."""
+    """Build the arguments of an admin route that reads `body`."""
     content = {"application/json": {"schema": body.model_json_schema()}}
     return {
         "responses": errors(400, 408, 413, 415, *statuses, 503, words=ADMIN),
@@ -159,17 +157,17 @@ def admin_operation(body: type[BaseModel], *statuses: int) -> dict[str, Any]:
 def foreign_operation(
     path: str, bodies: Sequence[Any], example_reply: Any, options: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Arguments for a route of the wire format of another server: its bodies, a reply, and the errors that it may answer."""
+    """Build the arguments of a route of another wire format: its bodies, an example reply, and its errors."""
     schemas = [VERIFY if each.get("type") == "object" else each for each in _schemas(bodies)]
     content = {"application/json": {"schema": _any_of(schemas)}}
     good = {"description": "Scores", "content": {"application/json": {"example": example_reply}}}
-    own = [_parameter("query", name, _STRING, _OPTIONS[name]) for name in sorted(options)]
+    optional = [_parameter("query", name, _STRING, _OPTIONS[name]) for name in sorted(options)]
     in_path = [_parameter("path", name, _STRING, _IN_PATH[name]) for name in _IN_PATH if f"{{{name}" in path]
     return {
         "responses": {200: good, **in_any_shape(errors(*_ERRORS))},
         "openapi_extra": {
             "requestBody": {"required": True, "content": content},
-            "parameters": [*in_path, *_TIMES, *_ORIGIN, _VALUE, *own],
+            "parameters": [*in_path, *_TIMES, *_ORIGIN, _VALUE, *optional],
         },
     }
 
@@ -185,26 +183,28 @@ def _any_of(schemas: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def errors(
     *statuses: int, words: Mapping[int, str] | None = None, is_open: bool = False
 ) -> dict[int | str, dict[str, Any]]:
-    """These errors and those of every route, with examples. `is_open`: it needs no key. `words`: what a status means here."""
+    """Build the errors of these statuses and of every route, with examples. `is_open`: the route needs no key. `words`: further
+    descriptions by status.
+    """
     responses = {**_EVERYWHERE, **({} if is_open else _KEYED), **{status: _ERRORS[status] for status in statuses}}
     responses |= {status: text for status, text in (words or {}).items() if status in responses}
     return {status: _error(text) for status, text in sorted(responses.items())}
 
 
 def in_any_shape(responses: Mapping[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
-    """These errors in our own shape, or in that of the wire format: a request without a known format gets ours."""
+    """Document that errors have the shape of this server or of the wire format: a request in no known format gets the former."""
     return {status: {**error, "model": ErrorReply | ForeignError} for status, error in responses.items()}
 
 
 def install_openapi(app: FastAPI, foreign: Sequence[Any] = (), open_paths: frozenset[str] = frozenset()) -> None:
-    """Make the schemas of the bodies part of the OpenAPI document; `foreign` are those of other wire formats."""
+    """Add the schemas of the bodies to the OpenAPI document; `foreign` are those of other wire formats."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = _document(app, foreign, open_paths)
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation says
 
 
 def _document(app: FastAPI, foreign: Sequence[Any], open_paths: frozenset[str]) -> dict[str, Any]:
@@ -218,14 +218,14 @@ def _document(app: FastAPI, foreign: Sequence[Any], open_paths: frozenset[str]) 
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     schemas.update(bodies["$defs"] | others)
-    # FastAPI adds its own error to every route with a parameter; ours are texts, which are never wrong.
+    # FastAPI adds its validation error to every route with a path parameter; here these are strings, which are always valid.
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     components["securitySchemes"] = {
         "key": {
             "type": "http",
             "scheme": "bearer",
-            "description": "an API key, where the server has keys; see rewardserve keys",
+            "description": "API key, if the server has keys; see rewardserve keys",
         }
     }
     for path, operations in document["paths"].items():
@@ -246,5 +246,5 @@ def _describe_path_parameters(of_route: dict[str, Any]) -> None:
 
 def _error(text: str) -> dict[str, Any]:
     code = text.split("`")[1]
-    example = {"error": {"code": code, "message": "what happened, and the numbers that matter beside it"}}
+    example = {"error": {"code": code, "message": "the cause and the remedy; numbers are further fields"}}
     return {"model": ErrorReply, "description": text, "content": {"application/json": {"example": example}}}

@@ -1,6 +1,6 @@
-"""Examples of the fields in the OpenAPI document, of our own format and of the others.
+"""Examples of the fields in the OpenAPI document, for the format of this server and for other wire formats.
 
-A name has the same example in every record, unless it is here with the name of its record before it.
+A field has the same example in every record, unless the table has it as `Record.field`.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _COMPARED = {
 }  # fmt: skip
 
 EXAMPLES: dict[str, Any] = {
-    # Requests of our own format.
+    # Requests in the format of this server.
     "run": "ppo-7",
     "step": 120,
     "kl": 3.4,
     "samples": [_SAMPLE],
-    "comparisons": [{"id": "q", "prompt": _PROMPT, "responses": ["Ask somebody else.", _RESPONSE]}],
+    "comparisons": [{"id": "q", "prompt": _PROMPT, "responses": ["Look it up.", _RESPONSE]}],
     "tie_margin": 0.05,
     "id": "a",
     "prompt": _PROMPT,
     "response": _RESPONSE,
-    "responses": ["Ask somebody else.", _RESPONSE],
+    "responses": ["Look it up.", _RESPONSE],
     "messages": _MESSAGES,
     "text": _RENDERED,
     "input_ids": [1, 4093, 338, 2],
@@ -140,7 +140,7 @@ EXAMPLES: dict[str, Any] = {
 
 
 def add_examples(part: Any) -> None:
-    """Give every field of the records in this part of the document its example, in place."""
+    """Add examples to the fields of all records in this part of the document, in place."""
     if isinstance(part, list):
         for each in part:
             add_examples(each)

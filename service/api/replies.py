@@ -1,7 +1,7 @@
-"""Records -> the JSON of a reply. `schemas` describes the same shapes for readers.
+"""Build the JSON of a reply from records. `schemas` documents the same shapes.
 
-Replies are plain dicts, written once: checking our own numbers against a schema would cost more than
-making them, and the tests do it anyway.
+Replies are plain dicts that are not validated at run time, which would cost more than building them;
+the tests validate them against the schemas.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ from rewardserve.service.scoring import ComparisonResult, SampleResult
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """ASCII on the wire, so that even a lone surrogate in an id comes back as it was sent. NaN is refused."""
+    """Build a response in ASCII, so that even a lone surrogate in an id is returned unchanged. Raise ValueError for NaN."""
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return Response(text, status_code=status, headers=headers, media_type="application/json")
 
 
 def info_response(content: Any) -> Response:
-    """As `json_response`, for numbers that nobody trains on: null for those that are not finite."""
+    """Build a response with numbers for display, not for training: non-finite numbers become null."""
     return _fast_response(content, 0.0)
 
 
-def score_reply(served: ModelRuntime, ids: Sequence[str], results: Sequence[SampleResult]) -> Response:
-    """The reply of `POST /score`."""
-    details = served.result_fields
+def score_reply(runtime: ModelRuntime, ids: Sequence[str], results: Sequence[SampleResult]) -> Response:
+    """Build the reply of `POST /score`."""
+    details = runtime.result_fields
     rewards = [None if r.reward is None else r.reward.value for r in results]
     content = {
-        **served.model_info,
+        **runtime.model_info,
         "rewards": rewards,
         "results": [result(i, r, details) for i, r in zip(ids, results, strict=True)],
         **_totals(results),
     }
-    return _fast_response(content, sum(filter(None, rewards)), served.headers)
+    return _fast_response(content, sum(filter(None, rewards)), runtime.headers)
 
 
-def compare_reply(served: ModelRuntime, ids: Sequence[str], results: Sequence[ComparisonResult]) -> Response:
-    """The reply of `POST /compare`."""
+def compare_reply(runtime: ModelRuntime, ids: Sequence[str], results: Sequence[ComparisonResult]) -> Response:
+    """Build the reply of `POST /compare`."""
     content = {
-        **served.model_info,
+        **runtime.model_info,
         "results": [_compared(i, r) for i, r in zip(ids, results, strict=True)],
         **_totals([part for r in results for part in r.parts]),
     }
-    return _fast_response(content, sum(r.ranked.margin for r in results if r.ranked is not None), served.headers)
+    return _fast_response(content, sum(r.ranked.margin for r in results if r.ranked is not None), runtime.headers)
 
 
 def _fast_response(content: Any, checksum: float, headers: dict[str, str] | None = None) -> Response:
-    """As `json_response`, at a quarter of its price. `checksum` is finite if the numbers that matter are.
+    """Build a response as `json_response` does, at a quarter of its cost. `checksum` is finite if all rewards are.
 
-    The fast writer makes null of NaN and chokes on a lone surrogate; in both cases the careful one has the last word.
+    The fast encoder turns NaN into null and refuses a lone surrogate; in both cases `json_response` is used.
     """
     if not math.isfinite(checksum):
         return json_response(content, headers=headers)
@@ -68,7 +68,7 @@ def _fast_response(content: Any, checksum: float, headers: dict[str, str] | None
 
 
 def result(sample_id: str, scored: SampleResult, details: ResultFields) -> dict[str, Any]:
-    """One entry of `results`. Every field is always there; `heads` and `stages` where `details` has some."""
+    """Build one entry of `results`. Every field is always present, `heads` and `stages` if `details` names any."""
     reward = scored.reward
     value, raw, normalized = (None, None, None) if reward is None else (reward.value, reward.raw, reward.normalized)
     fields: dict[str, Any] = {"id": sample_id, "reward": value, "raw": raw, "normalized": normalized}
@@ -86,9 +86,9 @@ def result(sample_id: str, scored: SampleResult, details: ResultFields) -> dict[
     return fields
 
 
-def failure(why: Failure | None) -> dict[str, Any] | None:
-    """An error of one sample or comparison."""
-    return None if why is None else {"code": why.code, "message": why.message, **why.details}
+def failure(error: Failure | None) -> dict[str, Any] | None:
+    """Build the error of one sample or comparison."""
+    return None if error is None else {"code": error.code, "message": error.message, **error.details}
 
 
 def _compared(comparison_id: str, compared: ComparisonResult) -> dict[str, Any]:
@@ -105,17 +105,17 @@ def _compared(comparison_id: str, compared: ComparisonResult) -> dict[str, Any]:
 
 
 def _totals(results: Sequence[SampleResult]) -> dict[str, Any]:
-    done = [r for r in results if r.reward is not None]
+    scored = [r for r in results if r.reward is not None]
     return {
         "usage": {
             "samples": len(results),
-            "tokens": sum([r.n_tokens or 0 for r in done]),
-            "tokens_computed": round(sum([r.n_computed for r in done])),
+            "tokens": sum([r.n_tokens or 0 for r in scored]),
+            "tokens_computed": round(sum([r.n_computed for r in scored])),
         },
         "timing_ms": {
-            "encode": _max_ms([r.encode_s for r in done]),
-            "queue": _max_ms([r.queue_s for r in done]),
-            "forward": _max_ms([r.forward_s for r in done]),
+            "encode": _max_ms([r.encode_s for r in scored]),
+            "queue": _max_ms([r.queue_s for r in scored]),
+            "forward": _max_ms([r.forward_s for r in scored]),
         },
     }
 

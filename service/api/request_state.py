@@ -1,4 +1,4 @@
-"""What a route leaves in the state of its request, for the request log and the idempotency store."""
+"""Fields that a route sets in the state of its request, for the request log and the idempotency store."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rewardserve.service.scoring import ComparisonResult, SampleResult
 
 
 def set_log_fields(request: Request, **fields: Any) -> None:
-    """Set fields of the request's line in the access log."""
+    """Set fields of the request's line in the request log."""
     request.scope["state"]["log_fields"] = fields
 
 
 def set_is_final(request: Request, results: Iterable[SampleResult | ComparisonResult]) -> None:
-    """Record whether the reply may be replayed for the same idempotency key: whether all its failures are final."""
+    """Record whether the reply may be replayed for the same idempotency key, which needs all failures in it to be final."""
     request.scope["state"]["is_final"] = all(r.failure is None or r.failure.is_final for r in results)

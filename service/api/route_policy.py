@@ -1,7 +1,7 @@
 """The scope that a key must have for a route, decided by the route that a path matches, never by the spelling of the path.
 
-The table is made of the routes themselves, in their order; that the framework calls the one that was found is checked once more
-(`check_same_route`). A path that is no route's needs the scope `score`, and has nothing behind it.
+The table is built from the routes, in their order; `check_same_route` verifies that the framework calls the route that was
+found. A path without a route needs the scope `score`, and is answered with 404.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from rewardserve.service.errors import InvalidPath
 
 METRICS = "/metrics"
 ACKNOWLEDGE = "/tripwires/{run:path}/{wire}/ack"
-"""Lets a blocked run go on. The run's own key must not be able to do that."""
+"""Unblocks a run, so the key of the run must not be able to call it."""
 
 OPEN_PATHS: frozenset[str] = frozenset({"/livez", "/readyz", "/health", METRICS, "/v2/health/live", "/v2/health/ready"})
-"""Answered without a key: orchestrators and Prometheus have none."""
+"""Paths that need no key: orchestrators and Prometheus have none."""
 
 _ADMIN = "/admin/"
 
 
 @dataclass(frozen=True, slots=True)
 class RouteInfo:
-    """A route: its path with the names of its parameters, its methods, and the scope that a key must have; None: no key is needed.
+    """A route: its path with parameter names, its methods, and the scope that a key must have; None: no key is needed.
 
-    `pattern` matches its paths, where it has parameters. `is_admin`: it changes the served models.
+    `pattern` matches its paths if it has parameters. `is_admin`: it changes the loaded models.
     """
 
     path: str
@@ -43,20 +43,20 @@ class RouteInfo:
     is_admin: bool = False
 
     def parameters(self, scope: Scope) -> dict[str, str]:
-        """Those of a path that it matches."""
+        """Return the path parameters of a request."""
         found = None if self.pattern is None else self.pattern.match(get_route_path(scope))
         return {} if found is None else found.groupdict()
 
 
 class RoutePolicy:
-    """All routes of an application. Raise `TypeError` for one whose paths cannot be listed, such as a mounted application."""
+    """All routes of an application. Raise `TypeError` for a route without a path, such as a mounted application."""
 
     def __init__(self, routes: Iterable[BaseRoute], metrics_need_key: bool = False) -> None:
         self._exact: dict[str, RouteInfo] = {}
         self._patterns: list[tuple[re.Pattern[str], RouteInfo]] = []
         for route in routes:
             if not isinstance(route, Route):
-                raise TypeError(f"{route!r} is no route with a path")
+                raise TypeError(f"{route!r} is not a route with a path")
             scope, methods = _scope_of(route.path, metrics_need_key), frozenset(route.methods or ())
             methods |= {"HEAD"} if "GET" in methods else set()
             is_admin = route.path.startswith(_ADMIN)
@@ -70,7 +70,7 @@ class RoutePolicy:
             raise TypeError("a path with parameters matches another route")
 
     def find(self, scope: Scope) -> RouteInfo | None:
-        """The route of a request, as the framework finds it: the first that has its path and method, else its path."""
+        """Find the route of a request as the framework does: the first with its path and method, else with its path."""
         path: str = scope["path"]
         if scope.get("root_path"):
             path = get_route_path(scope)
@@ -82,10 +82,10 @@ class RoutePolicy:
 
 
 def check_same_route(request: Request) -> None:
-    """Check that the framework calls the route that the scope was decided for. Raise `RuntimeError` if not, which is a bug."""
+    """Raise `RuntimeError` if the framework calls another route than the one whose scope was checked, which is a bug."""
     info: RouteInfo | None = request.scope["state"]["route"]
     if info is None or info.path != request.scope["route"].path_format:
-        raise RuntimeError("another route was checked than is called")
+        raise RuntimeError("the called route is not the one whose scope was checked")
 
 
 def _scope_of(path: str, metrics_need_key: bool) -> str | None:
@@ -97,10 +97,10 @@ def _scope_of(path: str, metrics_need_key: bool) -> str | None:
 
 
 def check_path(scope: Scope) -> None:
-    """Raise `InvalidPath` for characters that cannot be printed. A path that equals that of a route has none."""
+    """Raise `InvalidPath` for non-printable characters. Not needed for a path that equals that of a route."""
     if not is_printable(scope["path"]):
-        raise InvalidPath("the path has a character that cannot be printed, as such or percent-encoded")
-    if "\ufffd" in scope["path"]:  # put there for bytes that are no UTF-8
+        raise InvalidPath("the path has a non-printable character, as such or percent-encoded")
+    if "\ufffd" in scope["path"]:  # the replacement of bytes that are not UTF-8
         try:
             unquote_to_bytes(scope.get("raw_path", b"")).decode()
         except UnicodeDecodeError:

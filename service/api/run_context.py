@@ -1,6 +1,7 @@
-"""Which training a request belongs to, where its body has no place to say so: from its URL, or from its headers.
+"""Read the run and step of a request from its URL or headers, for wire formats whose body has no field for them.
 
-Most trainers let a user set nothing but a URL. A key is never read from one: URLs end up in logs.
+In most trainers only the URL of the reward model can be configured. An API key is never read from the query of a URL, since URLs
+appear in logs.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class RequestParameters:
-    """What a URL and headers say beside the body. `options` are further query parameters, as they came.
+    """Parameters of a request from its URL and headers. `options` are further query parameters, as text.
 
-    `model_digests` are those of the one model that may answer.
+    `model_digests` select the only model that may answer.
     """
 
     run: str | None
@@ -43,13 +44,13 @@ NO_PARAMETERS = RequestParameters(None, None, {})
 
 
 def read_parameters(scope: Scope, options: Collection[str] = ()) -> RequestParameters:
-    """`?run=`, `?step=` and `?model_digest=`, or `x-run`, `x-step` and `x-model-digest`.
+    """Read `?run=`, `?step=` and `?model_digest=`, or `x-run`, `x-step` and `x-model-digest`.
 
-    Raise `InvalidRequest` for a parameter that is not read here, and for two different values of one thing.
+    Raise `InvalidRequest` for an unknown parameter, and for two different values of one parameter.
     """
     run = step = digest = None
     for name, value in scope["headers"]:
-        if name[:2] == b"x-":  # the protocol lets each come once
+        if name[:2] == b"x-":  # `HttpProtocol` refuses duplicates
             if name == b"x-run":
                 run = value
             elif name == b"x-step":
@@ -74,62 +75,64 @@ def read_parameters(scope: Scope, options: Collection[str] = ()) -> RequestParam
 
 
 def single_value(field: str, first: T | None, second: T | None) -> T | None:
-    """The value that a request gives in one or two places. Raise `InvalidRequest` where they differ."""
+    """Return the value that a request gives in one or two places. Raise `InvalidRequest` if they differ."""
     if first is None or second is None or first == second:
         return second if first is None else first
     header = f"x-{field.replace('_', '-')}"
     raise InvalidRequest(
-        f"{field} is given twice, with different values (body, URL or the header {header}): send it once", field=field
+        f"{field} has two different values (in body, URL or the header {header}): send one", field=field
     )
 
 
 def run_context_of(
     scope: Scope, run: str | None, step: int | None, kl: float | None = None, ids: Sequence[str | None] = ()
 ) -> RunContext:
-    """Which training this request belongs to, whose it is, and whether its key may send it. Raise `InvalidRequest` for the name
-    of a run, wherever it was said, and `RunNotAllowed`.
+    """Determine the run of a request and its owner. Raise `InvalidRequest` for an invalid name of a run, and `RunNotAllowed` if the
+    key may not send the run.
 
-    A key that is bound to one run sends that one where it names none. What is found is noted beside the request, so that an answer
-    that is remembered can be held to a block.
+    A request without a run gets that of its key, if the key is bound to exactly one. The context is stored in the state of the
+    request, so that the idempotency store can withhold the response of a run that is blocked later.
     """
     run = check_run_name(run) if run else None
     caller: RunPermissions | None = scope["state"].get("permissions")
     if caller is None:
-        origin = RunContext(run, step, kl, ids)
+        context = RunContext(run, step, kl, ids)
     else:
         run = run or caller.runs.only_name
         if run is not None and not caller.may_send(run):
-            why = "is bound to other runs" if caller.runs else "is not bound to this run, and another key is"
+            reason = "is bound to other runs" if caller.runs else "is not bound to this run, and another key is"
             raise RunNotAllowed(
-                f"this key {why}: send another run, or see runs= in docs/how-to/security.md", field="run"
+                f"this key {reason}: send another run, or see runs= in docs/how-to/security.md", field="run"
             )
-        origin = RunContext(run, step, kl, ids, caller.owner, bool(caller.runs))
-    scope["state"]["run_context"] = origin
-    return origin
+        context = RunContext(run, step, kl, ids, caller.owner, bool(caller.runs))
+    scope["state"]["run_context"] = context
+    return context
 
 
 def _query_parameters(query: bytes, known: Collection[str]) -> dict[str, str]:
     try:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict")
     except ValueError:
-        raise InvalidRequest("the query of the URL is not readable", field="query") from None
+        raise InvalidRequest("the query of the URL cannot be parsed: percent-encode it", field="query") from None
     if b";" in query:
         raise InvalidRequest(
-            "the query of the URL has a semicolon, which some readers take for the end of a parameter: separate parameters with "
-            "&, and write %3B where it belongs to a value",
+            "the query of the URL has a semicolon, which some parsers take for a separator: separate parameters with &, and write "
+            "%3B for a semicolon in a value",
             field="query",
         )
     unknown = [name for name, _ in pairs if name not in known]
     if unknown:
-        # Not named: whoever puts a key there should not find it in an answer, or in whatever keeps answers.
+        # The message omits the parameter, which may be a key: it must not appear in replies or their logs.
         raise InvalidRequest(
-            f"the URL has a query parameter that is not read here; known are {', '.join(sorted(known))}. "
-            "A key goes into Authorization: Bearer, or http://:KEY@host/",
+            f"the URL has an unknown query parameter; known are {', '.join(sorted(known))}. "
+            "Send an API key as Authorization: Bearer KEY, or in the URL as http://:KEY@host/",
             field="query", n_unknown=len(unknown),
         )  # fmt: skip
     given = dict(pairs)
     if len(given) < len(pairs):
-        raise InvalidRequest("the URL has a query parameter twice", field="query", n=len(pairs) - len(given))
+        raise InvalidRequest(
+            "the URL has a query parameter twice: send it once", field="query", n=len(pairs) - len(given)
+        )
     return given
 
 
@@ -143,11 +146,12 @@ def _header_text(value: bytes | None, name: str) -> str | None:
 def _parse_digests(listed: str | None) -> tuple[str, ...] | None:
     if listed is None:
         return None
-    digests = tuple(sorted({each.strip() for each in listed.split(",")}))  # an empty one is none: it would pin nothing
+    digests = tuple(
+        sorted({each.strip() for each in listed.split(",")})
+    )  # an empty one is refused: it would select nothing
     if len(digests) > _MAX_DIGESTS or not all(_DIGEST.fullmatch(each) for each in digests):
         raise InvalidRequest(
-            "model_digest must be one to three digests as replies have them, sha256: and 64 hexadecimal digits, with commas "
-            "between",
+            "model_digest must be one to three digests as in replies (sha256: and 64 hexadecimal digits), separated by commas",
             field="model_digest",
         )
     return digests

@@ -1,7 +1,7 @@
-"""Our own wire format, as pydantic models: what is read strictly, and what the documentation shows.
+"""The wire format of this server as pydantic models, for strict validation and for the OpenAPI document.
 
-Nothing here leaves `rewardserve.service.api`: `to_sample` and its like turn a checked request into plain records.
-Replies are built as plain dicts by `replies`; the reply models describe them for `/docs` and for the tests.
+These models stay within `rewardserve.service.api`: `to_sample` and `to_comparison` convert a valid request to plain records.
+`replies` builds replies as plain dicts; the reply models document them for `/docs` and the tests.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ Name = Annotated[str, Field(max_length=256)]
 
 
 class _StopAtFirstError(FailFast):
-    """One offence is enough to refuse a list: a million of them would be described at a kilobyte each."""
+    """Stop at the first invalid item of a list: pydantic describes each in about a kilobyte, and there may be a million."""
 
-    __hash__ = object.__hash__  # a part of a union must have one
+    __hash__ = object.__hash__  # required in a union
 
 
 _STOP_AT_FIRST_ERROR = _StopAtFirstError()
 
 
-_RUN = "the training that this belongs to, for trip wires and dashboards; or ?run=, or the header x-run; empty: none; no two differ"
-_STEP = "step of that training; or ?step=, or the header x-step; no two differ"
+_RUN = "name of the training run, for trip wires and dashboards; empty: none. Same as ?run= or x-run; different values are refused"
+_STEP = "training step of the run. Same as ?step= or the header x-step; different values are refused"
 _SAMPLE_CODES = ", ".join(f"`{code}`" for code in SAMPLE_CODES)
 
 
 class StrictModel(BaseModel):
-    """What callers send: types are not converted, unknown fields are refused."""
+    """Base of requests: types are not converted, unknown fields are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -46,34 +46,36 @@ class StrictModel(BaseModel):
 class MessageIn(StrictModel):
     """One turn of a conversation."""
 
-    role: str = Field(description="system, user, assistant or tool; another one is that sample's own error")
-    content: str = Field(description="the text of the turn")
+    role: str = Field(description="system, user, assistant or tool; another role is an error of that sample")
+    content: str = Field(description="text of the turn")
 
 
 class SampleIn(StrictModel):
     """One conversation to score. Give exactly one of: prompt and response; messages; text; input_ids."""
 
     id: Name | None = Field(
-        None, description="comes back in the reply, whose order is that of the request; default: the index"
+        None, description="returned in the reply, which has the order of the request; default: the index"
     )
     prompt: str | Annotated[list[MessageIn], _STOP_AT_FIRST_ERROR] | None = Field(
         None, description="one user turn, or a list of messages"
     )
-    response: str | None = Field(None, description="the response to `prompt`: it is scored")
+    response: str | None = Field(None, description="response to `prompt`, which is scored")
     messages: Annotated[list[MessageIn], _STOP_AT_FIRST_ERROR] | None = Field(
-        None, description="the last one is the assistant's: it is scored"
+        None, description="conversation whose last message is the assistant's, which is scored"
     )
-    text: str | None = Field(None, description="already rendered by the caller")
+    text: str | None = Field(None, description="conversation that the client has rendered")
     input_ids: Annotated[list[int], _STOP_AT_FIRST_ERROR] | None = Field(
-        None, description="already tokenised by the caller"
+        None, description="conversation that the client has tokenised"
     )
-    finish_reason: Literal["stop", "length"] = Field("stop", description="length: cut off, no end token is added")
+    finish_reason: Literal["stop", "length"] = Field(
+        "stop", description="length: the response was cut off, so no end token is added"
+    )
     reference_rewards: list[RawScore] = Field(
         [], max_length=64, description="raw scores of reference responses to this prompt, for the shapes par and lsc"
     )
     score_empty: bool = Field(
         False,
-        description="score an empty response (white space counts for nothing) at its end token",
+        description="score an empty or blank response at its end token, instead of refusing it",
     )
 
 
@@ -82,9 +84,12 @@ class ScoreRequest(StrictModel):
 
     run: Name | None = Field(None, description=_RUN)
     step: Step | None = Field(None, description=_STEP)
-    kl: NonNegativeNumber | None = Field(None, description="of the policy from its start, in nats; for the trip wires")
+    kl: NonNegativeNumber | None = Field(
+        None, description="KL divergence of the policy from its initial state, in nats; for the trip wires"
+    )
     samples: Annotated[list[SampleIn], _STOP_AT_FIRST_ERROR] = Field(
-        min_length=1, description="what to score; a bad sample has an error of its own and spoils no other"
+        min_length=1,
+        description="conversations to score; an invalid sample gets an error in its result, the others are scored",
     )
 
     model_config = ConfigDict(
@@ -96,7 +101,7 @@ class ScoreRequest(StrictModel):
                     "samples": [
                         {"id": "a", "prompt": "What is two plus two?", "response": "Four.", "finish_reason": "stop"},
                         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]},
-                        {"text": "already rendered by the caller"},
+                        {"text": "a conversation that the client has rendered"},
                         {"input_ids": [1, 2, 3]},
                     ],
                 }
@@ -109,7 +114,7 @@ class ComparisonIn(StrictModel):
     """One prompt and the responses to rank."""
 
     id: Name | None = Field(
-        None, description="comes back in the reply, whose order is that of the request; default: the index"
+        None, description="returned in the reply, which has the order of the request; default: the index"
     )
     prompt: str | Annotated[list[MessageIn], _STOP_AT_FIRST_ERROR] = Field(
         description="one user turn, or a list of messages"
@@ -120,11 +125,13 @@ class ComparisonIn(StrictModel):
 
 
 class CompareRequest(StrictModel):
-    """Comparisons to make. `tie_margin` is in units of the raw score."""
+    """Prompts with responses to rank. `tie_margin` is in units of the raw score."""
 
     run: Name | None = Field(None, description=_RUN)
     step: Step | None = Field(None, description=_STEP)
-    tie_margin: NonNegativeNumber = Field(0.0, description="raw scores that differ by no more have no winner")
+    tie_margin: NonNegativeNumber = Field(
+        0.0, description="there is no winner if the best two raw scores differ by no more than this"
+    )
     comparisons: Annotated[list[ComparisonIn], _STOP_AT_FIRST_ERROR] = Field(
         min_length=1, description="prompts with their responses"
     )
@@ -137,63 +144,64 @@ class CompareRequest(StrictModel):
 
 
 class ErrorOut(BaseModel):
-    """Why something was refused. The numbers that matter stand beside the message."""
+    """An error. Its numbers are further fields."""
 
     model_config = ConfigDict(extra="allow")
 
-    code: str = Field(description="stable; what a program should look at")
-    message: str = Field(description="what happened and what helps, for people; holds nothing of a conversation")
+    code: str = Field(description="stable code for programs")
+    message: str = Field(description="cause and remedy for humans; never quotes a conversation")
 
 
 class ErrorReply(BaseModel):
-    """Every error has this shape."""
+    """The reply of a refused request."""
 
-    error: ErrorOut = Field(description="why the request was refused")
+    error: ErrorOut = Field(description="reason of the refusal")
 
 
 class ResultOut(BaseModel):
-    """What became of one sample. A sample with an error has null where a number would be."""
+    """Result of one sample. A sample with an error has null scores."""
 
     id: str = Field(description="as in the request, else the index")
-    reward: float | None = Field(description="after the whole pipeline: what to train on")
-    raw: float | None = Field(description="the weighted sum of the value heads")
+    reward: float | None = Field(description="output of the reward pipeline, to train on")
+    raw: float | None = Field(description="weighted sum of the value heads")
     normalized: float | None = Field(description="(raw - mean) / std of the calibration; null without one")
-    heads: dict[str, float] | None = Field(None, description="only where the model has more than one head")
+    heads: dict[str, float] | None = Field(
+        None, description="raw score by head; only if the model has more than one head"
+    )
     stages: dict[str, float] | None = Field(
-        None, description="what each stage added, the sum is the reward; only where there are more than one and a shape"
+        None,
+        description="contribution of each stage, with the reward as their sum; only if there are more than one and a shape",
     )
-    notes: list[str] = Field(description="what the pipeline did, such as capped_high")
-    flags: list[str] = Field(description="what trip wires saw in this sample; never a change of the reward")
-    tokens: int | None = Field(description="of the encoded sample")
-    truncated: bool = Field(description="whether the left of the prompt was cut off")
-    missing_end: bool = Field(description="whether there is no end token, because the policy was cut off")
-    cached: bool = Field(description="whether the score came from the cache of exact repeats")
-    error: ErrorOut | None = Field(
-        description=f"why there is no score; null where there is one. Codes: {_SAMPLE_CODES}"
-    )
+    notes: list[str] = Field(description="effects of the pipeline on the reward, such as capped_high")
+    flags: list[str] = Field(description="trip wires that match this sample; they never change the reward")
+    tokens: int | None = Field(description="length of the encoded sample in tokens")
+    truncated: bool = Field(description="whether the prompt was cut from the left")
+    missing_end: bool = Field(description="whether there is no end token, because the response was cut off")
+    cached: bool = Field(description="whether the score is that of an equal row scored before")
+    error: ErrorOut | None = Field(description=f"reason why there is no score, else null. Codes: {_SAMPLE_CODES}")
 
 
 class UsageOut(BaseModel):
-    """Sums over the samples that have a score. `tokens_computed` is smaller where prefixes were shared."""
+    """Sizes of a request. `tokens_computed` is below `tokens` where prefixes were shared."""
 
     samples: int = Field(description="samples of the request")
-    tokens: int = Field(description="of all samples that have a score")
-    tokens_computed: int = Field(description="of these, what was not shared, repeated or cached")
+    tokens: int = Field(description="tokens of all samples that have a score")
+    tokens_computed: int = Field(description="tokens that were computed, and not shared, repeated or cached")
 
 
 class TimingOut(BaseModel):
-    """The longest of each stage over the samples of the request, in milliseconds."""
+    """Longest time of each stage over the samples of the request, in milliseconds."""
 
-    encode: float = Field(description="template and tokenizer")
-    queue: float = Field(description="from the encoded sample to its batch")
-    forward: float = Field(description="of the batch")
+    encode: float = Field(description="chat template and tokenizer")
+    queue: float = Field(description="wait of the encoded sample for its batch")
+    forward: float = Field(description="forward pass of the batch")
 
 
 class ModelOut(BaseModel):
-    """Which model said it."""
+    """The model that scored the request."""
 
-    model: str = Field(description="name of the model that scored: the path or hub name that was loaded")
-    model_version: int = Field(description="number of that model within this process")
+    model: str = Field(description="name of the model: the path or hub name from which it was loaded")
+    model_version: int = Field(description="version of the model within this process")
     contract: str = Field(description="digest of the scoring contract")
     calibration: str | None = Field(description="digest of the calibration; null without one")
     pipeline: str = Field(description="digest of the reward pipeline")
@@ -202,36 +210,34 @@ class ModelOut(BaseModel):
 class ScoreReply(ModelOut):
     """Rewards in the order of the request."""
 
-    rewards: list[float | None] = Field(description="one a sample, in order; null where there is no score")
-    results: list[ResultOut] = Field(description="what became of each sample, in order")
+    rewards: list[float | None] = Field(description="one reward a sample, in order; null for a sample without a score")
+    results: list[ResultOut] = Field(description="one result a sample, in order")
     usage: UsageOut = Field(description="sizes")
     timing_ms: TimingOut = Field(description="times")
 
 
 class ComparisonOut(BaseModel):
-    """What became of one comparison. One bad response makes it an error."""
+    """Result of one comparison. If one response has no score, the comparison has an error."""
 
     id: str = Field(description="as in the request, else the index")
     ranking: list[int] | None = Field(description="indices of the responses, the best first")
-    winner: int | None = Field(description="null inside the tie margin")
+    winner: int | None = Field(description="index of the best response; null within the tie margin")
     raw: list[float] | None = Field(description="raw scores, in the order of the request")
     probabilities: list[list[float]] | None = Field(description="[i][j]: that response i is better than j")
-    margin: float | None = Field(description="raw score of the best above the second")
-    error: ErrorOut | None = Field(
-        description=f"why there is no ranking; null where there is one. Codes: {_SAMPLE_CODES}"
-    )
+    margin: float | None = Field(description="raw score of the best response minus that of the second")
+    error: ErrorOut | None = Field(description=f"reason why there is no ranking, else null. Codes: {_SAMPLE_CODES}")
 
 
 class CompareReply(ModelOut):
     """Results in the order of the request."""
 
-    results: list[ComparisonOut] = Field(description="what became of each comparison, in order")
+    results: list[ComparisonOut] = Field(description="one result a comparison, in order")
     usage: UsageOut = Field(description="sizes")
     timing_ms: TimingOut = Field(description="times")
 
 
 def to_sample(sample: SampleIn | structs.SampleStruct) -> SampleOrError:
-    """A `Sample`, or the reason why this is none."""
+    """Convert a sample of a request. Return the error of an invalid one."""
     prompt, messages, ids = sample.prompt, sample.messages, sample.input_ids
     try:
         return Sample(
@@ -249,7 +255,7 @@ def to_sample(sample: SampleIn | structs.SampleStruct) -> SampleOrError:
 
 
 def to_comparison(comparison: ComparisonIn | structs.ComparisonStruct) -> Comparison:
-    """The plain record of a comparison."""
+    """Convert a comparison of a request to a plain record."""
     prompt = comparison.prompt
     return Comparison(prompt if isinstance(prompt, str) else _messages(prompt), tuple(comparison.responses))
 

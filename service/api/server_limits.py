@@ -9,15 +9,15 @@ from rewardserve.service.errors import TooManySamples
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """Limits of one request, and the capacity of admission."""
+    """Limits of one request and of admission."""
 
     max_samples_per_request: int
     max_body_bytes: int
     admission_max_samples: int
     admission_max_tokens: int
 
-    def check_sample_count(self, n: int, what: str) -> None:
-        """Raise `TooManySamples` for more than one request may hold."""
+    def check_sample_count(self, n: int, unit: str) -> None:
+        """Raise `TooManySamples` if `n` exceeds the limit of one request."""
         limit = self.max_samples_per_request
         if n > limit:
-            raise TooManySamples(f"{n} {what} in one request; the limit is {limit}: split it", n=n, limit=limit)
+            raise TooManySamples(f"{n} {unit} in one request; the limit is {limit}: split it", n=n, limit=limit)

@@ -1,8 +1,8 @@
-"""The requests of `schemas` once more, as msgspec reads them: bytes -> checked records in one pass, the fast way in.
+"""The requests of `schemas` as msgspec structs: bytes to validated records in one fast pass.
 
-The pydantic models document the wire and say what is wrong with a body; these twins only read what is right. What
-they accept, the models accept with equal values (tests/properties/test_request_bodies.py); what they refuse, for
-whatever reason, is read again with care by `body`.
+The pydantic models document the wire and report the faults of a body; these structs only decode valid bodies. The models
+accept every body that these structs accept, with equal values (tests/properties/test_request_bodies.py); `body` reads every
+body that they refuse again with the models.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import msgspec
 
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 MAX_STEP = 2**53 - 1
-"""The largest whole number that every reader of JSON has."""
+"""The largest integer that every JSON parser reads exactly."""
 
 MAX_NUMBER = 1e9
-"""Of every other number of a body, with either sign: its square, and sums over a run, are far from any bound."""
+"""Limit of every other number of a body, with either sign: its square, and sums over a run, cannot overflow."""
 
 MAX_TOKENS = 2**31 - 1
 
@@ -28,14 +28,14 @@ Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
 
 
 class MessageStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """One turn."""
+    """One turn of a conversation."""
 
     role: str
     content: str
 
 
 class SampleStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """One conversation to score. `finish_reason` is UNSET where it is left out, which means stop."""
+    """One conversation to score. `finish_reason` is UNSET if it is omitted, which means stop."""
 
     id: Name | None = None
     prompt: str | list[MessageStruct] | None = None
@@ -75,7 +75,7 @@ class CompareRequestStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
 
 
 def n_strings(request: ScoreRequestStruct | CompareRequestStruct) -> int:
-    """How many strings, keys included, the JSON of this request has where no field is there that says nothing."""
+    """Count the strings, keys included, of the JSON of this request without fields at their defaults."""
     n = 2 * (request.run is not None) + (request.step is not None) + 1
     if isinstance(request, ScoreRequestStruct):
         return n + (request.kl is not None) + _n_strings_of_samples(request.samples)
@@ -83,7 +83,7 @@ def n_strings(request: ScoreRequestStruct | CompareRequestStruct) -> int:
 
 
 def _n_strings_of_samples(samples: list[SampleStruct]) -> int:
-    """A loop without calls: it is a part of every request."""
+    """Count the strings of samples. A loop without calls, since it runs in every request."""
     n, unset = 0, msgspec.UNSET
     for sample in samples:
         if (prompt := sample.prompt) is not None:
@@ -117,5 +117,5 @@ _encoder = msgspec.json.Encoder()
 
 
 def dumps(content: Any) -> bytes:
-    """JSON of plain records. Raise UnicodeEncodeError for lone surrogates; NaN and infinity become null."""
+    """Encode plain records as JSON. Raise UnicodeEncodeError for lone surrogates; NaN and infinity become null."""
     return _encoder.encode(content)

@@ -1,7 +1,7 @@
-"""The wire formats of trainers and of other servers, one file each: every one translates to the same scoring.
+"""The wire formats of trainers and other servers, one file each; all of them are scored in the same way.
 
-`DIALECTS` is the table. A new one is a file with a `Dialect` in it, with the descriptions of its fields and an example reply, and
-a line here.
+`DIALECTS` is the table. To add a format, add a file with a `Dialect`, the descriptions of its fields and an example reply, and a
+line here.
 """
 
 from rewardserve.service.api.dialects import kserve, llamafactory, nemo_gym, openai, openrlhf, pairs, slime, tei, vllm
@@ -19,7 +19,7 @@ DIALECTS: tuple[Dialect, ...] = (
     openai.EMBEDDINGS,
     tei.PREDICT,
     nemo_gym.VERIFY,
-    kserve.INFER_VERSION,  # first: a name may hold slashes
+    kserve.INFER_VERSION,  # before INFER, since the name of a model may have slashes
     kserve.INFER,
 )
 

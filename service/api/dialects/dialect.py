@@ -1,9 +1,9 @@
 """Wire formats: how the body of a request becomes samples, and how their results become a reply.
 
-A route reads one or more forms of a request. Each has a list of its own of the fields that it reads and of those that may be there,
-and refuses all others by name: no field that another form reads is dropped in silence.
+A route reads one or more body formats. Each lists the fields that it reads and the fields that it ignores, and refuses all others
+by name, so that no field which another format reads is dropped silently.
 
-Knows no wire format in particular and does no scoring.
+Knows no specific wire format and does no scoring.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError, SampleResult
 
 ScoreKind = Literal["reward", "raw", "normalized"]
-"""Which of a sample's three scores a reply has: after the whole pipeline, as the value head gave it, or in between."""
+"""The score in a reply: the reward after the pipeline, the raw score of the value head, or the normalised score."""
 
 SCORE_KINDS: tuple[ScoreKind, ...] = ("reward", "raw", "normalized")
 
@@ -43,12 +43,12 @@ _TRANSIENT = frozenset({"out_of_memory", "scorer_failed", "scorer_bug", "score_n
 
 @dataclass(frozen=True, slots=True)
 class ScoredRequest:
-    """The results of one request, from which a reply is made. `elapsed_s` from the first byte of the request to now.
+    """The results of one request, to build its reply from. `elapsed_s` is the time since the start of the request.
 
     `applies_sigmoid`: the reply has the sigmoid of the score.
     """
 
-    served: ModelRuntime
+    runtime: ModelRuntime
     results: Sequence[SampleResult]
     score_kind: ScoreKind
     options: Mapping[str, str]
@@ -57,29 +57,29 @@ class ScoredRequest:
 
     @property
     def scores(self) -> list[float]:
-        """The number of every sample, in order. Raise `RequestRefused` for the first that has none."""
+        """The score of every sample, in order. Raise `RequestRefused` for the first sample without one."""
         numbers = [score_of(i, result, self.score_kind) for i, result in enumerate(self.results)]
         return [sigmoid(number) for number in numbers] if self.applies_sigmoid else numbers
 
     @property
     def model(self) -> str:
-        """The name of the model that scored, whatever name the request gave it."""
-        return self.served.loaded.identity.name
+        """The name of the model that scored, also if the request used an alias."""
+        return self.runtime.loaded.identity.name
 
     @property
     def n_tokens(self) -> int:
-        """What the samples came to."""
+        """The tokens of all samples."""
         return sum(result.n_tokens or 0 for result in self.results)
 
 
 def not_found_as_vllm(error: ModelNotServed) -> Response:
-    """vLLM's reply for a model that it does not serve: `code` is the status there."""
+    """Render vLLM's reply for an unknown model, in which `code` is the HTTP status."""
     error_fields = {"message": error.message, "type": "NotFoundError", "param": "model", "code": error.status}
     return json_response({"error": {**error_fields, "reason": error.code, **error.details}}, error.status)
 
 
 def not_found_as_openai(error: ModelNotServed) -> Response:
-    """OpenAI's reply for a model that it does not serve."""
+    """Render OpenAI's reply for an unknown model."""
     error_fields = {
         "message": error.message,
         "type": "invalid_request_error",
@@ -91,36 +91,36 @@ def not_found_as_openai(error: ModelNotServed) -> Response:
 
 _MAX_FIELD_CHARS = 120
 
-_CHAT_TEMPLATE = "the chat template is the contract's, and is rendered as in training: send no other"
-_ONE_LIMIT = "a limit of one of two texts is not supported: use truncate_prompt_tokens, which cuts the prompt"
-_NO_INSTRUCTION = "the template is the contract's and has no place for an instruction: leave it out"
+_CHAT_TEMPLATE = "the contract fixes the chat template and its arguments: leave it out"
+_ONE_LIMIT = "a limit for one of the two texts is not supported: use truncate_prompt_tokens, which cuts the prompt"
+_NO_INSTRUCTION = "the chat template of the contract has no field for an instruction: leave it out"
 
 REMEDIES: Mapping[str, str] = {
     "chat_template": _CHAT_TEMPLATE,
     "chat_template_kwargs": _CHAT_TEMPLATE,
     "add_generation_prompt": "there is nothing to score after a generation prompt: leave it out",
     "apply_softmax": "a softmax over one score is always 1: leave it out",
-    "label_token_ids": "this model gives one score and no probabilities of tokens: leave it out",
+    "label_token_ids": "a reward model has one score and no token probabilities: leave it out",
     "max_tokens_per_query": _ONE_LIMIT,
     "max_tokens_per_doc": _ONE_LIMIT,
     "instruct": _NO_INSTRUCTION,
     "instruction": _NO_INSTRUCTION,
 }
-"""Why a field is refused, and what helps, where that is more than that it is not read."""
+"""Reasons and remedies for fields that are refused with another message than `NOT_READ`."""
 
 
 @dataclass(frozen=True, slots=True)
 class BodyFormat:
-    """One form of a request. A body has it where it has all fields in `texts`, which hold what is scored.
+    """One format of the body. A body has this format if it has all of `text_fields`, whose content is scored.
 
-    `body` is the record that its JSON becomes; `to_samples` makes samples of that, `to_reply` the JSON of the reply.
-    `ignored_fields` change neither the text that is scored nor the reply. `accepted_values`: fields with the values that say
-    what is done anyway. Any field beside these is refused, unless its value is empty. `ignored_fields` None: the body may have
+    `body` is the record to which the JSON is converted; `to_samples` makes samples of it, `to_reply` the JSON of the reply.
+    `ignored_fields` affect neither the scored text nor the reply. `accepted_values` are fields with the values that match the
+    behaviour of this server. Other fields are refused, unless their values are empty. `ignored_fields` None: the body may have
     any field, and `to_samples` checks them.
 
-    `model` is the name that a body gives the model. `activation_of` is whether a body asks for the sigmoid of the raw score, None
-    where it does not say; `activates_by_default` is what that means then. `may_be_empty`: a body without samples is answered
-    without scores, because the server whose format this is does so, or its clients send such; in any other format it is refused.
+    `model` returns the model name of a body. `activation_of` returns whether a body requests the sigmoid of the raw score, None
+    if it has no such field; then `activates_by_default` applies. `may_be_empty`: a body without samples gets a reply without
+    scores, as from the server of this format or for clients that send such bodies; in any other format it is refused.
     """
 
     text_fields: tuple[str, ...]
@@ -140,7 +140,7 @@ class BodyFormat:
         object.__setattr__(self, "read_fields", frozenset(names))
 
     def check_fields(self, given: Mapping[str, Any]) -> None:
-        """Raise `InvalidRequest` for a field that this form has not."""
+        """Raise `InvalidRequest` for a field that this format does not accept."""
         if self.ignored_fields is None:
             return
         for name, value in given.items():
@@ -148,14 +148,14 @@ class BodyFormat:
                 self._check_default(name, value)
 
     def _check_default(self, name: str, value: object) -> None:
-        good = self.accepted_values.get(name, ())
-        if any(type(value) is type(each) and value == each for each in good):
+        accepted = self.accepted_values.get(name, ())
+        if any(type(value) is type(each) and value == each for each in accepted):
             return
         field = name[:_MAX_FIELD_CHARS]
-        # What was written there is not repeated: a message never holds a part of a body.
-        known = f" with another value than {' or '.join(map(repr, good))}" if good else ""
-        why = REMEDIES.get(name) or f"{NOT_READ}. Read{known} beside it: {', '.join(sorted(self.read_fields))}"
-        raise InvalidRequest(f"{field}: {why}", field=field)
+        # The message omits the value: it never holds a part of a body.
+        only = f" It accepts the field with the value {' or '.join(map(repr, accepted))}." if accepted else ""
+        reason = REMEDIES.get(name) or f"{NOT_READ}.{only} Fields that it reads: {', '.join(sorted(self.read_fields))}"
+        raise InvalidRequest(f"{field}: {reason}", field=field)
 
 
 def _is_present(value: object) -> bool:
@@ -163,22 +163,22 @@ def _is_present(value: object) -> bool:
 
 
 def _is_non_empty(value: object) -> bool:
-    """A list of an empty text holds one: that text may be what is to be scored."""
+    """Whether a field has a value. A list with one empty text has one, since an empty text can be scored."""
     return value is not None and value not in ("", [], {})
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What one route reads and writes: the forms of its requests, and what they have in common.
+    """The wire format of one route: its body formats and their common properties.
 
-    `score_kind` is what its callers mean by a score, unless their URL says otherwise. `example_reply` is shown in the
-    documentation. `queue_timeout_s`: so long a request waits for capacity, because its client gives up sooner than capacity
-    is free. `options` are query parameters of this route only, with the values that they may have; none: any.
+    `score_kind` is the default score of a reply, which `?value=` overrides. `example_reply` is for the documentation.
+    `queue_timeout_s` is how long a request waits for capacity, for clients that stop retrying too early. `options` are query
+    parameters of this route with their permitted values; none: any value.
 
-    `reserved_values`: values that one of the options may not have, because the reply has fields of these names.
+    `reserved_values`: values that an option must not have, because the reply has fields of these names.
 
-    `fixed_names` are names of the model that clients of this format send whatever is served; `render_model_not_served` is the reply
-    to any other name.
+    `fixed_names` are model names that clients of this format always send; `render_model_not_served` renders the reply to any
+    other unknown name.
     """
 
     path: str
@@ -195,7 +195,9 @@ class Dialect:
     render_model_not_served: Callable[[ModelNotServed], Response] = not_found_as_vllm
 
     def read(self, value: Any) -> tuple[BodyFormat, Any]:
-        """The form of a body, and the body as its record. Raise `InvalidRequest` for none, for two, and as `check_fields`."""
+        """Return the format of a body, and the body as its record. Raise `InvalidRequest` for a body in no format or in two, and
+        the errors of `check_fields`.
+        """
         if not isinstance(value, dict):
             raise InvalidRequest("Expected `object`", field="$")
         form = self._form(value)
@@ -203,7 +205,7 @@ class Dialect:
         return form, convert(value, form.body)
 
     def _form(self, value: Mapping[str, Any]) -> BodyFormat:
-        # An empty text or list can be what is to be scored; beside another form it is an empty field.
+        # An empty text or list is scored, unless the body has another format too: then it is an empty field.
         for is_given in (_is_non_empty, _is_present):
             found = [form for form in self.body_formats if all(is_given(value.get(name)) for name in form.text_fields)]
             if len(found) == 1:
@@ -224,36 +226,36 @@ class Dialect:
 
 
 _DEFAULT_NAME = "default"
-"""What SGLang's clients send where none was set."""
+"""The name that SGLang's clients send if no model is configured."""
 
 
-def check_model(requested: str | None, served: ModelRuntime, accepted: Collection[str]) -> None:
-    """Raise `ModelNotServed` where a request names another model than `served`, which is the one that will score it.
+def check_model(requested: str | None, runtime: ModelRuntime, accepted: Collection[str]) -> None:
+    """Raise `ModelNotServed` if a request names another model than `runtime`, which would score it.
 
-    Good are no name, an empty one, `default`, the served name, one of the digests of replies, and the names in `accepted`.
+    Accepted are no name, an empty name, `default`, the name and the digests of the model, and the names in `accepted`.
     """
-    name = served.loaded.identity.name
-    if not requested or requested in (name, _DEFAULT_NAME) or requested in accepted or served.has((requested,)):
+    name = runtime.loaded.identity.name
+    if not requested or requested in (name, _DEFAULT_NAME) or requested in accepted or runtime.has((requested,)):
         return
-    # The name that was asked for is not repeated: a message never holds a part of a body.
+    # The message omits the requested name: it never holds a part of a body.
     raise ModelNotServed(
-        f"the model that this request names is not served here, {name} is: send that name, leave `model` out, or let "
-        "the server accept the other name with REWARD_MODEL_ALIASES",
+        f"the model that this request names is not in service, but {name} is: send that name, leave `model` out, or add "
+        "the other name to REWARD_MODEL_ALIASES",
         served_model=name,
     )
 
 
-def check_version(requested: str | None, served: ModelRuntime) -> None:
-    """Raise `ModelNotServed` where a path names another version of the model than the one that will score it."""
-    if requested is not None and requested != str(served.version):
+def check_version(requested: str | None, runtime: ModelRuntime) -> None:
+    """Raise `ModelNotServed` if the path names another version of the model than the one that would score the request."""
+    if requested is not None and requested != str(runtime.version):
         raise ModelNotServed(
-            f"the version that this request names does not score it, version {served.version} does: send that one, or none",
-            served_model=served.loaded.identity.name, model_version=served.version,
+            f"the version that this request names is not in service, but version {runtime.version} is: send that one, or none",
+            served_model=runtime.loaded.identity.name, model_version=runtime.version,
         )  # fmt: skip
 
 
 def score_of(index: int, result: SampleResult, number: ScoreKind) -> float:
-    """One sample's number. Raise `RequestRefused` where it has none: a failure is never a number."""
+    """Return the score of one sample. Raise `RequestRefused` if it has none: a failure is never a number."""
     if result.failure is not None:
         raise as_request_error(index, result.failure)
     reward = result.reward
@@ -261,13 +263,14 @@ def score_of(index: int, result: SampleResult, number: ScoreKind) -> float:
     value = {"reward": reward.value, "raw": reward.raw, "normalized": reward.normalized}[number]
     if value is None:
         raise SampleRefused(
-            "value=normalized, but this model has no statistics to normalise with", reason="not_normalized"
+            "value=normalized, but the calibration of this model has no statistics: send value=raw or value=reward",
+            reason="not_normalized",
         )
     return value
 
 
 def as_request_error(index: int, failure: Failure) -> RequestRefused:
-    """The whole request, because of one of its samples, with a status that a caller reads rightly: try again, or don't."""
+    """Convert the failure of one sample to the refusal of its request, with a status that tells clients whether to retry."""
     message = f"sample {index}: {failure.message}"
     is_transient = failure.code in _TRANSIENT
     kind = SampleFailed if is_transient else RunRefused if failure.code == RunBlocked.code else SampleRefused
@@ -281,7 +284,7 @@ def sigmoid(x: float) -> float:
 
 
 def sample_or_error(make: Callable[[], Sample]) -> SampleOrError:
-    """A sample, or the reason why it is none."""
+    """Build a sample. Return the error of an invalid one."""
     try:
         return make()
     except SampleError as error:
@@ -289,12 +292,12 @@ def sample_or_error(make: Callable[[], Sample]) -> SampleOrError:
 
 
 def sample_from_pair(
-    prompt: str, response: str, served: ModelRuntime, options: SampleOptions = SCORE_EMPTY_OPTIONS
+    prompt: str, response: str, runtime: ModelRuntime, options: SampleOptions = SCORE_EMPTY_OPTIONS
 ) -> Sample:
-    """A prompt that may be rendered already, and a response to it.
+    """Build the sample of a prompt, which may be rendered, and a response.
 
-    A prompt that ends in what the template writes before a response is; any other one is a turn of the user.
+    A prompt counts as rendered if it ends with the template's text before a response; otherwise it is a turn of the user.
     """
-    if served.loaded.encode.is_rendered(prompt):
+    if runtime.loaded.encode.is_rendered(prompt):
         return Sample(text=prompt + response, n_prompt_chars=len(prompt), options=options)
     return Sample(prompt=prompt, response=response, options=options)

@@ -1,8 +1,9 @@
 """`POST /v2/models/NAME/infer`: the KServe v2 protocol in JSON, with the tensors of NeMo-Aligner's reward server.
 
-NAME is the served model, an alias, or `reward_model`, which NeMo-Aligner's clients send. In: `sentences` (BYTES), or `tokens`
-(INT64, padded on the right) with `sequence_lengths`. Out: `rewards` (FP32). Triton's clients send binary tensors unless told
-otherwise; those are refused by the content type. An error is a text, as the protocol has it, with its code and numbers beside.
+NAME is the name of the model in service, an alias, or `reward_model`, which NeMo-Aligner's clients send. Inputs: `sentences`
+(BYTES), or `tokens` (INT64, padded on the right) with `sequence_lengths`. Output: `rewards` (FP32). Triton's clients send binary
+tensors by default; these are refused by their content type. An error is a text, as in the protocol, with code and numbers as
+further fields.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
 
 FIXED_NAMES = frozenset({"reward_model"})
-"""What NeMo-Aligner's clients call every model."""
+"""The model name that NeMo-Aligner's clients always send."""
 
 TENSORS = {
     "inputs": [{"name": "sentences", "datatype": "BYTES", "shape": [-1, 1]}],
     "outputs": [{"name": "rewards", "datatype": "FP32", "shape": [-1, 1]}],
 }
-"""What `GET /v2/models/NAME` says of the tensors that every client can send."""
+"""The tensors in the reply of `GET /v2/models/NAME`, which every client can use."""
 
 
 _DATATYPES = {str: re.compile("BYTES"), int: re.compile("U?INT(8|16|32|64)")}
@@ -40,7 +41,7 @@ _INPUTS = ({"sentences"}, {"tokens", "sequence_lengths"})
 
 
 class Tensor(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """`data` is flat, or nested as its shape says. `parameters` are of how its bytes are sent."""
+    """An input tensor. `data` is flat, or nested by its shape. `parameters` describe how its bytes are sent."""
 
     name: str
     shape: list[Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]]
@@ -50,7 +51,7 @@ class Tensor(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
 
 
 class OutputTensor(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """A tensor that the reply is to have. `parameters` are of how its bytes are sent."""
+    """A requested output tensor. `parameters` describe how its bytes are sent."""
 
     name: Literal["rewards"]
     parameters: dict[str, Any] | None = None
@@ -64,7 +65,7 @@ class InferRequest(msgspec.Struct, frozen=True, gc=False):
     outputs: list[OutputTensor] | None = None
 
 
-def _to_samples(body: InferRequest, _served: ModelRuntime) -> list[SampleOrError]:
+def _to_samples(body: InferRequest, _runtime: ModelRuntime) -> list[SampleOrError]:
     tensors = {tensor.name: tensor for tensor in body.inputs}
     if len(tensors) != len(body.inputs) or set(tensors) not in _INPUTS:
         raise InvalidRequest("send sentences, or tokens and sequence_lengths, and no other tensor", field="inputs")
@@ -75,7 +76,7 @@ def _to_samples(body: InferRequest, _served: ModelRuntime) -> list[SampleOrError
     n_rows, width = tokens.shape if len(tokens.shape) == 2 else (-1, 0)
     if n_rows != len(n_ids) or any(not 0 <= n <= width for n in n_ids):
         raise InvalidRequest(
-            "tokens has the shape [rows, width], and sequence_lengths a number up to width a row",
+            "tokens must have the shape [rows, width], and sequence_lengths one length up to width for each row",
             field="inputs", shape=str(tokens.shape), n_rows=len(n_ids),
         )  # fmt: skip
     return [
@@ -85,29 +86,31 @@ def _to_samples(body: InferRequest, _served: ModelRuntime) -> list[SampleOrError
 
 
 def _column(tensor: Tensor, kind: type) -> list[Any]:
-    """The values of a tensor of the shape `[n]` or `[n, 1]`."""
+    """Return the values of a tensor of the shape `[n]` or `[n, 1]`."""
     if not (len(tensor.shape) == 1 or (len(tensor.shape) == 2 and tensor.shape[1] == 1)):
-        raise InvalidRequest(f"{tensor.name} has the shape [n] or [n, 1]", field="inputs", shape=str(tensor.shape))
+        raise InvalidRequest(
+            f"{tensor.name} must have the shape [n] or [n, 1]", field="inputs", shape=str(tensor.shape)
+        )
     return _values(tensor, kind)
 
 
 def _values(tensor: Tensor, kind: type) -> list[Any]:
-    """Flat, as many as the shape says, and of the kind that the datatype says."""
+    """Return the flat values of a tensor, checked against its shape and datatype."""
     values = _flat(tensor.data)
     if len(values) != math.prod(tensor.shape):
         raise InvalidRequest(
-            f"{tensor.name} has another number of values than its shape says",
+            f"the number of values of {tensor.name} does not match its shape",
             field="inputs",
             shape=str(tensor.shape),
             n=len(values),
         )
     if tensor.datatype and not _DATATYPES[kind].fullmatch(tensor.datatype):
-        raise InvalidRequest(f"{tensor.name} cannot be {tensor.datatype[:16]}", field="inputs")
+        raise InvalidRequest(f"{tensor.name} cannot have the datatype {tensor.datatype[:16]}", field="inputs")
     return [_checked(value, kind, tensor.name) for value in values]
 
 
 def _flat(data: list[Any]) -> list[Any]:
-    """What is in the innermost lists, in order; without recursion, which deep enough a body would exhaust."""
+    """Flatten nested lists, without recursion, whose limit a deeply nested body would exceed."""
     while any(isinstance(each, list) for each in data):
         if not all(isinstance(each, list) for each in data):
             raise InvalidRequest("data is nested unevenly", field="inputs")
@@ -117,7 +120,7 @@ def _flat(data: list[Any]) -> list[Any]:
 
 def _checked(value: Any, kind: type, name: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise InvalidRequest(f"{name} holds something else than {kind.__name__}", field="inputs")
+        raise InvalidRequest(f"{name} has a value that is not of the type {kind.__name__}", field="inputs")
     return value
 
 
@@ -128,13 +131,13 @@ def _to_reply(body: InferRequest, scored_request: ScoredRequest) -> dict[str, An
     return {
         **named,
         "model_name": scored_request.model,
-        "model_version": str(scored_request.served.version),
+        "model_version": str(scored_request.runtime.version),
         "outputs": [rewards],
     }
 
 
 def render_error(error: RequestRefused, overload_status: int) -> Response:
-    """The protocol's reply for an error."""
+    """Render an error as in the protocol."""
     status = overload_status if isinstance(error, Overloaded) else error.status
     headers = {k: v for k, v in error_response(error).headers.items() if k in ("retry-after", "connection")}
     return json_response({"error": error.message, "code": error.code, **error.details}, status, headers)
@@ -146,7 +149,7 @@ _INFER = BodyFormat(
     to_samples=_to_samples,
     to_reply=_to_reply,
     ignored_fields=frozenset({"parameters"}),
-    model=lambda _body: None,  # the path has it
+    model=lambda _body: None,  # the path has the name
 )
 
 INFER = Dialect(
@@ -165,4 +168,4 @@ INFER = Dialect(
 )
 
 INFER_VERSION = replace(INFER, path="/v2/models/{model:path}/versions/{version}/infer")
-"""As `INFER`, by one version of the model or not at all."""
+"""As `INFER`, for one version of the model only."""

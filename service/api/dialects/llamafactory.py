@@ -1,7 +1,7 @@
 """`POST /v1/score/evaluation`: LLaMA-Factory's reward server, as its PPO trainer calls it (`reward_model_type: api`).
 
-Texts are decoded from ids with special tokens kept. Its client always sends `"model": "model"`, which is taken for no name. It
-has no timeout, tries once, and ends with a KeyError on any answer without `scores` (`llamafactory/train/ppo/ppo_utils.py`): so
+Texts are decoded from ids with special tokens kept. The client always sends `"model": "model"`, which counts as no name. It
+has no timeout, does not retry, and ends with a KeyError on any reply without `scores` (`llamafactory/train/ppo/ppo_utils.py`), so
 a request waits for capacity here.
 """
 
@@ -29,7 +29,7 @@ class ScoreEvaluationRequest(msgspec.Struct, frozen=True, gc=False):
     max_length: Tokens | None = None
 
 
-def _to_samples(body: ScoreEvaluationRequest, _served: ModelRuntime) -> list[SampleOrError]:
+def _to_samples(body: ScoreEvaluationRequest, _runtime: ModelRuntime) -> list[SampleOrError]:
     options = SampleOptions(max_tokens=body.max_length, scores_empty=True)
     return [Sample(text=text, options=options) for text in body.messages]
 

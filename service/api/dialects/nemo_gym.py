@@ -1,12 +1,12 @@
-"""`POST /verify`: a resources server of NeMo-Gym, one episode a request, in the shapes of OpenAI's Responses.
+"""`POST /verify`: a resources server of NeMo-Gym, one episode a request, in the format of OpenAI's Responses API.
 
-The reply is the request with `reward` and `mask_sample` beside it (`nemo_gym/base_resources_server`). Gym demands a number
-even where there is none. An episode that cannot be scored is masked: at the top level, where Gym has the mask since it has
-`failure_kind` and `failure_reason`, and in `instance_config`, where NeMo-RL reads it (`_extract_mask_sample_flags`). The number
-beside the mask is the lowest that this server gives, so that an agent which looks at no mask cannot gain by failing. Where
-there is no lowest, or `?on_failure=refuse` or the setting behind it says so, the request is refused.
+The reply is the request with `reward` and `mask_sample` added (`nemo_gym/base_resources_server`). Gym requires a number
+even for an episode without a score. Such an episode is masked: at the top level, where recent versions of Gym read the mask with
+`failure_kind` and `failure_reason`, and in `instance_config`, where NeMo-RL reads it (`_extract_mask_sample_flags`). Its reward is
+the lowest that this server gives, so that an agent which ignores the mask cannot gain by failing. If there is no lowest reward,
+or with `?on_failure=refuse` or the setting of that name, the request is refused.
 
-NeMo-RL ends a run whose `reward` is not the sum of its `reward_components`, so these are sent where they add up to it.
+NeMo-RL ends a run whose `reward` is not the sum of its `reward_components`, so these are sent only if they add up to it.
 """
 
 from __future__ import annotations
@@ -29,47 +29,47 @@ from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError, SampleResult
 
 EpisodeBody = dict[str, Any]
-"""Echoed as it came, so it is read as it came."""
+"""Plain JSON, since the reply repeats it unchanged."""
 
 _REQUEST_FIELDS = frozenset({
     "input", "instructions", "background", "include", "max_output_tokens", "max_tool_calls", "metadata", "model",
     "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "reasoning", "safety_identifier", "service_tier",
     "store", "stream", "stream_options", "temperature", "text", "tool_choice", "top_logprobs", "top_p", "truncation", "user",
 })  # fmt: skip
-"""What may be asked of a policy and is no part of its prompt; not: tools, prompt, conversation, previous_response_id."""
+"""Fields of a request to the policy that are not a part of its prompt. tools, prompt, conversation and previous_response_id are."""
 
 _ITEM_FIELDS = frozenset({
     "id", "phase", "status", "type", "generation_log_probs", "generation_token_ids", "prompt_token_ids", "routed_experts",
 })  # fmt: skip
-"""What an item has beside its role and its content; the last four are for training."""
+"""Fields of an item besides role and content; the last four are for training."""
 
 _REPEATED_FIELDS = frozenset({"input", "instructions"})
 _RESPONSE_FIELDS = frozenset({
     "id", "object", "created_at", "completed_at", "output", "output_text", "status", "error", "incomplete_details", "usage",
     "billing", "moderation", "content_filters",
 })  # fmt: skip
-"""What a response has beside the settings that it repeats."""
+"""Fields of a response besides the repeated fields of its request."""
 
 _FAILURE_CLASS = "_ng_failure_class"
 _SKIPPED_ITEMS = frozenset({"reasoning"})
-"""Output that is not for the user, and was not there when the reward model was trained."""
+"""Types of output that the user does not see, and that are not in the training data of reward models."""
 
 
-def _to_samples(body: EpisodeBody, _served: ModelRuntime) -> list[SampleOrError]:
+def _to_samples(body: EpisodeBody, _runtime: ModelRuntime) -> list[SampleOrError]:
     requested, response = body["responses_create_params"], body["response"]
     if not isinstance(requested, dict) or not isinstance(response, dict):
-        raise InvalidRequest("send responses_create_params and response, objects both", field="response")
+        raise InvalidRequest("responses_create_params and response must be objects", field="response")
     _check_mask(body)
     finish: FinishReason = "length" if response.get("incomplete_details") else "stop"
     return [sample_or_error(lambda: _sample(requested, response, finish))]
 
 
 def _check_mask(body: EpisodeBody) -> None:
-    """Raise `InvalidRequest` for a mask that is neither true, false nor null, and for an `instance_config` that can hold none."""
+    """Raise `InvalidRequest` for a mask that is not true, false or null, and for an `instance_config` that is not an object."""
     config = body.get("instance_config")
     if config is not None and not isinstance(config, dict):
         raise InvalidRequest(
-            "instance_config: Expected `object | null`: the mask is written there", field="instance_config"
+            "instance_config: Expected `object | null`: the reply has the mask in it", field="instance_config"
         )
     for field, holder in (("mask_sample", body), ("instance_config.mask_sample", _instance_config(body))):
         if not isinstance(holder.get("mask_sample"), bool | None):
@@ -77,12 +77,12 @@ def _check_mask(body: EpisodeBody) -> None:
 
 
 _FINISHED_STATUSES = (None, "completed", "incomplete")
-"""Statuses of a response that is an answer, cut off or not."""
+"""Statuses of a response that can be scored, cut off or not."""
 
 
 def _sample(requested: dict[str, Any], response: dict[str, Any], finish: FinishReason) -> Sample:
     if response.get("status") not in _FINISHED_STATUSES or response.get("error") is not None:
-        raise InvalidMessages("the policy's response failed or did not end: there is no answer to score")
+        raise InvalidMessages("the policy's response failed or did not end: there is nothing to score")
     before = _prompt_messages(requested)
     _check_response(response, requested)
     messages = (*before, *_response_messages(response.get("output"), len(before)))
@@ -90,31 +90,31 @@ def _sample(requested: dict[str, Any], response: dict[str, Any], finish: FinishR
 
 
 def _check_response(response: dict[str, Any], requested: dict[str, Any]) -> None:
-    """A response repeats the request that it answers; what it says of the prompt must be what the request says."""
-    own = {
+    """Check the fields of a response. It repeats its request; its prompt must be equal to that of the request."""
+    not_repeated = {
         name: value for name, value in response.items() if name not in _REPEATED_FIELDS or value != requested.get(name)
     }
-    check_known_fields(own, _RESPONSE_FIELDS | (_REQUEST_FIELDS - _REPEATED_FIELDS), "response", 0)
+    check_known_fields(not_repeated, _RESPONSE_FIELDS | (_REQUEST_FIELDS - _REPEATED_FIELDS), "response", 0)
 
 
 def _prompt_messages(requested: dict[str, Any]) -> tuple[Message, ...]:
-    """What the policy was given."""
+    """Build the messages of the prompt."""
     check_known_fields(requested, _REQUEST_FIELDS, "responses_create_params", 0)
     given, instructions = requested.get("input"), requested.get("instructions")
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
     if not isinstance(given, list):
-        raise InvalidMessages("input is neither a text nor a list of messages")
+        raise InvalidMessages("input must be a text or a list of messages")
     if not isinstance(instructions, str | None):
-        raise InvalidMessages("instructions is no text")
+        raise InvalidMessages("instructions must be a text")
     system = (Message("system", instructions),) if instructions else ()
     return (*system, *turns_of([_message(i, item) for i, item in enumerate(given)], _ITEM_FIELDS))
 
 
 def _response_messages(output: object, n_before: int) -> tuple[Message, ...]:
-    """What the policy answered: messages one after the other are one turn."""
+    """Build the response of the policy: its messages are joined to one turn."""
     if not isinstance(output, list):
-        raise InvalidMessages("output is no list")
+        raise InvalidMessages("output must be a list")
     items = [item for i, item in enumerate(output) if _kind(item, f"response.output[{i}]") not in _SKIPPED_ITEMS]
     messages = [_message(n_before + i, item, "assistant") for i, item in enumerate(items)]
     for i, item in enumerate(messages, n_before):
@@ -129,9 +129,9 @@ def _kind(item: object, where: str) -> str | None:
 
 def _message(index: int, item: object, role: str | None = None) -> dict[str, Any]:
     if not isinstance(item, dict) or (_kind(item, f"responses_create_params.input[{index}]") or "message") != "message":
-        raise InvalidMessages(f"item {index} is no message: only text is scored, no calls of tools", index=index)
+        raise InvalidMessages(f"item {index} is not a message: only text is scored, no tool calls", index=index)
     if role is not None and item.get("role", role) != role:
-        raise InvalidMessages(f"item {index} of the answer is not the {role}'s", index=index)
+        raise InvalidMessages(f"item {index} of the response does not have the role {role}", index=index)
     return item
 
 
@@ -139,7 +139,7 @@ def _to_reply(body: EpisodeBody, scored_request: ScoredRequest) -> EpisodeBody:
     (result,) = scored_request.results
     if result.failure is not None:
         return {**body, **_masked_reply(body, result.failure, scored_request)}
-    # Whoever masked the episode before it came here knew why.
+    # An episode that is masked in the request stays masked.
     is_masked = body.get("mask_sample") is True or _instance_config(body).get("mask_sample") is True
     failure_fields = {"failure_kind": body.get("failure_kind"), "failure_reason": body.get("failure_reason")}
     components = _components(result, scored_request)
@@ -158,7 +158,7 @@ def _mask(body: EpisodeBody, is_masked: bool) -> EpisodeBody:
 
 
 def _instance_config(body: EpisodeBody) -> Mapping[str, Any]:
-    """What the episode was made of, where the body has that as an object."""
+    """Return the configuration of the episode, empty if the body has none."""
     config = body.get("instance_config")
     return config if isinstance(config, dict) else {}
 
@@ -166,7 +166,7 @@ def _instance_config(body: EpisodeBody) -> Mapping[str, Any]:
 def _masked_reply(body: EpisodeBody, failure: Failure, scored_request: ScoredRequest) -> EpisodeBody:
     if scored_request.options.get("on_failure") == "refuse":
         raise as_request_error(0, failure)
-    lowest = scored_request.served.pipeline.cap_low if scored_request.score_kind == "reward" else None
+    lowest = scored_request.runtime.pipeline.cap_low if scored_request.score_kind == "reward" else None
     refused = as_request_error(0, failure)
     if lowest is None or not isinstance(refused, SampleRefused):
         raise refused
@@ -181,12 +181,12 @@ def _masked_reply(body: EpisodeBody, failure: Failure, scored_request: ScoredReq
 
 
 def _components(result: SampleResult, scored_request: ScoredRequest) -> dict[str, float]:
-    """What each head adds to the number, by name, where the number is their weighted sum and there are several; else nothing.
+    """Return the contribution of each head by name if the score is the weighted sum of several heads, else nothing.
 
-    The same for every episode of a server: GDPO wants the same objectives for each.
+    All episodes of a server have the same components, as GDPO needs the same objectives for each.
     """
-    served = scored_request.served
-    pipeline, heads = served.pipeline, served.loaded.identity.heads
+    runtime = scored_request.runtime
+    pipeline, heads = runtime.pipeline, runtime.loaded.identity.heads
     is_raw = scored_request.score_kind == "raw" or (
         scored_request.score_kind == "reward" and not pipeline.normalizes and not pipeline.stages
     )
@@ -200,7 +200,7 @@ _EPISODE = BodyFormat(
     body=EpisodeBody,
     to_samples=_to_samples,
     to_reply=_to_reply,
-    ignored_fields=None,  # an episode carries the columns of its data set
+    ignored_fields=None,  # an episode has the columns of its data set
     model=lambda _body: None,
 )
 

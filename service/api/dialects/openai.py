@@ -1,6 +1,6 @@
-"""`POST /v1/embeddings` as verl calls it of SGLang: the embedding of a text has one number, its raw score.
+"""`POST /v1/embeddings` as verl sends it to SGLang: the embedding of a text is one number, its raw score.
 
-Also what the formats of OpenAI's kind have in common: inputs as text or as ids, and usage.
+Also the common parts of OpenAI's formats: inputs as text or token ids, and usage.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rewardserve.service.scoring import SampleOrError
 
 TokenId = Annotated[int, msgspec.Meta(ge=0)]
 Inputs = str | list[Any]
-"""A text, a list of texts, ids, or a list of lists of ids."""
+"""A text, a list of texts, token ids, or a list of lists of token ids."""
 
 Encoding = Literal["float", "base64"]
 
@@ -28,18 +28,18 @@ IGNORED_FIELDS = frozenset({
     "user", "priority", "cache_salt", "extra_key", "rid", "log_metrics", "no_logs", "routing_key", "data_parallel_rank",
     "routed_dp_rank",
 })  # fmt: skip
-"""Of vLLM and SGLang: names, priorities, logs, caches and routing of a request."""
+"""Fields of vLLM and SGLang for names, priorities, logs, caches and routing of a request."""
 
 VECTORS: Mapping[str, tuple[object, ...]] = {
     "encoding_format": ("float",),
     "embed_dtype": ("float32",),
     "endianness": ("native", "little"),
 }
-"""How vectors are written, by default."""
+"""Encoding of vectors, with the accepted values."""
 
 
 class EmbeddingsRequest(msgspec.Struct, frozen=True, gc=False):
-    """The fields of OpenAI's embeddings."""
+    """The fields of OpenAI's embeddings API."""
 
     input: Inputs
     model: str | None = None
@@ -47,7 +47,7 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 def samples_of(inputs: Inputs, options: SampleOptions, field: str = "input") -> list[SampleOrError]:
-    """A sample for every input, in order. Raise `InvalidRequest` for a list of anything else."""
+    """Build a sample for every input, in order. Raise `InvalidRequest` for a list of other types."""
     if isinstance(inputs, str):
         return [Sample(text=inputs, options=options)]
     if not inputs or all(isinstance(each, str) for each in inputs):
@@ -64,17 +64,17 @@ def _are_ids(values: Sequence[Any]) -> bool:
 
 
 def vector(number: float, encoding: Encoding) -> list[float] | str:
-    """A vector of one number: a list, or little-endian float32 in base64."""
+    """Encode a vector of one number: a list, or little-endian float32 in base64."""
     return [number] if encoding == "float" else base64.b64encode(struct.pack("<f", number)).decode()
 
 
 def usage(scored_request: ScoredRequest) -> dict[str, Any]:
-    """Tokens, under OpenAI's names."""
+    """Build OpenAI's token usage."""
     n = scored_request.n_tokens
     return {"prompt_tokens": n, "total_tokens": n, "completion_tokens": 0, "prompt_tokens_details": None}
 
 
-def _to_samples(body: EmbeddingsRequest, _served: ModelRuntime) -> list[SampleOrError]:
+def _to_samples(body: EmbeddingsRequest, _runtime: ModelRuntime) -> list[SampleOrError]:
     return samples_of(body.input, SCORE_EMPTY_OPTIONS)
 
 

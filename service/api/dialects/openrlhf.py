@@ -1,8 +1,8 @@
-"""`POST /get_reward`: OpenRLHF's remote reward model, and align-anything's, told apart by their fields.
+"""`POST /get_reward`: the remote reward models of OpenRLHF and align-anything, distinguished by their fields.
 
 OpenRLHF sends the whole conversation as decoded text, one sample a request, and empty lists to all URLs but the first
-(`openrlhf/utils/agent.py`). Every value of `extra_logs` becomes a tensor there, so it holds numbers only, and the same
-keys for every sample. align-anything sends prompts and responses apart and reads `rewards`.
+(`openrlhf/utils/agent.py`). It converts every value of `extra_logs` to a tensor, so these are numbers, with the same
+keys for every sample. align-anything sends prompts and responses in separate lists and reads `rewards`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError, SampleResult
 
 _QUEUE_TIMEOUT_S = 60.0
-"""OpenRLHF gives up after five tries a second apart, align-anything after three at once; they wait for 180 and 100 s."""
+"""OpenRLHF stops after five attempts at intervals of 1 s, align-anything after three without a pause; their timeouts are 180 and
+100 s."""
 
 
 class QueryRequest(msgspec.Struct, frozen=True, gc=False):
@@ -37,26 +38,28 @@ class ResponsesRequest(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
 
 
-def _query_samples(body: QueryRequest, _served: ModelRuntime) -> list[SampleOrError]:
+def _query_samples(body: QueryRequest, _runtime: ModelRuntime) -> list[SampleOrError]:
     prompts = body.prompts or [""] * len(body.query)
     _check_number("query", len(body.query), "prompts", len(prompts))
     return [_rendered(query, prompt) for query, prompt in zip(body.query, prompts, strict=True)]
 
 
-def _response_samples(body: ResponsesRequest, served: ModelRuntime) -> list[SampleOrError]:
+def _response_samples(body: ResponsesRequest, runtime: ModelRuntime) -> list[SampleOrError]:
     _check_number("prompts", len(body.prompts), "responses", len(body.responses))
-    return [sample_from_pair(p, r, served) for p, r in zip(body.prompts, body.responses, strict=True)]
+    return [sample_from_pair(p, r, runtime) for p, r in zip(body.prompts, body.responses, strict=True)]
 
 
 def _check_number(first: str, n_first: int, second: str, n_second: int) -> None:
     if n_first != n_second:
         raise InvalidRequest(
-            f"{second} differ in number from {first}", field=second, **{f"n_{first}": n_first, f"n_{second}": n_second}
+            f"{first} and {second} must have the same length",
+            field=second,
+            **{f"n_{first}": n_first, f"n_{second}": n_second},
         )
 
 
 def _rendered(query: str, prompt: str) -> Sample:
-    """`query` is the prompt and the response decoded from ids; where the prompt's text did not survive, it is not known."""
+    """Build the sample of a decoded prompt and response. The end of the prompt is unknown if `query` does not begin with it."""
     return Sample(
         text=query,
         n_prompt_chars=len(prompt) if prompt and query.startswith(prompt) else None,
@@ -80,7 +83,7 @@ def _logs(scored_request: ScoredRequest) -> dict[str, list[float]]:
         "flagged": [float(bool(result.flags)) for result in scored_request.results],
         "truncated": [float(result.truncated) for result in scored_request.results],
     }
-    if scored_request.served.pipeline.normalizes:
+    if scored_request.runtime.pipeline.normalizes:
         logs["normalized_reward"] = [_normalized(result) for result in scored_request.results]
     return logs
 

@@ -1,12 +1,12 @@
-"""Scores of text pairs, as vLLM and SGLang give them for a model with one label: `/score`, `/v1/score`, `/rerank` and its like.
+"""Scores of text pairs in the formats of vLLM and SGLang for a model with one label: `/score`, `/v1/score` and `/rerank`.
 
 The first text is a prompt and the second a response to it: a prompt that ends with the template's text before a response is joined
-with the response as it is, as both servers do; any other prompt is rendered with the template, as in training. Requests for
-probabilities of tokens, or for a softmax over one score, which is always 1, are refused.
+with the response unchanged, as both servers do; any other prompt is rendered with the template, as in training. Requests for
+token probabilities, or for a softmax over one score, which is always 1, are refused.
 
-`POST /score` is our own route too: a body with `samples` is ours. On `/rerank`, a body with `texts` is that of
-text-embeddings-inference, whose default is a sigmoid. SGLang's own `/v1/rerank` has the request of vLLM's and another reply; the
-reply here is vLLM's.
+`POST /score` is also the route of this server's format: a body with `samples` has that format. On `/rerank`, a body with `texts`
+has the format of text-embeddings-inference, whose default is a sigmoid. SGLang's `/v1/rerank` has the request of vLLM's and another
+reply; the reply here is vLLM's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
 
 Text = str | dict[str, Any]
-"""A text, or an object with a `text` or with `content` in parts."""
+"""A text, or an object with `text`, or with `content` as a list of parts."""
 
 Texts = Text | list[Text]
 
@@ -50,28 +50,28 @@ class TextsRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
 
 
 class DataRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
-    """`TextsRequest`, by other names."""
+    """`TextsRequest` with other field names."""
 
     data_1: Texts
     data_2: Texts
 
 
 class DocumentsRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
-    """`TextsRequest`, by other names."""
+    """`TextsRequest` with other field names."""
 
     queries: Texts
     documents: Texts
 
 
 class ItemsRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
-    """`TextsRequest`, by other names."""
+    """`TextsRequest` with other field names."""
 
     queries: Texts
     items: Texts
 
 
 class QueryItemsRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """SGLang's fields: a text and texts, or token ids and lists of them."""
+    """SGLang's fields: a text and a list of texts, or token ids and a list of them."""
 
     query: str | list[TokenId]
     items: Text | list[Text | list[TokenId]]
@@ -80,7 +80,7 @@ class QueryItemsRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class RerankRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
-    """vLLM's fields, which are those of Jina and Cohere."""
+    """vLLM's fields for ranking, the same as those of Jina and Cohere."""
 
     query: Text
     documents: list[Text]
@@ -89,7 +89,7 @@ class RerankRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
 
 
 class RerankTextsRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """The fields of text-embeddings-inference."""
+    """text-embeddings-inference's fields for ranking."""
 
     query: str
     texts: list[str]
@@ -100,7 +100,7 @@ class RerankTextsRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 def has_pairs(value: object) -> bool:
-    """Whether the JSON of a body is one of pairs, and not one of ours."""
+    """Whether the JSON of a body has a format of pairs, and not that of this server."""
     return isinstance(value, dict) and "samples" not in value and not value.keys().isdisjoint(_TEXTS)
 
 
@@ -108,42 +108,42 @@ def has_pairs(value: object) -> bool:
 
 
 def _pair_samples(first: str, second: str) -> Callable[[VllmRequest, ModelRuntime], list[SampleOrError]]:
-    def to_samples(body: VllmRequest, served: ModelRuntime) -> list[SampleOrError]:
+    def to_samples(body: VllmRequest, runtime: ModelRuntime) -> list[SampleOrError]:
         firsts, seconds = _as_list(first, getattr(body, first)), _as_list(second, getattr(body, second))
         if len(firsts) == 1:
             firsts = [*firsts] * len(seconds)
         if len(firsts) != len(seconds):
             raise InvalidRequest(
-                f"{first} and {second} differ in number: send 1 to 1, 1 to n, or n to n",
+                f"{first} and {second} must have the same length, or {first} the length 1",
                 field=second, n_first=len(firsts), n_second=len(seconds),
             )  # fmt: skip
         options = body.options
-        return [_pair(i, p, r, served, options) for i, (p, r) in enumerate(zip(firsts, seconds, strict=True))]
+        return [_pair(i, p, r, runtime, options) for i, (p, r) in enumerate(zip(firsts, seconds, strict=True))]
 
     return to_samples
 
 
-def _item_samples(body: QueryItemsRequest, served: ModelRuntime) -> list[SampleOrError]:
+def _item_samples(body: QueryItemsRequest, runtime: ModelRuntime) -> list[SampleOrError]:
     items = body.items if isinstance(body.items, list) else [body.items]
-    return [_item(i, body, item, served) for i, item in enumerate(items)]
+    return [_item(i, body, item, runtime) for i, item in enumerate(items)]
 
 
-def _item(i: int, body: QueryItemsRequest, item: Text | list[int], served: ModelRuntime) -> SampleOrError:
+def _item(i: int, body: QueryItemsRequest, item: Text | list[int], runtime: ModelRuntime) -> SampleOrError:
     query, options = body.query, SCORE_EMPTY_OPTIONS
     if isinstance(query, list) and isinstance(item, list):
         ids = [*item, *query] if body.item_first else [*query, *item]
         return Sample(input_ids=tuple(ids), options=options)
     if not isinstance(query, str) or isinstance(item, list):
-        raise InvalidRequest("query and items must be texts both, or token ids both", field="items")
-    return _pair(i, item, query, served, options) if body.item_first else _pair(i, query, item, served, options)
+        raise InvalidRequest("query and items must both be texts, or both be token ids", field="items")
+    return _pair(i, item, query, runtime, options) if body.item_first else _pair(i, query, item, runtime, options)
 
 
-def _pair(i: int, prompt: Text, response: Text, served: ModelRuntime, options: SampleOptions) -> SampleOrError:
-    return sample_or_error(lambda: sample_from_pair(_text(i, prompt), _text(i, response), served, options))
+def _pair(i: int, prompt: Text, response: Text, runtime: ModelRuntime, options: SampleOptions) -> SampleOrError:
+    return sample_or_error(lambda: sample_from_pair(_text(i, prompt), _text(i, response), runtime, options))
 
 
 def _text(i: int, text: Text) -> str:
-    """The text of one side. Raise `InvalidMessages` for anything else, and `UnsupportedField`."""
+    """Return one text of a pair. Raise `InvalidMessages` for any other type, and `UnsupportedField`."""
     if isinstance(text, str):
         return text
     name = "content" if "content" in text else "text"
@@ -177,18 +177,20 @@ def _items_reply(_body: QueryItemsRequest, scored_request: ScoredRequest) -> dic
 # -- ranks ------------------------------------------------------------------------------------------------------------
 
 
-def _document_samples(body: RerankRequest, served: ModelRuntime) -> list[SampleOrError]:
+def _document_samples(body: RerankRequest, runtime: ModelRuntime) -> list[SampleOrError]:
     options = body.options
-    return [_pair(i, body.query, each, served, options) for i, each in enumerate(_as_list("documents", body.documents))]
+    return [
+        _pair(i, body.query, each, runtime, options) for i, each in enumerate(_as_list("documents", body.documents))
+    ]
 
 
-def _text_samples(body: RerankTextsRequest, served: ModelRuntime) -> list[SampleOrError]:
+def _text_samples(body: RerankTextsRequest, runtime: ModelRuntime) -> list[SampleOrError]:
     options = SampleOptions(truncates=body.truncate is not False, scores_empty=True)
-    return [_pair(i, body.query, each, served, options) for i, each in enumerate(_as_list("texts", body.texts))]
+    return [_pair(i, body.query, each, runtime, options) for i, each in enumerate(_as_list("texts", body.texts))]
 
 
 def _by_score(numbers: Sequence[float]) -> list[int]:
-    """Indices, the highest number first."""
+    """Return the indices of scores, the highest score first."""
     return sorted(range(len(numbers)), key=lambda i: -numbers[i])
 
 

@@ -1,6 +1,6 @@
-"""The routes of other wire formats: read the body by its dialect, score it as any other, and reply in the same format.
+"""The routes of other wire formats: decode the body by its `Dialect`, score the samples, and reply in the same format.
 
-Knows no wire format in particular; each is a `Dialect` of the table.
+Knows no specific wire format; each is a `Dialect` of the table.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from rewardserve.service.tripwires.io.run_watcher import RunContext
 
 T = TypeVar("T")
 BodyReader = Callable[[], Awaitable[tuple[BodyFormat, Any]]]
-"""Returns the format of a body, and the body as its record."""
+"""Function that returns the format of a body, and the body as its record."""
 
 
 @dataclass(frozen=True, slots=True)
 class DialectPolicy:
-    """What an operator has chosen for all wire formats.
+    """Settings of all wire formats.
 
-    `aliases` are names of the model beside its own; `options` the values of query parameters that a URL leaves out.
+    `aliases` are further names of the model; `options` are defaults of query parameters.
     """
 
     overload_status: int = Overloaded.status
@@ -59,7 +59,7 @@ def dialect_routes(
     clock: Clock,
     policy: DialectPolicy,
 ) -> APIRouter:
-    """A route for each."""
+    """Create a route for each dialect."""
     router = APIRouter(tags=["dialects"])
     for dialect in dialects:
         router.add_api_route(
@@ -80,7 +80,7 @@ def dialect_routes(
 def endpoint_of(
     dialect: Dialect, active_models: ActiveModels, server_limits: ServerLimits, clock: Clock, policy: DialectPolicy
 ) -> Endpoint:
-    """The endpoint of one wire format."""
+    """Create the endpoint of one wire format."""
     answer = _handler_of(dialect, active_models, server_limits, clock, policy)
     parts = body.JsonLimits.of(server_limits.max_samples_per_request, server_limits.admission_max_tokens)
 
@@ -93,7 +93,7 @@ def endpoint_of(
 def value_endpoint_of(
     dialect: Dialect, active_models: ActiveModels, server_limits: ServerLimits, clock: Clock, policy: DialectPolicy
 ) -> Callable[[Request, Any], Awaitable[Response]]:
-    """The endpoint of one wire format, for a request whose JSON has been read."""
+    """Create the endpoint of one wire format for requests whose JSON is already decoded."""
     answer = _handler_of(dialect, active_models, server_limits, clock, policy)
 
     async def endpoint(request: Request, value: Any) -> Response:
@@ -140,33 +140,33 @@ async def _handle(
     named = request.path_params.get("model") or body_format.model(content)
 
     async def scored() -> tuple[ModelRuntime, Sequence[SampleResult]]:
-        served = active_models.for_request(context.run, parameters.model_digests)
-        check_model(named, served, accepted)
-        check_version(request.path_params.get("version"), served)
+        runtime = active_models.for_request(context.run, parameters.model_digests)
+        check_model(named, runtime, accepted)
+        check_version(request.path_params.get("version"), runtime)
         samples = await body.run_off_loop(
-            await request.body(), body_format.to_samples, content, served, most=body.MAX_LOOP_BYTES
+            await request.body(), body_format.to_samples, content, runtime, most=body.MAX_LOOP_BYTES
         )
         if not samples and not body_format.may_be_empty:
             raise InvalidRequest(
                 f"{body_format.text_fields[-1]} is empty: there is nothing to score", field=body_format.text_fields[-1]
             )
         server_limits.check_sample_count(len(samples), "samples")
-        set_log_fields(request, run=context.run, step=context.step, samples=len(samples), version=served.version)
-        return served, await _score(served, samples, deadline, context)
+        set_log_fields(request, run=context.run, step=context.step, samples=len(samples), version=runtime.version)
+        return runtime, await _score(runtime, samples, deadline, context)
 
     retry = _AdmissionRetry(min(deadline, began + dialect.queue_timeout_s), clock, active_models)
-    served, results = await cancel_on_disconnect(request, retry.run(scored))
+    runtime, results = await cancel_on_disconnect(request, retry.run(scored))
     set_is_final(request, results)
     options = {**policy.options, **parameters.options}
-    scored_request = ScoredRequest(served, results, score_kind, options, clock.now() - began, applies_sigmoid)
+    scored_request = ScoredRequest(runtime, results, score_kind, options, clock.now() - began, applies_sigmoid)
     reply = body_format.to_reply(content, scored_request)
-    return json_response(reply, headers={**served.headers, **dialect.headers(content, scored_request)})
+    return json_response(reply, headers={**runtime.headers, **dialect.headers(content, scored_request)})
 
 
 async def _score(
-    served: ModelRuntime, samples: Sequence[SampleOrError], deadline: float, context: RunContext
+    runtime: ModelRuntime, samples: Sequence[SampleOrError], deadline: float, context: RunContext
 ) -> Sequence[SampleResult]:
-    return await served.scoring.score(samples, deadline, context) if samples else []
+    return await runtime.scoring.score(samples, deadline, context) if samples else []
 
 
 def _score_kind(requested: str | None, dialect: Dialect) -> ScoreKind:
@@ -184,23 +184,24 @@ def _check_options(given: Mapping[str, str], dialect: Dialect) -> None:
     for name, taken in dialect.reserved_values.items():
         if name in given and (not given[name] or given[name] in taken):
             raise InvalidRequest(
-                f"{name} must be a name, and none that the reply has already: {', '.join(sorted(taken))}", field=name
+                f"{name} must be a name, and not one of the other fields of the reply: {', '.join(sorted(taken))}",
+                field=name,
             )
 
 
 def _is_activated(body_format: BodyFormat, content: Any, *, has_value: bool) -> bool:
-    """Whether the reply has the sigmoid of the score. `?value=` in the URL asks for a number as it is."""
+    """Whether the reply has the sigmoid of the score. `?value=` in the URL selects a score without a sigmoid."""
     requested = body_format.activation_of(content)
     if requested and has_value:
         raise InvalidRequest(
-            "?value= asks for a number as it is, and the body for an activation of it: send one of the two",
+            "?value= selects a score without an activation, and the body requests an activation: send one of the two",
             field="value",
         )
     return body_format.activates_by_default and not has_value if requested is None else requested
 
 
 class _AdmissionRetry:
-    """Retries admission until a time, for clients that would not retry themselves."""
+    """Retry admission until a deadline, for clients that do not retry."""
 
     def __init__(self, until: float, clock: Clock, active_models: ActiveModels) -> None:
         self._until = until
@@ -208,7 +209,7 @@ class _AdmissionRetry:
         self._active_models = active_models
 
     async def run(self, work: Callable[[], Awaitable[T]]) -> T:
-        """The result of `work`, as soon as there are capacity and a model. Raise what it raises in the end."""
+        """Run `work` until it finds capacity and a model, and return its result. At the deadline raise its error."""
         while True:
             try:
                 return await work()
@@ -216,4 +217,4 @@ class _AdmissionRetry:
                 wait_s = error.retry_after_s or 1.0
                 if self._clock.now() + wait_s > self._until:
                     raise
-            await self._active_models.sleep(wait_s)  # a server that shuts down refuses waiting requests at once
+            await self._active_models.sleep(wait_s)  # at shutdown waiting requests are refused at once

@@ -1,7 +1,7 @@
 """`POST /slime`: slime's remote reward model, one sample a request.
 
-The whole JSON body becomes the sample's reward there: a bare number, or, with `?reward_key=NAME` here and
-`--reward-key NAME` there, an object that holds it under that name (`slime/rollout/rm_hub`).
+slime takes the whole JSON of the reply as the reward: a bare number, or, with `?reward_key=NAME` in the URL and
+`--reward-key NAME` in slime, an object with the reward under that name (`slime/rollout/rm_hub`).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class SlimeRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 _REPLY_FIELDS = ("model", "raw", "normalized", "capped", "flags", "truncated")
-"""What a reply with a `reward_key` has beside the number."""
+"""Further fields of a reply with a `reward_key`."""
 
 
-def _to_samples(body: SlimeRequest, served: ModelRuntime) -> list[SampleOrError]:
+def _to_samples(body: SlimeRequest, runtime: ModelRuntime) -> list[SampleOrError]:
     if isinstance(body.prompt, str):
-        return [sample_from_pair(body.prompt, body.response, served)]
+        return [sample_from_pair(body.prompt, body.response, runtime)]
     prompt = body.prompt
     return [
         sample_or_error(lambda: Sample(prompt=turns_of(prompt), response=body.response, options=SCORE_EMPTY_OPTIONS))

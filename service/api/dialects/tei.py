@@ -1,7 +1,7 @@
-"""`POST /predict`: text-embeddings-inference. A list of two texts is one pair there; a batch is a list of lists.
+"""`POST /predict`: text-embeddings-inference (TEI). A list of two texts is one pair; a batch is a list of lists.
 
-A text is taken as rendered, a pair as a prompt and its response. As there, the default is a sigmoid of the raw score, and
-`raw_scores` gives the score itself; so does a URL with `?value=`. Errors have its schema, and timings are in its headers.
+A text is a rendered conversation, a pair is a prompt and its response. As in TEI, the default is a sigmoid of the raw score;
+`raw_scores` or a URL with `?value=` selects the score without it. Errors have TEI's schema, and replies its timing headers.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _BACKEND_STATUS = 424
 
 
 IGNORED_FIELDS = frozenset({"truncation_direction"})
-"""The end, at which the score is read, is never cut off."""
+"""Ignored, since the end, at which the score is read, is never cut off."""
 
 
 def wants_activation(body: Any) -> bool | None:
-    """`raw_scores`, the other way round."""
+    """Whether the body requests a sigmoid: the negation of `raw_scores`."""
     return None if body.raw_scores is None else not body.raw_scores
 
 
@@ -62,17 +62,17 @@ def _sequences(body: PredictRequest) -> list[list[str]]:
     return [[each for each in body.inputs if isinstance(each, str)]]
 
 
-def _to_samples(body: PredictRequest, served: ModelRuntime) -> list[SampleOrError]:
+def _to_samples(body: PredictRequest, runtime: ModelRuntime) -> list[SampleOrError]:
     options = SampleOptions(truncates=body.truncate is not False, scores_empty=True)
-    return [_sample(sequence, options, served) for sequence in _sequences(body)]
+    return [_sample(sequence, options, runtime) for sequence in _sequences(body)]
 
 
-def _sample(sequence: list[str], options: SampleOptions, served: ModelRuntime) -> SampleOrError:
+def _sample(sequence: list[str], options: SampleOptions, runtime: ModelRuntime) -> SampleOrError:
     match sequence:
         case [text]:
             return Sample(text=text, options=options)
         case [prompt, response]:
-            return sample_from_pair(prompt, response, served, options)
+            return sample_from_pair(prompt, response, runtime, options)
         case _:
             raise InvalidRequest(
                 "inputs must be a text or a pair of texts, or a list of lists of one or two texts", field="inputs"
@@ -87,7 +87,7 @@ def _to_reply(body: PredictRequest, scored_request: ScoredRequest) -> Any:
 def _headers(body: PredictRequest, scored_request: ScoredRequest) -> dict[str, str]:
     total = _ms(scored_request.elapsed_s)
     return {
-        "x-compute-type": scored_request.served.loaded.identity.device,
+        "x-compute-type": scored_request.runtime.loaded.identity.device,
         "x-compute-time": total,
         "x-compute-characters": str(sum(len(text) for sequence in _sequences(body) for text in sequence)),
         "x-compute-tokens": str(scored_request.n_tokens),
@@ -103,7 +103,7 @@ def _ms(seconds: float) -> str:
 
 
 def _render_error(error: RequestRefused, overload_status: int) -> Response:
-    """`{"error", "error_type"}` with TEI's statuses, our code and the numbers beside them."""
+    """Render `{"error", "error_type"}` with TEI's statuses, and the code and numbers of the error as further fields."""
     kind, status = _ERROR_TYPES.get(type(error), ("validation", error.status))
     if isinstance(error, Overloaded):
         status = overload_status

@@ -1,4 +1,4 @@
-"""Messages as OpenAI writes them -> turns: content as text, or as a list of parts of which only text is read."""
+"""Convert OpenAI's messages to turns. Content is a text, or a list of parts, of which only text parts are accepted."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 
 _TURN = frozenset({"role", "content"})
 _PART = frozenset({"type", "text", "annotations", "logprobs", "cache_control"})
-"""What says nothing of a text part's text is there too: where it was cited from, how likely and how long it is kept."""
+"""Fields of a text part; those besides type and text do not change the text: citations, probabilities, caching."""
 
 _MAX_FIELD_CHARS = 60
 
 
-def turns_of(messages: Sequence[Mapping[str, Any]], unread: frozenset[str] = frozenset()) -> tuple[Message, ...]:
-    """Raise `InvalidMessages` for what is no text, and `UnsupportedField` for a field that is neither read nor in `ignored_fields`.
-
-    Roles are checked by whoever makes a sample of them.
+def turns_of(
+    messages: Sequence[Mapping[str, Any]], ignored_fields: frozenset[str] = frozenset()
+) -> tuple[Message, ...]:
+    """Convert messages. Raise `InvalidMessages` for content other than text, and `UnsupportedField` for a field that is neither
+    read nor in `ignored_fields`. `Sample` checks the roles.
     """
-    return tuple(_turn(i, message, unread) for i, message in enumerate(messages))
+    return tuple(_turn(i, message, ignored_fields) for i, message in enumerate(messages))
 
 
 def check_known_fields(given: Mapping[str, Any], known: Collection[str], where: str, index: int) -> None:
-    """Raise `UnsupportedField` for a field that is not known, unless its value is empty."""
+    """Raise `UnsupportedField` for an unknown field, unless its value is empty."""
     for name, value in given.items():
         if name not in known and not is_empty_value(value):
             raise UnsupportedField(f"{where}.{name[:_MAX_FIELD_CHARS]}", index=index)
 
 
 def type_of(given: Mapping[str, Any], where: str) -> str | None:
-    """The `type` of a part or an item, None where it has none. Raise `InvalidRequest` for one that is no text."""
+    """Return the `type` of a part or an item, None if it has none. Raise `InvalidRequest` for a type that is not a text."""
     kind = given.get("type")
     if kind is None or isinstance(kind, str):
         return kind
     raise InvalidRequest(f"{where}.type: Expected `str`", field=f"{where}.type")
 
 
-def _turn(index: int, message: Mapping[str, Any], unread: frozenset[str]) -> Message:
-    check_known_fields(message, _TURN | unread, f"messages[{index}]", index)
+def _turn(index: int, message: Mapping[str, Any], ignored_fields: frozenset[str]) -> Message:
+    check_known_fields(message, _TURN | ignored_fields, f"messages[{index}]", index)
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str):
         raise InvalidMessages(f"message {index} has no role", index=index)
@@ -51,9 +52,9 @@ def _turn(index: int, message: Mapping[str, Any], unread: frozenset[str]) -> Mes
 
 
 def text_of(index: int, content: object) -> str:
-    """The text of a message's content.
+    """Return the text of a message's content.
 
-    Raise `InvalidMessages` where a part of it is none, `UnsupportedField`, and `InvalidRequest` for a part of no format.
+    Raise `InvalidMessages` for a part that is not text, `UnsupportedField`, and `InvalidRequest` for a malformed part.
     """
     if isinstance(content, str):
         return content
@@ -65,7 +66,7 @@ def text_of(index: int, content: object) -> str:
         for n, part in enumerate(content)
     ]
     if any(not isinstance(text, str) for text in texts):
-        raise InvalidMessages(f"message {index} has a part that is no text: only text is scored", index=index)
+        raise InvalidMessages(f"message {index} has a part that is not text: only text is scored", index=index)
     for n, part in enumerate(content):
         check_known_fields(part, _PART, f"{where}[{n}]", index)
     return "".join(str(text) for text in texts)

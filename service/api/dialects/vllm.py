@@ -1,8 +1,8 @@
-"""`POST /classify` and `POST /pooling` as vLLM serves them, and `/classify` as SGLang does: told apart by their fields.
+"""`POST /classify` and `POST /pooling` of vLLM, and `/classify` of SGLang, distinguished by their fields.
 
-vLLM reads `input` or `messages`, SGLang `text` or `input_ids`. vLLM's own default is a sigmoid of the score unless the
-checkpoint says that it is a regression; here the default is the raw score, as for every reward model that says so.
-Special tokens, template and truncation are the contract's: the end token, at which the score is read, is never cut off.
+vLLM reads `input` or `messages`, SGLang `text` or `input_ids`. The default of vLLM is a sigmoid of the score unless the
+checkpoint declares a regression; here the default is the raw score, as for every reward model that declares one.
+The contract fixes special tokens, template and truncation: the end token, at which the score is read, is never cut off.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
 
 LABEL = "LABEL_0"
-"""What transformers calls the only label of a model with one output."""
+"""The label that transformers gives to the output of a model with one output."""
 
 TRUNCATION_FIELDS = frozenset({"padding", "truncation_side"})
-"""vLLM's fields of what is the contract's."""
+"""Fields of vLLM that are ignored because the contract fixes their effect."""
 
 _TOKEN_FIELDS = TRUNCATION_FIELDS | {"add_special_tokens"}
 _CHAT_DEFAULTS: dict[str, tuple[object, ...]] = {"add_generation_prompt": (False,), "continue_final_message": (False,)}
-"""Fields of a form with messages, at their defaults."""
+"""Fields of a format with messages, with their defaults."""
 
 
 _ACTIVATIONS = ("use_activation", "activation", "softmax")
-"""The names that it has had; of one score each means the sigmoid there."""
+"""The names of this field in versions of vLLM; for one score each means the sigmoid."""
 
 
 class VllmRequest(msgspec.Struct, frozen=True, gc=False):
-    """What vLLM's requests have in common. Of `truncate_prompt_tokens` -1 means the model's own limit."""
+    """The common fields of vLLM's requests. -1 of `truncate_prompt_tokens` means the limit of the model."""
 
     model: str | None = None
     request_id: str = ""
@@ -59,23 +59,23 @@ class VllmRequest(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def options(self) -> SampleOptions:
-        """Raise `InvalidRequest` for a limit at which nothing is left."""
+        """The options of the samples. Raise `InvalidRequest` for a limit of 0 tokens."""
         limit = self.truncate_prompt_tokens
         if limit == 0:
             raise InvalidRequest(
-                "truncate_prompt_tokens: 0 leaves nothing to score: send 1 or more, or -1 for the model's own limit",
+                "truncate_prompt_tokens: 0 leaves nothing to score: send 1 or more, or -1 for the limit of the model",
                 field="truncate_prompt_tokens",
             )
         return SampleOptions(max_tokens=limit if limit is not None and limit > 0 else None, scores_empty=True)
 
 
 def wants_activation(body: Any) -> bool | None:
-    """Whether a body asks for the sigmoid. Raise `InvalidRequest` where two of the names say opposite things."""
+    """Whether a body requests the sigmoid. Raise `InvalidRequest` if two of the names have different values."""
     requested = {name: value for name in _ACTIVATIONS if (value := getattr(body, name, None)) is not None}
     if len(set(requested.values())) > 1:
         first, second, *_ = requested
         raise InvalidRequest(
-            f"{' and '.join(requested)} are names of one thing and differ: send {first} alone", field=second
+            f"{' and '.join(requested)} mean the same and have different values: send {first} only", field=second
         )
     return next(iter(requested.values()), None)
 
@@ -90,7 +90,7 @@ class InputRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
 class MessagesRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
     """vLLM's fields for one conversation.
 
-    A template of the caller's own is refused: the score would not be the one that was trained.
+    A chat template in the request is refused: with another template the score would not be the trained one.
     """
 
     messages: list[dict[str, Any]]
@@ -113,7 +113,7 @@ class PoolingMessagesRequest(MessagesRequest, frozen=True, gc=False, kw_only=Tru
 
 
 class SglangRequest(msgspec.Struct, frozen=True, gc=False):
-    """What SGLang's requests have in common. `rid` names the request, or each text of a list."""
+    """The common fields of SGLang's requests. `rid` is the id of the request, or the ids of its texts."""
 
     model: str | None = None
     rid: str | list[str] | None = None
@@ -131,33 +131,31 @@ class IdsRequest(SglangRequest, frozen=True, gc=False, kw_only=True):
     input_ids: list[Any]
 
 
-def _input_samples(body: InputRequest, _served: ModelRuntime) -> list[SampleOrError]:
+def _input_samples(body: InputRequest, _runtime: ModelRuntime) -> list[SampleOrError]:
     return samples_of(body.input, body.options)
 
 
-def _message_samples(body: MessagesRequest, _served: ModelRuntime) -> list[SampleOrError]:
+def _message_samples(body: MessagesRequest, _runtime: ModelRuntime) -> list[SampleOrError]:
     finish: FinishReason = "length" if body.continue_final_message else "stop"
     options = body.options
     return [sample_or_error(lambda: Sample(messages=turns_of(body.messages), finish_reason=finish, options=options))]
 
 
-def _text_samples(body: TextRequest, _served: ModelRuntime) -> list[SampleOrError]:
+def _text_samples(body: TextRequest, _runtime: ModelRuntime) -> list[SampleOrError]:
     return _check_names(body, samples_of(body.text, SCORE_EMPTY_OPTIONS, "text"))
 
 
-def _id_samples(body: IdsRequest, _served: ModelRuntime) -> list[SampleOrError]:
+def _id_samples(body: IdsRequest, _runtime: ModelRuntime) -> list[SampleOrError]:
     if any(isinstance(each, str) for each in body.input_ids):
-        raise InvalidRequest(
-            "input_ids must be token ids or lists of token ids; texts belong in text", field="input_ids"
-        )
+        raise InvalidRequest("input_ids must be token ids or lists of token ids: send texts as text", field="input_ids")
     return _check_names(body, samples_of(body.input_ids, SCORE_EMPTY_OPTIONS, "input_ids"))
 
 
 def _check_names(body: TextRequest | IdsRequest, samples: list[SampleOrError]) -> list[SampleOrError]:
     if body.rid is not None and isinstance(body.rid, str) != _is_single(body):
-        raise InvalidRequest("rid is a name for one text, and a list of names for a list of texts", field="rid")
+        raise InvalidRequest("rid must be one id for one text, and a list of ids for a list of texts", field="rid")
     if isinstance(body.rid, list) and len(body.rid) != len(samples):
-        raise InvalidRequest("rid has a name for every text", field="rid", n=len(body.rid), n_texts=len(samples))
+        raise InvalidRequest("rid must have one id for every text", field="rid", n=len(body.rid), n_texts=len(samples))
     return samples
 
 
@@ -183,7 +181,7 @@ def _sglang_reply(body: TextRequest | IdsRequest, scored_request: ScoredRequest)
 
 
 def _is_single(body: TextRequest | IdsRequest) -> bool:
-    """SGLang answers one text with one object, and a list, of one too, with a list."""
+    """Whether the reply is one object: SGLang replies to one text with an object, and to a list of any length with a list."""
     if isinstance(body, TextRequest):
         return isinstance(body.text, str)
     return bool(body.input_ids) and not isinstance(body.input_ids[0], list)
@@ -192,12 +190,12 @@ def _is_single(body: TextRequest | IdsRequest) -> bool:
 def _checking_task(
     to_samples: Callable[[Any, ModelRuntime], list[SampleOrError]],
 ) -> Callable[[Any, ModelRuntime], list[SampleOrError]]:
-    def checked(body: PoolingInputRequest | PoolingMessagesRequest, served: ModelRuntime) -> list[SampleOrError]:
+    def checked(body: PoolingInputRequest | PoolingMessagesRequest, runtime: ModelRuntime) -> list[SampleOrError]:
         if body.task not in (None, "classify", "reward", "score"):
             raise InvalidRequest(
-                "task: this model gives one score a text: it must be classify, or left out", field="task"
+                "task: a reward model has one score a text: send classify, or leave it out", field="task"
             )
-        return to_samples(body, served)
+        return to_samples(body, runtime)
 
     return checked
 
@@ -257,7 +255,7 @@ CLASSIFY = Dialect(
 )
 
 CLASSIFY_V1 = replace(CLASSIFY, path="/v1/classify", clients="clients of SGLang")
-"""SGLang's reply has a softmax there, which is 1 for one score: here it is what `/classify` gives."""
+"""As `/classify`. SGLang's reply to this path has a softmax, which is always 1 for one score."""
 
 _POOLING = replace(_INPUT, to_reply=_pooling_reply, accepted_values={**VECTORS, **_CHAT_DEFAULTS, "dimensions": (1,)})
 

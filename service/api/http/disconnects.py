@@ -13,11 +13,11 @@ from rewardserve.service.errors import ClientDisconnected
 T = TypeVar("T")
 
 _WATCH_DELAY_S = 0.05
-"""An answer that is ready so soon is written without looking whether its client has hung up."""
+"""A response that is ready within this time is written without a check of the connection."""
 
 
 async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`. Raise `ClientDisconnected`, and stop the work, once the client has hung up."""
+    """Return the result of `work`. If the client disconnects, cancel the work and raise `ClientDisconnected`."""
     task = asyncio.current_task()
     assert task is not None
     n_cancelled = task.cancelling()
@@ -25,16 +25,16 @@ async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -
     try:
         return await work
     except asyncio.CancelledError:
-        # As in asyncio.timeout: a cancellation of our own is told from anybody else's by counting.
+        # As in asyncio.timeout: counting distinguishes this watcher's cancellation from others.
         if watcher.has_cancelled and task.uncancel() <= n_cancelled:
-            raise ClientDisconnected("the client hung up before the answer was there") from None
+            raise ClientDisconnected("the client disconnected before the reply was ready") from None
         raise
     finally:
         watcher.end()
 
 
 class _DisconnectWatcher:
-    """Cancels the task of a request once its client has disconnected. Starts late: most answers are there first."""
+    """Cancel the task of a request when its client disconnects. Starts after a delay, since most responses are ready before it."""
 
     def __init__(self, request: Request, task: asyncio.Task[Any]) -> None:
         self.has_cancelled = False
@@ -53,7 +53,7 @@ class _DisconnectWatcher:
             pass
 
     def _cancel_task(self, watcher: asyncio.Task[None]) -> None:
-        # Between the end of the watcher and this call the answer may have come: then its sending is left alone.
+        # The response may have become ready between the end of the watcher and this call: then it is sent.
         if not watcher.cancelled() and not self._is_over:
             self.has_cancelled = True
             self._task.cancel()
@@ -64,4 +64,4 @@ class _DisconnectWatcher:
         self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
-            self._watcher = None  # a task that knows us, whom we know, would wait for the garbage collector
+            self._watcher = None  # breaks the reference cycle, which would wait for the garbage collector

@@ -1,8 +1,8 @@
 """Reject requests before reading their body while the server is overloaded.
 
-A refusal by admission costs most of what an answer costs: the body is read and its samples are made before the request is
-refused. Under an overload that would be all that the server does. Here a refusal reads two headers: a body at least as large
-as the smallest one that admission has just refused is rejected unread.
+A refusal by admission costs almost as much as a reply: the body is read and its samples are built before the request is
+refused. Under overload the server would do nothing else. The load shedder reads two headers only: it rejects a request whose
+body is at least as large as the smallest one that admission has just refused.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class AdmissionLoad(Protocol):
 
 
 class LoadShedder:
-    """Rejects from `on_overloaded` until admission releases capacity.
+    """Reject requests from `on_overloaded` until admission releases capacity.
 
-    `paths` are the routes whose requests may be rejected. `events` are notified of each rejection.
+    `paths` are the routes whose requests may be rejected. `events` receive each rejection.
     """
 
     def __init__(self, paths: frozenset[str], admission: AdmissionLoad, events: HttpEvents) -> None:
@@ -43,7 +43,7 @@ class LoadShedder:
         self._n_released = -1
 
     def on_overloaded(self, n_bytes: int, response: Response) -> None:
-        """Record that admission has refused a request with a body of this size, with this answer."""
+        """Record that admission has refused a request with a body of this size, and the response."""
         if self._admission.n_released != self._n_released:
             self._min_rejected_bytes, self._n_released = float("inf"), self._admission.n_released
         if n_bytes <= self._min_rejected_bytes:
@@ -55,7 +55,7 @@ class LoadShedder:
         return self._response is not None
 
     def rejection_for(self, path: bytes, n_bytes: int) -> Response | None:
-        """The answer to a request that admission would hardly accept; None: read it, and let admission decide."""
+        """Return the response to a request that admission would probably refuse; None: let admission decide."""
         if self._response is None or n_bytes < self._min_rejected_bytes or path not in self._paths:
             return None
         if self._admission.n_released != self._n_released or not self._admission.is_nearly_full:

@@ -1,12 +1,12 @@
-"""uvicorn's HTTP protocol: one write for an answer instead of two, and an ending for every connection.
+"""uvicorn's HTTP protocol with one write a response instead of two, and with limits for every connection.
 
-uvicorn writes the head of an answer and then its body, and uvloop passes each on at once. A write that wakes up the
-client is the dearest thing that a small request does.
+uvicorn writes the head of a response and then its body, and uvloop sends each at once. A write that wakes up the
+client is the most expensive part of a small request.
 
-uvicorn waits for ever for a head that does not come and for a client that does not read. Here each connection that awaits
-a request has a time limit, and all of them together have a bound. Bodies are limited by `body_limits`.
+uvicorn has no timeout for a head that does not arrive or for a client that does not read. Here each connection that awaits
+a request has a time limit, and the number of connections is limited. `body_limits` limits the bodies.
 
-A request whose head can be read in two ways is refused, since a proxy may have read it in the other one: RFC 9112, sections 3
+A request whose head is ambiguous is refused, since a proxy may have parsed it differently: RFC 9112, sections 3
 and 6. Upgrades are ignored (RFC 9110, 7.8), trailers are dropped (6.5.1).
 """
 
@@ -30,7 +30,7 @@ from rewardserve.service.errors import HeadTimeout, HeadTooLarge, InvalidHttp, O
 
 _FINAL_HEAD = b"HTTP/1.1 "
 _INTERIM_HEAD = b"HTTP/1.1 1"
-"""`100 Continue` is waited for: it is not held back."""
+"""`100 Continue` is written at once, since the client waits for it."""
 
 MAX_HEAD_BYTES = 65_536
 MAX_HEADERS = 128
@@ -48,10 +48,10 @@ _SINGLE_VALUE_HEADERS = frozenset(
     }
     | {b"x-run", b"x-step", b"x-model-digest", b"x-deadline-ms"}
 )
-"""Headers that are read here and have one value."""
+"""Headers that this server reads, each with one value; duplicates are refused."""
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
-"""RFC 3986, 3.2.2 and 3.2.3, but for the comma, which joins the values of two headers."""
+"""RFC 3986, 3.2.2 and 3.2.3, without the comma, which joins the values of two headers."""
 
 _REQUEST_LINE = re.compile(rb"[^\x00-\x20\x7f]+ [^\x00-\x20\x7f]+ ([A-Za-z]+/[0-9]+\.[0-9]+)\r?\n")
 """RFC 9112, 3."""
@@ -59,16 +59,16 @@ _REQUEST_LINE = re.compile(rb"[^\x00-\x20\x7f]+ [^\x00-\x20\x7f]+ ([A-Za-z]+/[0-
 _EMPTY_LINE = b"\r\n\r\n"
 
 _LAST_REQUEST_WAIT_S = 0.5
-"""How long a server that ends waits for a request on an idle connection: its client may just be sending one."""
+"""How long a server that shuts down waits for a request on an idle connection: one may be on its way."""
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _NO_TRAILER = _FRAMING | {b"connection", b"proxy-connection", b"upgrade"}
-"""The parser acts on these wherever they stand."""
+"""The parser acts on these headers in a head and in a trailer."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """Of all connections, and of the time for a head, and for an answer to be read once it has been written."""
+    """Limits of the number of connections, of the time for a head to arrive, and for a client to read a response."""
 
     max_connections: int
     head_timeout_s: float
@@ -76,7 +76,7 @@ class ConnectionLimits:
 
 
 class Connections:
-    """State of all connections: their limits, and which of them await a request or the rest of one, the longest first."""
+    """State of all connections: their limits, and those that await a request or the rest of one, the longest first."""
 
     def __init__(self, limits: ConnectionLimits, events: HttpEvents, load_shedder: LoadShedder) -> None:
         self.limits = limits
@@ -85,7 +85,7 @@ class Connections:
         self.awaiting_request: dict[HttpProtocol, None] = {}
 
     def evict(self) -> bool:
-        """Close the connection that has awaited a whole request for longest. False: all of them are being answered."""
+        """Close the connection that has awaited a whole request for longest. Return False if all are being answered."""
         if (longest := next(iter(self.awaiting_request), None)) is None:
             return False
         self.events.on_connection_end("evicted")
@@ -95,25 +95,25 @@ class Connections:
 
 
 class _HeadTooLarge(Exception):
-    """Raised into the parser, which gives up then."""
+    """Raised in a callback of the parser to stop it: the head is too large."""
 
 
 class _AmbiguousHead(Exception):
-    """Raised into the parser, which gives up then: this head can be read in two ways."""
+    """Raised in a callback of the parser to stop it: the head is ambiguous."""
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Everything as in uvicorn, over a `CoalescingTransport` transport, within limits.
+    """uvicorn's protocol over a `CoalescingTransport`, with limits.
 
-    A connection is `_serving` from the end of a head to the end of the answer; otherwise it awaits a request. Before
-    the first byte of its first request, and from the first byte of any other, there is time for the whole head.
+    A connection is `_serving` from the end of a head to the end of the response; otherwise it awaits a request. The time
+    limit of the head begins with the connection for the first request, and with the first byte for later ones.
 
-    The parser accepts request lines of other protocols (RTSP) and with several spaces, and tells neither. So it is fed in pieces
-    that end where a message can end, at the length of a body or at an empty line: then every message begins with a piece, and its
-    first line is looked at. `_n_left` bytes of a body of known length are still to come.
+    The parser silently accepts request lines of other protocols (RTSP) and with several spaces. So it is fed in pieces that end
+    where a message can end, at the length of a body or at an empty line: then every message begins with a piece, whose first line
+    is checked. `_n_left` bytes of a body of known length are still to come.
 
-    httptools takes what follows the head of an upgrade for another protocol. There the body is read by a new parser, which is
-    given a head with the same framing first; of that head (`_is_replay`) no callback has an effect.
+    httptools treats the bytes after the head of an upgrade as another protocol. Then a new parser reads the body. It is first
+    fed a head with the same framing, whose callbacks have no effect (`_is_replay`).
     """
 
     def __init__(self, *args: Any, shared: Connections, **kwargs: Any) -> None:
@@ -141,7 +141,7 @@ class HttpProtocol(HttpToolsProtocol):
     # -- the connection -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client has connected. Beyond the limit, the connection that has been silent for longest is evicted."""
+        """Accept a connection. Beyond the limit, evict the connection that has been idle for longest."""
         coalescing = CoalescingTransport(
             cast(asyncio.Transport, transport), self.loop, self._shared.limits.read_timeout_s
         )
@@ -153,14 +153,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_timer.start()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is over."""
+        """Forget the connection and stop its timers."""
         super().connection_lost(exc)
         self._shared.awaiting_request.pop(self, None)
         self._head_timer.stop()
         self._read_timer.stop()
 
     def shutdown(self) -> None:
-        """Close the connection, a moment later where it is idle: a request that is on its way is still answered."""
+        """Close the connection; an idle one after a delay, so that a request on its way is still answered."""
         is_idle = self.cycle is None or self.cycle.response_complete
         if is_idle and not self.transport.is_closing():
             self.loop.call_later(_LAST_REQUEST_WAIT_S, super().shutdown)
@@ -168,8 +168,8 @@ class HttpProtocol(HttpToolsProtocol):
             super().shutdown()
 
     def data_received(self, data: bytes) -> None:
-        """Some of a request, or of several. `_n_pending` counts bytes that led to no callback: a header, a trailer or an
-        extension of a chunk that is not over yet is kept by the parser.
+        """Parse received bytes. `_n_pending` counts bytes without a callback yet: the parser buffers an incomplete header, trailer
+        or chunk extension.
         """
         if self._last_error is not None:
             return
@@ -184,10 +184,10 @@ class HttpProtocol(HttpToolsProtocol):
         if self._in_request and self._n_pending > MAX_HEAD_BYTES:
             self._end_large_head()
         elif not self._serving and self.timeout_keep_alive_task is None:
-            self._head_timer.start()  # uvicorn's own timer for silence has been unset
+            self._head_timer.start()  # uvicorn's keep-alive timer has been unset
 
     def _feed_fast(self, data: bytes) -> int:
-        """Feed a head with the first line of the one before it, and its body where that is all there is. How much was fed."""
+        """Feed a head with the request line of the previous one, and its body if it ends the data. Return the bytes fed."""
         end = data.find(_EMPTY_LINE) + len(_EMPTY_LINE)
         if self._tail or end < len(_EMPTY_LINE) or not data.startswith(self._last_request_line):
             return 0
@@ -213,7 +213,7 @@ class HttpProtocol(HttpToolsProtocol):
             at = end
 
     def _end_of_piece(self, data: bytes, at: int) -> int:
-        """Behind the next empty line, which may have begun in what came before."""
+        """Return the position after the next empty line, which may have begun in earlier data."""
         if not self._tail:
             found = data.find(_EMPTY_LINE, at)
             if found >= 0:
@@ -229,7 +229,7 @@ class HttpProtocol(HttpToolsProtocol):
         return len(data)
 
     def _read_request_line(self, piece: bytes) -> None:
-        """Keep the first line of a message, which may come in several pieces; empty lines before it say nothing."""
+        """Collect the first line of a message, which may arrive in several pieces. Empty lines before it are skipped."""
         if not self._in_request:
             self._request_line = b""
         if not self._request_line.endswith(b"\n"):
@@ -256,7 +256,7 @@ class HttpProtocol(HttpToolsProtocol):
                 rest = rest[upgrade.args[0] :]
 
     def _ignore_upgrade(self) -> None:
-        """The head of a request that asks for another protocol has been read: the rest of it is read as that of any other."""
+        """Continue with a new parser after the head of a request with an upgrade, so that its body is read as any other."""
         framing = [b"%s: %s\r\n" % header for header in self.headers if header[0] in _FRAMING]
         closing = [] if self.parser.should_keep_alive() else [b"connection: close\r\n"]
         self.parser = httptools.HttpRequestParser(self)
@@ -265,11 +265,11 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser.feed_data(b"".join([b"POST / HTTP/1.1\r\n", *framing, *closing, b"\r\n"]))
 
     def on_message_begin(self) -> None:
-        """The first byte of a head."""
+        """Start a request at the first byte of its head."""
         if self._is_replay:
             return
         if self.transport.is_closing():
-            raise _AmbiguousHead  # nothing is read behind a request that was the last one
+            raise _AmbiguousHead  # nothing is read after the last request of a connection
         super().on_message_begin()
         self._wait_for_request()
         self._single_values = {}
@@ -277,14 +277,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._n_head_bytes, self._n_pending = 0, 0
 
     def on_url(self, url: bytes) -> None:
-        """A piece of it."""
+        """Append a piece of the URL."""
         if self._is_replay:
             return
         self._count_head(len(url))
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; or one trailer, which is counted and dropped: nothing that is read here may come in one."""
+        """Add a header. A trailer is counted and dropped; headers of framing are refused there."""
         if self._is_replay:
             return
         self._n_head_bytes += len(name) + len(value)
@@ -299,14 +299,14 @@ class HttpProtocol(HttpToolsProtocol):
             raise _HeadTooLarge
         if name in _SINGLE_VALUE_HEADERS:
             if name in self._single_values:
-                self._refuse_head(f"the header {name.decode()} is there twice")
+                self._refuse_head(f"the header {name.decode()} is sent twice")
             self._single_values[name] = value
         elif name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """A whole head. If the load shedder rejects it, its body is discarded as it comes, within the time limit of a head."""
+        """Check a complete head. If the load shedder rejects it, discard its body, within the time limit of a head."""
         if self._is_replay:
             self._is_replay = False
             return
@@ -324,16 +324,16 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_timer.stop()
 
     def on_body(self, body: bytes) -> None:
-        """Some of a body."""
+        """Pass on a piece of the body, unless the request is rejected."""
         self._n_pending = 0
         self._n_left = max(0, self._n_left - len(body))
         if self._rejection is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The end of a body; a rejected request is answered now."""
+        """End the body. A rejected request is answered now."""
         if self._is_upgrade:
-            return  # the parser does not see the body of an upgrade
+            return  # this parser does not get the body of an upgrade
         self._in_request, self._n_left = False, 0
         if self._rejection is None:
             self._shared.awaiting_request.pop(self, None)
@@ -345,7 +345,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._wait_for_next_request()
 
     def on_response_complete(self) -> None:
-        """An answer has been written."""
+        """Wait for the next request after a response, or send a deferred error and close."""
         is_next_here = bool(self.pipeline)
         super().on_response_complete()
         if self.transport.is_closing() or is_next_here:
@@ -360,39 +360,39 @@ class HttpProtocol(HttpToolsProtocol):
             self._head_timer.start()
 
     def pause_writing(self) -> None:
-        """The client does not read as fast as we write."""
+        """Start the timeout of a client that reads more slowly than the server writes."""
         super().pause_writing()
         self._read_timer.start()
 
     def resume_writing(self) -> None:
-        """It has caught up."""
+        """Stop the timeout of the client."""
         super().resume_writing()
         self._read_timer.stop()
 
     # -- endings --------------------------------------------------------------------------------------------
 
     def send_400_response(self, msg: str) -> None:
-        """What the parser gave up."""
+        """Send the error of a request that the parser could not read."""
         if self._n_head_bytes > MAX_HEAD_BYTES or (self._in_head and len(self.headers) >= MAX_HEADERS):
             self._end_large_head()
         else:
-            self._end("invalid_http", InvalidHttp(self._head_error or "this is no HTTP request"))
+            self._end("invalid_http", InvalidHttp(self._head_error or "the bytes are not an HTTP request"))
 
     def _check_head(self) -> None:
         if self._request_line != self._last_request_line:
             self._check_request_line()
         version = self._version
         if version == "1.0":
-            self.expect_100_continue = False  # RFC 9110, 10.1.1 and 15.2: such a client knows no interim answers
+            self.expect_100_continue = False  # RFC 9110, 10.1.1 and 15.2: HTTP/1.0 has no interim responses
         host, coding = self._single_values.get(b"host"), self._single_values.get(b"transfer-encoding")
         if coding is not None and (coding.lower() != b"chunked" or version != "1.1"):
-            self._refuse_head("Transfer-Encoding can be chunked only, and in HTTP/1.1 only")
+            self._refuse_head("Transfer-Encoding must be chunked, and needs HTTP/1.1")
         if host is None:
             if version == "1.1":
                 self._refuse_head("the header host is missing")
         elif host != self._valid_host:
             if not _HOST.fullmatch(host):
-                self._refuse_head("the header host is no name or address with a port")
+                self._refuse_head("the header host is not a name or an address with an optional port")
             self._valid_host = host
         if not self.url.startswith(b"/") or b"#" in self.url:
             self._read_target()
@@ -400,25 +400,25 @@ class HttpProtocol(HttpToolsProtocol):
     def _check_request_line(self) -> None:
         found = _REQUEST_LINE.fullmatch(self._request_line)
         if found is None:
-            self._refuse_head("a request begins with a method, a target and a version, with one space between each")
+            self._refuse_head("the request line must be method, target and version, separated by single spaces")
         elif found[1] not in (b"HTTP/1.1", b"HTTP/1.0"):
-            self._refuse_head("this server speaks HTTP/1.1 and HTTP/1.0")
+            self._refuse_head("this server supports HTTP/1.1 and HTTP/1.0 only")
         else:
             self._last_request_line, self._version = self._request_line, found[1][5:].decode()
 
     def _read_target(self) -> None:
-        """An absolute target takes the place of Host, as RFC 9112 (3.2.2) says."""
+        """Read an absolute target, which replaces Host (RFC 9112, 3.2.2)."""
         if b"#" in self.url:
-            self._refuse_head("the target of a request has no fragment")
+            self._refuse_head("the target of a request must not have a fragment")
         method = self.parser.get_method()
         if method == b"CONNECT":
-            self._refuse_head("this server is no proxy: there is no CONNECT")
+            self._refuse_head("this server is not a proxy and does not support CONNECT")
         if self.url == b"*" and method == b"OPTIONS":
             return
         target = httptools.parse_url(self.url)
         host = self.url.partition(b"://")[2].partition(b"/")[0].partition(b"?")[0]
         if target.schema not in (b"http", b"https") or not target.host or not _HOST.fullmatch(host):
-            self._refuse_head("the target of a request is a path or a URL with http or https")
+            self._refuse_head("the target of a request must be a path, or a URL with http or https")
         self.headers[:] = [(b"host", host), *(header for header in self.headers if header[0] != b"host")]
         self.url = (target.path or b"/") + (b"" if target.query is None else b"?" + target.query)
 
@@ -433,7 +433,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _end_large_head(self) -> None:
         error = HeadTooLarge(
-            f"the head has more than {MAX_HEADERS} headers, or is larger than {MAX_HEAD_BYTES} bytes",
+            f"the head of the request has more than {MAX_HEADERS} headers, or is larger than {MAX_HEAD_BYTES} bytes",
             max_headers=MAX_HEADERS,
             limit=MAX_HEAD_BYTES,
         )
@@ -443,21 +443,21 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         seconds = self._shared.limits.head_timeout_s
-        error = HeadTimeout(f"the head was not here within {seconds:g} s", timeout_s=seconds)
+        error = HeadTimeout(f"the head of the request did not arrive within {seconds:g} s", timeout_s=seconds)
         self._end("slow_head", error if self._in_head else None)
 
     def _on_read_timeout(self) -> None:
         self._shared.events.on_connection_end("slow_reader")
         self.transport.abort()
 
-    def _end(self, why: ConnectionEnd, error: RequestRefused | None) -> None:
-        """Close, with an answer if there is a question that it could belong to, once what came before it is answered."""
+    def _end(self, reason: ConnectionEnd, error: RequestRefused | None) -> None:
+        """Close the connection; `error` is sent first if it belongs to a request, after the responses to earlier requests."""
         if self.transport.is_closing():
             return
-        self._shared.events.on_connection_end(why)
+        self._shared.events.on_connection_end(reason)
         if error is not None and self._serving and (self._in_head or self.pipeline):
             if not self._in_head:
-                self.pipeline.popleft()  # the broken request itself, which has not been begun
+                self.pipeline.popleft()  # the invalid request, which has not been started
             self._last_error = error
             return
         if error is not None and self._serving and not self.cycle.response_started:
@@ -473,7 +473,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._shared.awaiting_request[self] = None
 
     def _load_shed_response(self) -> Response | None:
-        """The load shedder's answer to this request, if it has one. A client that waits for `100 Continue` is not rejected here."""
+        """Return the rejection of this request by the load shedder, if any. A client that waits for `100 Continue` gets none."""
         if (
             not self._shared.load_shedder.is_shedding
             or self._serving
@@ -493,7 +493,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.write(b"".join([STATUS_LINE[response.status_code], *lines, b"\r\n", bytes(response.body)]))
 
     def _wait_for_next_request(self) -> None:
-        """As uvicorn does after an answer of the application."""
+        """Start the keep-alive timer, or close, as uvicorn does after a response of the application."""
         self._wait_for_request()
         if self.parser.should_keep_alive():
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -504,9 +504,9 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class CoalescingTransport:
-    """A transport that keeps the head of an answer until the next write, at most until the event loop comes round.
+    """A transport that buffers the head of a response until the next write, at most until the next iteration of the event loop.
 
-    Closed, it waits `close_timeout_s` for what was written to be read.
+    After `close` the client has `close_timeout_s` to read the rest.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, close_timeout_s: float) -> None:
@@ -516,7 +516,7 @@ class CoalescingTransport:
         self._head = b""
 
     def write(self, data: bytes) -> None:
-        """Send, in this order and nothing twice, though perhaps a little later."""
+        """Write in order; the head of a response is buffered first."""
         if self._head:
             head, self._head = self._head, b""
             self._transport.writelines((head, data))
@@ -527,14 +527,14 @@ class CoalescingTransport:
             self._transport.write(data)
 
     def close(self) -> None:
-        """Send what was kept, then close."""
+        """Write the buffered head, then close."""
         self._flush()
         if self._transport.get_write_buffer_size():
             self._loop.call_later(self._close_timeout_s, self._transport.abort)
         self._transport.close()
 
     def __getattr__(self, name: str) -> Any:
-        """All else is the transport's own."""
+        """Delegate everything else to the transport."""
         return getattr(self._transport, name)
 
     def _flush(self) -> None:
@@ -544,19 +544,19 @@ class CoalescingTransport:
 
 
 class _Timer:
-    """Calls `callback` once, so long after it was started, unless it is stopped before."""
+    """A timer that calls `callback` once, `seconds` after its start, unless it is stopped before."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, callback: Callable[[], None]) -> None:
         self._loop, self._seconds, self._callback = loop, seconds, callback
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Nothing, where it is running already."""
+        """Start the timer if it is not running."""
         if self._handle is None:
             self._handle = self._loop.call_later(self._seconds, self._callback)
 
     def stop(self) -> None:
-        """From now on it may be started again."""
+        """Stop the timer. It can be started again."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None

@@ -1,4 +1,4 @@
-"""The sockets that a server listens on."""
+"""Create listening sockets."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ _BACKLOG = 2048
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A listening socket. Raise OSError when the address is taken or not ours.
+    """Bind a socket and listen. Raise OSError if the address is in use or not local.
 
-    `shared`: with other processes that share it too, and not listening yet; the kernel gives each connection to one that does.
+    `shared`: share the port with other processes (SO_REUSEPORT), and do not listen yet; the kernel gives each connection to one
+    of the processes that listen.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listening = socket.socket(family, kind, protocol)
@@ -24,6 +25,6 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 def url(listening: socket.socket, scheme: str) -> str:
-    """Where to find it, the port that was chosen included."""
+    """Return the URL of a socket, with the port that the kernel has chosen."""
     host, port = listening.getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -1,1 +1,1 @@
-"""What runs around every route: request log, authentication, body limits, idempotency."""
+"""Middleware of all routes: request log, authentication, body limits, idempotency."""

@@ -1,4 +1,4 @@
-"""Authentication: the API key of a request, its scope, and its rate limit.
+"""Authentication: check the API key of a request, its scope and its rate limit.
 
 Pure ASGI. Knows nothing of bodies and scores.
 """
@@ -20,11 +20,11 @@ from rewardserve.service.clock import Clock
 from rewardserve.service.errors import AdminNeedsKey, Forbidden, RequestRefused, Unauthorized
 
 _UNKNOWN_ROUTE_SCOPE = "score"
-"""The scope that is needed to be told that a path is no route's."""
+"""The scope needed to get a 404 for a path without a route."""
 
 
 class AuthMiddleware:
-    """Accept requests with a key that has the scope of their route. Without keys, accept all requests but administration."""
+    """Accept requests with a key that has the scope of their route. On a server without keys, accept all but admin requests."""
 
     def __init__(
         self, app: ASGIApp, *, api_keys: ApiKeys | ApiKeysFile, is_loopback: bool, host_policy: HostPolicy, clock: Clock
@@ -44,7 +44,7 @@ class AuthMiddleware:
         except RequestRefused as error:
             refused = error_response(error)
             if isinstance(error, Unauthorized) and is_page(scope["path"]):
-                refused.headers["www-authenticate"] = CHALLENGE  # a browser asks for nothing else
+                refused.headers["www-authenticate"] = CHALLENGE  # browsers show a login dialog for no other scheme
             await refused(scope, receive, send)
         else:
             await self._app(scope, receive, send)
@@ -67,22 +67,22 @@ class AuthMiddleware:
         _check_same_origin(scope)
         scope["state"]["key"], scope["state"]["permissions"] = key.name, api_keys.permissions(key)
         if needed not in key.scopes:
-            raise Forbidden(f"this needs a key with the scope {needed}: see rewardserve keys", scope=needed)
+            raise Forbidden(f"this route needs a key with the scope {needed}: see rewardserve keys", scope=needed)
         limiter = self._limiter_of(key) if key.limits != UNLIMITED else None
         if limiter is not None:
             limiter.take("requests", 1)
-        # Set for every request: the task of a pipelined request begins in the context of the one before it.
+        # Set for every request: the task of a pipelined request inherits the context of the previous request.
         set_current_limiter(limiter)
 
     def _check_local(self, scope: Scope) -> None:
-        # A page that a browser on this machine shows can send requests to it too; they have an origin.
+        # A web page in a browser on this machine can send requests to the server too; these have an origin.
         if not self._is_loopback or header(scope, b"origin") is not None:
             raise AdminNeedsKey(
-                "without keys only programs on the server's own machine may do this: set REWARD_KEYS_FILE"
+                "without keys only programs on the machine of the server may use admin routes: set REWARD_KEYS_FILE"
             )
 
     def _limiter_of(self, key: ApiKey) -> RateLimiter:
-        """The limiter of a key, also where the file was read again meanwhile."""
+        """Return the limiter of a key; a new one if its limits in the file have changed."""
         limiter = self._limiters.get(key.name)
         if limiter is None or limiter.limits != key.limits:
             limiter = self._limiters[key.name] = RateLimiter(key.limits, self._clock)
@@ -90,21 +90,23 @@ class AuthMiddleware:
 
 
 def _check_same_origin(scope: Scope) -> None:
-    """Raise `Forbidden` for a request that a page of another origin has sent.
+    """Raise `Forbidden` for a request from a page of another origin.
 
-    A browser that has asked for a key adds it to every request to this server, also to those of other people's pages. Only
-    browsers send an origin, and none lets a page choose it.
+    A browser that has a key from its login dialog adds it to every request to this server, also to those of pages of other
+    sites. Only browsers send an origin, and a page cannot choose it.
     """
     origin = header(scope, b"origin")
     if origin is None:
         return
     host = header(scope, b"host") or b""
     if (header(scope, b"authorization") or b"")[:6].lower() == b"basic " and origin.partition(b"://")[2] != host:
-        raise Forbidden("a page of another origin has sent this with a key that a browser remembers: send it as Bearer")
+        raise Forbidden(
+            "a page of another origin has sent this request with the key from the browser's login: send it as Bearer"
+        )
 
 
 def _offered_key(authorization: bytes) -> bytes:
-    """What stands after `Bearer`, or what `http://:KEY@host/` or `http://KEY@host/` makes of a URL; else nothing."""
+    """Return the key after `Bearer`, or that of a URL `http://:KEY@host/` or `http://KEY@host/`; empty if there is none."""
     scheme, _, rest = authorization.partition(b" ")
     if scheme.lower() == b"bearer":
         return rest.strip()

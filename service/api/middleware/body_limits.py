@@ -1,6 +1,6 @@
-"""Limits of bodies: the bytes of one, the bytes of all at one time, and the time that one may take.
+"""Limit bodies: the size of one, the size of all in flight, and the time for one to arrive.
 
-Pure ASGI. Knows nothing of what the bytes mean.
+Pure ASGI. Does not interpret the bytes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from rewardserve.service.api.error_responses import error_response
 from rewardserve.service.errors import BodyTimeout, BodyTooLarge, ClientDisconnected, Overloaded
 
 _LINGER_S = 2.0
-"""How long a refusal waits for the rest of a body: a client that is still sending might not read it."""
+"""How long a refusal waits for the rest of a body: a client that is still sending may not read the response."""
 
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """Of one body, of all bodies together, and of the time from the head of a request to the end of its body."""
+    """Limits of one body, of all bodies together, and of the time from the head of a request to the end of its body."""
 
     max_bytes: int
     max_bytes_in_flight: int
@@ -28,7 +28,7 @@ class BodyLimits:
 
 
 class BodyLimitMiddleware:
-    """Stops reading a body at the limits, whatever its headers promised. Bytes count until they are answered."""
+    """Stop reading a body at the limits, whatever its headers declare. Bytes count until their request is answered."""
 
     def __init__(self, app: ASGIApp, *, limits: BodyLimits) -> None:
         self._app = app
@@ -36,12 +36,12 @@ class BodyLimitMiddleware:
         self._n_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse at once where the length is announced, else while it streams."""
-        has_body, announced, is_expecting = _body_headers(scope) if scope["type"] == "http" else (False, b"", False)
+        """Refuse at once if the declared length is too large, else while the body is read."""
+        has_body, declared, is_expecting = _body_headers(scope) if scope["type"] == "http" else (False, b"", False)
         if not has_body:
             await self._app(scope, receive, send)
             return
-        # A client that waits for `100 Continue` would be told to send, only to be refused.
+        # No linger for a client that waits for `100 Continue`: it would get that, and then the refusal.
         body = _BodyReader(receive, self._limits.timeout_s, can_linger=not is_expecting)
 
         async def counted() -> Message:
@@ -51,7 +51,7 @@ class BodyLimitMiddleware:
             return message
 
         try:
-            if announced.isdigit() and int(announced) > self._limits.max_bytes:
+            if declared.isdigit() and int(declared) > self._limits.max_bytes:
                 await error_response(self._too_large())(scope, receive, body.before(send))
             else:
                 await self._app(scope, counted, body.before(send))
@@ -62,9 +62,9 @@ class BodyLimitMiddleware:
         if body.n_bytes > self._limits.max_bytes:
             raise self._too_large()
         if self._n_bytes > self._limits.max_bytes_in_flight:
-            body.can_linger = False  # its memory is needed: the rest is not waited for
+            body.can_linger = False  # memory is short, so the rest is not read
             raise Overloaded(
-                "too many bytes of other requests are being read; try again later",
+                "the bodies of all requests together exceed the limit; try again later",
                 retry_after_s=1.0,
                 body_bytes_in_flight=self._n_bytes,
                 max_body_bytes_in_flight=self._limits.max_bytes_in_flight,
@@ -76,7 +76,7 @@ class BodyLimitMiddleware:
 
 
 class _BodyReader:
-    """Reads one body within its time limit, and closes the connection if it is answered early."""
+    """Read one body within its time limit, and close the connection if the response comes before the end of the body."""
 
     def __init__(self, receive: Receive, timeout_s: float, *, can_linger: bool) -> None:
         self.n_bytes = 0
@@ -87,7 +87,7 @@ class _BodyReader:
         self._is_whole = False
 
     async def receive(self) -> Message:
-        """The next piece. Raise `BodyTimeout` or `ClientDisconnected`. After the last one, wait for the end of the connection."""
+        """Return the next piece. Raise `BodyTimeout` or `ClientDisconnected`. After the last one, wait for a disconnect."""
         if self._is_whole:
             return await self._receive()
         try:
@@ -95,14 +95,14 @@ class _BodyReader:
                 message = await self._next()
         except TimeoutError:
             seconds = self._timeout_s
-            raise BodyTimeout(f"the body was not here within {seconds:g} s", timeout_s=seconds) from None
+            raise BodyTimeout(f"the body did not arrive within {seconds:g} s", timeout_s=seconds) from None
         if message["type"] == "http.disconnect":
-            raise ClientDisconnected("the client hung up in the middle of the body")
+            raise ClientDisconnected("the client disconnected before the end of the body")
         self.n_bytes += len(message.get("body", b""))
         return message
 
     def before(self, send: Send) -> Send:
-        """`send`, but an answer to half a body closes the connection: the other half would be read without limits."""
+        """Wrap `send` to close the connection after a response to an incomplete body, whose rest would be read without limits."""
 
         async def send_after_body(message: Message) -> None:
             if message["type"] == "http.response.start" and not self._is_whole:
@@ -114,7 +114,7 @@ class _BodyReader:
         return send_after_body
 
     async def _linger(self) -> None:
-        """Throw away what still comes."""
+        """Discard the rest of the body."""
         if not self.can_linger:
             return
         until = min(self._deadline, asyncio.get_running_loop().time() + _LINGER_S)
@@ -130,7 +130,7 @@ class _BodyReader:
 
 
 def _body_headers(scope: Scope) -> tuple[bool, bytes, bool]:
-    """Whether there is a body, its length where the head says it, and whether the client waits for `100 Continue`."""
+    """Return whether there is a body, its declared length, and whether the client waits for `100 Continue`."""
     length, is_chunked, is_expecting = b"", False, False
     for name, value in scope["headers"]:
         if name == b"content-length":

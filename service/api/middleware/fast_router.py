@@ -1,6 +1,6 @@
 """Call the scoring routes without FastAPI's dispatch.
 
-They need nothing of dependencies or response models, and what those cost every request would be a tenth of the whole.
+They use no dependencies or response models, which would take a tenth of the time of every request.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _BufferedRequest(Request):
     _content: bytes | None = None
 
     async def body(self) -> bytes:
-        """As there; `Intake` raises where the client has left."""
+        """Read the body. `BodyLimitMiddleware` raises if the client disconnects."""
         if self._content is None:
             message = await self.receive()
             content: bytes = message.get("body", b"")
@@ -44,7 +44,7 @@ class _BufferedRequest(Request):
 
 
 class FastRouter:
-    """Answers POST on these routes itself; everything else, a wrong method on them included, is the framework's."""
+    """Call the endpoints of POST on these routes; pass all other requests, also with wrong methods, to the framework."""
 
     def __init__(
         self,

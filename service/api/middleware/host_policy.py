@@ -1,8 +1,8 @@
-"""Check hosts and origins for requests that another site has made a browser send. Used only where there are no keys.
+"""Check hosts and origins, against requests that a page of another site sends through a browser. Used only without keys.
 
-A page that a browser shows can send requests to every address that the browser reaches; they have the page's origin. A site whose
-name is made to lead to this address (DNS rebinding) can read the answers too; they have the site's name as Host. Addresses are no
-names, so no site can claim one. Programs send no origin, and as Host the address that they connect to.
+A web page can send requests to every address that its browser reaches; these have the origin of the page. A site whose name
+resolves to this address (DNS rebinding) can read the responses too; its requests have the name of the site as Host. An address as
+Host is safe, since no site can own it. Programs send no origin, and as Host the address to which they connect.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _BRACKETS = re.compile(r"\[([^\[\]]*)\](?::\d*)?")
 
 
 class HostPolicy:
-    """Host names of this server, and origins of pages that may send requests to it. `is_loopback`: only this machine reaches it.
+    """Host names of this server, and origins of pages that may send requests. `is_loopback`: reachable from this machine only.
 
-    `hosts` are names; `*.NAME` are all below it, `*` is any. `origins` are as browsers send them; `*` is any.
+    `hosts` are names; `*.NAME` are all its subdomains, `*` is any. `origins` are as browsers send them; `*` is any.
     """
 
     def __init__(self, *, is_loopback: bool, hosts: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
@@ -36,7 +36,7 @@ class HostPolicy:
         self._accepted_hosts: set[bytes] = set()
 
     def check(self, scope: Scope) -> None:
-        """Raise `HostNotAllowed` or `OriginNotAllowed`. A request of HTTP/1.0 may have no host: no browser sends one."""
+        """Raise `HostNotAllowed` or `OriginNotAllowed`. HTTP/1.0 requests may have no host; browsers do not send them."""
         host, origin = None, None
         for name, value in scope["headers"]:
             if name == b"host":
@@ -53,8 +53,8 @@ class HostPolicy:
         server = scope.get("server")
         if not self._is_name(name) and (server is None or name != _normalized(str(server[0]))):
             raise HostNotAllowed(
-                "without keys this server answers to its own names and addresses alone: add this one to REWARD_ALLOWED_HOSTS, or "
-                "set REWARD_KEYS_FILE"
+                "without keys the Host header must be a name or an address of this server: add the name to REWARD_ALLOWED_HOSTS, "
+                "or set REWARD_KEYS_FILE"
             )
         if len(self._accepted_hosts) < _MAX_CACHED_HOSTS:
             self._accepted_hosts.add(host)
@@ -70,10 +70,10 @@ class HostPolicy:
 
     def _check_origin(self, origin: bytes, host: bytes | None) -> None:
         text = origin.decode("latin-1").lower()
-        is_own = host is not None and text.partition("://")[2] == host.decode("latin-1").lower()
-        if not is_own and text not in self._origins and "*" not in self._origins:
+        is_same = host is not None and text.partition("://")[2] == host.decode("latin-1").lower()
+        if not is_same and text not in self._origins and "*" not in self._origins:
             raise OriginNotAllowed(
-                "without keys this server answers no pages of other sites: add this origin to REWARD_ALLOWED_ORIGINS, or set "
+                "without keys pages of other sites may not send requests: add the origin to REWARD_ALLOWED_ORIGINS, or set "
                 "REWARD_KEYS_FILE"
             )
 

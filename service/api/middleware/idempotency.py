@@ -1,10 +1,9 @@
-"""A request that is sent again with the same `Idempotency-Key` gets the same answer, and is scored and counted once.
+"""Idempotency: a retry with the same `Idempotency-Key` gets the stored response, and is scored and counted once.
 
-Answers are remembered for a while, within a bound of bytes, in this process only. Refusals are not, nor answers with a sample that
-may be scored another time (`is_final` in the state of the request), so that trying again is of use. The answer to a run that a trip
-wire has blocked meanwhile is not given again: the request is answered anew, which is a refusal. A repeat that comes while the first
-is being answered waits for it. The header is that of the IETF's draft (draft-ietf-httpapi-idempotency-key-header). Belongs to one
-event loop.
+Responses are stored for a limited time and in limited memory, in this process only. Refusals are not stored, nor responses with a
+failure that may pass (`is_final` in the state of the request), so that a retry can succeed. A stored response to a run that a trip
+wire has blocked since is not replayed: the request runs again, and is refused. A retry that arrives while the first request is in
+progress waits for it. The header is that of the IETF draft draft-ietf-httpapi-idempotency-key-header. Belongs to one event loop.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ _OK = 200
 
 
 _OVERHEAD_BYTES = 1024
-"""Bytes that an answer takes beside its own, about."""
+"""Approximate memory of a stored response besides its body."""
 
 
 @dataclass(frozen=True, slots=True)
 class _StoredResponse:
-    """What was answered to a key, when, and to which body."""
+    """The response to a key, with the digest of the body, and the time."""
 
     response: Response
     body_digest: bytes
@@ -52,14 +51,14 @@ class _StoredResponse:
 
 @dataclass(frozen=True, slots=True)
 class _InProgress:
-    """A key that is being answered."""
+    """A request in progress."""
 
     body_digest: bytes
     finished: asyncio.Event
 
 
 class BlockedRuns(Protocol):
-    """Has the runs that a trip wire has blocked."""
+    """The runs that trip wires block."""
 
     def is_blocked(self, context: RunContext, /) -> bool:
         """Whether requests of this run are refused."""
@@ -67,7 +66,7 @@ class BlockedRuns(Protocol):
 
 
 class Idempotency:
-    """Answers by key. At most `max_bytes` of them, none older than `max_age_s`, none of a run in `blocked_runs`."""
+    """Store of responses by key: at most `max_bytes`, none older than `max_age_s`, none of a run in `blocked_runs`."""
 
     def __init__(
         self,
@@ -89,18 +88,18 @@ class Idempotency:
         return context is not None and self._blocked_runs is not None and self._blocked_runs.is_blocked(context)
 
     async def run_once(self, request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        """`answer(request)`, or what it answered to the same key before. Raise what it raises, `KeyReused`, `DeadlineExceeded`."""
+        """Return `answer(request)`, or the stored response to its key. Raise its errors, `KeyReused` and `DeadlineExceeded`."""
         key = header(request.scope, HEADER)
         if key is None:
             return await answer(request)
         if not 0 < len(key) <= _MAX_KEY_BYTES:
-            raise InvalidRequest(f"an idempotency key has 1 to {_MAX_KEY_BYTES} bytes", field="idempotency-key")
+            raise InvalidRequest(f"an idempotency key must have 1 to {_MAX_KEY_BYTES} bytes", field="idempotency-key")
         deadline = read_deadline(request, self._clock)
         content = await request.body()
         name, digest = _storage_key(request, key), await run_off_loop(content, _body_digest, content)
         while (in_progress := self._in_progress.get(name)) is not None:
             _check_same_body(in_progress.body_digest, digest)
-            await self._wait_for(in_progress, deadline)  # refused or given up: then the next one asks himself
+            await self._wait_for(in_progress, deadline)  # if that request fails, this one runs
         self._evict()
         stored = self._stored.get(name)
         if stored is not None:
@@ -110,14 +109,14 @@ class Idempotency:
         return _replay(stored.response)
 
     async def _wait_for(self, in_progress: _InProgress, deadline: float) -> None:
-        """Wait until an earlier request of the same key is over. Raise `DeadlineExceeded`."""
+        """Wait until an earlier request with the same key has ended. Raise `DeadlineExceeded`."""
         try:
             await asyncio.wait_for(
                 in_progress.finished.wait(), None if deadline == math.inf else deadline - self._clock.now()
             )
         except TimeoutError:
             raise DeadlineExceeded(
-                "the deadline passed while an earlier request of this idempotency key was answered"
+                "the deadline passed while an earlier request with this idempotency key was in progress"
             ) from None
 
     async def _run_first(
@@ -143,7 +142,7 @@ class Idempotency:
         self._evict()
 
     def _evict(self) -> None:
-        """Forget the oldest answers beyond the bounds."""
+        """Remove the oldest responses beyond the limits."""
         oldest = self._clock.now() - self._max_age_s
         while self._stored:
             name, answer = next(iter(self._stored.items()))
@@ -155,7 +154,7 @@ class Idempotency:
 
 def _check_same_body(stored: bytes, digest: bytes) -> None:
     if stored != digest:
-        raise KeyReused("this idempotency key was sent with another body before; every request has its own")
+        raise KeyReused("this idempotency key was used with another body before: send a new key with every new body")
 
 
 def _body_digest(content: bytes) -> bytes:
@@ -167,18 +166,18 @@ _IDENTIFYING_HEADERS = (b"authorization", b"x-model-digest", b"x-run", b"x-step"
 
 
 def _storage_key(request: Request, key: bytes) -> bytes:
-    """A key is its sender's own, on one route, for one run and step."""
+    """Derive the key of the store: an idempotency key holds for one API key, URL, run and step."""
     identifying = [header(request.scope, name) or b"" for name in _IDENTIFYING_HEADERS]
     parts = (request.scope["path"].encode(), request.scope["query_string"], *identifying, key)
     return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
 
 def _replay(response: Response) -> Response:
-    """The same body and the headers that belong to it, such as the name of the model that scored."""
-    own = {name: value for name, value in response.headers.items() if name.startswith("x-")}
+    """Build the response again, with its `x-` headers, such as the version of the model that scored."""
+    headers = {name: value for name, value in response.headers.items() if name.startswith("x-")}
     return Response(
         response.body,
         response.status_code,
-        headers={**own, "idempotency-replayed": "true"},
+        headers={**headers, "idempotency-replayed": "true"},
         media_type=response.media_type,
     )

@@ -1,4 +1,4 @@
-"""Request log: every request gets an id, a record for log and metrics, and an answer even if a handler fails.
+"""Request log: every request gets an id, a record for log and metrics, and a response even if its route fails.
 
 Pure ASGI. Knows nothing of bodies and scores.
 """
@@ -21,9 +21,9 @@ _VALID_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 class RequestLogMiddleware:
-    """Outermost. Gives every request an id, its route, an end and a record; a bug becomes a 500 in our shape.
+    """The outermost middleware. Gives every request an id, its route, a record, and a 500 response for a bug.
 
-    Paths that are no route's share one label, or a port scan would fill the registry.
+    Paths without a route share one label, since a port scan would otherwise fill the metrics registry.
     """
 
     def __init__(self, app: ASGIApp, *, route_policy: RoutePolicy, clock: Clock, events: HttpEvents) -> None:
@@ -33,7 +33,7 @@ class RequestLogMiddleware:
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on whatever is no HTTP."""
+        """Run the application and record the request. Other scopes than HTTP are passed on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -49,10 +49,10 @@ class RequestLogMiddleware:
 
         try:
             info = state["route"] = self._route_policy.find(scope)
-            if info is not None:  # otherwise the path may hold anything, so it is not written down
+            if info is not None:  # an unknown path may hold any text, so it is not recorded
                 record.route = info.path
                 if record.method == "HEAD" and "HEAD" in info.methods:
-                    scope = {**scope, "method": "GET"}  # RFC 9110, 9.3.2; the protocol sends no body of it
+                    scope = {**scope, "method": "GET"}  # RFC 9110, 9.3.2; uvicorn omits the body
             await self._app(scope, receive, send_with_id)
         except Exception as error:
             record.bug = error
@@ -67,5 +67,5 @@ class RequestLogMiddleware:
 
 
 def request_id(offered_id: bytes | None) -> str:
-    """The id that the client sent, if it is valid, else a new one."""
+    """Return the id that the client sent, if it is valid, else a new one."""
     return offered_id.decode() if offered_id and _VALID_ID.fullmatch(offered_id) else os.urandom(16).hex()

@@ -1,1 +1,1 @@
-"""Our own routes, one file an area."""
+"""The routes of this server's API, one file an area."""

@@ -1,6 +1,6 @@
-"""`/admin/...`: what an operator does with the models of a running server. Needs a key with the scope admin, where there are keys.
+"""`/admin/...`: manage the models of a running server. Needs a key with the scope admin, if the server has keys.
 
-Reads what is asked, calls the `ModelAdmin`, answers with the status of the deployment. No decision about models is made here.
+Each route decodes its request, calls `ModelAdmin`, and replies with the status of the deployment. No decision about models is made.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Run = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
 Version = Annotated[int, Field(ge=1, le=MAX_STEP)]
 MAX_PINS = 1024
 DEFAULT_MODEL = "default"
-"""Loads the embedded default model: an empty name may be a variable of a shell that is not set."""
+"""Name of the embedded default model. An empty name is refused, since it may be an unset shell variable."""
 
 
 _NAME_A_CHECKPOINT = f"name a checkpoint, or send {DEFAULT_MODEL} for the embedded default model"
@@ -38,19 +38,21 @@ class LoadRequest(BaseModel):
 
     model: ModelName | None = Field(
         None,
-        description="checkpoint folder or hub name, as the server finds it; `default`: the embedded default model",
+        description="checkpoint folder on the server, or hub name; `default`: the embedded default model",
     )
-    ensemble: ModelName | None = Field(None, description="instead, several at once: `name=model,name=model`")
+    ensemble: ModelName | None = Field(
+        None, description="several models as one, instead of `model`: `name=model,name=model`"
+    )
     shadow: float = Field(
-        0.0, ge=0.0, le=1.0, description="share of the prompts to score beside the service; 0: switch at once"
+        0.0, ge=0.0, le=1.0, description="share of the prompts that the new model scores as a shadow; 0: switch at once"
     )
     pin: Literal["active"] | Annotated[list[Run], Field(max_length=MAX_PINS)] = Field(
-        [], description="runs that stay with the model they have; active: all of now"
+        [], description="runs that stay with their current model; active: all current runs"
     )
 
     @property
     def source(self) -> Source:
-        """What to load. Raise `InvalidRequest` unless one model, or one list of several, is named."""
+        """The source to load. Raise `InvalidRequest` unless exactly one of `model` and `ensemble` is given."""
         for field, value in (("model", self.model), ("ensemble", self.ensemble)):
             if value is not None and not value.strip():
                 raise InvalidRequest(f"{field} is empty: {_NAME_A_CHECKPOINT}", field=field)
@@ -62,11 +64,11 @@ class LoadRequest(BaseModel):
 
 
 class VersionRequest(BaseModel):
-    """Which loaded model is meant."""
+    """The body of the routes that select a loaded model."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    version: Version = Field(description="number of the model, as GET /admin/models lists it")
+    version: Version = Field(description="version of the model, as in GET /admin/models")
 
 
 class PinRequest(BaseModel):
@@ -75,23 +77,23 @@ class PinRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     run: Run = Field(description="name of the run")
-    version: Version | None = Field(description="null: the model in service, whichever that is")
+    version: Version | None = Field(description="version of the model; null: end the pin")
 
 
 def admin_routes(active_models: ActiveModels) -> APIRouter:
-    """The routes that change what is served."""
+    """Create the admin routes."""
     router = APIRouter(prefix="/admin", tags=["admin"])
 
     @router.get("/models", responses=openapi.errors(503, words=openapi.ADMIN))
     async def models() -> Response:
-        """Which models are loaded, which serves, what a shadow has shown, and which runs are pinned."""
+        """List the loaded models, the model in service, the results of a shadow, and the pinned runs."""
         return _overview(active_models.admin())
 
     @router.post("/models", **openapi.admin_operation(LoadRequest, 409, 422))
     async def load(request: Request) -> Response:
-        """Load a model beside the one in service, verify it, and switch between two batches; or compare first.
+        """Load a model beside the one in service, verify it, and switch between two batches; with `shadow`, compare first.
 
-        Answered when it serves, or with `model_refused` and the reason when it cannot: then nothing has changed.
+        The reply comes when the model is in service, or with `model_refused` and the reason; then nothing has changed.
         """
         payload = await body.read_admin_body(request, LoadRequest)
         known = active_models.admin()
@@ -101,34 +103,34 @@ def admin_routes(active_models: ActiveModels) -> APIRouter:
 
     @router.post("/models/cancel", responses=openapi.errors(409, 503, words=openapi.ADMIN))
     async def cancel() -> Response:
-        """Give up the load that is going on. Whoever waits for it gets `model_refused`; another load can begin at once."""
+        """Cancel the load in progress. Its request is answered with `model_refused`; another load can begin at once."""
         known = active_models.admin()
         known.cancel_load()
         return _overview(known)
 
     @router.post("/models/activate", **openapi.admin_operation(VersionRequest, 409, 422))
     async def activate(request: Request) -> Response:
-        """Put a loaded model into service: the shadow, or one that stands by."""
+        """Put a loaded model into service: the shadow, or a standby model."""
         payload, known = await body.read_admin_body(request, VersionRequest), active_models.admin()
         known.activate(payload.version)
         return _overview(known, version=payload.version)
 
     @router.post("/models/rollback", responses=openapi.errors(409, 422, 503, words=openapi.ADMIN))
     async def rollback() -> Response:
-        """Back to the model that was in service before; loaded again if it has been let go of."""
+        """Roll back to the previous model in service; it is loaded again if it has been unloaded."""
         known = active_models.admin()
         return _overview(known, version=await known.roll_back())
 
     @router.post("/models/retire", **openapi.admin_operation(VersionRequest, 409, 422))
     async def retire(request: Request) -> Response:
-        """Let go of a model that is not in service."""
+        """Unload a model that is not in service."""
         payload, known = await body.read_admin_body(request, VersionRequest), active_models.admin()
         known.retire(payload.version)
         return _overview(known)
 
     @router.post("/pins", **openapi.admin_operation(PinRequest, 409, 422))
     async def pin(request: Request) -> Response:
-        """Let only one model answer a run, whatever is in service; or end that."""
+        """Pin a run to one model, whichever model is in service, or end the pin."""
         payload, known = await body.read_admin_body(request, PinRequest), active_models.admin()
         known.pin(check_run_name(payload.run), payload.version)
         return _overview(known)

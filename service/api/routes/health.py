@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz`, `/metrics` and `GET /model`: how the server is, and what it serves; the same as others ask for it."""
+"""Health, metrics and model routes: `/livez`, `/readyz`, `/metrics`, `/model`, `/tripwires`, and their names in other servers."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from rewardserve.service.observability.metrics import CONTENT_TYPE, Metrics
 from rewardserve.service.tripwires.io.canaries import failing
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 
-LIVE = {500: "`batcher_stopped` or `scorer_dead`: start this process anew"}
-_METRICS = {401: "`unauthorized`, where the server demands a key with the scope metrics"}
+LIVE = {500: "`batcher_stopped` or `scorer_dead`: restart the process"}
+_METRICS = {401: "`unauthorized`, if the server requires a key with the scope metrics"}
 
 
 def health_routes(
@@ -34,71 +34,75 @@ def health_routes(
     aliases: frozenset[str],
     clock: Clock,
 ) -> APIRouter:
-    """The routes that describe. `aliases` are names of the model beside its own. `clock` is that of the run monitor."""
+    """Create the health, metrics and model routes. `aliases` are further names of the model. `clock` is that of the run monitor."""
     router = APIRouter(tags=["health"])
 
     @router.get("/livez", responses=openapi.errors(500, words=LIVE, is_open=True))
     async def livez() -> Response:
-        """200 while the process can do its work; otherwise it should be started anew."""
+        """200 while the process can score; otherwise restart it."""
         check_alive(active_models)
         return json_response({"status": "alive"})
 
     @router.get("/readyz", responses=openapi.errors(503, is_open=True))
     async def readyz() -> Response:
-        """200 while `/score` is of use; 503 `loading` before, `scorer_failing`, `scorer_hanging`, `shutting_down` after."""
-        served = check_ready(active_models)
-        return json_response({"status": "ready", "model": served.loaded.identity.name, "model_version": served.version})
+        """200 while the server can score; otherwise 503 with `loading`, `scorer_failing`, `scorer_hanging` or `shutting_down`."""
+        runtime = check_ready(active_models)
+        return json_response(
+            {"status": "ready", "model": runtime.loaded.identity.name, "model_version": runtime.version}
+        )
 
     @router.get("/health", responses=openapi.errors(503, is_open=True))
     async def health() -> Response:
-        """As `/readyz`, where vLLM, SGLang and text-embeddings-inference have it."""
+        """As `/readyz`, at the path of vLLM, SGLang and text-embeddings-inference."""
         return await readyz()
 
     @router.get("/v1/models", responses=openapi.errors(503))
     async def models() -> Response:
-        """The model as OpenAI's clients list models."""
+        """List the model in service, in OpenAI's format."""
         return json_response({"object": "list", "data": [_openai_model(active_models.current())]})
 
     @router.get("/v1/models/{model:path}", responses=openapi.errors(404, 503))
     async def openai_model(model: str) -> Response:
-        """One model as OpenAI's clients ask for it: the served one, by its name or an alias."""
-        served = active_models.current()
+        """Describe the model in service by its name or an alias, in OpenAI's format."""
+        runtime = active_models.current()
         try:
-            check_model(model, served, aliases)
+            check_model(model, runtime, aliases)
         except ModelNotServed as error:
             return not_found_as_openai(error)
-        return json_response(_openai_model(served))
+        return json_response(_openai_model(runtime))
 
     @router.get(METRICS, response_class=Response, responses=openapi.errors(words=_METRICS))
     async def metrics() -> Response:
-        """Prometheus text."""
+        """Metrics in the text format of Prometheus."""
         return Response(registry.render(), media_type=CONTENT_TYPE)
 
     @router.get("/model", responses=openapi.errors(503))
     async def model() -> Response:
-        """What is loaded, what it was verified against, and what one may ask of it."""
+        """Describe the loaded model, its contract and its verification, the reward pipeline, and the limits of requests."""
         return info_response(describe(active_models.current(), server_limits))
 
     @router.get("/tripwires", responses=openapi.errors(503))
     async def tripwires() -> Response:
-        """What every wire measures of every run, and which have tripped."""
-        served = active_models.current()
-        canaries = [{"canary": canary.name, "margin": canary.margin} for canary in served.canaries.latest]
-        return info_response({**describe_runs(served.watcher.monitor, clock.now()), "canaries": canaries})
+        """List the statistics of every run, its active alerts, and the trip wires."""
+        runtime = active_models.current()
+        canaries = [{"canary": canary.name, "margin": canary.margin} for canary in runtime.canaries.latest]
+        return info_response({**describe_runs(runtime.watcher.monitor, clock.now()), "canaries": canaries})
 
     @router.post(ACKNOWLEDGE, responses=openapi.errors(404, 503, words={404: "`no_such_alert`"}))
     async def acknowledge(run: str, wire: str) -> Response:
-        """Acknowledge an alert: the wire may trip again."""
+        """Acknowledge an alert: it ends, and the wire can trip again."""
         if not active_models.current().watcher.monitor.acknowledge(run, wire):
-            raise NoSuchAlert(f"the wire {wire[:64]!r} of this run has not tripped, or has been acknowledged")
+            raise NoSuchAlert(
+                f"this run has no alert of the wire {wire[:64]!r}, or it is acknowledged already: see GET /tripwires"
+            )
         return json_response({"run": run, "wire": wire, "acknowledged": True})
 
     return router
 
 
-def _openai_model(served: ModelRuntime) -> dict[str, Any]:
-    """A model as OpenAI lists one."""
-    identity = served.loaded.identity
+def _openai_model(runtime: ModelRuntime) -> dict[str, Any]:
+    """Build OpenAI's description of a model."""
+    identity = runtime.loaded.identity
     return {
         "id": identity.name,
         "object": "model",
@@ -109,27 +113,27 @@ def _openai_model(served: ModelRuntime) -> dict[str, Any]:
 
 
 def check_alive(active_models: ActiveModels) -> None:
-    """Raise `RequestRefused` where the process must be restarted."""
+    """Raise `RequestRefused` if the process must be restarted."""
     if not active_models.is_alive:
         raise BatcherStopped("the batching task has stopped. This is a bug in the server.")
     if active_models.is_scorer_dead:
-        raise ScorerDead("the scorer has died, or hangs for good; start this process anew, the log says more")
+        raise ScorerDead("the scorer has died or hangs: restart the process, and see the log for the cause")
 
 
 def check_ready(active_models: ActiveModels) -> ModelRuntime:
-    """The model in service. Raise `RequestRefused` with the reason why it would not answer well right now."""
-    served = active_models.current()
-    if served.batcher.scorer_state != "healthy":
+    """Return the model in service. Raise `RequestRefused` with the reason if it cannot score at the moment."""
+    runtime = active_models.current()
+    if runtime.batcher.scorer_state != "healthy":
         raise scorer_hanging_error()
     if active_models.is_scorer_dead:
         raise ScorerFailing("the scorer has died; see the log")
-    if n := served.batcher.n_failed_batches:
+    if n := runtime.batcher.n_failed_batches:
         raise ScorerFailing(f"{n} batches in a row have failed; see the log", retry_after_s=30.0, failed_batches=n)
-    return served
+    return runtime
 
 
 def describe_runs(monitor: RunMonitor, now: float) -> dict[str, Any]:
-    """The reply of `GET /tripwires`, but for the canaries. `now` is by the clock of the monitor; the reply has wall clock, UTC."""
+    """Build the reply of `GET /tripwires` without canaries. `now` is by the clock of the monitor; times in the reply are UTC."""
     wall = datetime.now(UTC)
     wires = [
         {"wire": w.name, "severity": w.severity, "votes": w.votes, "cause": w.cause, "threshold": w.threshold,
@@ -157,12 +161,12 @@ def describe_runs(monitor: RunMonitor, now: float) -> dict[str, Any]:
     return {"wires": wires, "runs": runs}
 
 
-def describe(served: ModelRuntime, server_limits: ServerLimits) -> dict[str, Any]:
-    """The reply of `GET /model`."""
-    loaded, identity = served.loaded, served.loaded.identity
-    batching, noise = served.batcher.limits, served.numeric_noise
+def describe(runtime: ModelRuntime, server_limits: ServerLimits) -> dict[str, Any]:
+    """Build the reply of `GET /model`."""
+    loaded, identity = runtime.loaded, runtime.loaded.identity
+    batching, noise = runtime.batcher.limits, runtime.numeric_noise
     return {
-        **served.model_info,
+        **runtime.model_info,
         "identity": {
             "name": identity.name,
             "architecture": identity.architecture,
@@ -185,21 +189,21 @@ def describe(served: ModelRuntime, server_limits: ServerLimits) -> dict[str, Any
             "n_probes": loaded.report.n_probes,
             "max_probe_error": loaded.report.max_probe_error,
         },
-        "canaries": _canaries(served),
+        "canaries": _canaries(runtime),
         "numeric_noise": noise and {"max": noise.max, "p99": noise.p99, "rows": noise.n_rows},
-        "contract_clauses": _clauses(served),
+        "contract_clauses": _clauses(runtime),
         "calibration_data": None if loaded.calibration is None else asdict(loaded.calibration),
         "pipeline": {
-            "digest": served.pipeline.digest,
-            "normalizes": served.pipeline.normalizes,
-            "shape": served.pipeline.shape,
-            "cap_low": served.pipeline.cap_low,
-            "cap_high": served.pipeline.cap_high,
-            "combine": served.pipeline.combination.method,
-            "members": [asdict(member) for member in served.pipeline.combination.members],
+            "digest": runtime.pipeline.digest,
+            "normalizes": runtime.pipeline.normalizes,
+            "shape": runtime.pipeline.shape,
+            "cap_low": runtime.pipeline.cap_low,
+            "cap_high": runtime.pipeline.cap_high,
+            "combine": runtime.pipeline.combination.method,
+            "members": [asdict(member) for member in runtime.pipeline.combination.members],
             "stages": [
-                {"name": active_models.name, "is": type(active_models).__name__, **asdict(active_models)}  # type: ignore[call-overload]
-                for active_models in served.pipeline.stages
+                {"name": stage.name, "is": type(stage).__name__, **asdict(stage)}  # type: ignore[call-overload]
+                for stage in runtime.pipeline.stages
             ],
         },
         "limits": {
@@ -212,21 +216,21 @@ def describe(served: ModelRuntime, server_limits: ServerLimits) -> dict[str, Any
     }
 
 
-def _canaries(served: ModelRuntime) -> dict[str, Any]:
-    results = served.canaries.latest
-    lost = failing(results)
+def _canaries(runtime: ModelRuntime) -> dict[str, Any]:
+    results = runtime.canaries.latest
+    failed = failing(results)
     return {
         "n": len(results),
-        "failing": [{"canary": each.name, "margin": each.margin} for each in lost],
+        "failing": [{"canary": each.name, "margin": each.margin} for each in failed],
         "meaning": "failing: the exploit scores at least as high as the honest answer, so a policy that is trained against this "
-        "model will find it",
+        "model can learn the exploit",
     }
 
 
 _OMITTED_CLAUSES = frozenset({"template", "probes", "heads", "origin", "format"})
-"""Clauses that are too long, or beside the others in `GET /model`."""
+"""Clauses that are too long for `GET /model`, or in its other parts."""
 
 
-def _clauses(served: ModelRuntime) -> dict[str, Any]:
-    """Every clause of the contract but a few, so that none is forgotten."""
-    return {name: value for name, value in asdict(served.loaded.contract).items() if name not in _OMITTED_CLAUSES}
+def _clauses(runtime: ModelRuntime) -> dict[str, Any]:
+    """Return all clauses of the contract except the omitted ones, so that new clauses are included."""
+    return {name: value for name, value in asdict(runtime.loaded.contract).items() if name not in _OMITTED_CLAUSES}

@@ -1,6 +1,6 @@
 """Health and metadata routes of the KServe v2 protocol: `/v2`, `/v2/health/...`, `/v2/models/NAME[/ready]`.
 
-The answers are those of `/livez`, `/readyz` and `GET /model`, in the words of the protocol.
+The replies correspond to `/livez`, `/readyz` and `GET /model`, in the format of the protocol.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from rewardserve.service.models.runtime import ModelRuntime
 
 
 def kserve_health_routes(active_models: ActiveModels, aliases: frozenset[str]) -> APIRouter:
-    """The routes. `aliases` are names of the model beside its own."""
+    """Create the routes. `aliases` are further names of the model."""
     router = APIRouter(tags=["kserve"])
     accepted = aliases | FIXED_NAMES
 
     def named(model: str, requested_version: str | None) -> ModelRuntime:
-        served = active_models.current()
-        check_model(model, served, accepted)
-        check_version(requested_version, served)
-        return served
+        runtime = active_models.current()
+        check_model(model, runtime, accepted)
+        check_version(requested_version, runtime)
+        return runtime
 
     def ready(model: str, requested_version: str | None) -> Response:
         try:
-            served = named(model, requested_version)
+            runtime = named(model, requested_version)
             check_ready(active_models)
         except RequestRefused as error:
             return render_error(error, error.status)
-        return json_response({"name": served.loaded.identity.name, "ready": True})
+        return json_response({"name": runtime.loaded.identity.name, "ready": True})
 
     def metadata(model: str, requested_version: str | None) -> Response:
         try:
-            served = named(model, requested_version)
+            runtime = named(model, requested_version)
         except RequestRefused as error:
             return render_error(error, error.status)
-        return json_response(_metadata(served))
+        return json_response(_metadata(runtime))
 
     @router.get("/v2", responses=openapi.in_any_shape(openapi.errors()))
     async def server() -> Response:
-        """Name, version and extensions of this server."""
+        """Describe the server: name, version and extensions."""
         return json_response({"name": "rewardserve", "version": version("rewardserve"), "extensions": []})
 
     @router.get("/v2/health/live", responses=openapi.in_any_shape(openapi.errors(500, words=LIVE, is_open=True)))
@@ -70,36 +70,36 @@ def kserve_health_routes(active_models: ActiveModels, aliases: frozenset[str]) -
             return render_error(error, error.status)
         return json_response({"ready": True})
 
-    # The longer paths first: a name may hold slashes.
+    # The longer paths first, since the name of a model may have slashes.
     @router.get(
         "/v2/models/{model:path}/versions/{version}/ready", responses=openapi.in_any_shape(openapi.errors(404, 503))
     )
     async def version_ready(model: str, version: str) -> Response:
-        """Whether this version of the model scores right now."""
+        """200 while this version of the model can score."""
         return ready(model, version)
 
     @router.get("/v2/models/{model:path}/ready", responses=openapi.in_any_shape(openapi.errors(404, 503)))
     async def model_ready(model: str) -> Response:
-        """Whether the model scores right now."""
+        """200 while the model can score."""
         return ready(model, None)
 
     @router.get("/v2/models/{model:path}/versions/{version}", responses=openapi.in_any_shape(openapi.errors(404, 503)))
     async def version_metadata(model: str, version: str) -> Response:
-        """The tensors of this version of the model."""
+        """Describe the tensors of this version of the model."""
         return metadata(model, version)
 
     @router.get("/v2/models/{model:path}", responses=openapi.in_any_shape(openapi.errors(404, 503)))
     async def model_metadata(model: str) -> Response:
-        """The model, its version and its tensors."""
+        """Describe the model, its version and its tensors."""
         return metadata(model, None)
 
     return router
 
 
-def _metadata(served: ModelRuntime) -> dict[str, Any]:
+def _metadata(runtime: ModelRuntime) -> dict[str, Any]:
     return {
-        "name": served.loaded.identity.name,
-        "versions": [str(served.version)],
-        "platform": f"rewardserve_{served.loaded.identity.backend}",
+        "name": runtime.loaded.identity.name,
+        "versions": [str(runtime.version)],
+        "platform": f"rewardserve_{runtime.loaded.identity.backend}",
         **TENSORS,
     }

@@ -1,6 +1,7 @@
-"""`/docs` and `/redoc`: Swagger UI and Redoc out of a package that is installed, so that both work without the internet.
+"""`/docs` and `/redoc`: Swagger UI and Redoc from an installed package, so that both work without internet access.
 
-Where there are keys, a browser asks for one: these pages are refused with a Basic challenge, whose password is the key.
+On a server with keys these pages need one: a request without a key gets a Basic challenge, and the browser shows a login dialog
+whose password is the key.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ _TYPES = {
     "swagger-ui.css": "text/css",
     "redoc.standalone.js": "text/javascript",
 }
-_THIS_SERVER_ALONE = (
+_SECURITY_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "worker-src blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
-"""Redoc would fetch a picture over the internet."""
+"""Redoc would load an image from the internet."""
 
 _A_DAY = {"cache-control": "private, max-age=86400"}
 _PAGE = """<!doctype html>
@@ -35,12 +36,12 @@ _PAGE = """<!doctype html>
 <body style="margin:0"><div id="page"></div>
 <script src="{script}"></script>
 <script>
-  // The origin is without a key, also where the address of the page has one: a browser fetches no other.
+  // The origin never has a key, also if the URL of the page has one; browsers do not fetch URLs with a key.
   const url = location.origin + "{openapi}";
   {start}
 </script></body></html>
 """
-# No validator: it would be sent the document, over the internet.
+# No validator: it would upload the document to a site on the internet.
 _SWAGGER_UI = (
     """SwaggerUIBundle({url, dom_id: "#page", deepLinking: true, validatorUrl: null, docExpansion: "list"});"""
 )
@@ -48,12 +49,12 @@ _REDOC = """Redoc.init(url, {}, document.getElementById("page"));"""
 
 
 def is_page(path: str) -> bool:
-    """Whether the path is a page of the documentation, or a file that such a page loads."""
+    """Whether the path is a page of the documentation or a file that such a page loads."""
     return path in (OPENAPI, SWAGGER, REDOC) or path.startswith(ASSETS + "/")
 
 
 def page_routes(title: str) -> APIRouter:
-    """The pages and their scripts and styles; not in the OpenAPI document themselves."""
+    """Create the routes of the pages, their scripts and styles, which are not in the OpenAPI document."""
     router = APIRouter(include_in_schema=False)
     package = files("fastapi_offline") / "static"
     assets = {name: (package / name).read_bytes() for name in _TYPES}
@@ -78,4 +79,4 @@ def page_routes(title: str) -> APIRouter:
 
 def _page(title: str, style: str, script: str, start: str) -> HTMLResponse:
     page = _PAGE.format(title=title, style=style, script=f"{ASSETS}/{script}", openapi=OPENAPI, start=start)
-    return HTMLResponse(page, headers={"content-security-policy": _THIS_SERVER_ALONE})
+    return HTMLResponse(page, headers={"content-security-policy": _SECURITY_POLICY})

@@ -1,4 +1,4 @@
-"""`POST /score` and `POST /compare`: read, ask `scoring`, answer. No decision about scores is made here.
+"""`POST /score` and `POST /compare`: decode the request, call `scoring`, build the reply. Makes no decision about scores.
 
 FastAPI documents these routes; `middleware.fast_router` calls them.
 """
@@ -44,7 +44,7 @@ def scoring_routes(
     score_pairs: Callable[[Request, Any], Awaitable[Response]],
     pair_bodies: Sequence[Any] = (),
 ) -> APIRouter:
-    """The routes that score. Where the JSON of a body `has_pairs` it is another server's: `score_pairs` answers it.
+    """Create the scoring routes. A body for which `has_pairs` is true has another wire format: `score_pairs` answers it.
 
     `pair_bodies` are the records of such bodies, for the documentation.
     """
@@ -55,16 +55,18 @@ def scoring_routes(
         "/score", response_model=ScoreReply | openapi.ForeignReply, **openapi.operation(ScoreRequest, pair_bodies)
     )
     async def score(request: Request) -> Response:
-        """Score samples. A bad sample gets `null` and an error of its own; its neighbours are scored."""
+        """Score samples. An invalid sample gets `null` and an error in its result; the other samples are scored."""
         deadline = read_deadline(request, clock)
-        active_models.current()  # refused before a body is read that nobody could answer
+        active_models.current()  # without a model, refuse the request before reading its body
         parameters = run_context.read_parameters(request.scope, {"value"})
         try:
             payload = await body.read_body(request, _scores, ScoreRequest, parts, has_pairs)
-        except body.ForeignBody as theirs:
-            return await score_pairs(request, theirs.value)
+        except body.ForeignBody as foreign:
+            return await score_pairs(request, foreign.value)
         if parameters.options:
-            raise InvalidRequest("value is for other wire formats: the results here have all numbers", field="value")
+            raise InvalidRequest(
+                "value is for other wire formats: leave it out, as the results here have all scores", field="value"
+            )
         server_limits.check_sample_count(len(payload.samples), "samples")
         ids = _ids(payload.samples)
         run, step = (
@@ -72,16 +74,16 @@ def scoring_routes(
             run_context.single_value("step", payload.step, parameters.step),
         )
         context = run_context.run_context_of(request.scope, run, step, payload.kl, [s.id for s in payload.samples])
-        served = active_models.for_request(context.run, parameters.model_digests)
-        set_log_fields(request, run=context.run, step=step, samples=len(payload.samples), version=served.version)
-        work = served.scoring.score([to_sample(s) for s in payload.samples], deadline, context)
+        runtime = active_models.for_request(context.run, parameters.model_digests)
+        set_log_fields(request, run=context.run, step=step, samples=len(payload.samples), version=runtime.version)
+        work = runtime.scoring.score([to_sample(s) for s in payload.samples], deadline, context)
         results = await cancel_on_disconnect(request, work)
         set_is_final(request, results)
-        return score_reply(served, ids, results)
+        return score_reply(runtime, ids, results)
 
     @router.post("/compare", response_model=CompareReply, **openapi.operation(CompareRequest))
     async def compare(request: Request) -> Response:
-        """Rank responses to one prompt. The order in which they are listed has no effect."""
+        """Rank responses to one prompt. Their order in the request has no effect."""
         deadline = read_deadline(request, clock)
         active_models.current()
         parameters = run_context.read_parameters(request.scope)
@@ -94,18 +96,18 @@ def scoring_routes(
             run_context.single_value("step", payload.step, parameters.step),
         )
         context = run_context.run_context_of(request.scope, run, step)
-        served = active_models.for_request(context.run, parameters.model_digests)
-        set_log_fields(request, run=context.run, step=context.step, samples=n_responses, version=served.version)
-        work = served.scoring.compare(
+        runtime = active_models.for_request(context.run, parameters.model_digests)
+        set_log_fields(request, run=context.run, step=context.step, samples=n_responses, version=runtime.version)
+        work = runtime.scoring.compare(
             [to_comparison(c) for c in payload.comparisons], payload.tie_margin, deadline, context
         )
         results = await cancel_on_disconnect(request, work)
         set_is_final(request, results)
-        return compare_reply(served, ids, results)
+        return compare_reply(runtime, ids, results)
 
     return router
 
 
 def _ids(payload: Sequence[SampleIn | structs.SampleStruct | ComparisonIn | structs.ComparisonStruct]) -> list[str]:
-    """The id of each result: a label of the client, or the index. The responses of a group may share one."""
+    """Return the id of each result: that of the client, or the index. Several samples may have the same id."""
     return [str(i) if each.id is None else each.id for i, each in enumerate(payload)]

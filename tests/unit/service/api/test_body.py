@@ -146,7 +146,7 @@ def test_paths_leave_out_what_the_branches_of_a_union_are_called():
 
 # -- how many parts ---------------------------------------------------------------------------------------------------------
 
-MANY_PARTS = "the body is made of more parts than a request can be: split it"
+MANY_PARTS = "the body has more JSON values than the limits of a request: split the request"
 
 
 def test_room_for_parts_grows_with_what_may_be_asked():
@@ -603,7 +603,10 @@ async def test_what_is_asked_seldom_is_small():
     assert (await body.read_admin_body(Request(padded(ONE, LOOP)), ScoreRequest)).samples[0].text == "x"
     with pytest.raises(BodyTooLarge) as refused:
         await body.read_admin_body(Request(padded(ONE, LOOP + 1)), ScoreRequest)
-    assert (refused.value.message, refused.value.details) == ("this body is larger than 1048576 bytes", {"limit": LOOP})
+    assert (refused.value.message, refused.value.details) == (
+        "the body of an admin request is larger than 1048576 bytes",
+        {"limit": LOOP},
+    )
     with pytest.raises(InvalidJson):
         await body.read_admin_body(Request(b"{"), ScoreRequest)
     for content, message in (

@@ -162,7 +162,7 @@ def test_bodies_count_together_until_they_are_answered():
 
     refused = run(main())
     assert (refused.message, refused.retry_after_s) == (
-        "too many bytes of other requests are being read; try again later",
+        "the bodies of all requests together exceed the limit; try again later",
         1.0,
     )
     assert refused.details == {"body_bytes_in_flight": 16, "max_body_bytes_in_flight": 15}
@@ -184,7 +184,7 @@ def test_a_body_that_is_late_is_refused_at_its_deadline_whatever_it_sent_before(
         return refused.value, asyncio.get_running_loop().time()
 
     refused, now = run(main())
-    assert (refused.message, refused.details) == ("the body was not here within 30 s", {"timeout_s": 30.0})
+    assert (refused.message, refused.details) == ("the body did not arrive within 30 s", {"timeout_s": 30.0})
     assert now == 1030.0
 
 
@@ -197,7 +197,7 @@ def test_a_caller_that_leaves_in_the_middle_is_told_from_one_that_is_late():
     caller = Caller(part(b"1"), LEFT, **CHUNKED)
     with pytest.raises(ClientDisconnected) as left:
         answered(caller)
-    assert left.value.message == "the client hung up in the middle of the body"
+    assert left.value.message == "the client disconnected before the end of the body"
 
 
 def test_after_the_whole_body_the_app_may_wait_for_the_end_of_the_connection_as_long_as_it_likes():
