@@ -1,4 +1,4 @@
-"""Parse arguments of the command line, and report errors of usage in two lines. Standard library only."""
+"""Parse command-line arguments, and report usage errors in two lines. Standard library only."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, allow_abbrev=False, **options)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong and where the help is, and exit with 2."""
+        """Print the error and the command that shows the help, and exit with 2."""
         end_with_usage(self.prog, f"{message}{self._hint(message)}")
 
     def _hint(self, message: str) -> str:
-        """The option or positional argument that an unknown option probably stands for."""
+        """Suggest the option or positional argument that an unknown option probably means."""
         _, found, unknown = message.partition("unrecognized arguments: ")
         option = unknown.split(" ")[0].partition("=")[0]
         if not found or not option.startswith("--"):
@@ -34,13 +34,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def did_you_mean(word: str, known: list[str], cutoff: float = 0.6) -> str:
-    """A question about the nearest known word; empty where none is near."""
+    """Suggest the nearest known word; empty if none is near."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def show(text: str) -> None:
-    """Print a text to stdout, as far as it is read: `| head` ends the reading early."""
+    """Print a text to stdout, also into a pipe that closes early, such as `| head`."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -48,6 +48,6 @@ def show(text: str) -> None:
 
 
 def end_with_usage(program: str, message: str) -> NoReturn:
-    """Print an error of usage and the help to read, and exit with 2."""
+    """Print a usage error and the command that shows the help, and exit with 2."""
     print(f"{program}: {message}\nSee {program} --help.", file=sys.stderr)
     sys.exit(USAGE_ERROR)

@@ -18,12 +18,12 @@ from rewardserve.model.resource_errors import explain_resource_errors
 
 PROGRAM = "rewardserve"
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "fastapi", "uvicorn", "pydantic", "vllm")
-"""Libraries whose versions belong into the report of a bug."""
+"""Libraries whose versions belong in a bug report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One subcommand. `target` is `module:function`, which is called with the arguments and returns the exit code."""
+    """One subcommand. `target` is `module:function`; the function takes the arguments and returns the exit code."""
 
     name: str
     arguments: str
@@ -75,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {command.name: command for group in COMMANDS.values() for command in group}
     if name not in commands:
         is_option = name.startswith("-")
-        what = f"the subcommand comes first, not {name}" if is_option else f"there is no subcommand {name!r}"
-        end_with_usage(PROGRAM, what + did_you_mean(name, list(commands)))
+        problem = f"the subcommand comes first, not {name}" if is_option else f"there is no subcommand {name!r}"
+        end_with_usage(PROGRAM, problem + did_you_mean(name, list(commands)))
     return commands[name].run(arguments)
 
 
@@ -85,11 +85,11 @@ def _help() -> str:
     for title, commands in COMMANDS.items():
         lines += ["", f"{title}:"]
         lines += [f"  {f'{command.name} {command.arguments}':32}{command.summary}" for command in commands]
-    return "\n".join([*lines, "", f"{PROGRAM} COMMAND --help has the arguments of a command; {PROGRAM} --version."])
+    return "\n".join([*lines, "", f"{PROGRAM} COMMAND --help shows the arguments of a command; {PROGRAM} --version."])
 
 
 def print_versions(arguments: list[str]) -> int:
-    """Print the versions of RewardServe, Python and the libraries, as the report of a bug needs them."""
+    """Print the versions of RewardServe, Python and the libraries, for a bug report."""
     if arguments:
         end_with_usage(PROGRAM, "version takes no arguments")
     machine = f"python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} CPUs"

@@ -1,7 +1,7 @@
-"""How far two reward models agree on the same responses, and which of them agrees with the labels.
+"""Measure how far two reward models agree on the same responses, and which of them agrees with the labels.
 
-Pure functions of arrays (numpy only). Intervals are of 95 % and draw whole prompts: responses to one prompt are no independent
-evidence. Shapes: N responses, P pairs, G prompts.
+Pure functions of arrays (numpy only). Confidence intervals are of 95 % and resample whole prompts, since responses to one prompt
+are not independent. Shapes: N responses, P pairs, G prompts.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from rewardserve.training.evaluate import Floats, Ints, bootstrap_mean, pearson,
 
 N_BOOTSTRAP = 2_000
 LEAST_RANKED = 3
-"""Responses to one prompt from which their order counts: two have an order, and no correlation."""
+"""Fewest responses to one prompt for a rank correlation: with two it is always 1 or -1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over pairs, with its interval."""
+    """A mean over pairs, with its confidence interval."""
 
     value: float
     low: float
@@ -29,9 +29,9 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How often each model scores the chosen response higher; a tie counts half. `difference` is B less A, pair by pair.
+    """Share of pairs in which each model scores the chosen response higher; a tie counts half. `difference` is B minus A, paired.
 
-    The four numbers count pairs, of which a tie is not right.
+    The four numbers count pairs; here a tie counts as wrong.
     """
 
     a: Estimate
@@ -45,11 +45,11 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Two models on the responses that both have scored.
+    """Agreement of two models on the responses that both have scored.
 
-    `disagreement` is the share of pairs of responses to one prompt (the labelled ones, where there are labels) that the
+    `disagreement` is the share of pairs of responses to one prompt (of the labelled pairs, if there are labels) that the
     models order differently; a tie of one of them counts half. `spearman` is over all responses, `spearman_within` the mean
-    over the `n_ranked_prompts` prompts with three responses or more; None where a model gives all the same score.
+    over the `n_ranked_prompts` prompts with three responses or more; None if a model gives all the same score.
     """
 
     n_responses: int
@@ -65,7 +65,7 @@ class Agreement:
 def agreement(
     a_N: Floats, b_N: Floats, prompt_N: Ints, pairs: Sequence[tuple[int, int, int]], *, n_bootstrap: int = N_BOOTSTRAP
 ) -> Agreement:
-    """Compare the scores of two models; NaN where a response has none. `pairs`: `(chosen, rejected, prompt)`, or empty."""
+    """Compare the scores of two models; NaN for a response without one. `pairs`: `(chosen, rejected, prompt)`, or empty."""
     is_scored_N = np.isfinite(a_N) & np.isfinite(b_N)
     scored = np.flatnonzero(is_scored_N)
     a, b = a_N[scored], b_N[scored]
@@ -91,17 +91,17 @@ def agreement(
 
 
 def spearman(a_N: Floats, b_N: Floats) -> float | None:
-    """The rank correlation; None where either does not vary."""
+    """Compute the rank correlation; None if the scores of a model do not vary."""
     if len(a_N) < 2 or not (np.ptp(a_N) > 0 and np.ptp(b_N) > 0):
         return None
     return pearson(ranks(a_N), ranks(b_N))
 
 
 def interval(sum_G: Floats, size_G: Ints, low: float, high: float, n_bootstrap: int) -> tuple[float, float]:
-    """The interval of `sum(sum_G) / sum(size_G)`, a mean that lies between `low` and `high`.
+    """Compute the interval of `sum(sum_G) / sum(size_G)`, a mean between `low` and `high`.
 
-    Prompts that are all alike leave nothing to draw, and their interval would have no width: there it has the exact bound
-    for an event that none of G prompts has shown (Clopper and Pearson 1934).
+    If all prompts have the same mean, a bootstrap interval would have no width; then the interval has the exact bound
+    for an event that occurred in none of G prompts (Clopper and Pearson 1934).
     """
     mean_G = sum_G / size_G
     if np.ptp(mean_G) > 0:
@@ -114,7 +114,7 @@ def interval(sum_G: Floats, size_G: Ints, low: float, high: float, n_bootstrap: 
 def _of_pairs(
     a_N: Floats, b_N: Floats, pairs: Sequence[tuple[int, int, int]], n_bootstrap: int
 ) -> tuple[int, Accuracy | None, Estimate | None]:
-    """Labelled pairs: how many, how often each model is right, and how often they differ."""
+    """Compare labelled pairs: their number, the accuracy of each model, and how often the models differ."""
     if not pairs:
         return 0, None, None
     chosen, rejected, prompt_P = np.array(pairs).T
@@ -140,7 +140,7 @@ def _mean(value_P: Floats, prompt_P: Ints, low: float, high: float, n_bootstrap:
 
 
 def _grouped(prompt_N: Ints) -> list[Ints]:
-    """The numbers of the responses to each prompt."""
+    """Group the indices of responses by prompt."""
     if not len(prompt_N):
         return []
     order = np.argsort(prompt_N, kind="stable")
@@ -148,7 +148,7 @@ def _grouped(prompt_N: Ints) -> list[Ints]:
 
 
 def _of_prompts(a_N: Floats, b_N: Floats, of_prompt: Sequence[Ints], n_bootstrap: int) -> tuple[int, Estimate | None]:
-    """All pairs of responses to one prompt: how many, and how often the models order them differently."""
+    """Compare all pairs of responses to one prompt: their number, and how often the models order them differently."""
     several = [numbers for numbers in of_prompt if len(numbers) > 1]
     if not several:
         return 0, None
@@ -159,7 +159,7 @@ def _of_prompts(a_N: Floats, b_N: Floats, of_prompt: Sequence[Ints], n_bootstrap
 
 
 def _n_differing(a_N: Floats, b_N: Floats) -> float:
-    """Of all pairs of these, how many the models order differently."""
+    """Count the pairs that the models order differently."""
     return sum(
         float(np.abs(wins(a_N[i] - a_N[i + 1 :]) - wins(b_N[i] - b_N[i + 1 :])).sum()) for i in range(len(a_N) - 1)
     )

@@ -1,7 +1,7 @@
 """`rewardserve compare MODEL_A MODEL_B FILE`: score a file with two models and print how far they agree.
 
-Exit codes: 0 every row is compared, 1 a model cannot be loaded, 2 wrong settings or file, 3 some rows have no score of both, 130
-interrupted.
+Exit codes: 0 every row is compared, 1 a model cannot be loaded, 2 invalid settings or file, 3 some rows do not have a score of each
+model, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ AS_JSON = "--json"
 
 
 class CompareSettings(ModelSettings):
-    """Score a file with two models, and print how far they agree: with each other, and with the labels of preference pairs."""
+    """Score a file with two models, and print their agreement with each other and with the labels of preference pairs."""
 
     model_a: CliPositionalArg[str] = Field(description="checkpoint folder or hub name; `default`: the embedded default")
     model_b: CliPositionalArg[str] = Field(description="checkpoint folder or hub name; loaded once the first is freed")
@@ -57,7 +57,7 @@ class CompareSettings(ModelSettings):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The raw scores of one model, NaN where a response has none, and the codes of those failures."""
+    """The raw scores of one model, NaN for a response without one, and the number of failures by code."""
 
     model: str
     contract: str
@@ -66,7 +66,7 @@ class Scores:
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
-    """Compare, and end the process with the exit code."""
+    """Compare the models and end the process with the exit code."""
     settings = from_command_line(
         CompareSettings,
         PROGRAM,
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     code = run(settings, as_json=AS_JSON in arguments)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # a forward that is running cannot be interrupted, and Python would wait for its thread
+    os._exit(code)  # a running forward pass cannot be interrupted, and Python would wait for its thread
 
 
 def run(settings: CompareSettings, *, as_json: bool = False) -> int:
@@ -104,11 +104,11 @@ def run(settings: CompareSettings, *, as_json: bool = False) -> int:
         return INTERRUPTED
     found = agreement(np.array(a.raw), np.array(b.raw), np.array(rows.prompts), rows.pairs)
     print(json.dumps(as_object(settings.file, rows, a, b, found), indent=2) if as_json else text_of(rows, a, b, found))
-    return SOME_FAILED if _say_losses(rows, a, b) else 0
+    return SOME_FAILED if _print_missing(rows, a, b) else 0
 
 
 def score(settings: CompareSettings, model: str, rows: Rows) -> Scores:
-    """The raw scores of one model, which is freed afterwards. Raise `LoadError`, `PipelineError` or `RequestRefused`."""
+    """Score the rows with one model, which is freed afterwards. Raise `LoadError`, `PipelineError` or `RequestRefused`."""
     of_model = settings.model_copy(update={"model": "" if model == DEFAULT_MODEL else model, "ensemble": ""})
     loaded, pipeline = load_model(of_model)
 
@@ -124,30 +124,30 @@ def score(settings: CompareSettings, model: str, rows: Rows) -> Scores:
     return asyncio.run(score_all())
 
 
-def _say_losses(rows: Rows, a: Scores, b: Scores) -> bool:
-    """Print which rows are not in the comparison. Return whether there are any."""
-    said = []
+def _print_missing(rows: Rows, a: Scores, b: Scores) -> bool:
+    """Print the number of rows and responses that are not in the comparison. Return whether there are any."""
+    messages = []
     if rows.bad:
-        said.append(
+        messages.append(
             f"{sum(rows.bad.values())} of {rows.n_rows} rows are left out ({_counts(rows.bad)}): {rows.first_bad}"
         )
     for name, scores in (("A", a), ("B", b)):
         if scores.failed:
             n = sum(scores.failed.values())
-            said.append(f"{name} gave {n} of {len(scores.raw)} responses no score ({_counts(scores.failed)})")
-    complain(PROGRAM, said)
-    return bool(said)
+            messages.append(f"{name} gave {n} of {len(scores.raw)} responses no score ({_counts(scores.failed)})")
+    complain(PROGRAM, messages)
+    return bool(messages)
 
 
 def _counts(found: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {n}" for name, n in sorted(found.items()))
 
 
-# -- what is printed ------------------------------------------------------------------------------------------------------
+# -- output -----------------------------------------------------------------------------------------------------------
 
 
 def as_object(file: Path, rows: Rows, a: Scores, b: Scores, found: Agreement) -> dict[str, object]:
-    """The comparison as one JSON object."""
+    """Build the comparison as one JSON object."""
     models = {
         key: {"model": scores.model, "contract": scores.contract, "failed": dict(scores.failed)}
         for key, scores in (("a", a), ("b", b))
@@ -157,7 +157,7 @@ def as_object(file: Path, rows: Rows, a: Scores, b: Scores, found: Agreement) ->
 
 
 def text_of(rows: Rows, a: Scores, b: Scores, found: Agreement) -> str:
-    """The comparison as lines of text."""
+    """Format the comparison as lines of text."""
     kind = "labelled pairs" if rows.pairs else "pairs of responses to one prompt"
     lines = [f"{name}  {printable(scores.model)}  {scores.contract}" for name, scores in (("A", a), ("B", b))]
     lines += ["", f"{found.n_pairs:,} {kind}, {found.n_prompts:,} prompts, {found.n_responses:,} distinct responses"]
@@ -167,7 +167,7 @@ def text_of(rows: Rows, a: Scores, b: Scores, found: Agreement) -> str:
             "",
             f"accuracy of A          {_estimate(got.a)}",
             f"accuracy of B          {_estimate(got.b)}",
-            f"B less A              {_estimate(got.difference, sign='+')}",
+            f"B minus A             {_estimate(got.difference, sign='+')}",
             f"right                  both {got.n_both_right:,}, only A {got.n_only_a:,}, only B {got.n_only_b:,}, "
             f"neither {got.n_neither:,}",
         ]

@@ -18,10 +18,10 @@ from rewardserve.training.config import ConfigError, SourceConfig
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The distinct responses of a file. `prompts` numbers the prompt of each.
+    """The distinct responses of a file. `prompts` has the number of each response's prompt.
 
-    `pairs` are `(chosen, rejected, prompt)` by number; empty where the rows are responses without labels. `bad` counts
-    rows that are no pair or no sample, by what is wrong; `first_bad` tells of the first one.
+    `pairs` are `(chosen, rejected, prompt)` by number; empty if the rows are responses without labels. `bad` counts
+    invalid rows by kind of error; `first_bad` is the error of the first one.
     """
 
     samples: tuple[Sample, ...]
@@ -43,17 +43,17 @@ class _Numbers:
 
 
 def read_rows(path: Path) -> Rows:
-    """The rows of a file. Raise `ConfigError` where it cannot be read, or no row of it can be scored."""
+    """Read the rows of a file. Raise `ConfigError` if it cannot be read, or if it has no valid row."""
     if not path.is_file():
-        raise ConfigError(f"{path} is no file.")
+        raise ConfigError(f"{path} is not a file.")
     source = SourceConfig(str(path), margin_key=None, source_key=None)
     rows = list(sources.read(source))
     is_labelled = any(row.values is not None and {"chosen", "rejected"} <= row.values.keys() for row in rows)
     found = _pairs(source) if is_labelled else _responses(rows)
     if not found.samples:
         raise ConfigError(
-            f"{path}: none of the {len(rows)} rows can be scored. {found.first_bad or 'It is empty.'} A row has chosen and "
-            "rejected, or is a sample as in POST /score."
+            f"{path}: none of the {len(rows)} rows can be scored. {found.first_bad or 'It is empty.'} A row must have chosen and "
+            "rejected, or be a sample as in POST /score."
         )
     return found
 
@@ -87,7 +87,7 @@ def _responses(rows: Sequence[sources.SourceRow]) -> Rows:
 
 
 def _sample(row: sources.SourceRow) -> Sample:
-    """The sample of a row. Raise `SampleError` or `RequestRefused`."""
+    """Read the sample of a row. Raise `SampleError` or `RequestRefused`."""
     if row.values is None:
         raise InvalidJson(row.error)
     filled: dict[str, Any] = {name: value for name, value in row.values.items() if value is not None}
@@ -98,7 +98,7 @@ def _sample(row: sources.SourceRow) -> Sample:
 
 
 def _prompt(sample: Sample) -> Hashable:
-    """Equal for responses to one prompt. Text and ids do not say where the response begins: each has a prompt of its own."""
+    """Return a key that is equal for responses to one prompt. Text and token ids have no known prompt: each is its own group."""
     if sample.text is not None or sample.input_ids is not None:
         return sample
     return sample.conversation()[:-1]

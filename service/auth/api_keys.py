@@ -1,15 +1,15 @@
-"""The API keys: a file of names, digests, scopes and limits, read again whenever it changes.
+"""API keys: a file of names, digests, scopes and limits, which is read again when it changes.
 
-A line of it, made by `rewardserve keys` or by hand:
+A line, written by `rewardserve keys` or by hand:
 
     ppo-7  sha256:9f86d0...  score,metrics  requests_per_s=50 tokens_per_s=200000 burst_s=10 runs=ppo-7,sweep-* owner=team-a
 
-`runs` binds a key to runs, by name or by how names begin, and these runs to such keys: no other key may send them. A run belongs
-to the owner of the key that sends it, which is the key's name unless the line says otherwise: keys of one owner share runs.
+`runs` binds a key to runs, by name or prefix, and these runs to their keys: no other key may send them. A run belongs
+to the owner of the key that sends it, by default the name of the key: keys of one owner share runs.
 
-Digests are plain SHA-256. Slow hashes protect passwords, which people choose and others guess; a key of 256 random bits
-cannot be guessed however fast each guess is checked. A line of one word is a key as such, as it was before there were
-digests: accepted, with a warning, and named by the beginning of its digest. Knows no HTTP.
+Digests are plain SHA-256. Slow hashes protect passwords, which can be guessed; a key of 256 random bits
+cannot, however fast a guess is checked. A line of one word is a plain key: accepted, with a warning, and named by the
+beginning of its digest. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rewardserve.service.storage.files import FileState, error_reason, file_stat
 
 SCOPES = ("score", "admin", "metrics")
 MIN_KEY_CHARS = 16
-"""Characters. A key of fewer is likely to be one that somebody chose."""
+"""A key with fewer characters is probably not random."""
 
 _PLAIN_SCOPES = frozenset({"score", "metrics"})
 _PREFIX = "sha256:"
@@ -40,12 +40,12 @@ _MAX_RUNS = 64
 
 
 class ApiKeysError(Exception):
-    """This is no file of keys. The message names the line, never what it holds."""
+    """The file of keys is invalid. The message names the line, and never quotes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunPatterns:
-    """Names of runs: these, and all that begin with one of `prefixes`."""
+    """Names of runs: `names`, and all that begin with one of `prefixes`."""
 
     names: frozenset[str] = frozenset()
     prefixes: tuple[str, ...] = ()
@@ -58,13 +58,13 @@ class RunPatterns:
 
     @property
     def only_name(self) -> str | None:
-        """The name, where there is just one."""
+        """The only name, None if there are several or a prefix."""
         return next(iter(self.names)) if len(self.names) == 1 and not self.prefixes else None
 
 
 @dataclass(frozen=True, slots=True)
 class RunPermissions:
-    """Whose key a request came with, and what runs it may name: `runs`, where the key is bound to some, otherwise all but
+    """Owner of the key of a request, and the runs that the key may send: `runs` if it is bound to runs, otherwise all except
     `reserved`, to which other keys are bound.
     """
 
@@ -73,13 +73,13 @@ class RunPermissions:
     reserved: RunPatterns = RunPatterns()
 
     def may_send(self, run: str) -> bool:
-        """Whether a sample of this run may come with this key."""
+        """Whether the key may send samples of this run."""
         return run in self.runs if self.runs else run not in self.reserved
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """Who may ask for what. The key itself is not known, its SHA-256 is. `owner`: of the runs that it sends."""
+    """One API key with its scopes and limits, stored as its SHA-256 only. `owner`: of the runs that it sends."""
 
     name: str
     digest: bytes
@@ -93,50 +93,50 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class ApiKeys:
-    """All keys that are good right now. `is_required`: a request needs one of them, even if there is none."""
+    """All valid keys. `is_required`: a request needs one of them, also if there are none."""
 
     keys: tuple[ApiKey, ...] = ()
     reserved: RunPatterns = RunPatterns()
     is_required: bool = False
 
     def current(self) -> ApiKeys:
-        """These keys, as `ApiKeysFile.current`."""
+        """Return these keys; the counterpart of `ApiKeysFile.current`."""
         return self
 
     def permissions(self, key: ApiKey) -> RunPermissions:
-        """Who sends what comes with this key."""
+        """Return the owner of a key and its permitted runs."""
         return RunPermissions(key.owner or key.name, key.runs, self.reserved)
 
     def find(self, offered: bytes) -> ApiKey | None:
-        """The key that is offered, if it is one of ours."""
+        """Return the offered key if it is valid."""
         digest = hashlib.sha256(offered).digest()
-        # Every key is compared, in constant time, so that the time of an answer tells nothing.
+        # Every key is compared, in constant time, so that the response time reveals nothing.
         matches = [key for key in self.keys if hmac.compare_digest(digest, key.digest)]
         return matches[0] if matches else None
 
     def warnings(self) -> Iterator[str]:
-        """What an operator should mend."""
+        """Yield warnings about weak keys."""
         plain = [key.name for key in self.keys if not key.is_hashed]
         short = [key.name for key in self.keys if key.is_short]
         if plain:
             names = ", ".join(plain)
-            yield f"{len(plain)} keys are not hashed ({names}): anyone with access to the file can read them. See rewardserve keys."
+            yield f"{len(plain)} keys are not hashed ({names}), so the file reveals them: replace them with rewardserve keys."
         if short:
-            yield f"{', '.join(short)}: shorter than {MIN_KEY_CHARS} characters, which can be guessed. See rewardserve keys."
+            yield f"{', '.join(short)}: shorter than {MIN_KEY_CHARS} characters, easy to guess: replace them with rewardserve keys."
 
 
 def parse(text: str) -> ApiKeys:
-    """The keys of a file. Empty lines and lines that begin with # do not count. Raise `ApiKeysError`."""
+    """Parse a file of keys. Empty lines and lines that begin with # are skipped. Raise `ApiKeysError`."""
     api_keys, problems = parse_lines(text)
     if problems:
         raise ApiKeysError(problems[0])
     if not api_keys.keys:
-        raise ApiKeysError("there is no key in it: make one with rewardserve keys")
+        raise ApiKeysError("the file has no key: make one with rewardserve keys")
     return api_keys
 
 
 def parse_lines(text: str) -> tuple[ApiKeys, list[str]]:
-    """The keys of those lines that are one, and what is wrong with the others."""
+    """Parse the lines of a file of keys. Return the keys, and the errors of invalid lines."""
     keys, problems = list[ApiKey](), list[str]()
     for i, words in ((i, line.split()) for i, line in enumerate(text.splitlines(), 1)):
         if not words or words[0].startswith("#"):
@@ -154,7 +154,7 @@ def parse_lines(text: str) -> tuple[ApiKeys, list[str]]:
 
 
 def _api_keys_of(keys: Iterable[ApiKey], reserved: RunPatterns = RunPatterns()) -> ApiKeys:
-    """These keys; `reserved`: runs that are bound, besides those that these keys are bound to."""
+    """Build the set of valid keys; `reserved`: bound runs besides those of these keys."""
     bound = [reserved, *(key.runs for key in keys)]
     prefixes = tuple({prefix for runs in bound for prefix in runs.prefixes})
     return ApiKeys(
@@ -163,10 +163,10 @@ def _api_keys_of(keys: Iterable[ApiKey], reserved: RunPatterns = RunPatterns()) 
 
 
 def merge_keys(valid: Iterable[ApiKey], before: Iterable[ApiKey], now: Iterable[ApiKey]) -> list[ApiKey]:
-    """The keys that are valid after a look. `before`, `now`: what the last look and this one have read.
+    """Return the valid keys after a poll. `before`, `now`: the keys read by the previous poll and by this one.
 
-    A new key counts when both have read it alike. One that is valid ends, or changes, when neither has read it as it is. So half
-    a line that is being written does nothing, and a file that never holds still postpones nothing.
+    A new key becomes valid when both polls have read it with equal fields. A valid key ends, or changes, when neither poll has
+    read it unchanged. So a partly written line has no effect, and a file that changes at every poll delays nothing.
     """
     old, earlier, new = ({key.digest: key for key in keys} for keys in (valid, before, now))
     merged = [_merged(old.get(each), earlier.get(each), new.get(each)) for each in {**new, **old}]
@@ -182,7 +182,7 @@ def _merged(valid: ApiKey | None, before: ApiKey | None, now: ApiKey | None) -> 
 def format_line(
     name: str, key: str, scopes: frozenset[str], limits: RateLimits, runs: Sequence[str] = (), owner: str = ""
 ) -> str:
-    """A key as the file has it. `runs`: names, or what names begin with and a `*`."""
+    """Format a key as a line of the file. `runs`: names, or prefixes followed by `*`."""
     digest = hashlib.sha256(key.encode()).hexdigest()
     numbers = [
         f"{each}={getattr(limits, each):g}"
@@ -197,25 +197,27 @@ def _parse_key(i: int, words: list[str]) -> ApiKey:
     if len(words) == 1 and not words[0].startswith(_PREFIX):
         plain = words[0]
         if not plain.isprintable():
-            raise ApiKeysError(f"line {i}: a key has characters that can be printed")
+            raise ApiKeysError(f"line {i}: a key must have printable characters only")
         digest = hashlib.sha256(plain.encode()).digest()
-        # Not by its place in the file: limits, runs and log lines would pass to another key when a line is inserted.
+        # Named by digest, not by line number: an inserted line would move limits, runs and log lines to another key.
         name = f"key-{digest.hex()[:_NAME_DIGITS]}"
         return ApiKey(name, digest, _PLAIN_SCOPES, is_hashed=False, is_short=len(plain) < MIN_KEY_CHARS)
     if len(words) < 3 or not words[1].startswith(_PREFIX):
         raise ApiKeysError(f"line {i}: write NAME sha256:HEX SCOPES, as rewardserve keys does")
     name, digest_text, scopes, *numbers = words
     if not _is_name(name):
-        raise ApiKeysError(f"line {i}: the name has 1 to 64 characters that can be printed")
+        raise ApiKeysError(f"line {i}: the name must have 1 to 64 printable characters")
     try:
         digest = bytes.fromhex(digest_text.removeprefix(_PREFIX))
     except ValueError:
         digest = b""
     if len(digest) != hashlib.sha256().digest_size or digest == hashlib.sha256().digest():
-        raise ApiKeysError(f"line {i}: a digest is sha256: and 64 hexadecimal digits, and not that of nothing")
+        raise ApiKeysError(
+            f"line {i}: a digest must be sha256: and 64 hexadecimal digits, and not that of an empty key"
+        )
     runs, owner = (_option(i, numbers, each) for each in ("runs", "owner"))
     if owner is not None and not _is_name(owner):
-        raise ApiKeysError(f"line {i}: an owner has 1 to 64 characters that can be printed")
+        raise ApiKeysError(f"line {i}: an owner must have 1 to 64 printable characters")
     limits = [word for word in numbers if not word.startswith(("runs=", "owner="))]
     return ApiKey(
         name, digest, _parse_scopes(i, scopes), _parse_limits(i, limits), runs=_parse_runs(i, runs), owner=owner or ""
@@ -227,10 +229,10 @@ def _is_name(text: str) -> bool:
 
 
 def _option(i: int, words: Sequence[str], name: str) -> str | None:
-    """What `NAME=` says, if it is there. Raise `ApiKeysError` where it is there twice."""
+    """Return the value of `NAME=`, if present. Raise `ApiKeysError` for a duplicate."""
     found = [word.partition("=")[2] for word in words if word.startswith(f"{name}=")]
     if len(found) > 1:
-        raise ApiKeysError(f"line {i}: {name}= is there twice")
+        raise ApiKeysError(f"line {i}: {name}= is given twice")
     return found[0] if found else None
 
 
@@ -240,10 +242,10 @@ def _parse_runs(i: int, text: str | None) -> RunPatterns:
     each = text.split(",")
     if not all(0 < len(run) <= 256 and run.isprintable() and "*" not in run[:-1] and run != "*" for run in each):
         raise ApiKeysError(
-            f"line {i}: runs are names with commas between and without spaces; `name*` is all that begin so"
+            f"line {i}: runs must be names separated by commas, without spaces; `name*` means all names that begin so"
         )
     if len(each) > _MAX_RUNS:
-        raise ApiKeysError(f"line {i}: {len(each)} runs; a key can be bound to {_MAX_RUNS}")
+        raise ApiKeysError(f"line {i}: {len(each)} runs; the limit of a key is {_MAX_RUNS}")
     prefixes = tuple(run[:-1] for run in each if run.endswith("*"))
     return RunPatterns(frozenset(run for run in each if not run.endswith("*")), prefixes)
 
@@ -251,7 +253,7 @@ def _parse_runs(i: int, text: str | None) -> RunPatterns:
 def _parse_scopes(i: int, text: str) -> frozenset[str]:
     scopes = frozenset(text.split(","))
     if not scopes <= set(SCOPES):
-        raise ApiKeysError(f"line {i}: scopes are {', '.join(SCOPES)}, with commas and without spaces")
+        raise ApiKeysError(f"line {i}: scopes must be of {', '.join(SCOPES)}, separated by commas, without spaces")
     return scopes
 
 
@@ -265,19 +267,17 @@ def _parse_limits(i: int, words: list[str]) -> RateLimits:
             found[name] = 0.0
         if name not in _LIMIT_NAMES or not 0 < found[name] < inf:
             raise ApiKeysError(
-                f"line {i}: a limit is one of {', '.join(_LIMIT_NAMES)}, =, and a number above zero; besides, there are runs= and "
-                "owner="
+                f"line {i}: options are {', '.join(_LIMIT_NAMES)}, each with = and a number above zero, and runs= and owner="
             )
     return RateLimits(**found)
 
 
 class ApiKeysFile:
-    """The keys of a file, as it is now. `poll` reads it, on a thread; `current` never waits.
+    """The keys of a file that may change. `poll` reads it, on a thread; `current` never blocks.
 
-    A readable file says which keys are valid, as `merge_keys` reads two looks in a row: a line that is no key is none, and a file
-    without keys, or no file, means that no key is valid. Only a file that cannot be read leaves the keys as they were.
-    `events.on_keys_read` is called for every change, with the valid keys; `problem` is what is wrong with the file in two
-    polls in a row.
+    A readable file determines the valid keys, by `merge_keys` over two consecutive polls: an invalid line gives no key, and an
+    empty or missing file means that no key is valid. Only an unreadable file leaves the keys unchanged. `events.on_keys_read` is
+    called for every change, with the valid keys; `problem` is an error of the file that lasts for two consecutive polls.
     """
 
     def __init__(self, path: Path, api_keys: ApiKeys, events: AuthEvents) -> None:
@@ -291,15 +291,15 @@ class ApiKeysFile:
         self._reported_problem: str | None = None
 
     def current(self) -> ApiKeys:
-        """The keys that are valid right now."""
+        """Return the keys that are valid now."""
         return self._current
 
     def start(self) -> Callable[[], None]:
-        """Look twice a second, until the returned function is called."""
+        """Poll twice a second, until the returned function is called."""
         return poll_in_thread(self.poll, _POLL_INTERVAL_S, "keys")
 
     def poll(self) -> None:
-        """Read the file, unless two looks in a row have read what is there."""
+        """Read the file, unless two consecutive polls have read its current state."""
         state = file_state(self._path)
         if self._is_stable and state == self._state:
             return
@@ -308,10 +308,10 @@ class ApiKeysFile:
         try:
             seen, problem = _read(self._path)
         except ApiKeysError as error:
-            problem = f"{error}; the keys of before stay valid"
+            problem = f"{error}; the previous keys stay valid"
         else:
             keys, self._last_read = tuple(merge_keys(keys, self._last_read, seen)), seen
-        # A run stays with the keys that were bound to it, also where the line that says so cannot be read.
+        # A run stays reserved for its keys, also while the line that binds it is invalid.
         self._replace(_api_keys_of(keys, RunPatterns() if problem is None else self._current.reserved), problem)
 
     def _replace(self, api_keys: ApiKeys, problem: str | None) -> None:
@@ -327,29 +327,29 @@ class ApiKeysFile:
 
 
 def _read(path: Path) -> tuple[tuple[ApiKey, ...], str | None]:
-    """The keys of a file, and what is wrong with it. Raise `ApiKeysError` where it cannot be read."""
+    """Read the keys of a file, and the error in it if any. Raise `ApiKeysError` if the file cannot be read."""
     text = _read_text(path)
     if text is None:
-        return (), "there is no file: no key is valid until there is one"
+        return (), "the file does not exist: no key is valid until it does"
     api_keys, problems = parse_lines(text)
     if problems:
-        return api_keys.keys, f"{problems[0]}; this line is no key ({len(problems)} such lines)"
-    return api_keys.keys, None if api_keys.keys else "there is no key in it: no key is valid"
+        return api_keys.keys, f"{problems[0]}; invalid lines are ignored ({len(problems)} of them)"
+    return api_keys.keys, None if api_keys.keys else "the file has no key: no key is valid"
 
 
 def read_api_keys(path: Path) -> ApiKeys:
-    """The keys of a file. Raise `ApiKeysError`."""
+    """Read the keys of a file. Raise `ApiKeysError`."""
     text = _read_text(path)
     if text is None:
-        raise ApiKeysError("there is no such file")
+        raise ApiKeysError("the file does not exist")
     return parse(text)
 
 
 def _read_text(path: Path) -> str | None:
-    """What a file holds; None: there is none. Raise `ApiKeysError`."""
+    """Read the text of a file; None if it does not exist. Raise `ApiKeysError`."""
     try:
         return decode_text(read_bounded(path, _MAX_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise ApiKeysError(f"it cannot be read: {error_reason(error)}") from None
+        raise ApiKeysError(f"the file cannot be read: {error_reason(error)}") from None

@@ -1,4 +1,4 @@
-"""Events of keys and certificates, and the protocol of what is notified of them."""
+"""Protocol of the receiver of events of keys and certificates."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Protocol
 
 
 class AuthEvents(Protocol):
-    """Is notified when a watched file was read again; called on a thread."""
+    """Receiver of the events of watched files. Called on a thread."""
 
     def on_keys_read(self, names: Sequence[str], problem: str | None) -> None:
-        """The valid keys have changed, or what is wrong with their file."""
+        """Record a change of the valid keys, or of the problem with their file."""
         ...
 
     def on_certificate_read(self, problem: str | None) -> None:
-        """The certificate was read again; `problem`: why it is no good, and the one before is kept."""
+        """Record that the certificate was read again; `problem`: why the new one is invalid and the previous one stays in use."""
         ...

@@ -1,7 +1,7 @@
 """Rate limits of a key, in requests and in tokens a second, and the limiter of the current request.
 
-The limiter of a key travels with a request in a context variable of its task, so no layer in between passes it on; work
-that no HTTP request asked for has none. Knows no HTTP and no keys.
+The limiter is a context variable of the request's task, so the layers in between need no parameter for it; tasks
+outside HTTP requests have none. Knows no HTTP and no keys.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from rewardserve.service.clock import Clock
 from rewardserve.service.errors import RateLimited
 
 BURST_S = 10.0
-"""Trainers ask in waves, a batch of responses every few seconds: a wave may be this many seconds' worth."""
+"""Trainers send bursts, a batch of responses every few seconds: the limits of this many seconds may be used at once."""
 
-_ROUNDING_S = 1e-6  # of a second: less than the clock and a division are off by
+_ROUNDING_S = 1e-6  # added to the wait, above the rounding errors of the clock and a division
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimits:
-    """None: no limit. `burst_s`: a second's worth times this may come at once."""
+    """Rate limits of a key; None: no limit. `burst_s`: the limits of this many seconds may be used at once."""
 
     requests_per_s: float | None = None
     tokens_per_s: float | None = None
@@ -39,26 +39,26 @@ class RateLimiter:
         self.limits = limits
         self._clock = clock
         given = {"requests": limits.requests_per_s, "tokens": limits.tokens_per_s}
-        # One request must always pass after a pause, however low the rate.
+        # After a pause one request must pass, however low the rate.
         self._rates = {
-            what: RefillRate(per_s, max(1.0, per_s * limits.burst_s))
-            for what, per_s in given.items()
+            unit: RefillRate(per_s, max(1.0, per_s * limits.burst_s))
+            for unit, per_s in given.items()
             if per_s is not None
         }
         self._buckets: dict[str, TokenBucketState] = {
-            what: token_bucket.full(rate, clock.now()) for what, rate in self._rates.items()
+            unit: token_bucket.full(rate, clock.now()) for unit, rate in self._rates.items()
         }
 
-    def take(self, what: str, n: int) -> None:
-        """Raise `RateLimited`, with when to come again, if this is more than the key may have now."""
-        rate = self._rates.get(what)
+    def take(self, unit: str, n: int) -> None:
+        """Take `n` requests or tokens. Raise `RateLimited`, with the time to wait, if the bucket has too few."""
+        rate = self._rates.get(unit)
         if rate is None:
             return
-        self._buckets[what], wait_s = token_bucket.take(self._buckets[what], rate, n, self._clock.now())
+        self._buckets[unit], wait_s = token_bucket.take(self._buckets[unit], rate, n, self._clock.now())
         if wait_s:
             raise RateLimited(
-                f"this key may ask for {rate.per_s:g} {what} a second; try again later",
-                retry_after_s=wait_s + _ROUNDING_S, limit=what, n=n, per_s=rate.per_s, burst=rate.burst,
+                f"the rate limit of this key is {rate.per_s:g} {unit} a second; try again later",
+                retry_after_s=wait_s + _ROUNDING_S, limit=unit, n=n, per_s=rate.per_s, burst=rate.burst,
             )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ _current_limiter: ContextVar[RateLimiter | None] = ContextVar("current_limiter",
 
 
 def set_current_limiter(limiter: RateLimiter | None) -> None:
-    """Charge the work of the current task to this limiter; None: to none."""
+    """Set the limiter of the current task; None: no limiter."""
     _current_limiter.set(limiter)
 
 

@@ -1,7 +1,7 @@
-"""The certificate that the server shows, and whose it wants to see: TLS 1.2 or later, read again when a file changes.
+"""The certificate of the server and the CA of its clients: TLS 1.2 or later, read again when a file changes.
 
-Certificates are renewed every few weeks by something that writes new files. A thread looks once a second whether one has changed;
-connections that are open stay as they are. Knows no HTTP.
+Certificates are renewed every few weeks by tools that write new files. A thread polls the files once a second;
+open connections keep their certificate. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _MAX_BYTES = 4 * 2**20
 
 
 class TlsError(Exception):
-    """These files make no TLS. The message names the file."""
+    """The TLS files are invalid. The message names the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """In PEM. `client_ca`: who has no certificate of one of these is not talked to; None: anybody is."""
+    """Files in PEM. `client_ca`: require client certificates signed by this CA (mTLS); None: require none."""
 
     cert: Path
     key: Path
@@ -32,42 +32,43 @@ class TlsFiles:
 
     @property
     def all(self) -> tuple[Path, ...]:
-        """All that there are."""
+        """All files that are set."""
         return tuple(path for path in (self.cert, self.key, self.client_ca) if path is not None)
 
 
 def create_ssl_context(files: TlsFiles) -> ssl.SSLContext:
-    """What a server needs. Raise `TlsError`."""
+    """Create the TLS context of a server. Raise `TlsError`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     for path in files.all:
         try:
             read_bounded(path, _MAX_BYTES)
-        except ValueError as error:  # the library below would wait for a FIFO
+        except ValueError as error:  # such as a FIFO, on which `ssl` would block
             raise TlsError(f"{path} cannot be read: {error}") from None
         except OSError as error:
             raise TlsError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        # A key with a password would be asked for on the terminal.
+        # Without this, OpenSSL would prompt on the terminal for the password of an encrypted key.
         context.load_cert_chain(files.cert, files.key, password=lambda: b"")
     except (ssl.SSLError, OSError) as error:
         raise TlsError(
-            f"{files.cert} and {files.key} are no certificate in PEM and its key, without a password ({_reason(error)})"
+            f"{files.cert} and {files.key} must be a certificate in PEM and its key, without a password ({_reason(error)})"
         ) from None
     if files.client_ca is not None:
         try:
             context.load_verify_locations(files.client_ca)
         except (ssl.SSLError, OSError) as error:
-            raise TlsError(f"{files.client_ca} holds no certificate in PEM ({_reason(error)})") from None
+            raise TlsError(f"{files.client_ca} has no certificate in PEM ({_reason(error)})") from None
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
 class ReloadingCertificate:
-    """`context` is for the listening socket; every handshake gets what the files held at the last look, which is on a thread.
+    """A TLS context whose certificate follows its files. `context` is for the listening socket; every handshake uses the
+    certificate of the last poll, which runs on a thread.
 
-    `events` are notified when they were read again; files that are no good are reported, and the certificate of before is kept.
+    `events` receive every reload; invalid files are reported, and the previous certificate stays in use.
     """
 
     def __init__(self, files: TlsFiles, events: AuthEvents) -> None:
@@ -78,20 +79,20 @@ class ReloadingCertificate:
         self.context.sni_callback = self._select_context
 
     def start(self) -> Callable[[], None]:
-        """Look once a second, until the returned function is called."""
+        """Poll once a second, until the returned function is called."""
         return poll_in_thread(self.poll, _POLL_INTERVAL_S, "certificate")
 
     def poll(self) -> None:
-        """Read the files, if one has changed."""
+        """Read the files if one has changed."""
         state = self._state()
         if state == self._last_state:
             return
-        self._last_state, why = state, None
+        self._last_state, problem = state, None
         try:
             self._current = create_ssl_context(self._files)
         except TlsError as error:
-            why = str(error)
-        self._events.on_certificate_read(why)
+            problem = str(error)
+        self._events.on_certificate_read(problem)
 
     def _select_context(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         if connection.context is not self._current:

@@ -1,7 +1,7 @@
 """A token bucket. Pure; the time is passed in.
 
-A request for more than a full bucket holds is not refused for ever: a full bucket is enough, and the excess is a debt
-that is paid off before anything is taken again. So the mean never exceeds the rate for long.
+A request that exceeds a full bucket needs only a full bucket. The excess is a debt that is paid off before anything
+else is taken, so the mean rate is kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RefillRate:
-    """Units a second, and the most units at once after a pause."""
+    """Units a second, and the capacity: most units at once after a pause."""
 
     per_s: float
     burst: float
@@ -26,12 +26,12 @@ class TokenBucketState:
 
 
 def full(rate: RefillRate, now: float) -> TokenBucketState:
-    """As at the beginning, and after a pause."""
+    """Return a full bucket."""
     return TokenBucketState(rate.burst, now)
 
 
 def take(bucket: TokenBucketState, rate: RefillRate, cost: float, now: float) -> tuple[TokenBucketState, float]:
-    """The bucket afterwards, and 0.0; or the same bucket, and after how many seconds to ask again."""
+    """Take `cost` units. Return the new bucket and 0.0, or the same bucket and the seconds to wait."""
     passed = max(0.0, now - bucket.at)
     level = min(rate.burst, bucket.level + passed * rate.per_s)
     needed = min(cost, rate.burst)

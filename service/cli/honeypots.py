@@ -1,7 +1,7 @@
 """`rewardserve honeypots KEY_FILE < plain.jsonl > honeypots.jsonl`: hash planted prompts for `REWARD_TRIPWIRES__HONEYPOTS_FILE`.
 
 A line of the input: {"prompt": "...", "answers": ["..."]} or {"prompt": "...", "above": 1.5}, the normalised score that no
-honest answer reaches. The key file has 16 to 64 bytes, say from `openssl rand -hex 24`.
+honest answer reaches. The key file has 16 to 64 bytes, such as from `openssl rand -hex 24`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from rewardserve.model.text.text_files import TextDecodeError, decode_text
 from rewardserve.service.tripwires.honeypots import HoneypotsError, hashed
 
 PROGRAM = "rewardserve honeypots"
-_DESCRIPTION = """Read planted prompts as JSON lines from standard input, and print them hashed, for
-REWARD_TRIPWIRES__HONEYPOTS_FILE. A line: {"prompt": "...", "answers": ["..."]}, or {"prompt": "...", "above": 1.5}, the
-normalised score that no honest answer reaches."""
+_DESCRIPTION = """Hash planted prompts for REWARD_TRIPWIRES__HONEYPOTS_FILE: read them as JSON lines from standard input and print
+them hashed. A line: {"prompt": "...", "answers": ["..."]}, or {"prompt": "...", "above": 1.5}, the normalised score that no
+honest answer reaches."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Hash the prompts. Return the exit code."""
     parser = Parser(PROGRAM, _DESCRIPTION)
-    parser.add_argument("key_file", type=Path, metavar="KEY_FILE", help="16 to 64 bytes, say of `openssl rand -hex 24`")
+    parser.add_argument(
+        "key_file", type=Path, metavar="KEY_FILE", help="file of 16 to 64 bytes, such as from `openssl rand -hex 24`"
+    )
     given = parser.parse_args(arguments)
     try:
         key = given.key_file.read_bytes().strip()

@@ -18,25 +18,29 @@ PROGRAM = "rewardserve keys"
 _DESCRIPTION = """Make an API key. It is printed once; its digest is added to FILE, which REWARD_KEYS_FILE names. A running
 server accepts it within two seconds. To revoke a key, delete its line."""
 _MARK = "rwd_"
-"""So that a key is known for one where it should not be: in a log, in a repository."""
+"""Prefix by which scanners find a leaked key in a log or a repository."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Command-line entry."""
+    """Make a key and add it to the file. Return the exit code."""
     parser = Parser(PROGRAM, _DESCRIPTION)
-    parser.add_argument("name", help="whose key it is; it stands in the access log")
-    parser.add_argument("file", type=Path, help="made if it is not there, readable by its owner alone")
-    parser.add_argument("--scopes", default="score", help=f"with commas: {', '.join(SCOPES)}")
-    parser.add_argument("--requests-per-s", type=float, help="more are answered with 429")
-    parser.add_argument("--tokens-per-s", type=float, help="more are answered with 429")
-    parser.add_argument("--burst-s", type=float, default=BURST_S, help="so many seconds' worth may come at once")
+    parser.add_argument("name", help="name of the key in the request log")
+    parser.add_argument(
+        "file", type=Path, help="file of keys; created if it does not exist, readable by its owner only"
+    )
+    parser.add_argument("--scopes", default="score", help=f"scopes, separated by commas: {', '.join(SCOPES)}")
+    parser.add_argument("--requests-per-s", type=float, help="rate limit in requests; beyond it, requests get 429")
+    parser.add_argument("--tokens-per-s", type=float, help="rate limit in tokens; beyond it, requests get 429")
+    parser.add_argument(
+        "--burst-s", type=float, default=BURST_S, help="burst: the limits of this many seconds may be used at once"
+    )
     parser.add_argument(
         "--runs",
         default="",
-        help="with commas: runs that this key may send, and no other key that is not bound to them; A*: all that begin so",
+        help="bind the key to runs, separated by commas; keys that are not bound to them cannot send them; A*: all that begin so",
     )
     parser.add_argument(
-        "--owner", default="", help="of the runs that it sends: keys of one owner share runs; default: the key's name"
+        "--owner", default="", help="owner of the runs that the key sends; keys of one owner share runs; default: NAME"
     )
     given = parser.parse_args(arguments)
     key = _MARK + secrets.token_urlsafe(32)
@@ -54,15 +58,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def add(path: Path, line: str, scopes: str) -> None:
-    """Append a line to a file of keys. Raise `ApiKeysError` where it would not be one any more; then no file is made."""
+    """Append a line to a file of keys. Raise `ApiKeysError` if the file would be invalid; then it does not change."""
     if not set(scopes.split(",")) <= set(SCOPES):
-        raise ApiKeysError(f"scopes are {', '.join(SCOPES)}, with commas and without spaces")
+        raise ApiKeysError(f"scopes must be of {', '.join(SCOPES)}, separated by commas, without spaces")
     parse(line)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "rb+") as file:
         data = file.read()
         if (name := wide_encoding(data[:4])) is not None:
-            raise ApiKeysError(f"it is {name}; save it as UTF-8 first, so that a line can be added")
+            raise ApiKeysError(f"the file is {name}: save it as UTF-8 first, so that a line can be added")
         before = decode_text(data)
         addition = ("\n" if before and not before.endswith("\n") else "") + line + "\n"
         parse(before + addition)

@@ -75,10 +75,11 @@ def from_command_line(
     without: Sequence[str] = (),
     switches: Mapping[str, str] = MappingProxyType({}),
 ) -> S:
-    """Read settings from flags, then the environment, then defaults. Print what is wrong and exit with 2.
+    """Read settings from flags, then the environment, then defaults. On errors print them and exit with 2.
 
-    `first` are the settings that `--help` shows; `--help-all` shows all of them but those `without` effect, whose flags
-    are refused. `switches` are flags that the caller has taken from the arguments, with their descriptions.
+    `first` are the settings that `--help` shows; `--help-all` shows all settings except those in `without`, which have no
+    effect and whose flags are refused. `switches` are flags that the caller has removed from the arguments, with their
+    descriptions.
     """
     parser = Parser(program, _summary(settings), add_help=False)
     options = [option for option in options_of(settings) if ".".join(option.path) not in without]
@@ -101,15 +102,17 @@ def from_command_line(
 
 
 def complain(program: str, lines: Sequence[str]) -> None:
-    """Print what is wrong to stderr."""
+    """Print error messages to stderr."""
     for line in lines:
         print(f"{program}: {printable(line)}", file=sys.stderr)
 
 
 def complain_of_model(program: str, error: Exception) -> None:
-    """Print why a model cannot be served, and how the settings that its reader names are written here."""
-    how = "settings are written as variables (combine.method is REWARD_COMBINE__METHOD) or flags (--combine.method)."
-    complain(program, ["this model cannot be served.", *str(error).splitlines(), how])
+    """Print why a model cannot be served, and the spelling of the settings in the message."""
+    spelling = (
+        "settings are written as variables (combine.method is REWARD_COMBINE__METHOD) or flags (--combine.method)."
+    )
+    complain(program, ["this model cannot be served.", *str(error).splitlines(), spelling])
 
 
 def options_of(settings: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[Option]:
@@ -128,7 +131,7 @@ def options_of(settings: type[BaseModel], path: tuple[str, ...] = ()) -> Iterato
 
 
 def _values(annotation: Any) -> str:
-    """The values of a setting, for its help: the words of a literal, or a placeholder."""
+    """Return the values of a setting for its help: those of a literal, or a placeholder."""
     if get_origin(annotation) is Literal:
         return "|".join(map(str, get_args(annotation)))
     kinds = [each for each in get_args(annotation) if each is not NoneType]
@@ -138,7 +141,7 @@ def _values(annotation: Any) -> str:
 
 
 def _written(default: Any) -> str:
-    """A default as a user would write it; empty where there is none."""
+    """Format a default as in an argument; empty if there is none."""
     if isinstance(default, bool):
         return "on" if default else "off"
     return "" if default is None or default == {} else str(default)
@@ -166,7 +169,7 @@ def _help(
     every: Sequence[Option],
     switches: Mapping[str, str],
 ) -> str:
-    """The help of a subcommand: usage, summary, and the shown settings with variables and defaults."""
+    """Build the help of a subcommand: usage, summary, and the shown settings with variables and defaults."""
     positionals = " ".join(
         option.name if option.is_required else f"[{option.name}]" for option in every if option.is_positional
     )
@@ -175,14 +178,14 @@ def _help(
         lines += _entry(option)
     for name, description in switches.items():
         lines += [f"  {name}", f"      {description}"]
-    more = "Flags win over variables of the environment."
+    more = "Flags override environment variables."
     if rest := len(every) - len(shown):
-        more += f" {program} --help-all has {rest} more settings."
+        more += f" {program} --help-all shows {rest} more settings."
     return "\n".join([*lines, "", more])
 
 
 def _entry(option: Option) -> list[str]:
-    """Two lines or more: how a setting is written, and what it is."""
+    """Build the lines of a setting: flag and variable, then the description."""
     name = option.name if option.is_positional else f"{option.name} {option.values}"
     head = "  ".join(part for part in (name, option.variable) if part)
     text = f"{option.description} [{option.default}]" if option.default else option.description
@@ -197,7 +200,7 @@ def _summary(settings: type[BaseSettings]) -> str:
 
 
 def _hyphens(argument: str) -> str:
-    """`--max_input_tokens=3` is as good as `--max-input-tokens=3`."""
+    """Accept `--max_input_tokens=3` as `--max-input-tokens=3`."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
@@ -205,7 +208,7 @@ def _hyphens(argument: str) -> str:
 
 
 def _in_words(error: Mapping[str, Any], options: Mapping[tuple[str, ...], Option]) -> str:
-    """One line for one pydantic error: variable, flag, what is wrong, what was given."""
+    """Format a pydantic error as one line: variable, flag, message, given value."""
     path = tuple(str(step) for step in error["loc"])
     message = str(error["msg"]).removeprefix("Value error, ")
     if not path:

@@ -23,11 +23,17 @@ PROGRAM = "rewardserve rules"
 def main(arguments: Sequence[str]) -> int:
     """Print the rules. Return the exit code."""
     parser = Parser(PROGRAM, "Print the trip wires as alert rules of Prometheus, with the thresholds of the server.")
-    parser.add_argument("--config-file", type=Path, help="as REWARD_TRIPWIRES__CONFIG_FILE")
     parser.add_argument(
-        "--windows", nargs="+", type=_span, default=WINDOWS, help="spans of time, the shortest first, as 2m 15m 2h"
+        "--config-file", type=Path, help="configuration of the trip wires, as in REWARD_TRIPWIRES__CONFIG_FILE"
     )
-    parser.add_argument("--samples", type=_count, default=ENOUGH_SAMPLES, help="enough samples for a window")
+    parser.add_argument(
+        "--windows",
+        nargs="+",
+        type=_span,
+        default=WINDOWS,
+        help="window lengths, the shortest first, such as 2m 15m 2h",
+    )
+    parser.add_argument("--samples", type=_count, default=ENOUGH_SAMPLES, help="fewest samples of a window that counts")
     given = parser.parse_args(arguments)
     lengths = [seconds_of(span) for span in given.windows]
     if any(shorter >= longer for shorter, longer in pairwise(lengths)):
@@ -47,11 +53,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def _span(text: str) -> str:
     if not re.fullmatch(r"[1-9][0-9]{0,5}[smh]", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no span: write a whole number and s, m or h, as 15m")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a window length: write a whole number and s, m or h, such as 15m"
+        )
     return text
 
 
 def _count(text: str) -> int:
     if not re.fullmatch(r"0*[1-9][0-9]{0,11}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
     return int(text)

@@ -1,6 +1,7 @@
 """`rewardserve score INPUT OUTPUT`: score a file without HTTP, by the same stages as the server.
 
-Exit codes: 0 every line has a score, 1 no model, 2 wrong settings or files, 3 some lines have an error, 130 interrupted.
+Exit codes: 0 every line has a score, 1 the model cannot be loaded, 2 invalid settings or files, 3 some lines have an error, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ FAILED = 1
 SOME_FAILED = 3
 INTERRUPTED = 130
 FIRST = ("model", "device", "dtype", "max_input_tokens", "truncation")
-"""The settings that a first call needs."""
+"""The settings that `--help` shows."""
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
-    """Score the file, and end the process with the exit code."""
+    """Score the file and end the process with the exit code."""
     settings = from_command_line(ScoreSettings, PROGRAM, arguments, FIRST)
     code = run(settings)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # a forward that is running cannot be interrupted, and Python would wait for its thread
+    os._exit(code)  # a running forward pass cannot be interrupted, and Python would wait for its thread
 
 
 def run(settings: ScoreSettings) -> int:
-    """Score the file. The exit code."""
+    """Score the file. Return the exit code."""
     logs.configure(settings.log_level, settings.log_format)
     try:
         n_lines = count_lines(settings.input, settings.output)
@@ -56,7 +57,7 @@ def run(settings: ScoreSettings) -> int:
             loaded, pipeline = load_model(settings)
             out.resume(Marks.of(loaded, pipeline, settings), settings.input)
             asyncio.run(score_file(settings, loaded, pipeline, out, n_lines))
-        say_summary(out)
+        print_summary(out)
         return SOME_FAILED if out.failed else 0
     except (LoadError, PipelineError, CalibrationError) as error:
         complain_of_model(PROGRAM, error)
@@ -81,8 +82,8 @@ def run(settings: ScoreSettings) -> int:
         return INTERRUPTED
 
 
-def say_summary(out: Output) -> None:
-    """How many lines have a score, and what became of the others."""
+def print_summary(out: Output) -> None:
+    """Print how many lines have a score, and the errors of the others."""
     n_failed = out.failed.total()
     reasons = ", ".join(f"{code} {n}" for code, n in sorted(out.failed.items()))
     complain(

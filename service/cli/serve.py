@@ -1,6 +1,6 @@
-"""`rewardserve serve`: read the settings, bind the socket, serve, and end with a code that says how it went.
+"""`rewardserve serve`: read the settings, bind the socket, serve, and end with an exit code.
 
-0 after a clean shutdown, 1 when the model cannot be served or the port cannot be had, 2 for bad settings.
+Exit codes: 0 after a clean shutdown, 1 if the model cannot be served or the port cannot be bound, 2 for invalid settings.
 """
 
 # ruff: noqa: E402
@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import signal
 
-# The imports below take half a second, in which a signal would end the process by its default action and look
-# like a crash. Nothing has been accepted yet, so there is nothing to finish; the event loop's own handlers take
-# these two places later.
+# The imports below take half a second, in which a signal would end the process by its default action, like a
+# crash. No request is accepted yet, so there is nothing to finish; the event loop replaces these two handlers
+# later.
 for _number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(_number, lambda *_: os._exit(0))
-# It asks for the model to be loaded anew, which is what is being done anyway.
+# SIGHUP requests a load of the model, which is in progress anyway.
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 import asyncio
@@ -41,29 +41,29 @@ from rewardserve.service.settings import ServeSettings, unknown_variables
 PROGRAM = "rewardserve serve"
 FAILED = 1
 FIRST = ("host", "port", "device", "dtype", "keys_file", "webhook_url")
-"""The settings, beside the model, that a first server needs."""
+"""The settings, besides the model, that `--help` shows."""
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
-    """Serve until a signal, and end the process with the exit code."""
+    """Serve until a signal and end the process with the exit code."""
     settings = from_command_line(ServeSettings, PROGRAM, arguments, FIRST)
     code = run(settings)
     sys.stdout.flush()
     sys.stderr.flush()
-    # A loader or a hanging forward cannot be interrupted, and Python would wait for its thread.
+    # A load or a hanging forward pass cannot be interrupted, and Python would wait for its thread.
     os._exit(code)
 
 
 def run(settings: ServeSettings) -> int:
-    """Serve until told to stop. The exit code."""
+    """Serve until a signal. Return the exit code."""
     raise_descriptor_limit()
     logs.configure(settings.log_level, settings.log_format)
     for name in unknown_variables(ServeSettings, os.environ):
-        complain(PROGRAM, [f"{name} is no setting of {PROGRAM} and is ignored; see {PROGRAM} --help-all"])
+        complain(PROGRAM, [f"{name} is not a setting of {PROGRAM} and is ignored; see {PROGRAM} --help-all"])
     port = settings.port
     try:
         keys, webhook_secrets = settings.read_keys(), settings.read_webhook_secrets()
-        # What cannot be read is said before a model is loaded.
+        # Errors in these files are reported before a model is loaded.
         settings.wire_config()
         settings.read_honeypots()
         settings.make_folders()
@@ -82,30 +82,32 @@ def run(settings: ServeSettings) -> int:
             [f"cannot listen on {settings.host}:{port}: {error.strerror}. Set REWARD_PORT or REWARD_SHARED_PORT."],
         )
         return FAILED
-    say(f"RewardServe is listening on {url(listening, scheme)} while the model loads")
+    print_status(f"RewardServe is listening on {url(listening, scheme)} while the model loads")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             ready = f"on {url(listening, scheme)}"
 
-            def say_what(is_served: str) -> None:
-                say(f"RewardServe is ready: {is_served} {ready}")
+            def on_ready(model: str) -> None:
+                print_status(f"RewardServe is ready: {model} {ready}")
 
-            runner.run(serve(settings, keys, listening, say_what, webhook_secrets, shared))
+            runner.run(serve(settings, keys, listening, on_ready, webhook_secrets, shared))
     except (LoadError, PipelineError, CalibrationError, LexiconError) as error:
         complain_of_model(PROGRAM, error)
         return FAILED
     except TimeoutError:
-        complain(PROGRAM, [f"accepted work was not finished within REWARD_DRAIN_TIMEOUT_S={settings.drain_timeout_s}"])
+        complain(
+            PROGRAM, [f"accepted requests were not finished within REWARD_DRAIN_TIMEOUT_S={settings.drain_timeout_s}"]
+        )
         return FAILED
     return 0
 
 
 def raise_descriptor_limit() -> None:
-    """As many connections as may be had: a shell's soft limit is for programs that use select()."""
+    """Raise the soft limit of file descriptors to the hard limit: a shell's soft limit is for programs that use select()."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def say(line: str) -> None:
-    """For whoever started the server, whatever the log's format and level."""
+def print_status(line: str) -> None:
+    """Print a line to stderr, independent of the format and level of the log."""
     print(printable(line), file=sys.stderr, flush=True)

@@ -86,7 +86,7 @@ def test_as_text_a_model_agrees_with_itself(models, labelled, tmp_path):
     assert code == 0
     assert f"A  {models[0]}  sha256:" in out
     assert "36 labelled pairs, 12 prompts" in out
-    assert "B less A              +0.000 [-0." in out
+    assert "B minus A             +0.000 [-0." in out
     assert "rank correlation       1.000 over all responses" in out
 
 

@@ -290,8 +290,8 @@ def test_help_says_what_may_change_between_two_runs():
         command("--help", "x"), cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
     said = " ".join(done.stdout.split())
-    assert "continued if it exists, where the lines of INPUT that it has results of are unchanged" in said
-    assert "Whole lines may be appended between two runs" in said
+    assert "An existing file is continued if its lines of INPUT are unchanged (by digest)" in said
+    assert "Complete lines may be appended between two runs" in said
 
 
 def test_standard_input_and_output_are_no_files(files, tmp_path):

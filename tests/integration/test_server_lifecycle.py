@@ -165,7 +165,7 @@ def test_settings_of_the_environment_arrive_and_misspelt_ones_are_named():
         model = server.client.get("/model").json()
         assert model["limits"]["max_input_tokens"] == 77
         assert (model["pipeline"]["normalizes"], model["pipeline"]["shape"]) == (False, "none")
-        assert "REWARD_MAX_INPUT_TOKEN is no setting" in server.log
+        assert "REWARD_MAX_INPUT_TOKEN is not a setting" in server.log
         (result,) = server.score(GOOD).json()["results"]
         assert result["reward"] == result["raw"]
         assert result["normalized"] is None

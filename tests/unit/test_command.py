@@ -130,7 +130,7 @@ def test_an_option_before_the_subcommand_is_refused(usage_error):
         (["train", "--config=r", "--checkpoint=c"], "unrecognized arguments: --checkpoint=c"),
         (["export"], "the following arguments are required: CHECKPOINT"),
         (["keys", "name"], "the following arguments are required"),
-        (["rules", "--windows", "5"], "'5' is no span"),
+        (["rules", "--windows", "5"], "'5' is not a window length"),
         (["honeypots"], "the following arguments are required: KEY_FILE"),
     ],
 )
@@ -164,14 +164,16 @@ def test_the_help_of_serve_has_seven_settings_with_their_variables(capsys):
     assert heads[0] == ("MODEL", "REWARD_MODEL")
     assert heads[5] == ("--keys-file", "REWARD_KEYS_FILE")
     assert len(said.splitlines()) < 30
-    assert f"has {len(list(options_of(ServeSettings))) - 7} more settings" in said
+    assert f"shows {len(list(options_of(ServeSettings))) - 7} more settings" in said
 
 
 def test_all_settings_have_a_line_with_their_variable_and_default(capsys):
     said = printed(capsys, "--help-all")
     assert "  --port N  REWARD_PORT\n      bind port; 0: a free one [8000]\n" in said
     assert "  --batching.linger-ms X  REWARD_BATCHING__LINGER_MS\n" in said
-    assert "  --dtype auto|float32|bfloat16|float16  REWARD_DTYPE\n      of the network's weights [auto]\n" in said
+    assert (
+        "  --dtype auto|float32|bfloat16|float16  REWARD_DTYPE\n      dtype of the network's weights [auto]\n" in said
+    )
     assert "  --normalize on|off  REWARD_NORMALIZE\n" in said
     assert "  --combine.weights JSON  REWARD_COMBINE__WEIGHTS\n" in said
 

@@ -126,7 +126,7 @@ def test_no_line_is_added_to_a_file_in_another_encoding(tmp_path, capsys, encodi
 def test_a_text_in_utf_16_without_a_mark_makes_no_key(tmp_path):
     path = tmp_path / "keys"
     path.write_bytes(KEY.encode("utf-16-le"))
-    with pytest.raises(ApiKeysError, match="line 1: a key has characters that can be printed"):
+    with pytest.raises(ApiKeysError, match="line 1: a key must have printable characters only"):
         read_keys(path)
 
 

@@ -11,15 +11,15 @@ from rewardserve.service.cli.rules import main
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--windows", "foo"], "'foo' is no span: write a whole number and s, m or h"),
-        (["--windows", "1d"], "'1d' is no span"),
-        (["--windows", "0m"], "'0m' is no span"),
-        (["--windows", "m"], "'m' is no span"),
+        (["--windows", "foo"], "'foo' is not a window length: write a whole number and s, m or h"),
+        (["--windows", "1d"], "'1d' is not a window length"),
+        (["--windows", "0m"], "'0m' is not a window length"),
+        (["--windows", "m"], "'m' is not a window length"),
         (["--windows", "1h", "5m"], "--windows are 1h 5m: each must be longer than the one before"),
         (["--windows", "60s", "1m"], "each must be longer"),
-        (["--samples", "0"], "no whole number above zero"),
-        (["--samples", "-5"], "no whole number above zero"),
-        (["--samples", "many"], "no whole number above zero"),
+        (["--samples", "0"], "not a whole number above zero"),
+        (["--samples", "-5"], "not a whole number above zero"),
+        (["--samples", "many"], "not a whole number above zero"),
     ],
 )
 def test_spans_and_samples_that_make_no_rules_are_refused_in_one_line(arguments, says, capsys):

@@ -53,8 +53,8 @@ def test_a_line_of_one_word_is_a_key_as_such_with_a_warning():
     assert ring == ApiKeys(tuple(keys), is_required=True)
     assert ring.find(SECRET.encode()) == keys[0]
     assert list(ring.warnings()) == [
-        f"4 keys are not hashed ({', '.join(names)}): anyone with access to the file can read them. See rewardserve keys.",
-        f"{names[1]}, {names[3]}: shorter than 16 characters, which can be guessed. See rewardserve keys.",
+        f"4 keys are not hashed ({', '.join(names)}), so the file reveals them: replace them with rewardserve keys.",
+        f"{names[1]}, {names[3]}: shorter than 16 characters, easy to guess: replace them with rewardserve keys.",
     ]
 
 
@@ -84,13 +84,13 @@ def test_of_a_digest_every_byte_counts():
 
 
 FORM = "write NAME sha256:HEX SCOPES, as rewardserve keys does"
-NAME = "the name has 1 to 64 characters that can be printed"
-DIGEST = "a digest is sha256: and 64 hexadecimal digits, and not that of nothing"
-OWNER = "an owner has 1 to 64 characters that can be printed"
-RUNS = "runs are names with commas between and without spaces; `name*` is all that begin so"
-SCOPE = "scopes are score, admin, metrics, with commas and without spaces"
-PLAIN = "a key has characters that can be printed"
-LIMIT = "a limit is one of requests_per_s, tokens_per_s, burst_s, =, and a number above zero; besides, there are runs= and owner="
+NAME = "the name must have 1 to 64 printable characters"
+DIGEST = "a digest must be sha256: and 64 hexadecimal digits, and not that of an empty key"
+OWNER = "an owner must have 1 to 64 printable characters"
+RUNS = "runs must be names separated by commas, without spaces; `name*` means all names that begin so"
+SCOPE = "scopes must be of score, admin, metrics, separated by commas, without spaces"
+PLAIN = "a key must have printable characters only"
+LIMIT = "options are requests_per_s, tokens_per_s, burst_s, each with = and a number above zero, and runs= and owner="
 
 
 @pytest.mark.parametrize(
@@ -102,10 +102,10 @@ LIMIT = "a limit is one of requests_per_s, tokens_per_s, burst_s, =, and a numbe
         ("ppo sha256:xyzzy score", DIGEST), ("ppo sha256:" + "7" * 62 + " score", DIGEST),
         ("ppo sha256:" + "7" * 66 + " score", DIGEST), (hashed("ppo", ""), DIGEST),
         (hashed("ppo", "xyzzy", "score owner="), OWNER), (hashed("ppo", "xyzzy", "score owner=" + "o" * 65), OWNER),
-        (hashed("ppo", "xyzzy", "score owner=a owner=a"), "owner= is there twice"),
-        (hashed("ppo", "xyzzy", "score runs=a runs=a"), "runs= is there twice"),
+        (hashed("ppo", "xyzzy", "score owner=a owner=a"), "owner= is given twice"),
+        (hashed("ppo", "xyzzy", "score runs=a runs=a"), "runs= is given twice"),
         *((hashed("ppo", "xyzzy", f"score runs={runs}"), RUNS) for runs in ("", "*", "a*b", "a*b*", "a,", "b\0", "r" * 257)),
-        (hashed("ppo", "xyzzy", "score runs=" + ",".join(map(str, range(65)))), "65 runs; a key can be bound to 64"),
+        (hashed("ppo", "xyzzy", "score runs=" + ",".join(map(str, range(65)))), "65 runs; the limit of a key is 64"),
         *((hashed("ppo", "xyzzy", scopes), SCOPE) for scopes in ("score,root", "score,", ",")),
         *((hashed("ppo", "xyzzy", f"score {limit}"), LIMIT) for limit in (
             "tokens_per_s=0", "tokens_per_s=-1", "tokens_per_s=nan", "tokens_per_s=inf", "tokens_per_s=xyzzy", "tokens_per_s",
@@ -122,8 +122,8 @@ def test_a_line_that_is_no_key_is_refused_with_its_number_and_not_quoted(line, m
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "there is no key in it: make one with rewardserve keys"),
-        ("# nothing\n\n", "there is no key in it: make one with rewardserve keys"),
+        ("", "the file has no key: make one with rewardserve keys"),
+        ("# nothing\n\n", "the file has no key: make one with rewardserve keys"),
         *(
             (text, "line 2: another line has the same name, or the same key")
             for text in (
@@ -232,11 +232,11 @@ def test_a_key_counts_when_two_looks_have_seen_it_and_ends_when_two_have_not(wor
 @pytest.mark.parametrize(
     ("empty", "reason"),
     [
-        (os.remove, "there is no file: no key is valid until there is one"),
-        (lambda p: shutil.rmtree(p.parent), "there is no file: no key is valid until there is one"),
-        (lambda p: p.write_text(""), "there is no key in it: no key is valid"),
-        (lambda p: p.write_text("\n# old\n"), "there is no key in it: no key is valid"),
-        (lambda p: p.write_text("a line of words"), f"line 1: {FORM}; this line is no key (1 such lines)"),
+        (os.remove, "the file does not exist: no key is valid until it does"),
+        (lambda p: shutil.rmtree(p.parent), "the file does not exist: no key is valid until it does"),
+        (lambda p: p.write_text(""), "the file has no key: no key is valid"),
+        (lambda p: p.write_text("\n# old\n"), "the file has no key: no key is valid"),
+        (lambda p: p.write_text("a line of words"), f"line 1: {FORM}; invalid lines are ignored (1 of them)"),
     ],
 )
 def test_a_file_without_keys_or_no_file_means_that_no_key_is_valid(world, empty, reason):
@@ -335,7 +335,7 @@ def test_an_error_that_is_another_one_at_every_look_is_told(world):
     for n in range(3):
         path.write_text(hashed("old", "old-key") + hashed("other", "other-key") + "no key\n" * (n + 1))
         file.poll()
-    assert [why for _, why in told] == [f"line 3: {FORM}; this line is no key ({n} such lines)" for n in (2, 3)]
+    assert [why for _, why in told] == [f"line 3: {FORM}; invalid lines are ignored ({n} of them)" for n in (2, 3)]
 
 
 def test_that_a_file_is_right_again_is_told(world):
@@ -346,7 +346,7 @@ def test_that_a_file_is_right_again_is_told(world):
         file.poll()
         file.poll()
     assert told == [
-        (["old", "other"], f"line 3: {FORM}; this line is no key (1 such lines)"),
+        (["old", "other"], f"line 3: {FORM}; invalid lines are ignored (1 of them)"),
         (["old", "other"], None),
     ]
 
@@ -357,7 +357,7 @@ def test_a_line_that_is_no_key_takes_no_other_with_it_and_is_named_and_not_quote
     for _ in range(3):
         file.poll()
     assert names(file) == ["other"]
-    assert told == [(["other"], f"line 2: {DIGEST}; this line is no key (2 such lines)")]
+    assert told == [(["other"], f"line 2: {DIGEST}; invalid lines are ignored (2 of them)")]
 
 
 def test_a_run_stays_bound_while_the_line_that_says_so_cannot_be_read(tmp_path):
@@ -392,7 +392,7 @@ def test_a_server_does_not_start_without_its_file(tmp_path):
     for path in (tmp_path / "gone", tmp_path / "gone" / "keys"):
         with pytest.raises(ApiKeysError) as refused:
             read_api_keys(path)
-        assert str(refused.value) == "there is no such file"
+        assert str(refused.value) == "the file does not exist"
 
 
 @pytest.mark.parametrize(
@@ -413,11 +413,11 @@ def test_a_file_that_cannot_be_read_hangs_nothing_and_keeps_the_keys(world, spoi
     spoil(path)
     for _ in range(3):
         file.poll()
-    assert told == [(["old", "other"], f"it cannot be read: {reason}; the keys of before stay valid")]
+    assert told == [(["old", "other"], f"the file cannot be read: {reason}; the previous keys stay valid")]
     assert names(file) == ["old", "other"]
     with pytest.raises(ApiKeysError) as refused:
         read_api_keys(path)
-    assert str(refused.value) == f"it cannot be read: {reason}"
+    assert str(refused.value) == f"the file cannot be read: {reason}"
 
 
 def test_a_file_is_not_read_again_while_it_stays_as_it_is(world, monkeypatch):

@@ -24,7 +24,7 @@ def test_a_burst_is_as_many_seconds_worth_but_one_request_at_least(limits, what,
     with pytest.raises(RateLimited) as refused:
         limiter.take(what, 1)
     per_s = limits.requests_per_s or limits.tokens_per_s
-    assert str(refused.value) == f"this key may ask for {per_s:g} {what} a second; try again later"
+    assert str(refused.value) == f"the rate limit of this key is {per_s:g} {what} a second; try again later"
     assert refused.value.details == {"limit": what, "n": 1, "per_s": per_s, "burst": burst}
     wait_s = refused.value.retry_after_s
     assert 1 / per_s < wait_s < 1 / per_s + 1e-5
