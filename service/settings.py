@@ -88,7 +88,8 @@ class Combine(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     method: Literal["sum", "mean", "min", "softmin", "and"] | None = Field(
-        None, description="default: the weighted sum of a model's heads, the mean of several models"
+        None,
+        description="combination of scores; default: the weighted sum of a model's heads, the mean of several models",
     )
     beta: float = Field(0.5, ge=0.0, description="temperature of softmin; 0: min, inf: the mean")
     weights: dict[str, float] = Field(
@@ -101,9 +102,7 @@ class Penalties(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    missing_end: float = Field(
-        0.0, ge=0.0, allow_inf_nan=False, description="penalty for a response that was cut off (finish_reason length)"
-    )
+    missing_end: float = Field(0.0, ge=0.0, allow_inf_nan=False, description="penalty for a response that was cut off")
     overlong: float = Field(
         0.0, ge=0.0, allow_inf_nan=False, description="penalty for a response of overlong_end tokens or more"
     )
@@ -221,7 +220,7 @@ class ModelSettings(BaseSettings):
     )
     matmul_precision: Literal["high", "highest"] = Field(
         "high",
-        description="of float32 on a CPU with AMX; high: each product as three of bfloat16, with errors of about 1e-5",
+        description="precision of float32 on a CPU with AMX; high: each product as three of bfloat16, with errors of about 1e-5",
     )
     contract_mode: Literal["strict", "warn"] = Field(
         "strict", description="strict: refuse to serve if the contract is broken; warn: serve anyway"
@@ -267,7 +266,7 @@ class ModelSettings(BaseSettings):
         None, gt=0, description="longest sample in tokens; default: the limit of the model"
     )
     truncation: Literal["prompt_left", "error"] | None = Field(
-        None, description="of samples that are too long; default: as in the contract"
+        None, description="treatment of samples that are too long; default: as in the contract"
     )
     batching: Batching = Batching()
     tripwires: Tripwires = Tripwires()
