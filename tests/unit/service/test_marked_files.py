@@ -120,7 +120,7 @@ def test_no_line_is_added_to_a_file_in_another_encoding(tmp_path, capsys, encodi
     before = path.read_bytes()
     assert keys.main(["new", str(path)]) == 2
     assert path.read_bytes() == before
-    assert f"it is {encoding.upper()}; save it as UTF-8 first" in capsys.readouterr().err
+    assert f"the file is {encoding.upper()}: save it as UTF-8 first" in capsys.readouterr().err
 
 
 def test_a_text_in_utf_16_without_a_mark_makes_no_key(tmp_path):
