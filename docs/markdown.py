@@ -17,7 +17,7 @@ _NOT_IN_ANCHOR = re.compile(r"[^\w\- ]")
 
 
 def text(words: str) -> str:
-    """Words as they are: only what stands between backticks is code."""
+    """Escape words for Markdown: only text between backticks is code."""
     parts = _CODE.split(" ".join(words.split()))
     return "".join(part if i % 2 else _plain(part) for i, part in enumerate(parts))
 
@@ -27,7 +27,7 @@ def _plain(words: str) -> str:
 
 
 def code(value: object) -> str:
-    """A value as code; nothing for an empty one."""
+    """Write a value as code; an empty one as no text."""
     return f"`{value}`" if str(value) else ""
 
 

@@ -37,7 +37,7 @@ BESIDE_CODE = {
     "model/default/MODEL_CARD.md": "reference/default-model.md",
     "monitoring/README.md": "how-to/monitoring.md",
 }
-"""Pages of the site that stand beside the code that they are about."""
+"""Pages of the site that lie beside the described code."""
 
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
 _LIST = re.compile(r"^<!-- list: ([a-z-]+) -->$", re.MULTILINE)
@@ -98,7 +98,7 @@ def linked(source: str, page: str, places: Mapping[str, str]) -> str:
 
 
 def with_lists(page: str) -> str:
-    """A page with its lists. Raise `KeyError` for a list that there is not."""
+    """Fill in the lists of a page. Raise `KeyError` for an unknown list."""
     return _LIST.sub(lambda found: LISTS[found[1]](), page)
 
 
@@ -312,7 +312,7 @@ LISTS: dict[str, Callable[[], str]] = {
     "routes": _routes,
     "records": _records,
 }
-"""What a page of the reference may ask for."""
+"""The generated lists, by the name in a page of the reference."""
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ DEFAULTS = {"encoder_threads": "4, or the number of cores where that is less"}
 
 
 def settings() -> list[Setting]:
-    """All settings of the server, those of its sections after it."""
+    """All settings of the server, then those of its sections."""
     schema = ServeSettings.model_json_schema()
     shared = set(ModelSettings.model_fields)
     return list(_settings(schema, schema["$defs"], (), shared))
@@ -184,7 +184,7 @@ def errors() -> list[ErrorEntry]:
 
 
 def _leaves(base: type[ServiceError | SampleError]) -> Iterator[type[Any]]:
-    """Kinds with a code of their own. Benchmarks have some that no server raises."""
+    """Exception classes with a code. Benchmarks have some that no server raises."""
     for kind in base.__subclasses__():
         if kind.__module__.startswith("rewardserve.") and "code" in vars(kind):
             yield kind
@@ -226,7 +226,7 @@ def _alert(rule: Mapping[str, Any]) -> AlertEntry:
 
 
 def untemplated(words: str) -> str:
-    """The text of an annotation: a label is its name in angle brackets, a value is *value*, what is conditional is left out."""
+    """The text of an annotation: a label is its name in angle brackets, a value is *value*, conditional parts are left out."""
     words = re.sub(r"\{\{\s*(?:with|range|if).*?\{\{\s*end\s*\}\}", "", words, flags=re.DOTALL)
     words = re.sub(r"^\{\{\s*\$labels\.run\s*\}\}: ", "", words)
     words = re.sub(r"\{\{\s*\$labels\.(\w+)\s*\}\}", r"<\1>", words)

@@ -26,12 +26,12 @@ spec:
 
 
 def text() -> str:
-    """What belongs into `TARGET`."""
+    """Write the text of `TARGET`."""
     return _HEAD + "".join(indent(_groups(path), "    ") for path in SOURCES)
 
 
 def _groups(path: Path) -> str:
-    """The groups of a file of Prometheus, as far to the left as they go."""
+    """Read the groups of a rules file of Prometheus, without indentation."""
     _, found, groups = path.read_text(encoding="utf-8").partition("\ngroups:\n")
     if not found:
         raise SystemExit(f"{path.name} has no line `groups:`")

@@ -1,4 +1,4 @@
-"""A resources server of NeMo-Gym that asks RewardServe: Gym starts it like its own, and tells it where to ask.
+"""A resources server of NeMo-Gym that forwards episodes to RewardServe: Gym starts it, and configures the address.
 
 Put this folder under Gym's `resources_servers/` as `rewardserve`, with `resources_server.yaml` as its configuration.
 """
@@ -30,7 +30,7 @@ ENDS_THE_RUN = frozenset({401, 403, 404})
 
 
 class RewardServeConfig(BaseResourcesServerConfig):
-    """Where the rewards come from. `api_key` and `run` may be empty.
+    """Address of the rewards. `api_key` and `run` may be empty.
 
     `failed_reward` is the number beside the mask of an episode without a score: the lowest reward of your server, `cap_low` in
     `GET /model`. Without it a failed episode is an error, and Gym decides what becomes of the rollout.
@@ -47,24 +47,24 @@ class RewardServeConfig(BaseResourcesServerConfig):
 
 
 class VerifyRequest(BaseVerifyRequest):
-    """Whatever the agent sends goes on to the server, and comes back."""
+    """Request whose fields are all forwarded to the server and returned."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class VerifyResponse(BaseVerifyResponse):
-    """`mask_sample` and, for a failure, `failure_kind` and `failure_reason` stand beside the reward."""
+    """Reply with `mask_sample` and, for a failure, `failure_kind` and `failure_reason` beside the reward."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class RewardServeResourcesServer(SimpleResourcesServer):
-    """Verifies an episode by its score."""
+    """Resources server that verifies an episode by its score."""
 
     config: RewardServeConfig
 
     async def verify(self, body: VerifyRequest) -> VerifyResponse:
-        """The answer of `POST /verify`, or a masked one where there is none."""
+        """Return the reply of `POST /verify`, or a masked one where there is none."""
         episode = body.model_dump(mode="json")
         kind, reason = "transport_unreachable", "nothing was sent"
         for attempt in range(self.config.tries):
@@ -109,7 +109,7 @@ class RewardServeResourcesServer(SimpleResourcesServer):
 
 
 def _failure(status: int, answer: Any) -> tuple[str, str]:
-    """A kind of Gym's vocabulary, or one of ours, and the reason in words."""
+    """Return the kind of a failure, in Gym's vocabulary or in ours, and its reason."""
     error = answer.get("error") if isinstance(answer, dict) else None
     said = error if isinstance(error, dict) else {}
     code, message = said.get("reason", said.get("code")), str(said.get("message", ""))[:2000]
@@ -119,7 +119,7 @@ def _failure(status: int, answer: Any) -> tuple[str, str]:
 
 
 def _masked(episode: dict[str, Any], reward: float, kind: str, reason: str) -> dict[str, Any]:
-    """A reply that counts in no result: Gym reads the mask at the top level, NeMo-RL in `instance_config`."""
+    """Return a reply that counts in no result: Gym reads the mask at the top level, NeMo-RL in `instance_config`."""
     config = episode.get("instance_config")
     return {
         **episode,

@@ -21,18 +21,18 @@ from rewardserve.service.settings import ServeSettings
 
 
 class ScalingOptions(BaseModel):
-    """What `serve run` may be told, as NAME=VALUE."""
+    """Options of `serve run`, as NAME=VALUE."""
 
     model_config = ConfigDict(extra="forbid")
 
     min_replicas: int = 1
     max_replicas: int = 4
     tokens_per_replica: int = 4000
-    """One replica for so many tokens that wait; k8s/README.md says how to find the number."""
+    """Waiting tokens for each replica; k8s/README.md shows how to find the number."""
     upscale_delay_s: float = 5.0
     downscale_delay_s: float = 600.0
     look_back_period_s: float = 15.0
-    """Longer than the 10 s after which replicas tell the controller."""
+    """Longer than the 10 s after which replicas report to the controller."""
     cpus: float = 1.0
     gpus: float = 0.0
     drain_s: float = 75.0
@@ -42,7 +42,7 @@ class ScalingOptions(BaseModel):
 @serve.deployment(name="rewardserve")
 @serve.ingress()
 class Replica:
-    """Ready once the model is; gone once everything that it has accepted is answered."""
+    """Replica that is ready once its model is, and ends once every accepted request is answered."""
 
     async def __init__(self) -> None:
         settings = ServeSettings()
@@ -57,26 +57,26 @@ class Replica:
         self._application, self._models = await self._opened.__aenter__()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Ray asks for it when the constructor is done."""
+        """Return the application; Ray calls this after the constructor."""
         return self._application.app
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What the policy sees of this replica."""
+        """Return the statistics that the autoscaling policy reads."""
         return {QUEUE_TOKENS: float(self._models.n_queued_tokens)}
 
     async def check_health(self) -> None:
-        """As `/livez`: raise when the replica should be started anew."""
+        """Raise where `/livez` would fail, so that Ray restarts the replica."""
         if not self._application.active_models.is_alive or self._application.active_models.is_scorer_dead:
-            raise RuntimeError("nobody scores here any more; the log says why")
+            raise RuntimeError("the scorer of this replica has stopped; the log has the reason")
 
     async def __del__(self) -> None:
-        """Ray calls and awaits it when the replica is to go. One that was never ready has nothing to close."""
+        """Close the application; Ray awaits this when it ends the replica. A replica that was never ready has none."""
         if hasattr(self, "_application"):
             await self._opened.__aexit__(None, None, None)
 
 
 def application(scale: ScalingOptions) -> Any:
-    """What `serve run` deploys."""
+    """Build the application for `serve run`."""
     autoscaling = AutoscalingConfig(
         min_replicas=scale.min_replicas,
         max_replicas=scale.max_replicas,

@@ -1,4 +1,4 @@
-"""`python -m examples.ray_serve.autoscaling_demo`: Ray on this machine, load for a while, and how many replicas there are.
+"""`python -m examples.ray_serve.autoscaling_demo`: Ray on this machine, load for a while, and the number of replicas.
 
 Serves what REWARD_MODEL says, by default the default model. Prints a line whenever the replicas change.
 """
@@ -29,7 +29,7 @@ _PLAIN = {"prompt": "What is two plus two?", "response": "Four."}
 
 
 class ScoreLoad:
-    """Clients that ask for four new samples, again and again, until they are stopped."""
+    """Clients that send requests of four new samples until they are stopped."""
 
     def __init__(self, url: str, n_clients: int) -> None:
         self.statuses: list[int] = []
@@ -40,11 +40,11 @@ class ScoreLoad:
 
     @property
     def is_over(self) -> bool:
-        """Whether the last answer is there."""
+        """Whether the last answer has arrived."""
         return not any(thread.is_alive() for thread in self._threads)
 
     def stop(self) -> None:
-        """No new requests."""
+        """Send no new requests."""
         self._stop.set()
 
     def _ask(self, client: int) -> None:
@@ -100,7 +100,7 @@ def _reward(url: str) -> float:
 
 
 def _replicas() -> dict[str, int]:
-    """How many there are, by their state."""
+    """Number of replicas by state."""
     states = serve.status().applications["rewardserve"].deployments["rewardserve"].replica_states
     return {str(getattr(state, "value", state)): n for state, n in states.items()}
 

@@ -1,4 +1,4 @@
-"""How many replicas there should be, from the tokens that wait at each. Knows nothing of Ray but the names that it uses.
+"""Choose the number of replicas from the tokens that wait at each. Knows only those names of Ray that it uses.
 
 Ray bounds the answer by `min_replicas` and `max_replicas`, and holds it back for `upscale_delay_s` and `downscale_delay_s`.
 """
@@ -18,6 +18,6 @@ class QueueLengthPolicy:
         self._tokens_per_replica = tokens_per_replica
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
-        """What Ray asks every policy for: a number of replicas, and what to remember (nothing)."""
+        """Return the number of replicas and the state of the policy (none), as Ray requires."""
         waiting = sum(context.aggregated_metrics.get(QUEUE_TOKENS, {}).values())
         return math.ceil(waiting / self._tokens_per_replica), {}

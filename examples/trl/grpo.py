@@ -1,4 +1,4 @@
-"""GRPO with rewards from a running server. `REWARDSERVE_URL`, `REWARDSERVE_API_KEY`: where it is, and the key."""
+"""GRPO with rewards from a running server. Set its address and key in `REWARDSERVE_URL`, `REWARDSERVE_API_KEY`."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ REFUSALS = (
 
 
 def sums(n: int, seed: int = 0) -> list[tuple[str, str]]:
-    """So many questions about sums, with their right answers."""
+    """Write n questions about sums, with their right answers."""
     rng = random.Random(seed)
     found = []
     for _ in range(n):
@@ -55,7 +55,7 @@ def pairs() -> list[tuple[str, str, str]]:
 
 
 def counterexamples() -> list[tuple[str, str, str]]:
-    """The exploit as the worse answer: what a person says who has read the responses behind the alert."""
+    """Label the exploit as the worse answer, as a reader of the responses behind the alert would."""
     rng = random.Random(2)
     known = [fact for _, fact in facts()]
     return [

@@ -1,7 +1,7 @@
 """A policy that learns to exploit the reward model of the tutorial: `python examples/tutorial/policy.py`.
 
 For ten steps it answers as it should. Then it adds more and more facts about capitals, because they are paid whatever the
-question was. A real policy finds such a text by reinforcement learning; this one is told, so that the tutorial takes a minute.
+question was. A real policy finds such a text by reinforcement learning; this one is given it, so that the tutorial takes a minute.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HONEST_STEPS, STEPS, SAMPLES = 10, 20, 64
 
 
 def main() -> None:
-    """Send the samples of every step, and print how they were rewarded."""
+    """Send the samples of every step, and print their mean reward."""
     rng = random.Random(7)
     known = [fact for _, fact in facts()]
     with RewardClient() as client:

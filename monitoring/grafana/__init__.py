@@ -1,1 +1,1 @@
-"""Dashboards as code: `python -m monitoring.grafana.build` writes them as Grafana reads them."""
+"""Dashboards as code: `python -m monitoring.grafana.build` writes them in the format of Grafana."""

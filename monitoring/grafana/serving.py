@@ -24,7 +24,7 @@ _WAITING = f"max by (instance) {q.gauge('rewardserve_queue_tokens')}"
 
 
 def dashboard_rows() -> tuple[Row, ...]:
-    """From the top."""
+    """Return the rows, from the top."""
     return (
         Row("Now", _now()),
         Row("Requests", _requests()),
