@@ -34,6 +34,7 @@ AREAS = {
     "training": ("training/*.py",),
     "client": ("client/*.py", "client/README.md"),
     "benchmarks": ("benchmarks/*.py", "gym/*.py"),
+    "tools": ("monitoring/*.py", "k8s/*.py", "docs/*.py", "examples/*.py"),
     "docs": (
         *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"),
         *("docs/*.md", ":!docs/decisions", "k8s/*.md", "monitoring/*.md", "examples/*.md"),
@@ -47,6 +48,7 @@ LIMITS: dict[str, dict[str, float]] = {
     "training": {"who": 0.3, "what": 2.3, "own": 0.9},
     "client": {"who": 0.0, "what": 0.0, "own": 0.0},
     "benchmarks": {"who": 0.0, "what": 0.0, "own": 0.0},
+    "tools": {"who": 0.0, "what": 0.9, "own": 0.0},
     "docs": {"who": 0.0, "what": 0.1, "own": 0.3},
     "records": {"who": 0.1, "what": 0.1, "own": 0.1},
 }
