@@ -49,7 +49,7 @@ LIMITS: dict[str, dict[str, float]] = {
     "client": {"who": 0.0, "what": 0.0, "own": 0.0},
     "benchmarks": {"who": 0.0, "what": 0.0, "own": 0.0},
     "tools": {"who": 0.0, "what": 0.9, "own": 0.0},
-    "docs": {"who": 0.0, "what": 0.1, "own": 0.3},
+    "docs": {"who": 0.0, "what": 0.1, "own": 0.0},
     "records": {"who": 0.1, "what": 0.1, "own": 0.1},
 }
 """Most occurrences per 1,000 words."""

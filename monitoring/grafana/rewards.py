@@ -256,7 +256,7 @@ def _training() -> tuple[Panel, ...]:
         scatter(
             Header(
                 "Score against length",
-                "One dot per point in time: where the score rises with the length alone, length may be what is rewarded.",
+                "One dot per point in time: where the score rises with the length alone, the model may reward length.",
                 (alert_name("length_high"),),
             ),
             Query(_TOKENS, "tokens of a response"),
