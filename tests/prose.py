@@ -45,7 +45,7 @@ AREAS = {
 LIMITS: dict[str, dict[str, float]] = {
     "model": {"who": 0.1, "what": 0.1, "own": 0.1},
     "service": {"who": 0.5, "what": 1.2, "own": 0.5},
-    "training": {"who": 0.3, "what": 2.3, "own": 0.9},
+    "training": {"who": 0.0, "what": 0.0, "own": 0.0},
     "client": {"who": 0.0, "what": 0.0, "own": 0.0},
     "benchmarks": {"who": 0.0, "what": 0.0, "own": 0.0},
     "tools": {"who": 0.0, "what": 0.9, "own": 0.0},

@@ -1,1 +1,1 @@
-"""The trainer: pairs of responses in, a checkpoint with its contract, calibration and report out."""
+"""Trainer of reward models: from preference pairs to a checkpoint with its contract, calibration and report."""

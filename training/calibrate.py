@@ -1,7 +1,7 @@
-"""Fits the frozen statistics of a reward: level, scale, temperature, caps, length curve, reference quantiles.
+"""Fit the frozen statistics of a reward: level, scale, temperature, caps, length curve, reference quantiles.
 
-Everything is fitted on held-out responses. Pure functions of arrays; knows no network and no file.
-Shapes: N responses, P pairs, H heads.
+All of them are fitted on held-out responses. Pure functions of arrays; independent of networks and files. Shapes: N
+responses, P pairs, H heads.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from rewardserve.model.traits import TRAITS
 
 Floats = NDArray[np.float64]
 CAP_QUANTILES = (0.001, 0.999)
-# A temperature beyond these multiples of the typical difference says "always sure" or "never sure" all the same.
+# Beyond these multiples of the typical difference a temperature makes no practical difference.
 _RANGE = (1e-3, 1e3)
 
 
 _KNOTS = 40
 _SPAN = 0.3
-"""Share of the responses that a point of the length curve is fitted to."""
+"""Share of the responses that enter the fit of one point of the length curve."""
 _ENDS = (0.01, 0.99)
-"""Quantiles of the log length that the curve reaches to: beyond them it has too little to go by."""
+"""Quantiles of the log length at the ends of the curve: beyond them there are too few responses."""
 _USUAL_REPETITION = 0.99
 
 
@@ -39,9 +39,10 @@ class NothingToFit(Exception):
 class HeldOut:
     """N held-out responses and P held-out pairs of them.
 
-    `raw_N` is the score of the whole, `tokens_N` counts each response's tokens. `diff_P` is chosen minus rejected. `heads_NH`
-    are the scores of each head, `head_diffs` its differences on the pairs that are its own: what it makes of the others' says
-    nothing of how sure it may be. `traits_NT` are `rewardserve.model.traits.NAMES`, with the phrases of `lexicon`.
+    `raw_N` is the combined score, `tokens_N` the number of tokens of each response. `diff_P` is chosen minus rejected.
+    `heads_NH` are the scores of each head, `head_diffs` its differences on the pairs that train it: its differences on
+    other pairs do not show its confidence. `traits_NT` are `rewardserve.model.traits.NAMES`, with the phrases of
+    `lexicon`.
     """
 
     raw_N: Floats
@@ -55,11 +56,11 @@ class HeldOut:
 
 
 def fit(held_out: HeldOut, *, data_digest: str) -> Calibration:
-    """The calibration of a reward on held-out responses. Raise `NothingToFit`."""
+    """Fit the calibration of a reward on held-out responses. Raise `NothingToFit`."""
     raw_N, tokens_N = held_out.raw_N, held_out.tokens_N
     if len(raw_N) < 2 or not np.ptp(raw_N) > 0:
         raise NothingToFit(
-            f"{len(raw_N)} held-out responses with {len(np.unique(raw_N))} different scores: nothing to calibrate on. "
+            f"{len(raw_N)} held-out responses with {len(np.unique(raw_N))} different scores are too few for a calibration. "
             "Raise data.eval_fraction, or name data.eval_sources."
         )
     mean, std = float(raw_N.mean()), float(raw_N.std())
@@ -90,7 +91,7 @@ def fit(held_out: HeldOut, *, data_digest: str) -> Calibration:
 
 
 def with_distance(calibration: Calibration, hidden_reference: str, distance_N: Floats) -> Calibration:
-    """Of the same responses also how far their hidden states are from the reference with this digest."""
+    """Add the distances of the same responses from the hidden reference with this digest."""
     distance = TraitCalibration(DISTANCE, float(distance_N.mean()), float(distance_N.std()))
     return replace(calibration, hidden_reference=hidden_reference, traits=(*calibration.traits, distance))
 
@@ -104,7 +105,7 @@ def _heads(held_out: HeldOut) -> list[HeadCalibration]:
 
 
 def head_weights(scores_NH: Floats, targets_H: Sequence[float]) -> tuple[float, ...]:
-    """`target_h / std_h`: with these, the raw score is the weighted sum of the *normalised* heads.
+    """Weights `target_h / std_h`: with these, the raw score is the weighted sum of the *normalised* heads.
 
     The constant `-sum(target_h * mean_h / std_h)` is left to the calibration's mean. Raise `NothingToFit`.
     """
@@ -117,9 +118,9 @@ def head_weights(scores_NH: Floats, targets_H: Sequence[float]) -> tuple[float, 
 def temperature(diff_P: Floats) -> float:
     """The T > 0 that minimises the mean negative log-likelihood of the labels under `sigmoid(diff / T)`.
 
-    The labels are Platt's (1999): `(n + 1) / (n + 2)` instead of 1 for n pairs, or pairs that are all won would ask
-    for T = 0. Convex in a = 1/T: the derivative `mean(diff * (sigmoid(a diff) - label))` rises with a, so bisection
-    finds its root. Where most are lost there is none, and the end of the range is returned.
+    The labels are Platt's (1999): `(n + 1) / (n + 2)` instead of 1 for n pairs; with labels of 1, pairs that are all won
+    would give T = 0. Convex in a = 1/T: the derivative `mean(diff * (sigmoid(a diff) - label))` rises with a, so
+    bisection finds its root. If most pairs are lost there is no root, and the end of the range is returned.
     """
     scale = float(np.abs(diff_P).mean()) if len(diff_P) else 0.0
     if scale == 0:
@@ -135,7 +136,7 @@ def temperature(diff_P: Floats) -> float:
 
 
 def slope(x_N: Floats, y_N: Floats) -> float:
-    """The least-squares slope of y on x; 0 where x does not vary."""
+    """Least-squares slope of y on x; 0 where x does not vary."""
     centred_N = x_N - x_N.mean()
     spread = float((centred_N**2).sum())
     return float((centred_N * (y_N - y_N.mean())).sum() / spread) if spread > 0 else 0.0
@@ -144,7 +145,7 @@ def slope(x_N: Floats, y_N: Floats) -> float:
 def length_curve(log_N: Floats, normalised_N: Floats) -> tuple[tuple[float, float], ...]:
     """E[normalised score | log length] at knots, by locally weighted linear regression (Cleveland 1979).
 
-    Tricube weights over the nearest 30 % of the responses. Where lengths do not vary there is one knot.
+    Tricube weights over the nearest 30 % of the responses. If lengths do not vary there is one knot.
     """
     low, high = np.quantile(log_N, _ENDS)
     n_near = max(2, math.ceil(_SPAN * len(log_N)))
@@ -155,7 +156,7 @@ def length_curve(log_N: Floats, normalised_N: Floats) -> tuple[tuple[float, floa
 def _local_fit(at: float, x_N: Floats, y_N: Floats, n_near: int) -> float:
     distance_N = np.abs(x_N - at)
     reach = float(np.partition(distance_N, n_near - 1)[n_near - 1])
-    if reach <= 0.0:  # so many have this very length
+    if reach <= 0.0:  # many responses have exactly this length
         return float(y_N[distance_N == 0.0].mean())
     weight_N = np.clip(1.0 - (distance_N / reach) ** 3, 0.0, None) ** 3
     if (

@@ -1,4 +1,4 @@
-"""The subcommands of training: parse, call one function of `run`, turn errors into one line and an exit code."""
+"""Training subcommands: parse arguments, call one function of `workflow`, map errors to one line and an exit code."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ _EXPECTED = (
 
 _SUMMARIES = {
     "train": "Train a reward model, and write it as a checkpoint.",
-    "finish": "Make a training that was stopped a checkpoint, from its newest complete step.",
-    "evaluate": "Judge a checkpoint on the held-out pairs of a recipe, and write a report.",
+    "finish": "Finish a stopped training: turn its newest complete step into a checkpoint.",
+    "evaluate": "Evaluate a checkpoint on the held-out pairs of a recipe, and write a report.",
     "calibrate": "Fit the calibration of a checkpoint on the held-out pairs of a recipe, and write it as a new checkpoint.",
-    "crossvalidate": "Judge a recipe on every pair, each held out once with its whole group.",
+    "crossvalidate": "Evaluate a recipe on every pair, each held out once with its whole group.",
 }
 
 
 def main(verb: str, arguments: Sequence[str]) -> int:
     """Run one subcommand. Return the exit code.
 
-    0; 2 when the recipe, the data or the model is at fault; 3 when the run broke (a loss that is not finite, disk, memory);
-    130 when a signal has stopped it.
+    0; 2 for a fault of the recipe, the data or the model; 3 if the run failed (a loss that is not finite, disk, memory);
+    130 after a signal.
     """
     options = _parser(verb).parse_args(arguments)
     config: Config | None = None
@@ -61,16 +61,16 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     except _EXPECTED as error:
         return _end(verb, 2, str(error))
     except RunFailed as error:
-        return _end(verb, 3, f"{error}{_how_to_go_on(config, verb)}")
+        return _end(verb, 3, f"{error}{_resume_hint(config, verb)}")
     except (Stopped, KeyboardInterrupt) as error:
         if isinstance(error, Stopped):
             _leave_process_group()  # all processes stop after the same step
-        return _end(verb, 130, f"{str(error) or 'stopped'}.{_how_to_go_on(config, verb)}")
+        return _end(verb, 130, f"{str(error) or 'stopped'}.{_resume_hint(config, verb)}")
     except Exception as error:
         reason = explain(error)
         if reason is None:
             raise
-        return _end(verb, 3, f"{reason}{_how_to_go_on(config, verb)}")
+        return _end(verb, 3, f"{reason}{_resume_hint(config, verb)}")
     return 0
 
 
@@ -78,10 +78,10 @@ train, finish, evaluate, calibrate, crossvalidate = (partial(main, verb) for ver
 
 
 def _leave_process_group() -> None:
-    """End the connections to the other processes of a finished run while the interpreter is whole.
+    """Close the connections to the other processes of a finished run before the interpreter shuts down.
 
-    A thread of gloo that frees a Python tensor during finalization aborts the process (PyTorch, pull request 179291). A run that
-    failed leaves its connections to the kernel: the other processes may be waiting in a collective.
+    A thread of gloo that frees a Python tensor during finalization aborts the process (PyTorch, pull request 179291). A
+    failed run leaves its connections to the kernel: the other processes may be waiting in a collective.
     """
     from torch import distributed
 
@@ -94,22 +94,26 @@ def _end(verb: str, code: int, message: str) -> int:
     return code
 
 
-def _how_to_go_on(config: Config | None, verb: str) -> str:
-    """The step that a training which broke off can go on from; the other verbs begin anew."""
+def _resume_hint(config: Config | None, verb: str) -> str:
+    """Name the step from which an interrupted training can resume; empty for other subcommands."""
     if config is None or verb != "train":
         return ""
     from rewardserve.training.step_checkpoints import last_complete
 
     step = last_complete(Path(config.output.folder) / "steps")
-    return f" Go on from {step.name} with --set output.resume=true." if step else " Nothing is saved yet to go on from."
+    return (
+        f" Resume from {step.name} with --set output.resume=true."
+        if step
+        else " There is no saved step to resume from."
+    )
 
 
 @contextmanager
 def _sigterm_as_sigint() -> Iterator[None]:
     """Let SIGTERM end the program as Ctrl-C does, so that half-written files are removed; a second one ends it at once.
 
-    Training has handlers of its own, which finish the step. One of several processes keeps the default action: inside a collective
-    no Python handler would run.
+    Training has separate handlers, which finish the step. One of several processes keeps the default action: inside a
+    collective no Python handler would run.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or threading.current_thread() is not threading.main_thread():
         yield
@@ -128,7 +132,7 @@ def _sigterm_as_sigint() -> Iterator[None]:
 
 @contextmanager
 def _without_tracebacks_of_threads() -> Iterator[None]:
-    """A thread that writes logs hands its error to the main thread, which is where it is told."""
+    """Discard the tracebacks of threads that write logs: the main thread reports their errors."""
     before = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs, /) -> None:
@@ -146,17 +150,17 @@ def _parser(verb: str) -> Parser:
     parser = Parser(
         f"rewardserve {verb}",
         _SUMMARIES[verb],
-        epilog="Exit codes: 0; 2 the recipe, the data or the model is at fault; 3 the run broke (loss not finite, disk, "
-        "memory); 130 stopped by a signal. output.resume=true goes on from the last step checkpoint.",
+        epilog="Exit codes: 0; 2 fault of the recipe, the data or the model; 3 the run failed (loss not finite, disk, "
+        "memory); 130 stopped by a signal. output.resume=true resumes from the last step checkpoint.",
     )
     parser.add_argument("--config", required=True, metavar="RECIPE", help="the recipe, a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. optim.lr=1e-4")
     if verb == "crossvalidate":
-        parser.add_argument("--folds", type=int, default=5, help="5 by default; as many as groups leaves one out")
-    if verb in ("evaluate", "calibrate"):
         parser.add_argument(
-            "--checkpoint", help="the reward model to read; default: that of the recipe's output.folder"
+            "--folds", type=int, default=5, help="number of folds, 5 by default; as many as groups leaves one out"
         )
+    if verb in ("evaluate", "calibrate"):
+        parser.add_argument("--checkpoint", help="reward model to read; default: the one in the recipe's output.folder")
     return parser
 
 

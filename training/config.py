@@ -1,6 +1,6 @@
-"""What a training run is told, as frozen records, and which values make no sense.
+"""Settings of a training run as frozen records, with their valid values.
 
-Knows no file format and no torch: `recipe` reads YAML and `--set`, the other modules are handed their section.
+Independent of file formats and torch: `recipe` reads YAML and `--set`, the other modules receive their section.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from rewardserve.model.scorer import DISTANCE
 
 
 class ConfigError(Exception):
-    """A setting is unknown or makes no sense; the message names the field, the value and the remedy."""
+    """A setting is unknown or invalid; the message names the field, the value and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The numbers that a setting may have: from `low` to `high`, both included unless said otherwise."""
+    """Valid numbers of a setting: from `low` to `high`, inclusive unless stated otherwise."""
 
     low: float
     high: float
@@ -27,13 +27,13 @@ class Range:
     without_high: bool = False
 
     def __contains__(self, value: float) -> bool:
-        """NaN is in no range."""
+        """Whether the value is in the range; NaN never is."""
         above = value > self.low if self.without_low else value >= self.low
         below = value < self.high if self.without_high else value <= self.high
         return above and below
 
     def __str__(self) -> str:
-        """For an error message."""
+        """Describe the range for an error message."""
         low = f"above {self.low:g}" if self.without_low else f"at least {self.low:g}"
         return f"{low} and {'below' if self.without_high else 'at most'} {self.high:g}"
 
@@ -76,11 +76,11 @@ RANGES: dict[str, Range] = {
     "eval.batch_tokens": Range(1, 1e8),
     "eval.bootstrap": Range(1, 1e5),
 }
-"""Every number of a recipe. Beyond these a run would break, hang, or do nothing."""
+"""Range of every number of a recipe. Beyond these a run would fail, hang, or have no effect."""
 
 
 def shown(value: object) -> str:
-    """A value for an error message: cut, and on one line."""
+    """Shorten a value to one line for an error message."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -102,13 +102,13 @@ def _require_ranges(section: str, record: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Which weights training starts from. `start: backbone` is an SFT model (fresh head), `reward` a reward model.
+    """Weights from which training starts. `start: backbone` is an SFT model (fresh head), `reward` a reward model.
 
-    `head_weights` weigh the *normalised* heads in the one reward. `n_layers` keeps only the first layers of the
-    backbone. `dtype` is that of the weights that do not learn; those that do are float32. `head_init` is for a fresh head:
-    `random`, or `logistic`: the ridge-penalised logistic regression of each head on the frozen backbone's features, which
-    full and LoRA training then go on from. `head_l2` is its ridge: one number, or one a head. `allow_pickle`: the weights
-    need not be safetensors. `ignore_checkpoint_code`: a model that names code of its own (auto_map) is read without it.
+    `head_weights` weigh the *normalised* heads in the one reward. `n_layers` keeps only the first layers of the backbone.
+    `dtype` is that of the frozen weights; trained weights are float32. `head_init` applies to a fresh head: `random`, or
+    `logistic`: the ridge-penalised logistic regression of each head on the frozen backbone's features, from which full
+    and LoRA training then start. `head_l2` is its ridge: one number, or one a head. `allow_pickle`: accept weights that
+    are not safetensors. `ignore_checkpoint_code`: read a model that names custom code (auto_map) without that code.
     """
 
     path: str
@@ -147,7 +147,7 @@ class ModelConfig:
 
     @property
     def weight_of_head(self) -> tuple[float, ...]:
-        """One weight a head; all 1 where none is given."""
+        """One weight a head; all 1 by default."""
         return self.head_weights or tuple(1.0 for _ in self.heads)
 
     @property
@@ -160,13 +160,12 @@ class ModelConfig:
 class SourceConfig:
     """One source of preference pairs: a JSONL(.gz) or Parquet file, or the name or folder of a `datasets` data set.
 
-    `head` names the head that these pairs train; empty: the first. A string `prompt` is one user turn
-    (`strings: turn`), or text that the response simply follows, without a template (`raw`). `context: prepend`
-    puts the passages of the `context` column before the first user turn.
-    The keys name columns. A named column is in every row; a default name may be in none (but chosen and rejected are
-    always there). null: no such column is read; without a prompt column, chosen and rejected are whole conversations.
-    A row with a column that belongs to the prompt and is not read (`system`, `tools`, `chat_template_kwargs`, `images`, ...) is a
-    bad row, unless `ignored_columns` names it.
+    `head` names the head that these pairs train; empty: the first. A string `prompt` is one user turn (`strings: turn`),
+    or text that is joined with the response without a template (`raw`). `context: prepend` puts the passages of the
+    `context` column before the first user turn. The keys name columns. A column named in the recipe must be in every row;
+    a default column may be missing (except chosen and rejected). null: the column is not read; without a prompt column,
+    chosen and rejected are whole conversations. A row with a column that belongs to the prompt and is not read (`system`,
+    `tools`, `chat_template_kwargs`, `images`, ...) is a bad row, unless `ignored_columns` names it.
     """
 
     path: str
@@ -195,18 +194,18 @@ class SourceConfig:
             _require(self.context_key is not None, "data.sources.context_key", None, "a column, with context: prepend")
         elif self.context_key not in (None, "context"):
             raise ConfigError(
-                f"data.sources.context_key is {self.context_key!r}, which does nothing with context: ignore; set context: prepend"
+                f"data.sources.context_key is {self.context_key!r}, which has no effect with context: ignore; set context: prepend"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
-    """The pairs, and which groups of them are held out.
+    """The pairs, and the rule by which groups of them are held out.
 
-    A group is held out when `int(sha256(f"{salt}:{group}")) mod 10000 < 10000 * eval_fraction`, so it stays where
-    it is when others come or go. With `eval_sources` everything in `sources` is for training, less the groups
-    that `eval_sources` also has. A training pair with a response that a held-out pair also has, to the same prompt, is
-    left out whatever its group. `max_dropped`: the share of the rows of a source that may be lost: rows that make no pair, and
+    A group is held out when `int(sha256(f"{salt}:{group}")) mod 10000 < 10000 * eval_fraction`, so its assignment does
+    not depend on other groups. With `eval_sources`, all pairs of `sources` are for training, except groups that
+    `eval_sources` also has. A training pair with a response that a held-out pair also has, to the same prompt, is left
+    out whatever its group. `max_dropped`: the share of the rows of a source that may be lost: rows that make no pair, and
     pairs that are left out as too long, as equal on both sides, or for a held-out pair.
     """
 
@@ -226,7 +225,7 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class EncodingConfig:
-    """The longest sequence. Longer ones lose the left of their prompt; a pair that still does not fit is dropped."""
+    """Limit of the sequence length. Longer sequences lose the left of their prompt; a pair that still does not fit is dropped."""
 
     max_tokens: int = 1024
     truncation: Literal["prompt_left", "error"] = "prompt_left"
@@ -238,7 +237,7 @@ class EncodingConfig:
 
 @dataclass(frozen=True, slots=True)
 class LossConfig:
-    """Which loss of `losses.LOSSES`, and its coefficients. `centring` 0.01 keeps rewards near zero (TRL, Eisenstein)."""
+    """Name of a loss in `losses.LOSSES`, and its coefficients. `centring` 0.01 keeps rewards near zero (TRL, Eisenstein)."""
 
     name: str = "logsigmoid"
     label_smoothing: float = 0.0
@@ -251,12 +250,12 @@ class LossConfig:
 
 @dataclass(frozen=True, slots=True)
 class OptimConfig:
-    """The optimizer and the batches.
+    """Optimizer and batches.
 
-    `batch_pairs` pairs a step and rank in `shuffled` batches. In `grouped` batches the pairs of one prompt stay
-    together, up to `batch_sequences` distinct sequences; a text in forty pairs then costs one forward an epoch.
-    `epochs` 0: no step at all, the heads stay as they were initialised.
-    `head_lr` None: the same as `lr`. `ema` is the decay of the weight average that is exported; 0: no average.
+    `batch_pairs` pairs a step and rank in `shuffled` batches. In `grouped` batches the pairs of one prompt stay together,
+    up to `batch_sequences` distinct sequences; a text in forty pairs then costs one forward an epoch. `epochs` 0: no step
+    is taken, the heads keep their initial weights. `head_lr` None: the same as `lr`. `ema` is the decay of the weight
+    average that is exported; 0: no average.
     """
 
     lr: float = 1e-5
@@ -289,24 +288,24 @@ class OptimConfig:
             self.refuse_long_warmup(self.max_steps)
 
     def warmup_steps(self, n_steps: int) -> int:
-        """The steps of a run of `n_steps` in which the learning rate rises; a share is rounded up, as the Trainer does."""
+        """Number of steps during which the learning rate rises; a share is rounded up, as the Trainer does."""
         return int(self.warmup) if self.warmup >= 1 else ceil(n_steps * self.warmup)
 
     def refuse_long_warmup(self, n_steps: int) -> None:
-        """Raise `ConfigError` where so many steps are over before the learning rate has risen."""
+        """Raise `ConfigError` if the run ends before the learning rate has risen."""
         if self.warmup >= n_steps > 0 and self.warmup >= 1:
             raise ConfigError(
                 f"optim.warmup is {self.warmup:g} steps, and the run has {n_steps}: the learning rate would never reach optim.lr. "
-                "Lower it, or write a share of the run, such as 0.03."
+                "Lower it, or set a share of the run, such as 0.03."
             )
 
 
 @dataclass(frozen=True, slots=True)
 class MethodConfig:
-    """Which weights learn: all (`full`), low-rank adapters and the head (`lora`), or the head alone (`frozen`).
+    """Trained weights: all (`full`), low-rank adapters and the head (`lora`), or the head alone (`frozen`).
 
-    `targets` are module names, or `all-linear`; `layers` limits the adapters to these layers.
-    `frozen` computes every distinct sequence once and trains the heads on the cached features.
+    `targets` are module names, or `all-linear`; `layers` limits the adapters to these layers. `frozen` computes every
+    distinct sequence once and trains the heads on the cached features.
     """
 
     name: Literal["full", "lora", "frozen"] = "full"
@@ -324,9 +323,10 @@ class MethodConfig:
 
 @dataclass(frozen=True, slots=True)
 class OutputConfig:
-    """Where the run writes: `checkpoint/`, `report.html`, `logs/` (TensorBoard), `steps/` (to resume from).
+    """Output folder of a run: `checkpoint/`, `report.html`, `logs/` (TensorBoard), `steps/` (to resume from).
 
-    `adapter`: also what was learnt alone, over the base model by name: `adapter/` of LoRA, `heads/` of a frozen backbone.
+    `adapter`: also write the trained part alone, over the base model by name: `adapter/` of LoRA, `heads/` of a frozen
+    backbone.
     """
 
     folder: str
@@ -344,7 +344,7 @@ class OutputConfig:
 
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
-    """How held-out pairs are judged. `steps` 0: only before and after training."""
+    """Evaluation on held-out pairs. `steps` 0: only before and after training."""
 
     steps: int = 0
     batch_tokens: int = 16384
@@ -357,14 +357,14 @@ class EvalConfig:
 
 @dataclass(frozen=True, slots=True)
 class ExportConfig:
-    """What is shipped. `probes` names a JSONL of samples where the data's licence does not allow shipping text."""
+    """Contents of the exported checkpoint. `probes` names a JSONL of samples if the data's licence forbids shipping text."""
 
     probes: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """One run, whole. The optimizer takes `max_steps` steps where that is set, whatever `epochs` says."""
+    """All settings of one run. `max_steps`, where set, overrides `epochs`."""
 
     model: ModelConfig
     data: DataConfig
@@ -390,8 +390,8 @@ class Config:
                 )
         if self.optim.epochs == 0 and self.model.head_init == "random":
             raise ConfigError(
-                "optim.epochs is 0 and model.head_init is 'random': nothing would be learnt. Set model.head_init: "
-                "logistic with a backbone; with a reward model, `rewardserve calibrate` is what goes without steps."
+                "optim.epochs is 0 and model.head_init is 'random': no weight would be trained. Set model.head_init: "
+                "logistic with a backbone; for a reward model, use `rewardserve calibrate`, which takes no steps."
             )
         if self.method.name == "full" and self.model.dtype != "float32" and self.optim.epochs > 0:
             raise ConfigError(
@@ -400,25 +400,25 @@ class Config:
                 "the forward in half precision), or method.name: lora, whose adapters are float32."
             )
         if self.method.name == "frozen" and self.optim.gradient_checkpointing:
-            raise ConfigError("optim.gradient_checkpointing has nothing to save with method.name: frozen; leave it out")
+            raise ConfigError("optim.gradient_checkpointing has no effect with method.name: frozen; leave it out")
 
 
 @dataclass(frozen=True, slots=True)
 class _UnusedSettings:
-    """Settings that do nothing in some recipes, where another value than the default is a mistake."""
+    """Settings without effect in some recipes, where any value but the default is a mistake."""
 
     settings: tuple[str, ...]
     where: Callable[[Config], bool]
     says: str
 
     def refuse(self, config: Config) -> None:
-        """Raise `ConfigError` where one is set and does nothing."""
+        """Raise `ConfigError` if one of the settings is set without effect."""
         for name in self.settings:
             section, _, setting = name.partition(".")
             record = getattr(config, section)
             value, default = getattr(record, setting), type(record).__dataclass_fields__[setting].default
             if value != default and self.where(config):
-                raise ConfigError(f"{name} is {shown(value)}, which does nothing with {self.says}; leave it out")
+                raise ConfigError(f"{name} is {shown(value)}, which has no effect with {self.says}; leave it out")
 
 
 _STEPS_ONLY = tuple(f"loss.{f.name}" for f in fields(LossConfig)) + tuple(

@@ -1,6 +1,6 @@
-"""Print the progress of a run: a bar on a terminal; without one, a line at the start of a phase and now and then.
+"""Print the progress of a run: a bar on a terminal; otherwise a line at the start of a phase and at intervals.
 
-Knows no phase of a run. All of it goes to stderr, from the first process alone; results go to stdout.
+Independent of the phases of a run. All output goes to stderr, from the first process alone; results go to stdout.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from rich.progress import track
 from rewardserve.model.text.printable import printable
 
 EVERY_S = 15.0
-"""Without a terminal, this long between two lines of a phase."""
+"""Interval between two lines of a phase without a terminal."""
 
 T = TypeVar("T")
 
 
 def is_first_process() -> bool:
-    """Whether this is the only process, or the first of those that accelerate or torchrun started."""
+    """Whether this is the only process, or the first of those started by accelerate or torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -55,7 +55,7 @@ def progress(
 
 
 class ProgressLines:
-    """Progress as lines: the first at once, then one every `EVERY_S`, and the last where there was one between."""
+    """Progress as lines: the first at once, then one every `EVERY_S`, and the last if there was one between."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class ProgressLines:
             say(f"{label}: {total:,}{unit}")
 
     def advance(self, n: int = 1, note: str = "") -> None:
-        """Count `n` more; print a line where the last one is long ago."""
+        """Count `n` more; print a line if the last one is `EVERY_S` old."""
         self._done += n
         if self._clock() - self._printed_at >= EVERY_S:
             self._print(note)

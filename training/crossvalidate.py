@@ -1,6 +1,6 @@
-"""Cross-validation: every pair is judged once, by a model of the same recipe that never saw its group.
+"""Cross-validation: every pair is scored once, by a model of the same recipe that was not trained on its group.
 
-`folds` says who is held out when; the steps of a run are those of `workflow`.
+`folds` assigns pairs to folds; the steps of a run are those of `workflow`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MOST_FOLDS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class CrossValidationResult:
-    """What a cross-validation found: a line of figures and the accuracies of the groups, for each slice."""
+    """Result of a cross-validation: a line of figures and the accuracies of the groups, for each slice."""
 
     metrics: tuple[SliceMetrics, ...]
     crossed: tuple[SliceMetrics, ...]
@@ -48,7 +48,7 @@ class CrossValidationResult:
 
 
 def crossvalidate(config: Config, n_folds: int) -> CrossValidationResult:
-    """Train and judge `n_folds` times; write `crossvalidation.json` and `.html`. Raise `ConfigError`."""
+    """Train and evaluate `n_folds` times; write `crossvalidation.json` and `.html`. Raise `ConfigError`."""
     _refuse(config, n_folds)
     with run_folder.lock_folder(Path(config.output.folder)):
         return _crossvalidate(config, n_folds)
@@ -57,7 +57,7 @@ def crossvalidate(config: Config, n_folds: int) -> CrossValidationResult:
 def _crossvalidate(config: Config, n_folds: int) -> CrossValidationResult:
     timer = finish.RunTimer()
     check_optimizer(config)
-    # Every pair of the sources is held out once; the recipe's own held-out share has no part in it.
+    # Every pair of the sources is held out once, so the recipe's held-out share is not used.
     config = replace(config, data=replace(config.data, eval_fraction=0.0))
     torch.manual_seed(config.seed)
     start = workflow.load_start(config)
@@ -104,7 +104,7 @@ def _is_cached(config: Config) -> bool:
 
 
 def _restored(start: Checkpoint) -> Callable[[], Checkpoint]:
-    """The same backbone for every fold, with the heads as they were."""
+    """Return the same backbone for every fold, with the initial heads."""
     heads_HD = start.network.heads.weight.detach().clone()
 
     def fresh() -> Checkpoint:
@@ -115,10 +115,11 @@ def _restored(start: Checkpoint) -> Callable[[], Checkpoint]:
 
 
 def _read_again(config: Config) -> Callable[[], Checkpoint]:
-    """The weights from disk for every fold, and the same fresh heads."""
+    """Read the weights from disk for every fold, with the same fresh heads."""
 
     def fresh() -> Checkpoint:
-        # A Trainer and its network refer to each other in circles: without this, two folds' weights are held at once.
+        # A Trainer and its network refer to each other in cycles: without this, two folds' weights are in memory at
+        # once.
         gc.collect()
         torch.manual_seed(config.seed)
         return workflow.load_start(config)
@@ -129,13 +130,13 @@ def _read_again(config: Config) -> Callable[[], Checkpoint]:
 def _scores(
     config: Config, start: Checkpoint, tables: EncodedData, table: PairTable, features: torch.Tensor | None
 ) -> Floats:
-    """Train on one fold's pairs. What the heads then say of every sequence, `(N, H)`."""
+    """Train on the pairs of one fold, and score every sequence, `(N, H)`."""
     workflow.initialise_heads(config, start, tables.train, features)
     folder = Path(config.output.folder)
     with TemporaryDirectory(dir=folder, prefix="fold-") as scratch:
         trained, _ = workflow.fit(config, start, tables, features, Path(scratch), None)
     if trained is None:
-        raise RuntimeError("the only process got no weights back from its training. This is a bug in run.fit.")
+        raise RuntimeError("training returned no weights to the only process. This is a bug in workflow.fit.")
     if _is_cached(config) and features is not None:
         weight_HD = trained.network.heads.weight.detach().float().cpu()
         cached_NH: Floats = (features @ weight_HD.T).double().numpy()
@@ -144,7 +145,7 @@ def _scores(
     return finish.score(config, trained, table)
 
 
-# -- what it found ----------------------------------------------------------------------------------------
+# -- results ----------------------------------------------------------------------------------------------
 
 
 def _report(
@@ -160,8 +161,8 @@ def _report(
     shown = report.Page(
         f"Cross-validation of {page.resolve().parent.name}", facts | ranges, metrics, (), judged,
         recipe.plain(config), crossed, independence=(
-            "Each pair was judged by a model that was trained on no pair of its group, and on no pair with one of its "
-            f"responses to the same prompt (blanks and case aside; {n_leaked} times a training pair was left out for that)."
+            "Each pair was scored by a model that was trained on no pair of its group, and on no pair with one of its "
+            f"responses to the same prompt (ignoring blanks and case; {n_leaked} times a training pair was left out for that)."
         ),
     )  # fmt: skip
     report.write(page, shown)
@@ -183,7 +184,7 @@ def _facts(config: Config, tables: EncodedData, n_folds: int) -> dict[str, Any]:
         "pairs dropped": dict(table.dropped),
         "sequences truncated": sum(s.truncated for s in table.sequences),
         "data": data.digest(table.pairs),
-        "scale": "scores of a fold are over the standard deviation of the responses that its head was trained on",
+        "scale": "scores of a fold are divided by the standard deviation over the responses that trained its head",
     }
 
 
@@ -194,7 +195,7 @@ def _plain(
     by_group: Sequence[tuple[float, ...]],
     crossed: Sequence[SliceMetrics],
 ) -> dict[str, Any]:
-    """The result as plain values. Groups have no names here: a group may be called by a text that is not ours to show."""
+    """The result as plain values. Groups are not named: the name of a group may be a text that must not be published."""
     lines = [
         asdict(m) | {"group_accuracy": {"low": min(g), "median": sorted(g)[len(g) // 2], "high": max(g)}}
         for m, g in zip(metrics, by_group, strict=True)
@@ -209,5 +210,5 @@ def _plain(
 
 
 def spread(accuracy_G: Sequence[float]) -> str:
-    """The lowest and the highest accuracy of a group, in words."""
+    """Lowest and highest accuracy of a group, in words."""
     return f"{min(accuracy_G):.3f} to {max(accuracy_G):.3f}"

@@ -1,7 +1,7 @@
-"""Sources -> preference pairs, and which of them are held out.
+"""Read sources into preference pairs, and split off the held-out ones.
 
-Two rules nothing here breaks: a group is never split between training and evaluation, and a row that cannot be
-read is reported with its file, line and field, never dropped in silence. Knows no row format, no tokenizer, no torch.
+Two invariants: a group is never split between training and evaluation, and a row that cannot be read is reported with
+its file, line and field, never dropped silently. Independent of row formats, tokenizers and torch.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _N_SHOWN = 20
 
 
 class DataError(Exception):
-    """Rows that no pair can be made of; the message lists the first of them."""
+    """Rows that make no pair; the message lists the first of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """Where a row is, and what is wrong with which of its fields."""
+    """Location of a bad row, its bad field, and the fault."""
 
     file: str
     line: int
@@ -40,9 +40,9 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class SourcePairs:
-    """What one source gave: its pairs, the rows that make none, and `n_spare` pairs beyond `max_pairs`.
+    """Result of one source: its pairs, the rows that make none, and `n_spare` pairs beyond `max_pairs`.
 
-    `notes` say how the columns were read.
+    `notes` describe how the columns were read.
     """
 
     path: str
@@ -55,7 +55,7 @@ class SourcePairs:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Training and held-out pairs. They share no group: `n_same_group` pairs of `sources` went because of `eval_sources`."""
+    """Training and held-out pairs. They share no group: `n_same_group` pairs were removed because of `eval_sources`."""
 
     train: tuple[Pair, ...]
     held_out: tuple[Pair, ...]
@@ -64,17 +64,17 @@ class Split:
 
     @property
     def n_rows(self) -> int:
-        """Rows of all sources."""
+        """Number of rows of all sources."""
         return sum(r.n_rows for r in self.read)
 
     @property
     def bad(self) -> tuple[BadRow, ...]:
-        """Rows that make no pair, of all sources."""
+        """Rows of all sources that make no pair."""
         return tuple(b for r in self.read for b in r.bad)
 
 
 def load(config: DataConfig, default_head: str) -> Split:
-    """Read every source and split. Raise `DataError` (bad rows, or nothing to train on) or `ConfigError`."""
+    """Read every source and split. Raise `DataError` (bad rows, or no training pairs) or `ConfigError`."""
     read = _read_all(config.sources, config, default_head)
     pairs = [p for r in read for p in r.pairs]
     if config.eval_sources:
@@ -104,35 +104,35 @@ def _refuse_losses(split: Split, max_dropped: float) -> None:
 
 
 def _refuse_none_held_out(split: Split, config: DataConfig) -> None:
-    """Raise `DataError` where a share is to be held out and none is: the run would have no accuracy and no calibration."""
+    """Raise `DataError` if `eval_fraction` holds out no pair: the run would have no accuracy and no calibration."""
     if config.eval_sources or not config.eval_fraction or split.held_out or not split.train:
         return
     n_groups = len({pair.group for pair in split.train})
     raise DataError(
         f"data.eval_fraction is {config.eval_fraction:g}, and of {n_groups} groups ({len(split.train)} pairs) none is held out. "
-        "Raise it, set another data.salt, which draws others, name data.eval_sources, or set data.eval_fraction: 0."
+        "Raise it, set another data.salt to draw other groups, name data.eval_sources, or set data.eval_fraction: 0."
     )
 
 
 def refuse_loss(units: str, n_units: int, lost: Mapping[str, int], max_dropped: float) -> None:
-    """Raise `DataError` where a larger share than `max_dropped` of these units is lost, with the counts by reason."""
+    """Raise `DataError` if a larger share than `max_dropped` of these units is lost, with the counts by reason."""
     n = sum(lost.values())
     if n > max_dropped * n_units:
         reasons = ", ".join(f"{count} {reason}" for reason, count in lost.items() if count)
         raise DataError(
             f"{n} of the {n_units} {units} are lost: {reasons}. That is more than data.max_dropped "
-            f"({max_dropped:g}) allows; set it higher if that is meant."
+            f"({max_dropped:g}) allows; raise it if the loss is intended."
         )
 
 
 def is_held_out(group: str, salt: str, fraction: float) -> bool:
-    """The split rule: `int(sha256(f"{salt}:{group}")) mod 10000 < 10000 * fraction`."""
+    """Apply the split rule: `int(sha256(f"{salt}:{group}")) mod 10000 < 10000 * fraction`."""
     digest = hashlib.sha256(f"{salt}:{group}".encode()).hexdigest()
     return int(digest, 16) % _SPLIT_STEPS < round(_SPLIT_STEPS * fraction)
 
 
 def digest(pairs: Sequence[Pair]) -> str:
-    """`sha256:...` of the pairs, in order: what was compared, under which group, for which head."""
+    """Digest `sha256:...` of the pairs in order: both sides, group and head."""
     whole = hashlib.sha256()
     for pair in pairs:
         row = [
@@ -148,7 +148,7 @@ def digest(pairs: Sequence[Pair]) -> str:
 
 
 def read_source(source: SourceConfig, *, head: str, salt: str = "", cache: str | None = None) -> SourcePairs:
-    """All pairs of one source, at most `max_pairs` of them (those with the lowest digest), and its bad rows."""
+    """Read all pairs of one source, at most `max_pairs` of them (those with the lowest digest), and its bad rows."""
     pairs: list[Pair] = []
     bad: list[BadRow] = []
     rows = list(sources.read(source, cache))

@@ -1,9 +1,9 @@
-"""The upstream files of the default model's two sources -> preference files that `rewardserve train` reads.
+"""Convert the upstream files of the default model's two sources to preference files for `rewardserve train`.
 
     python -m rewardserve.training.default_data --ukp UKPConvArg1Strict-CSV --hh harmless-base/test.jsonl.gz --out data
 
 Sources: github.com/UKPLab/acl2016-convincing-arguments (data/UKPConvArg1Strict-CSV, CC-BY 4.0) and the data set
-Anthropic/hh-rlhf (harmless-base/test.jsonl.gz, MIT; it contains offensive text). Fetches nothing.
+Anthropic/hh-rlhf (harmless-base/test.jsonl.gz, MIT; it contains offensive text). Downloads nothing.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command-line entry: write `ukp.jsonl.gz` and `hh.jsonl.gz` for what was given."""
-    parser = argparse.ArgumentParser(description="Upstream files of the default model -> preference files.")
+    """Write `ukp.jsonl.gz` and `hh.jsonl.gz` for the given sources."""
+    parser = argparse.ArgumentParser(description="Convert the upstream files of the default model to preference files.")
     parser.add_argument("--ukp", type=Path, help="folder UKPConvArg1Strict-CSV")
     parser.add_argument("--hh", type=Path, help="harmless-base/test.jsonl.gz")
     parser.add_argument("--out", type=Path, default=Path("data"))
@@ -48,7 +48,7 @@ def ukp(folder: Path) -> Iterator[Row]:
 
 
 def hh(path: Path) -> Iterator[Row]:
-    """Pairs of dialogues that differ in their last turn alone. Dialogues that begin alike are a group."""
+    """Pairs of dialogues that differ in their last turn alone. Dialogues with the same beginning are a group."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         for line in file:
             pair = json.loads(line)
@@ -58,7 +58,7 @@ def hh(path: Path) -> Iterator[Row]:
 
 
 def _dialogue(text: str) -> tuple[list[dict[str, str]], str]:
-    """The turns before the last one, and what the assistant says in that; empty where somebody else says it."""
+    """Turns before the last one, and the text of the last one; the text is empty if the last turn is not the assistant's."""
     parts = _TURN.split(text)[1:]
     turns = [{"role": _ROLES[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
     if not turns or turns[-1]["role"] != "assistant":

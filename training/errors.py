@@ -1,6 +1,6 @@
-"""Errors that end a run, and their causes in words. The command line turns them into one line and an exit code.
+"""Errors that end a run, and descriptions of their causes. The command line maps them to one line and an exit code.
 
-Imports no torch: its errors are recognised by their messages.
+Does not import torch: its errors are recognised by their messages.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from rewardserve.model.resource_errors import describe_resource_error
 
 
 class RunFailed(Exception):
-    """The run broke while it worked: the recipe is readable and may be right. Exit code 3."""
+    """The run failed while it worked: the recipe is readable and may be right. Exit code 3."""
 
 
 class NonFiniteLoss(RunFailed):
@@ -23,13 +23,13 @@ class Stopped(Exception):
 _NO_MEMORY = ("out of memory", "allocate memory", "STATUS_ALLOC_FAILED")
 """Parts of torch's messages about memory, on a CPU and on a GPU."""
 _WRITE_FAILED = ("PytorchStreamWriter", "inline_container", "iostream error", "Error while serializing")
-"""Parts of messages of torch and safetensors about a file; they give no reason."""
+"""Parts of messages of torch and safetensors about a file that cannot be written; they give no reason."""
 _READ_FAILED = ("PytorchStreamReader", "Error while deserializing")
-"""The same of reading: a step checkpoint of several processes, whose files are not compared with their lengths."""
+"""The same for reading: a step checkpoint of several processes, whose files are not compared with their lengths."""
 
 
 def explain(error: BaseException) -> str | None:
-    """One line about an error of the machine: disk, memory, files. None for one that is a bug."""
+    """Describe an error of the machine (disk, memory, files) in one line; None for a bug."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(m in text for m in _NO_MEMORY)):
         return (
@@ -37,7 +37,7 @@ def explain(error: BaseException) -> str | None:
             "encoding.max_tokens or eval.batch_tokens, or set optim.gradient_checkpointing: true or method.name: lora."
         )
     if any(mark in text for mark in _WRITE_FAILED):
-        return f"a file could not be written, most likely for want of room on the disk: {text[:200]}"
+        return f"a file could not be written, most likely because the disk is full: {text[:200]}"
     if any(mark in text for mark in _READ_FAILED):
         return f"a file is damaged or cut off: {text[:200]}."
     if (short := describe_resource_error(error)) is not None:
@@ -46,5 +46,5 @@ def explain(error: BaseException) -> str | None:
         where = f" at {error.filename}" if error.filename else ""
         return f"a file could not be read or written{where}: {error.strerror or text or type(error).__name__}."
     if isinstance(error, ImportError):
-        return f"a package is missing: {text[:200]}. `pip install 'rewardserve[train]'` installs those of training."
+        return f"a package is missing: {text[:200]}. `pip install 'rewardserve[train]'` installs the packages for training."
     return None

@@ -1,7 +1,7 @@
-"""How good a head is on held-out pairs, beside what counting characters achieves on the very same pairs.
+"""Accuracy and calibration of a head on held-out pairs, beside the accuracy of a length rule on the same pairs.
 
-Pure functions of arrays (numpy only); knows no network, no file.
-Shapes: P pairs, N responses, H heads, G groups.
+Pure functions of arrays (numpy only); independent of networks and files. Shapes: P pairs, N responses, H heads, G
+groups.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ALL = "(all)"
 class ScoredPairs:
     """Scored pairs of one slice. `chars` are lengths of the responses' texts; `group` numbers the groups.
 
-    `score_N` and `tokens_N` are of the distinct responses of the slice.
+    `score_N` and `tokens_N` are those of the distinct responses of the slice.
     """
 
     head: str
@@ -50,8 +50,8 @@ class ScoredPairs:
 class SliceMetrics:
     """One line of the report. A tie counts half. `accuracy_low` and `_high`: bootstrap over groups, 95 %.
 
-    `longer` and `shorter` are the accuracies of choosing the longer or the shorter text. The `_calibrated`
-    figures use a temperature that was fitted on the other half of the groups (`temperature`: on all of them).
+    `longer` and `shorter` are the accuracies of choosing the longer or the shorter text. The `_calibrated` figures use a
+    temperature that was fitted on the other half of the groups (`temperature`: on all of them).
     """
 
     head: str
@@ -74,7 +74,7 @@ class SliceMetrics:
 
 
 def slice_metrics(judged: ScoredPairs, *, n_bootstrap: int = 1000) -> SliceMetrics:
-    """All figures of one slice."""
+    """Compute all figures of one slice."""
     diff_P = judged.diff_P
     won_P = wins(diff_P)
     low, high = bootstrap_accuracy(won_P, judged.group_P, n_bootstrap)
@@ -105,7 +105,7 @@ def slice_metrics(judged: ScoredPairs, *, n_bootstrap: int = 1000) -> SliceMetri
 def slices(
     table: PairTable, scores_NH: Floats, head_names: Sequence[str], weights: Sequence[float]
 ) -> list[ScoredPairs]:
-    """Each head on the pairs that are its own, by source and together; of several heads the combined score on all."""
+    """Each head on the pairs that train it, by source and together; with several heads, the combined score on all."""
     heads = np.array([p.head for p in table.pairs])
     sources = np.array([p.source for p in table.pairs])
     found: list[ScoredPairs] = []
@@ -140,7 +140,7 @@ def cross_slices(
 
 
 def accuracy_by_group(judged: ScoredPairs) -> Floats:
-    """The accuracy of each group, `(G,)`."""
+    """Accuracy of each group, `(G,)`."""
     _, number_P = np.unique(judged.group_P, return_inverse=True)
     won_G: Floats = np.bincount(number_P, weights=wins(judged.diff_P)) / np.bincount(number_P)
     return won_G
@@ -173,12 +173,12 @@ def wins(diff_P: Floats) -> Floats:
 
 
 def nll(diff_P: Floats) -> float:
-    """Mean of `log(1 + exp(-diff))`: what a pair costs under Bradley-Terry."""
+    """Mean of `log(1 + exp(-diff))`: the Bradley-Terry loss of a pair."""
     return float(np.logaddexp(0, -diff_P).mean())
 
 
 def n_bins_for(n_pairs: int) -> int:
-    """How many bins of equal mass so many pairs fill: with fewer than ten in a bin its accuracy is chance."""
+    """Number of bins of equal mass that this many pairs fill: with fewer than ten pairs, the accuracy of a bin is chance."""
     return max(1, min(MOST_BINS, n_pairs // PAIRS_A_BIN))
 
 
@@ -190,7 +190,7 @@ def ece(diff_P: Floats, n_bins: int | None = None) -> float:
 
 
 def reliability(diff_P: Floats, n_bins: int | None = None) -> list[tuple[float, float, int]]:
-    """(mean confidence, accuracy, n) of each bin of equal mass, by rising confidence; as many as the pairs fill."""
+    """(mean confidence, accuracy, n) of each bin of equal mass, by rising confidence; as many bins as the pairs fill."""
     n_bins = n_bins or n_bins_for(len(diff_P))
     confidence_P, won_P = sigmoid(np.abs(diff_P)), wins(diff_P)
     order = np.argsort(confidence_P, kind="stable")
@@ -199,7 +199,7 @@ def reliability(diff_P: Floats, n_bins: int | None = None) -> list[tuple[float, 
 
 
 def cross_fitted(diff_P: Floats, group_P: Floats) -> Floats:
-    """Differences over a temperature that their own group had no part in: two halves of the groups, each for the other."""
+    """Differences over a temperature fitted on the other half of the groups."""
     half_P = group_P % 2 == 0
     out_P = np.array(diff_P, dtype=float)
     for mine_P in (half_P, ~half_P):
@@ -209,15 +209,14 @@ def cross_fitted(diff_P: Floats, group_P: Floats) -> Floats:
 
 
 def bootstrap_accuracy(won_P: Floats, group_P: Floats, n: int, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the accuracy when whole groups are drawn with replacement: pairs of one prompt are no
-    independent evidence."""
+    """95 % interval of the accuracy by a bootstrap over whole groups, as the pairs of one prompt are not independent."""
     _, number_P = np.unique(group_P, return_inverse=True)
     won_G = np.bincount(number_P, weights=won_P).astype(np.float64)
     return bootstrap_mean(won_G, np.bincount(number_P), n, seed)
 
 
 def bootstrap_mean(sum_G: Floats, size_G: Ints, n: int, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of `sum(sum_G) / sum(size_G)` when groups are drawn with replacement."""
+    """95 % interval of `sum(sum_G) / sum(size_G)` by a bootstrap over groups."""
     rng = np.random.default_rng(seed)
     drawn = (rng.integers(len(size_G), size=len(size_G)) for _ in range(n))
     means = [sum_G[d].sum() / size_G[d].sum() for d in drawn]
@@ -226,14 +225,14 @@ def bootstrap_mean(sum_G: Floats, size_G: Ints, n: int, seed: int = 0) -> tuple[
 
 
 def pearson(x_N: Floats, y_N: Floats) -> float:
-    """The correlation coefficient; 0 where either does not vary."""
+    """Correlation coefficient; 0 where either does not vary."""
     x, y = x_N - x_N.mean(), y_N - y_N.mean()
     norm = float(np.sqrt((x**2).sum() * (y**2).sum()))
     return float((x * y).sum() / norm) if norm > 0 else 0.0
 
 
 def ranks(x_N: Floats) -> Floats:
-    """Ranks from 1; equal values share the mean of theirs."""
+    """Ranks from 1; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(x_N, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]

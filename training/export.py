@@ -1,6 +1,6 @@
-"""The finished checkpoint: weights, calibration, contract with golden probes, adapter, report data.
+"""Export of a finished checkpoint: weights, calibration, contract with golden probes, adapter, report data.
 
-Knows `rewardserve.model.checkpoint`'s layout through its two functions, and no optimizer.
+Uses the layout of `rewardserve.model.checkpoint` through its two functions; independent of the optimizer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def export_checkpoint(folder: Path, trained: Checkpoint, probes: Sequence[Sample]) -> ScoringContract:
-    """Write the one layout, adapters merged, and its contract; the scores in it come from what was read back."""
+    """Write the checkpoint with merged adapters, and its contract; the probe scores come from the checkpoint read back."""
     merge(trained.network)
     write(
         folder,
@@ -52,7 +52,7 @@ def export_checkpoint(folder: Path, trained: Checkpoint, probes: Sequence[Sample
 
 
 def has_adapter(trained: Checkpoint) -> bool:
-    """Whether the backbone still wears its low-rank adapters."""
+    """Whether the backbone has unmerged low-rank adapters."""
     import peft
 
     return isinstance(trained.network.backbone, peft.PeftModel)
@@ -61,11 +61,11 @@ def has_adapter(trained: Checkpoint) -> bool:
 def export_adapter(folder: Path, trained: Checkpoint, base: str) -> None:
     """Write the LoRA adapter with its head over `base`, in peft's sequence-classification layout.
 
-    To be called before `export_checkpoint`, which merges the adapter away; `export_contract` completes the folder.
+    Call it before `export_checkpoint`, which merges the adapter; `export_contract` completes the folder.
     """
     backbone: Any = trained.network.backbone
     backbone.save_pretrained(str(folder))
-    # Our adapters sit on the bare backbone; a classification model holds the backbone one name further in.
+    # The adapters are on the bare backbone; a classification model has the backbone one name further in.
     inner = "base_model.model."
     outer = f"{inner}{backbone.get_base_model().base_model_prefix}."
     tensors = {n.replace(inner, outer, 1): t for n, t in load_file(folder / _ADAPTER_WEIGHTS).items()}
@@ -98,10 +98,10 @@ def export_contract(folder: Path, trained: Checkpoint, probes: Sequence[Sample])
         max_tokens=policy.max_tokens,
         truncation=policy.truncation,
         options=ReadOptions(
-            allow_pickle=True,  # the base's: training has read it so, or it would not have begun
+            allow_pickle=True,  # for the base: training has already read it this way
             ignore_checkpoint_code=True,
             template_date=policy.template_date,
-            ending="template",  # the exported template ends where the score is read
+            ending="template",  # the exported template ends at the reading position
             reads_at="last",
         ),
         device=str(trained.network.device),
@@ -110,14 +110,14 @@ def export_contract(folder: Path, trained: Checkpoint, probes: Sequence[Sample])
     for i, (sample, probe) in enumerate(zip(probes, written.probes, strict=True)):
         if encode(sample).ids != probe.ids:
             raise CheckpointError(
-                f"{folder}: probe {i} has other tokens when the checkpoint is read back than it had in training. The exported "
-                "tokenizer or chat template does not write what training encoded; please report the model's name."
+                f"{folder}: probe {i} has different tokens after the checkpoint is read back than in training. The exported "
+                "tokenizer or chat template differs from the encoding of training; please report the model's name."
             )
     return written
 
 
 def choose_probes(table: PairTable, n: int = N_PROBES) -> list[Sample]:
-    """`n` held-out samples whose lengths are spread evenly from the shortest to the longest."""
+    """Choose `n` held-out samples whose lengths are spread evenly from the shortest to the longest."""
     by_length = sorted(table.sequences, key=lambda s: (len(s.ids), s.ids))
     if len(by_length) <= n:
         return [s.sample for s in by_length]
@@ -129,7 +129,7 @@ def _at(ordered: Sequence[TokenSequence], share: float) -> TokenSequence:
 
 
 def read_probes(path: Path) -> list[Sample]:
-    """Samples that may be shipped: one JSON object a line, as on the wire. Raise `ConfigError`."""
+    """Read samples that may be shipped: one JSON object a line, as on the wire. Raise `ConfigError`."""
     try:
         probes = read_samples(path)
     except InvalidSampleFile as error:
@@ -147,7 +147,7 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """The packages that made these weights."""
+    """Versions of the packages that made these weights."""
     return {name: found for name in _VERSIONS if (found := _version(name))}
 
 

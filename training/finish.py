@@ -1,6 +1,6 @@
-"""From trained weights to what a run owes: figures, calibration, checkpoint with contract, adapter, report.
+"""Finish a run after training: figures, calibration, checkpoint with contract, adapter, report.
 
-Decides nothing about training; is handed a network whose weights are settled.
+Makes no decision about training; receives a network with final weights.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _N_BAD_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class EncodedData:
-    """The encoded pairs of a run, what was read to get them, what became of every row, and how they were encoded."""
+    """Encoded pairs of a run, with their sources, row counts and encoding policy."""
 
     split: data.Split
     train: PairTable
@@ -57,7 +57,7 @@ class EncodedData:
 
 
 class RunTimer:
-    """When a run began, and how long it has taken."""
+    """Start time and duration of a run."""
 
     def __init__(self) -> None:
         self._date, self._began = datetime.now(UTC), time.monotonic()
@@ -77,7 +77,7 @@ class RunTimer:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRecord:
-    """How the weights were made: the verb, since when, the figures `before` training, and the log of its steps."""
+    """Origin of the weights: the subcommand, its timer, the figures `before` training, and the log of its steps."""
 
     verb: str
     timer: RunTimer
@@ -86,10 +86,10 @@ class TrainingRecord:
 
 
 def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Path, made: TrainingRecord) -> Path:
-    """Judge on the held-out pairs, calibrate, export and report. Return the checkpoint's folder."""
+    """Evaluate on the held-out pairs, calibrate, export and report. Return the checkpoint's folder."""
     network = trained.network.requires_grad_(False).eval()
     scores_NH, hidden_ND = _read(config, trained, tables.held_out)
-    # The weights of several heads are settled only here; the combined score is judged with them.
+    # The weights of several heads are final only here; the combined score is evaluated with them.
     trained, uncalibrated, about_hidden = _calibrated(config, trained, tables.held_out, scores_NH, hidden_ND, made.verb)
     calibration = trained.calibration
     heads = network.head_names, network.head_weights
@@ -113,7 +113,8 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
     }
     say(f"exporting to {out}")
     with ExitStack() as late:
-        # Adapter and heads take their places last: one that cannot be read back must not cost the run its checkpoint.
+        # Adapter and heads are moved into place last: one that cannot be read back must not cost the run its
+        # checkpoint.
         alone = _export_adapter_or_heads(config, trained, folder, late)
         with run_folder.replace_folder(out) as new:
             contract = export.export_checkpoint(new, trained, probes)
@@ -128,7 +129,7 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
             show(line)
         show(f"report: {page}")
         for part, base in alone:
-            # Its contract comes last and is another one; the scores in it are the same.
+            # Its contract is written last and is a different one; the scores in it are the same.
             if base:
                 export.write_report(part, facts | details | {"base": base, "contract": None})
             export.export_contract(part, trained, probes)
@@ -138,7 +139,7 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
 def _export_adapter_or_heads(
     config: Config, trained: Checkpoint, folder: Path, late: ExitStack
 ) -> list[tuple[Path, str | None]]:
-    """What was learnt alone, written to where it takes its place later: the adapter before it is merged, or the heads."""
+    """Write the trained part alone, to be moved into place later: the adapter before it is merged, or the heads."""
     if config.output.adapter and config.model.n_layers is None and export.has_adapter(trained):
         new = late.enter_context(run_folder.replace_folder(folder / "adapter"))
         export.export_adapter(new, trained, _base_name(config))
@@ -151,30 +152,30 @@ def _export_adapter_or_heads(
 
 
 def _results(metrics: Sequence[SliceMetrics], uncalibrated: str) -> Iterator[str]:
-    """The summary after training, a line a fact."""
+    """Yield the summary after training, a line a fact."""
     for m in metrics:
         yield (
             f"held out, {m.head} {m.source}: accuracy {m.accuracy:.3f} [{m.accuracy_low:.3f}, {m.accuracy_high:.3f}] of "
             f"{m.n_pairs:,} pairs in {m.n_groups:,} groups, mean margin {m.margin:.3g}; longer text wins {m.longer:.3f}"
         )
     if not metrics:
-        yield "held out: nothing, so no accuracy is known"
+        yield "held out: no pairs, so there is no accuracy"
     if uncalibrated:
         yield f"not calibrated: {uncalibrated}"
 
 
 def independence(tables: EncodedData, checkpoint: Path | None, config: Config | None = None) -> str:
-    """What the report says of held-out pairs and training: no more than is known here.
+    """Describe the relation of held-out pairs and training for the report, as far as it is known here.
 
-    `checkpoint`: a folder that was trained elsewhere, known by the digest of its training pairs or not at all.
+    `checkpoint`: a folder that was trained elsewhere, recognised by the digest of its training pairs or not at all.
     """
     shared = (
         f"share no group with the {tables.account.n_train} training pairs of this recipe, and no response to the same prompt "
-        f"(blanks and case aside; {tables.account.n_leaked} training pairs were left out for that). "
-        f"{tables.account.n_same_prompt} of them answer a prompt that training has too, with other responses."
+        f"(ignoring blanks and case; {tables.account.n_leaked} training pairs were left out for that). "
+        f"{tables.account.n_same_prompt} of them share a prompt with training, with other responses."
     )
     if checkpoint is None:
-        start = " What the reward model was trained on, from which this run started, is not known here."
+        start = " The training data of the reward model from which this run started are not known here."
         return f"These pairs {shared}{start if config and config.model.start == 'reward' else ''}"
     try:
         then = json.loads((checkpoint / export.REPORT).read_text()).get("training data")
@@ -186,29 +187,29 @@ def independence(tables: EncodedData, checkpoint: Path | None, config: Config | 
 
 
 def score(config: Config, checkpoint: Checkpoint, table: PairTable) -> Floats:
-    """Every head on every distinct sequence of a table, `(N, H)`."""
+    """Score every distinct sequence of a table with every head, `(N, H)`."""
     return _read(config, checkpoint, table)[0]
 
 
 def _read(config: Config, checkpoint: Checkpoint, table: PairTable) -> tuple[Floats, Tensor]:
-    """The scores, and the hidden states `(N, D)` that the heads have read."""
+    """Scores, and the hidden states `(N, D)` that the heads read."""
     rows, budget = [s.ids for s in table.sequences], config.eval.batch_tokens
     return scoring.read(checkpoint.network, rows, pad_id=checkpoint.pad_id, batch_tokens=budget, label="held-out pairs")
 
 
 def score_slices(config: Config, checkpoint: Checkpoint, table: PairTable) -> list[ScoredPairs]:
-    """The scored pairs of a table, slice by slice."""
+    """Scored pairs of a table, slice by slice."""
     network = checkpoint.network
     return evaluate.slices(table, score(config, checkpoint, table), network.head_names, network.head_weights)
 
 
 def figures(config: Config, judged: Sequence[ScoredPairs]) -> list[SliceMetrics]:
-    """One line of figures a slice."""
+    """Compute one line of figures a slice."""
     return [evaluate.slice_metrics(j, n_bootstrap=config.eval.bootstrap) for j in judged]
 
 
 def facts_of(config: Config, tables: EncodedData) -> dict[str, Any]:
-    """What was read, kept and dropped: counts, and digests of the data."""
+    """Counts of rows and pairs, and digests of the data, for the report."""
     counts = tables.account
     return {
         "model": f"{config.model.path} ({config.model.start})",
@@ -234,15 +235,15 @@ def facts_of(config: Config, tables: EncodedData) -> dict[str, Any]:
 def _calibrated(
     config: Config, trained: Checkpoint, table: PairTable, scores_NH: Floats, hidden_ND: Tensor, verb: str
 ) -> tuple[Checkpoint, str, str]:
-    """With what the held-out responses say, in place of what an earlier calibration said; why not; and of hidden states."""
+    """Checkpoint with a new calibration, and the reasons for a missing calibration or hidden reference; empty if fitted."""
     if not len(table):
-        return replace(trained, calibration=None, hidden=None), "nothing was held out", "nothing was held out"
+        return replace(trained, calibration=None, hidden=None), "no pairs were held out", "no pairs were held out"
     try:
         calibration = _calibrate(config, trained, table, scores_NH)
     except NothingToFit as why:
         if verb == "calibrate":
             raise
-        # A run of hours must not be lost for want of a calibration; `rewardserve calibrate` fits one later.
+        # A run of hours must not be lost for lack of a calibration; `rewardserve calibrate` fits one later.
         return replace(trained, calibration=None, hidden=None), str(why), "not fitted"
     try:
         reference = hidden_statistics.fit(hidden_ND.double().numpy())
@@ -256,7 +257,7 @@ def _calibrated(
 
 
 def _calibrate(config: Config, trained: Checkpoint, table: PairTable, scores_NH: Floats) -> Calibration:
-    """The calibration on held-out responses; several heads get their weights first."""
+    """Fit the calibration on held-out responses; several heads get their weights first."""
     network = trained.network
     if len(network.head_names) > 1:
         network.head_weights = calibrate.head_weights(scores_NH, config.model.weight_of_head)
@@ -285,13 +286,13 @@ def _traits(sequence: TokenSequence, lexicon: Lexicon, encoder: Encoder) -> tupl
 
 
 def _base_name(config: Config) -> str:
-    """How an adapter names the model that training started from. (A backbone that was cut is no model to name.)"""
+    """Name of the base model in an adapter. (A truncated backbone has no name.)"""
     local = Path(config.model.path)
     return str(local.resolve()) if local.is_dir() else config.model.path
 
 
 def _exports_heads(config: Config, trained: Checkpoint) -> bool:
-    """Whether the backbone is the base as it is, with full weights where its name leads to."""
+    """Whether the backbone is the unchanged base, with full weights under its name."""
     untouched = config.method.name == "frozen" and config.model.n_layers is None
     return config.output.adapter and untouched and (trained.folder / "config.json").is_file()
 
@@ -303,6 +304,6 @@ def _probes(config: Config, tables: EncodedData) -> list[Sample]:
 
 
 def summary(metrics: Sequence[SliceMetrics]) -> Mapping[str, float]:
-    """The figures that are worth a curve while training runs."""
+    """Figures to plot as curves during training."""
     names = ("accuracy", "nll", "margin")
     return {f"{m.head}/{m.source}/{name}": getattr(m, name) for m in metrics for name in names}

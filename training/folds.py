@@ -1,7 +1,6 @@
-"""Which pairs are held out together, and how the scores of different folds become comparable.
+"""Assign pairs to folds, and make the scores of different folds comparable.
 
-Pure functions of tables and arrays; knows no network and no file.
-Shapes: P pairs, N sequences, H heads, F folds.
+Pure functions of tables and arrays; independent of networks and files. Shapes: P pairs, N sequences, H heads, F folds.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from rewardserve.training.sequences import PairTable, TokenSequence, subset
 
 
 def assign_folds(pairs: Sequence[Pair], n_folds: int, salt: str) -> tuple[int, ...]:
-    """The fold in which each pair is held out. A group is in one fold, whatever sources it comes from.
+    """Fold in which each pair is held out. A group is in one fold, whatever sources it comes from.
 
     The groups of each source, in the order of `sha256(f"{salt}:{group}")`, are dealt round robin; with as many folds as
-    groups each is left out alone. A group that an earlier source dealt already stays, and counts for its fold.
+    groups, each group is held out alone. A group that an earlier source has already dealt stays, and counts for its fold.
     """
     of_source: dict[str, set[str]] = {}
     for pair in pairs:
@@ -34,7 +33,7 @@ def assign_folds(pairs: Sequence[Pair], n_folds: int, salt: str) -> tuple[int, .
         for group in groups & fold_of.keys():
             n_in[fold_of[group]] += 1
         for group in sorted(groups - fold_of.keys(), key=lambda g: hashlib.sha256(f"{salt}:{g}".encode()).digest()):
-            # The emptiest fold, the first of equals: round robin, where no group came before.
+            # The emptiest fold, the first of equals: round robin if no group came before.
             fold_of[group] = n_in.index(min(n_in))
             n_in[fold_of[group]] += 1
     return tuple(fold_of[p.group] for p in pairs)
@@ -52,7 +51,7 @@ def refuse_heads_in_one_fold(table: PairTable, fold_P: Sequence[int], head_names
 
 
 def refuse_empty(held_in: PairTable, head_names: Sequence[str]) -> None:
-    """Raise `ConfigError` for a head of which no pair is left to train on."""
+    """Raise `ConfigError` for a head without a training pair."""
     missing = sorted(set(head_names) - {pair.head for pair in held_in.pairs})
     if missing:
         raise ConfigError(
@@ -62,13 +61,13 @@ def refuse_empty(held_in: PairTable, head_names: Sequence[str]) -> None:
 
 
 def split_fold(table: PairTable, fold_P: Sequence[int], fold: int) -> tuple[PairTable, PairTable]:
-    """The pairs to train on and those held out, over the same numbered sequences: features stay where they are."""
+    """Pairs to train on and held-out pairs, over the same numbered sequences, so that features keep their rows."""
     held_in, held_out = (subset(table, [(f == fold) is held for f in fold_P], renumber=False) for held in (False, True))
     return replace(held_in, dropped={}), replace(held_out, dropped={})
 
 
 def standardise(scores_NH: Floats, held_in: PairTable, head_names: Sequence[str]) -> Floats:
-    """Each head's scores over the deviation (and less the mean) of the responses it was trained on."""
+    """Divide each head's scores by the deviation (after subtracting the mean) over the responses it was trained on."""
     out_NH = np.empty_like(scores_NH)
     for h, head in enumerate(head_names):
         numbers = [i for i, p in enumerate(held_in.pairs) if p.head == head]
@@ -82,7 +81,7 @@ def standardise(scores_NH: Floats, held_in: PairTable, head_names: Sequence[str]
 def pool(table: PairTable, fold_P: Sequence[int], scores_of: Mapping[int, Floats]) -> tuple[PairTable, Floats]:
     """One table and one array of scores in which every pair is scored by the fold that held it out.
 
-    A sequence that two folds hold out is there twice: it has two scores.
+    A sequence that two folds hold out occurs twice: it has two scores.
     """
     number: dict[tuple[int, int], int] = {}
     chosen, rejected = (

@@ -1,7 +1,7 @@
-"""Announce names that are looked up on the Hugging Face hub, and never wait long for a hub that does not answer.
+"""Announce names that are looked up on the Hugging Face hub, and bound the wait for a hub that does not reply.
 
-The libraries retry for minutes. Here one request with a time limit decides: without an answer the process goes offline,
-so that cached files are used and other names are refused at once.
+The libraries retry for minutes. Here one request with a timeout decides: without a reply the process goes offline, so
+that cached files are used and other names are refused at once.
 """
 
 from __future__ import annotations
@@ -17,63 +17,63 @@ from rewardserve.model.checkpoint.packaged_bases import PACKAGED_BASES
 from rewardserve.training.console import say
 
 ANSWER_S = 10.0
-"""The longest wait for the hub, name resolution included."""
+"""Longest wait for the hub, name resolution included."""
 
 
 def announce(kind: str, name: str) -> None:
-    """Say that `name` comes from the hub, or from its cache alone where the process is offline or the hub does not answer."""
+    """Print that `name` comes from the hub, or from its cache alone if the process is offline or the hub does not reply."""
     if is_offline():
         say(f"{kind} {name}: from the cache of the Hugging Face hub alone (offline)")
         return
     say(f"{kind} {name}: from the Hugging Face hub at {_endpoint()}, or its cache")
     if not answers(_endpoint(), ANSWER_S):
-        say(f"the hub does not answer (within {ANSWER_S:.0f} s); going on with cached files")
+        say(f"the hub does not reply (within {ANSWER_S:.0f} s); using cached files")
         _go_offline()
 
 
 def announce_model(path_or_name: str) -> None:
-    """The same for a model, and for the base model that an adapter or bare heads name."""
+    """Announce a model, and the base model that an adapter or bare heads name."""
     for name in (path_or_name, *_base_names(Path(path_or_name).expanduser())):
         if is_hub_model(name):
             announce("model", name)
 
 
 def is_hub_model(name: str) -> bool:
-    """Whether a model of this name is looked for on the hub."""
+    """Whether a model of this name is looked up on the hub."""
     if name.partition(":")[0] in PACKAGED_BASES or Path(name).expanduser().is_dir():
         return False
     return not (Path(name).is_absolute() or name.startswith((".", "~"))) and name.count("/") == 1
 
 
 def is_offline() -> bool:
-    """Whether the hub must not be used: HF_HUB_OFFLINE is set, or the hub did not answer."""
+    """Whether the hub must not be used: HF_HUB_OFFLINE is set, or the hub did not reply."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def remedy(kind: str, how: str) -> str:
-    """The remedy for a name that is not in the cache while the hub cannot be reached. `how`: the option that names another."""
+    """Remedy for a name that is not in the cache while the hub is unreachable. `how`: the option that names a file instead."""
     option = "" if kind == "model" else " --repo-type dataset"
     return (
-        f"The hub was not asked or did not answer, and it is not in the cache. Fetch it where there is a network (hf download "
+        f"The hub is offline or did not reply, and the name is not in the cache. Fetch it on a machine with a network (hf download "
         f"NAME{option}) and copy the cache (HF_HOME), or name a folder or file: {how}."
     )
 
 
 def answers(endpoint: str, timeout_s: float) -> bool:
-    """Whether a server answers at all, with whatever status, in time."""
+    """Whether a server replies in time, with any status."""
     found: list[bool] = []
 
-    def ask() -> None:
+    def send() -> None:
         try:
             httpx.head(endpoint, timeout=timeout_s)
         except (httpx.HTTPError, OSError, ValueError):
             return
         found.append(True)
 
-    # A thread of its own: the system resolves names for as long as it likes, and cannot be interrupted.
-    thread = threading.Thread(target=ask, name="hub", daemon=True)
+    # In a separate thread: name resolution has no timeout and cannot be interrupted.
+    thread = threading.Thread(target=send, name="hub", daemon=True)
     thread.start()
     thread.join(timeout_s)
     return bool(found)
@@ -109,6 +109,6 @@ def _base_names(folder: Path) -> list[str]:
             names.append(base_of_heads(folder))
             config = folder / "adapter_config.json"
             names.append(json.loads(config.read_text()).get("base_model_name_or_path") if config.is_file() else None)
-    except Exception:  # faults of these files are reported where they are read
+    except Exception:  # faults of these files are reported when they are read
         return []
     return [name for name in names if isinstance(name, str)]

@@ -1,8 +1,8 @@
-"""Held-out pairs and training pairs that are the same by content, whatever their groups are called.
+"""Find held-out pairs and training pairs that are the same by content, whatever the names of their groups.
 
-A training pair leaks when one of its responses, with its prompt, is in a held-out pair: as the same tokens, or as the same
-words with other blanks or another case, preferred or not. A prompt alone does not leak: its
-other responses are new, and data with few prompts would vanish. It is counted.
+A training pair leaks when one of its responses, with its prompt, is in a held-out pair: as the same tokens, or as the
+same words with other blanks or another case, preferred or not. A prompt alone does not leak: its other responses are
+new, and data with few prompts would vanish. It is counted.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from rewardserve.training.sequences import PairTable, TokenSequence, subset
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """`n_dropped` training pairs had a held-out response; `n_same_prompt` held-out pairs answer a prompt of training."""
+    """`n_dropped` training pairs had a held-out response; `n_same_prompt` held-out pairs share a prompt with training."""
 
     n_dropped: int = 0
     n_same_prompt: int = 0
 
     def __str__(self) -> str:
-        """The overlap as a sentence of a report."""
+        """Describe the overlap as a sentence of a report."""
         return (
             f"{self.n_dropped} training pairs with a held-out response left out; {self.n_same_prompt} held-out pairs "
-            "answer a prompt that training has too"
+            "share a prompt with training"
         )
 
 
 def remove_overlap(train: PairTable, held_out: PairTable, *, renumber: bool = True) -> tuple[PairTable, Overlap]:
-    """The training pairs that share no response with a held-out pair, and the overlap of both."""
+    """Training pairs that share no response with a held-out pair, and the overlap of both."""
     held = _used_keys(held_out)
     leaks_N = [any(key in held for key in _keys(sequence)) for sequence in train.sequences]
     keep_P = [not (leaks_N[c] or leaks_N[r]) for c, r in zip(train.chosen, train.rejected, strict=True)]

@@ -1,8 +1,7 @@
-"""What a pair costs: one float32 value a pair. Only the step reduces.
+"""Pair losses: one float32 value a pair. Only the training step reduces them.
 
-Knows scores and margins; knows no heads, no batches and no network. Every loss is finite for every finite input,
-in every dtype: `exp` is never taken of something large.
-Shapes: P pairs.
+Functions of scores and margins; independent of heads, batches and networks. Every loss is finite for every finite
+input, in every dtype: `exp` is never taken of a large value. Shapes: P pairs.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ USES_MARGIN = ("logsigmoid",)
 
 
 def smoothed(loss: PairLoss, share: float, chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor) -> Tensor:
-    """cDPO's label smoothing: with probability `share` the label was the wrong way round.
+    """Label smoothing of cDPO: with probability `share` the label was reversed.
 
-    The margin belongs to the label, so a swapped label is not asked for one.
+    The margin belongs to the label, so a reversed label has none.
     """
     swapped_P = loss(rejected_P, chosen_P, margin_P * 0)
     return (1 - share) * loss(chosen_P, rejected_P, margin_P) + share * swapped_P
@@ -48,7 +47,7 @@ def centring(chosen_P: Tensor, rejected_P: Tensor) -> Tensor:
 
 
 def pair_loss(config: LossConfig) -> PairLoss:
-    """The loss that the recipe asks for, with its smoothing and centring. Raise `ConfigError` for an unknown name."""
+    """Loss of the recipe, with its smoothing and centring. Raise `ConfigError` for an unknown name."""
     if config.name not in LOSSES:
         raise ConfigError(f"loss.name is {config.name!r}; known are {', '.join(LOSSES)}")
     loss = LOSSES[config.name]
@@ -62,5 +61,5 @@ def _centred(loss: PairLoss, coefficient: float, chosen_P: Tensor, rejected_P: T
 
 
 def _float(x: Tensor) -> Tensor:
-    """float32, or float64 where a test asks for it: half precision cannot hold a difference of large scores."""
+    """Convert to float32, or keep float64 (tests): half precision cannot hold a difference of large scores."""
     return x if x.dtype == torch.float64 else x.float()

@@ -1,4 +1,4 @@
-"""Which weights learn: the whole network, low-rank adapters with the head, or the head on cached features.
+"""Training methods: the whole network, low-rank adapters with the head, or the head on cached features.
 
 Shapes: N sequences, B rows, D width, H heads, P pairs.
 """
@@ -18,9 +18,9 @@ from rewardserve.training.config import ConfigError, MethodConfig
 from rewardserve.training.sequences import PairTable
 
 _LINEAR = (nn.Linear, Conv1D)
-"""What `all-linear` means: GPT-2 has its linear layers as `Conv1D`."""
+"""Modules selected by `all-linear`: the linear layers of GPT-2 are `Conv1D`."""
 _ADAPTABLE = (*_LINEAR, nn.Embedding)
-"""Modules that take an adapter here."""
+"""Modules that support an adapter here."""
 
 
 _ALL_LINEAR = ("all-linear",)
@@ -28,7 +28,7 @@ _LAYER_NUMBER = re.compile(r"\.\d+\.")
 
 
 class CachedNetwork(nn.Module):
-    """The heads of a network over hidden states that were computed once. A row of `input_ids` is a sequence's number."""
+    """Heads of a network over cached hidden states. A row of `input_ids` is the number of a sequence."""
 
     def __init__(self, network: RewardNetwork, hidden_ND: Tensor) -> None:
         super().__init__()
@@ -36,14 +36,14 @@ class CachedNetwork(nn.Module):
         self.register_buffer("hidden_ND", hidden_ND, persistent=False)
 
     def forward(self, numbers_B1: Tensor, mask_B1: Tensor | None = None) -> NetworkOutput:
-        """The values of the heads, as the network itself would give them."""
+        """Values of the heads, as the network would compute them."""
         last_BD = self.hidden_ND[numbers_B1[:, 0]]
         with torch.autocast(last_BD.device.type, enabled=False):
             return NetworkOutput(self.heads(last_BD), last_BD, None)
 
 
 def adapt(network: RewardNetwork, config: MethodConfig) -> None:
-    """Wrap the backbone in low-rank adapters, in place; they and the head learn, the backbone does not."""
+    """Wrap the backbone in low-rank adapters, in place; adapters and head are trained, the backbone is frozen."""
     import peft
 
     lora = peft.LoraConfig(
@@ -54,16 +54,16 @@ def adapt(network: RewardNetwork, config: MethodConfig) -> None:
         bias="none",
     )
     with warnings.catch_warnings():
-        # peft asks transformers by a name that transformers is about to drop.
+        # peft uses a name that transformers has deprecated.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        # What it then does is right for a Conv1D.
+        # Its reaction to the warning is right for a Conv1D.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
         network.backbone = peft.get_peft_model(network.backbone, lora)
     network.heads.requires_grad_(True)
 
 
 def check_targets(network: RewardNetwork, config: MethodConfig) -> None:
-    """Raise `ConfigError` where no module has the name of a target, one of them takes no adapter, or a layer is not there."""
+    """Raise `ConfigError` if no module has the name of a target, a target supports no adapter, or a layer does not exist."""
     if config.name != "lora":
         return
     modules = dict(network.backbone.named_modules())
@@ -77,14 +77,14 @@ def check_targets(network: RewardNetwork, config: MethodConfig) -> None:
     for name, module in modules.items():
         if any(_is_called(name, target) for target in targets) and not isinstance(module, _ADAPTABLE):
             raise ConfigError(
-                f"method.targets: {name} is a {type(module).__name__}, which takes no adapter; linear ones are {linear}"
+                f"method.targets: {name} is a {type(module).__name__}, which supports no adapter; linear ones are {linear}"
             )
 
 
 def not_adapted(network: RewardNetwork, config: MethodConfig) -> tuple[str, ...]:
-    """A note where `all-linear` leaves matrices without an adapter: experts in one packed parameter, for instance.
+    """Note matrices that `all-linear` leaves without an adapter, such as experts in one packed parameter.
 
-    Embeddings are looked up and not multiplied, so they are no matrices here.
+    Embeddings are lookups, not multiplications, so they do not count as matrices.
     """
     if config.name != "lora" or config.targets != _ALL_LINEAR:
         return ()
@@ -100,8 +100,8 @@ def not_adapted(network: RewardNetwork, config: MethodConfig) -> tuple[str, ...]
         return ()
     return (
         f"method.targets: all-linear leaves {100 * sum(left.values()) / n_all:.0f} % of the base model's parameters without an "
-        f"adapter, since they are in no linear layer (packed experts, for instance): {', '.join(sorted(left))}. They stay as they "
-        "are; method.name: full trains them.",
+        f"adapter, since they are in no linear layer (packed experts, for instance): {', '.join(sorted(left))}. They stay "
+        "frozen; method.name: full trains them.",
     )
 
 
@@ -110,14 +110,14 @@ def _is_in(name: str, config: MethodConfig) -> bool:
 
 
 def _is_called(name: str, target: str) -> bool:
-    """As peft matches a list of targets."""
+    """Match a name as peft matches a list of targets."""
     return name == target or name.endswith(f".{target}")
 
 
 def _targets(backbone: nn.Module, config: MethodConfig) -> list[str]:
-    """The modules that get an adapter, by their last name, or in full where only some layers do.
+    """Modules that get an adapter, by their last name, or in full if only some layers do.
 
-    peft's own `layers_to_transform` looks for a name in front of `layers`, which a bare backbone does not have.
+    peft's `layers_to_transform` looks for a name in front of `layers`, which a bare backbone does not have.
     """
     linear = [n for n, m in backbone.named_modules() if isinstance(m, _LINEAR)]
     wanted = {n.rpartition(".")[2] for n in linear} if config.targets == _ALL_LINEAR else set(config.targets)
@@ -127,7 +127,7 @@ def _targets(backbone: nn.Module, config: MethodConfig) -> list[str]:
     missing = sorted(set(config.layers) - {_layer_of(n) for n in linear})
     if missing:
         raise ConfigError(
-            f"method.layers {list(config.layers)} with targets {sorted(wanted)}: layers {missing} are not there"
+            f"method.layers {list(config.layers)} with targets {sorted(wanted)}: layers {missing} do not exist"
         )
     if not chosen:
         raise ConfigError(
@@ -141,28 +141,28 @@ def _layer_of(name: str) -> int | None:
 
 
 def merge(network: RewardNetwork) -> None:
-    """Fold the adapters into the backbone, in place and in float32. Without adapters nothing happens.
+    """Merge the adapters into the backbone, in place and in float32. Does nothing without adapters.
 
-    In half precision most of what was learnt would be rounded away: it is small beside the weights it is added to.
+    In half precision most of the update would be rounded away: it is small compared with the weights.
     """
     import peft
 
     if isinstance(network.backbone, peft.PeftModel):
         if any(p.dtype != torch.float32 for p in network.backbone.parameters()):
-            # Twice the memory, which a GPU may not have.
+            # On the CPU: merging needs twice the memory, which a GPU may not have.
             network.backbone = network.backbone.cpu().float()
         network.backbone = network.backbone.merge_and_unload()
 
 
 def fit_logistic(hidden_ND: Tensor, table: PairTable, head: str, *, l2: float) -> Tensor:
-    """The weights `(D,)` that minimise `mean(weight * softplus(-(h_c - h_r) @ w)) + l2/2 |w * scale|^2`.
+    """Weights `(D,)` that minimise `mean(weight * softplus(-(h_c - h_r) @ w)) + l2/2 |w * scale|^2`.
 
-    Convex, so there is one answer: LBFGS in float64 from zero. `scale` is the standard deviation of each
-    feature's difference: the penalty does not depend on the unit of a feature.
+    Convex with one solution: LBFGS in float64 from zero. `scale` is the standard deviation of each feature's difference:
+    the penalty does not depend on the unit of a feature.
     """
     numbers = [i for i, pair in enumerate(table.pairs) if pair.head == head]
     if not numbers:
-        raise ConfigError(f"head {head!r} has no training pair; model.head_init: logistic needs some")
+        raise ConfigError(f"head {head!r} has no training pair, and model.head_init: logistic needs some")
     chosen, rejected = ([side[i] for i in numbers] for side in (table.chosen, table.rejected))
     diff_PD = (hidden_ND[chosen] - hidden_ND[rejected]).double()
     scale_D = diff_PD.square().mean(0).sqrt().clamp_min(1e-12)

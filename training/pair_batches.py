@@ -1,8 +1,7 @@
-"""Pairs -> one left-padded forward, each distinct sequence once, and which pairs share a batch.
+"""Batch pairs into one left-padded forward with each distinct sequence once, and choose the pairs of a batch.
 
-Chosen and rejected are rows of one rectangle; a text that several pairs of the batch share is one row, and its
-score is fanned out to them.
-Shapes: P pairs, B distinct rows, T tokens.
+Chosen and rejected are rows of one rectangle; a text that several pairs of the batch share is one row, and each of them
+reads its score. Shapes: P pairs, B distinct rows, T tokens.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ Rows = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 
 
 class PairNumbers(Dataset[int]):
-    """The pairs of a table by number; the collator looks them up."""
+    """Pairs of a table by number; the collator looks them up."""
 
     def __init__(self, n_pairs: int) -> None:
         self._n_pairs = n_pairs
 
     def __len__(self) -> int:
-        """The number of pairs."""
+        """Number of pairs."""
         return self._n_pairs
 
     def __getitem__(self, number: int) -> int:
-        """The number itself."""
+        """Return the number unchanged."""
         return number
 
 
@@ -43,13 +42,13 @@ def token_rows(table: PairTable, pad_id: int) -> Rows:
 
 
 def cached_rows(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Sequence numbers as rows of one: for a network that looks its features up."""
+    """Sequence numbers as rows of one, for a network over cached features."""
     rows_B1 = torch.tensor(numbers, dtype=torch.int64)[:, None]
     return rows_B1, torch.ones_like(rows_B1)
 
 
 class Collator:
-    """Numbers of pairs -> a batch. `chosen` and `rejected` say which row each pair reads."""
+    """Numbers of pairs -> a batch. `chosen` and `rejected` are the row indices of each pair."""
 
     def __init__(self, table: PairTable, head_names: Sequence[str], rows: Rows) -> None:
         self._table, self._rows = table, rows
@@ -57,7 +56,7 @@ class Collator:
         self._head_of_pair = [number_of_head[pair.head] for pair in table.pairs]
 
     def __call__(self, numbers: Sequence[int]) -> Batch:
-        """One batch; every distinct sequence is one row, in the order of first use."""
+        """Build one batch; every distinct sequence is one row, in the order of first use."""
         table = self._table
         row_of: dict[int, int] = {}
         chosen = [row_of.setdefault(table.chosen[n], len(row_of)) for n in numbers]
@@ -78,8 +77,8 @@ class Collator:
 class PairBatches(Sampler[list[int]]):
     """Batches of pair numbers; their order is a function of the seed and the epoch alone.
 
-    The number of batches is the same every epoch and divisible by `n_ranks`: ranks that take an unequal number
-    of steps wait for each other for ever.
+    The number of batches is the same every epoch and divisible by `n_ranks`: ranks with an unequal number of steps would
+    wait for each other for ever.
     """
 
     def __init__(self, table: PairTable, config: OptimConfig, *, seed: int, n_ranks: int = 1) -> None:
@@ -90,15 +89,15 @@ class PairBatches(Sampler[list[int]]):
         self._n_batches = -(-n // n_ranks) * n_ranks
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is."""
+        """Set the epoch of the next iteration."""
         self._epoch = epoch
 
     def __len__(self) -> int:
-        """The number of batches in an epoch, over all ranks."""
+        """Number of batches in an epoch, over all ranks."""
         return self._n_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        """The batches of this epoch."""
+        """Batches of this epoch."""
         batches = self._batches(np.random.default_rng([self._seed, self._epoch]))
         repeated = (batches[i % len(batches)] for i in range(self._n_batches))
         yield from repeated
@@ -113,8 +112,8 @@ class PairBatches(Sampler[list[int]]):
 def pack_groups(table: PairTable, max_sequences: int, seed: int) -> list[list[int]]:
     """Batches that keep the pairs of a group together, at most `max_sequences` distinct sequences each.
 
-    Groups are laid one after the other, in a random order, into batches. Which groups share a batch is settled
-    once; from epoch to epoch the batches change places.
+    Groups are packed into batches one after the other, in a random order. The assignment of groups to batches is fixed;
+    from epoch to epoch only the order of the batches changes.
     """
     of_group: dict[str, list[int]] = {}
     for number, pair in enumerate(table.pairs):
@@ -134,7 +133,7 @@ def pack_groups(table: PairTable, max_sequences: int, seed: int) -> list[list[in
 
 
 def _tiles(table: PairTable, pairs: Sequence[int], max_sequences: int) -> list[list[int]]:
-    """A group that is too large in tiles of its matrix of comparisons, half the budget a side."""
+    """Split a group that is too large into tiles of its matrix of comparisons, half the budget a side."""
     if len(_sequences_of(table, pairs)) <= max_sequences:
         return [list(pairs)]
     place = {s: i // (max_sequences // 2) for i, s in enumerate(sorted(_sequences_of(table, pairs)))}

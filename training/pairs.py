@@ -1,7 +1,8 @@
-"""One row -> one preference pair, in whichever of the known formats it is written.
+"""Convert one row to one preference pair, in any of the known formats.
 
-TRL's preference formats (explicit and implicit prompt, strings or messages), OpenRLHF's columns by setting, and our
-own files. Knows no file, no split and no tokenizer; a row that makes no pair is refused with the field that is at fault.
+TRL's preference formats (explicit and implicit prompt, strings or messages), OpenRLHF's columns by setting, and
+RewardServe's files. Independent of files, splits and tokenizers; a row that makes no pair is refused with the faulty
+field.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ _OF_THE_PROMPT = (
     "system", "system_prompt", "history", "tools", "documents", "chat_template", "chat_template_kwargs",
     "image", "images", "video", "videos", "audio", "audios",
 )  # fmt: skip
-"""Columns of TRL's and LLaMA-Factory's formats that a template would write, or that a policy was shown."""
+"""Columns of TRL's and LLaMA-Factory's formats that a template would render, or that the policy received."""
 
 
 class FieldError(Exception):
-    """One field of one row makes no sense."""
+    """One field of one row is invalid."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -40,7 +41,7 @@ class FieldError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two responses to one prompt, of which people preferred `chosen`.
+    """Two responses to one prompt, of which annotators preferred `chosen`.
 
     `chosen_text` and `rejected_text` are the responses alone, for length baselines. `id` is `file:line`.
     """
@@ -59,7 +60,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class _Sides:
-    """Both conversations of a row, and the text of the prompt that they share."""
+    """Both conversations of a row, and the text of their common prompt."""
 
     chosen: Sample
     rejected: Sample
@@ -69,14 +70,14 @@ class _Sides:
 
 
 def to_pair(row: SourceRow, columns: SourceColumns, head: str) -> Pair:
-    """The pair of one row. Raise `FieldError`."""
+    """Convert one row. Raise `FieldError`."""
     if row.values is None:
         raise FieldError("row", row.error)
     values, source = row.values, columns.source
     _refuse_unread_columns(values, source)
     sides = _sides(values, columns)
     if sides.chosen == sides.rejected:
-        raise FieldError(source.rejected_key, "is equal to the chosen response: nothing was preferred")
+        raise FieldError(source.rejected_key, "is equal to the chosen response: there is no preference")
     for key, sample in ((source.chosen_key, sides.chosen), (source.rejected_key, sides.rejected)):
         _check_sample(sample, key)
     group = _name(values, source.group_key, columns)
@@ -95,7 +96,7 @@ def to_pair(row: SourceRow, columns: SourceColumns, head: str) -> Pair:
 
 
 def _value(values: dict[str, Any], key: str | None, columns: SourceColumns) -> Any:
-    """The value of a column; None where the source has no such column. Raise `FieldError` where only this row has none."""
+    """Value of a column; None if the source has no such column. Raise `FieldError` if only this row has none."""
     value = None if key is None else values.get(key)
     if key is not None and value is None:
         n = columns.n_with.get(key, 0)
@@ -105,7 +106,7 @@ def _value(values: dict[str, Any], key: str | None, columns: SourceColumns) -> A
 
 
 def _name(values: dict[str, Any], key: str | None, columns: SourceColumns) -> str | None:
-    """The text of a column that names something; a whole number is one too. Raise `FieldError` for another value."""
+    """Text of a column that holds a name, or a whole number. Raise `FieldError` for another value."""
     value = _value(values, key, columns)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # tables of numbers with gaps have them as floats
@@ -131,13 +132,13 @@ def _refuse_unread_columns(values: dict[str, Any], source: SourceConfig) -> None
         if column not in known and not is_empty_value(values.get(column)):
             raise FieldError(
                 column,
-                "is not read, though it belongs to what the responses answer: make it a part of the prompt (a system message, "
+                "is not read, though it belongs to the prompt of the responses: make it a part of the prompt (a system message, "
                 "or rendered text), or name it in data.sources.ignored_columns",
             )
 
 
 def _unread(item: dict[str, Any], known: Sequence[str]) -> str | None:
-    """The first field that is not known and not empty."""
+    """First field that is neither known nor empty."""
     return next((str(name) for name, value in item.items() if name not in known and not is_empty_value(value)), None)
 
 
@@ -155,7 +156,7 @@ def _check_sample(sample: Sample, field: str) -> None:
 def _margin(value: Any, field: str) -> float:
     if value is None:
         return 0.0
-    if isinstance(value, Decimal):  # a column of a database
+    if isinstance(value, Decimal):  # column of a database
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_MARGIN:
         raise FieldError(field, f"is {str(value)[:40]!r}; a margin is a number from {-MAX_MARGIN:g} to {MAX_MARGIN:g}")
@@ -163,7 +164,7 @@ def _margin(value: Any, field: str) -> float:
 
 
 def _sides(values: dict[str, Any], columns: SourceColumns) -> _Sides:
-    """Which of TRL's formats this row is written in, read accordingly."""
+    """Read the row in the one of TRL's formats that it has."""
     source = columns.source
     prompt = _value(values, source.prompt_key, columns)
     chosen = _side(values, source.chosen_key, columns)
@@ -214,15 +215,15 @@ def _messages(value: Any, field: str) -> tuple[Message, ...]:
         if unread is not None:
             raise FieldError(
                 field,
-                f"message {i} has {unread[:40]}, which is not read: what a chat template writes of it would be missing. Render the "
-                "conversations and give text, or leave it out of the data",
+                f"message {i} has {unread[:40]}, which is not read: its part of the chat template would be missing. Render "
+                "the conversations and give text, or remove the field from the data",
             )
         if (
             not isinstance(item, dict)
             or not isinstance(item.get("role"), str)
             or not isinstance(item.get("content"), str)
         ):
-            raise FieldError(field, f"message {i} is no object with a role and a content, both text")
+            raise FieldError(field, f"message {i} is not an object with a role and a content, both text")
         _check_utf8(item["content"], field)
     return tuple(Message(item["role"], item["content"]) for item in value)
 
@@ -236,7 +237,7 @@ def _prompt(value: Any, source: SourceConfig) -> str | tuple[Message, ...]:
 
 
 def _context(values: dict[str, Any], columns: SourceColumns) -> str | None:
-    """The passages to put before the prompt, where the recipe asks for them."""
+    """Passages to put before the prompt, if the recipe uses them."""
     key = columns.source.context_key
     context = _value(values, key, columns)
     if context is not None and not isinstance(context, str):
@@ -248,15 +249,15 @@ def _with_context(prompt: tuple[Message, ...], context: str | None) -> tuple[Mes
     if context is None:
         return prompt
     at = next((i for i, m in enumerate(prompt) if m.role == "user"), 0)
-    asked = Message(prompt[at].role, f"{context}\n\n{prompt[at].content}")
-    return (*prompt[:at], asked, *prompt[at + 1 :])
+    turn = Message(prompt[at].role, f"{context}\n\n{prompt[at].content}")
+    return (*prompt[:at], turn, *prompt[at + 1 :])
 
 
 def _explicit_text(
     prompt: str | tuple[Message, ...], chosen: str, rejected: str, values: dict[str, Any], columns: SourceColumns
 ) -> _Sides:
-    """A prompt and two texts that answer it."""
-    context, asked_text = _context(values, columns), prompt if isinstance(prompt, str) else turns.last_asked(prompt)
+    """A prompt and two responses as texts."""
+    context, asked_text = _context(values, columns), prompt if isinstance(prompt, str) else turns.last_user_turn(prompt)
     answers = _without_prompt(asked_text, chosen, rejected, columns)
     if isinstance(prompt, str) and columns.source.strings == "raw":
         before = prompt if context is None else f"{context}\n\n{prompt}"
@@ -268,7 +269,7 @@ def _explicit_text(
 
 
 def _without_prompt(prompt: str, chosen: str, rejected: str, columns: SourceColumns) -> tuple[str, str]:
-    """The answers alone: where all of a source begin with their prompt, what comes after it."""
+    """The responses alone: if all of a source begin with their prompt, the text after it."""
     field = columns.source.chosen_key
     chosen_rest, rejected_rest = turns.cut(prompt, chosen), turns.cut(prompt, rejected)
     if chosen_rest is not None and rejected_rest is not None:
@@ -276,12 +277,12 @@ def _without_prompt(prompt: str, chosen: str, rejected: str, columns: SourceColu
             return chosen_rest, rejected_rest
         if turns.is_long(prompt):
             raise FieldError(
-                field, "chosen and rejected begin with the prompt, and not all rows do: leave it out of them"
+                field, "chosen and rejected begin with the prompt, but not in all rows: remove the prompt from them"
             )
     if turns.holds(prompt, common_text(chosen, rejected)):
         raise FieldError(
             field,
-            "chosen and rejected are rendered conversations with the prompt in them: leave it out of them, or read them "
+            "chosen and rejected are rendered conversations with the prompt in them: remove the prompt, or read them "
             "whole (prompt_key: null)",
         )
     return chosen, rejected
@@ -302,7 +303,7 @@ def _explicit_messages(
     except turns.TurnsMismatch as error:
         raise FieldError(columns.source.chosen_key, str(error)) from None
     if all(len(answer) == 1 for answer in answers):
-        _without_prompt(turns.last_asked(own), answers[0][0].content, answers[1][0].content, columns)
+        _without_prompt(turns.last_user_turn(own), answers[0][0].content, answers[1][0].content, columns)
     asked = _with_context(own, _context(values, columns))
     samples = [Sample(messages=(*asked, *answer)) for answer in answers]
     texts = ["\n".join(m.content for m in answer) for answer in answers]
@@ -334,7 +335,7 @@ def _implicit_text(chosen: str, rejected: str, columns: SourceColumns) -> _Sides
 
 
 def _n_common(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """How many items both begin with."""
+    """Number of items in the common beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 

@@ -1,8 +1,8 @@
-"""Find out whether pairs are conversations or plain text, and so whether the chat template has a part in the score.
+"""Decide whether pairs are conversations or plain text, and thus whether encoding uses the chat template.
 
-One model has one encoding: text that training joins without a template is joined so by the server too, and the exported checkpoint
-has a chat template that does the same. Text that the template itself has rendered counts as conversations. Knows pairs and a
-checkpoint's policy, no torch.
+One model has one encoding: text that training joins without a template is joined the same way by the server, and the
+exported checkpoint has a chat template that does the same. Text that the template has already rendered counts as
+conversations. Depends on pairs and a checkpoint's policy, not on torch.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from rewardserve.training.config import ConfigError
 from rewardserve.training.pairs import Pair
 
 JOINED = (
-    "all pairs are plain text that the chat template did not render: it is left out, in the exported checkpoint too, where "
-    "prompt and response are joined as they are"
+    "all pairs are plain text that the chat template did not render: it is left out, also in the exported checkpoint, where "
+    "prompt and response are joined unchanged"
 )
 
 
 def count_raw(pairs: Sequence[Pair], policy: EncodingPolicy) -> int:
-    """The number of pairs whose text lacks the template's text before a response; 0 where there is no template."""
+    """Number of pairs whose text lacks the template's text before a response; 0 without a template."""
     mark = policy.response_start.strip()
     if not mark:
         return 0
@@ -31,9 +31,9 @@ def count_raw(pairs: Sequence[Pair], policy: EncodingPolicy) -> int:
 
 
 def fit_template(start: Checkpoint, pairs: Sequence[Pair], *, is_bound: bool) -> Checkpoint:
-    """The checkpoint with a policy that encodes these pairs as the server will. Raise `ConfigError` where none can.
+    """Checkpoint with a policy that encodes these pairs as the server will. Raise `ConfigError` if there is none.
 
-    `is_bound`: the checkpoint is judged or calibrated as it is, so its template stays.
+    `is_bound`: the checkpoint is evaluated or calibrated unchanged, so its template stays.
     """
     n_raw = count_raw(pairs, start.policy)
     if not n_raw:
@@ -46,8 +46,8 @@ def fit_template(start: Checkpoint, pairs: Sequence[Pair], *, is_bound: bool) ->
         )
     if is_bound:
         raise ConfigError(
-            f"all {n_raw} pairs are plain text, and this checkpoint renders conversations with its chat template: their scores "
-            "would not be those that it serves. Give prompt and response in columns of their own (strings: turn)."
+            f"all {n_raw} pairs are plain text, and this checkpoint renders conversations with its chat template: the scores "
+            "would differ from the served ones. Give prompt and response in separate columns (strings: turn)."
         )
     policy = start.policy
     joined = infer_policy(
@@ -63,7 +63,7 @@ def fit_template(start: Checkpoint, pairs: Sequence[Pair], *, is_bound: bool) ->
 
 
 def as_served(pairs: Sequence[Pair], policy: EncodingPolicy) -> tuple[Pair, ...]:
-    """Pairs without a template as prompt and response, where that is known: in those a control token is text, as served."""
+    """Split pairs without a template into prompt and response, if known: in those a control token is text, as served."""
     if policy.template:
         return tuple(pairs)
     return tuple(replace(pair, chosen=_parted(pair.chosen), rejected=_parted(pair.rejected)) for pair in pairs)

@@ -1,6 +1,6 @@
-"""A YAML file and `--set key=value` -> `Config`. Unknown keys are errors that name the nearest known one.
+"""Convert a YAML file and `--set key=value` to `Config`. Unknown keys are errors that name the nearest known one.
 
-Knows the types of the records in `config`, not their meaning.
+Depends on the types of the records in `config`, not on their meaning.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _ELSEWHERE = {
     "target_modules": "method.targets",
     "center_rewards_coefficient": "loss.centring",
 }
-"""What other trainers call our settings."""
+"""Names of these settings in other trainers."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -55,7 +55,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path} is no recipe: {_in_words(error)}") from error
+        raise ConfigError(f"{path} is not a recipe: {_in_words(error)}") from error
     return parse(raw, overrides)
 
 
@@ -66,7 +66,7 @@ def _in_words(error: Exception) -> str:
 
 
 def parse(raw: Any, overrides: Sequence[str] = ()) -> Config:
-    """A recipe that was read already. Raise `ConfigError`."""
+    """Convert a recipe that was already read. Raise `ConfigError`."""
     if not isinstance(raw, dict):
         raise ConfigError(f"a recipe is a mapping of sections, got {type(raw).__name__}")
     for override in overrides:
@@ -90,11 +90,11 @@ def _value(text: str) -> Any:
     try:
         return yaml12.load(text)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"--set: {shown(text)} is no YAML value: {_in_words(error)}") from error
+        raise ConfigError(f"--set: {shown(text)} is not a YAML value: {_in_words(error)}") from error
 
 
 def _put(node: Any, path: list[str], value: Any, where: str) -> Any:
-    """A copy of `node` with `value` at `path`; numbers index lists."""
+    """Copy `node` with `value` at `path`; numbers index lists."""
     if not path:
         return value
     key, rest = path[0], path[1:]
@@ -103,7 +103,7 @@ def _put(node: Any, path: list[str], value: Any, where: str) -> Any:
         return [_put(None, rest, value, here)]  # the first of a list that the recipe does not have
     if isinstance(node, list):
         if not key.isdecimal() or int(key) >= len(node):
-            raise ConfigError(f"--set {here}: {where} is a list of {len(node)}; name one by its number, 0 is the first")
+            raise ConfigError(f"--set {here}: {where} is a list of {len(node)}; give the number of an item, from 0")
         return [_put(item, rest, value, here) if i == int(key) else item for i, item in enumerate(node)]
     if node is None:
         node = {}
@@ -131,7 +131,7 @@ def _join(where: str, key: str) -> str:
 
 
 def _unknown(full: str, key: str, known: list[str], where: str) -> str:
-    """The nearest known setting is named only where it is near: a wrong hint is worse than none."""
+    """Name the nearest known setting only if it is close: a wrong hint is worse than none."""
     near = difflib.get_close_matches(key, known, n=1, cutoff=_SIMILAR)
     hint = _join(where, near[0]) if near else _ELSEWHERE.get(key) or _settings_called(key)
     meant = f"; did you mean {hint!r}?" if hint else "."
@@ -139,7 +139,7 @@ def _unknown(full: str, key: str, known: list[str], where: str) -> str:
 
 
 def _settings_called(key: str) -> str | None:
-    """The full name of a setting that stands in another section."""
+    """Full name of a setting in another section."""
     sections = {f.name: typing.get_type_hints(Config)[f.name] for f in dataclasses.fields(Config)}
     found = [
         f"{name}.{key}"
@@ -150,7 +150,7 @@ def _settings_called(key: str) -> str | None:
 
 
 def _coerce(kind: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type. Raise `ConfigError` naming field, value and type."""
+    """Convert `value` to the annotated type. Raise `ConfigError` naming field, value and type."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _record(kind, value, where)
@@ -176,9 +176,9 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
         try:
             return float(value)
         except OverflowError:
-            raise ConfigError(f"{where} is {shown(value)}; no number is that large here") from None
+            raise ConfigError(f"{where} is {shown(value)}; the number is too large") from None
     if kind is str and isinstance(value, str) and not _is_clean(value):
-        raise ConfigError(f"{where} is {shown(value)}; it has a character that no file and no text has")
+        raise ConfigError(f"{where} is {shown(value)}; it contains NUL or a lone surrogate, which text cannot contain")
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     is_unquoted = kind is str and isinstance(value, bool | int | float)
@@ -187,7 +187,7 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
 
 
 def _is_clean(text: str) -> bool:
-    """No NUL, which ends a path, and no lone surrogate, which nothing can print."""
+    """No NUL, which ends a path, and no lone surrogate, which cannot be printed."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,6 +1,6 @@
-"""One self-contained HTML file: what was trained on what, how good it is beside counting characters, and plots.
+"""Report as one self-contained HTML file: model and data, accuracy beside a length rule, and plots.
 
-Knows figures and tables; computes none of the metrics itself.
+Renders figures and tables; computes none of the metrics.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a report shows. `facts` are lines of the opening table; `recipe` is printed whole.
+    """Contents of a report. `facts` are lines of the opening table; `recipe` is printed whole.
 
     `crossed`: each head on the pairs of the others, and the combined score on each source. `history` is the log of the
-    steps, empty where none was taken. `independence` says what is known of held-out pairs and training.
+    steps, empty if none was taken. `independence` describes the relation of held-out pairs and training.
     """
 
     title: str
@@ -79,7 +79,7 @@ def write(path: Path, page: Page) -> None:
 
 
 def render(page: Page) -> str:
-    """The report as one HTML text."""
+    """Render the report as one HTML text."""
     plots = "".join(
         f"<h2>{html.escape(j.head)} · {html.escape(j.source)}</h2>"
         f"{_images({f'{name} of {j.head}': png for name, png in plots_of(j).items()})}"
@@ -87,8 +87,8 @@ def render(page: Page) -> str:
     )
     crossed = (
         f"<h2>Cross-use</h2>{_table(page.crossed)}"
-        '<p class="note">Each head on the pairs of another, and the combined score on each source: what one head '
-        "makes of the other's preference. One half: nothing.</p>"
+        '<p class="note">Each head on the pairs of another, and the combined score on each source: how well one head '
+        "predicts the other's preference. One half is chance.</p>"
         if page.crossed
         else ""
     )
@@ -104,10 +104,10 @@ def render(page: Page) -> str:
 
 def _held_out(page: Page) -> str:
     if not page.metrics:
-        return '<p class="note">No pair was held out, so no accuracy is known.</p>'
+        return '<p class="note">No pair was held out, so there is no accuracy.</p>'
     return (
         f'{_table(page.metrics)}<p class="note">{html.escape(page.independence)} The interval (95 %) draws whole groups. An '
-        "accuracy in red does not exceed the better length rule on the same pairs. Of NLL and ECE the second figure is after "
+        "accuracy in red does not exceed the better length rule on the same pairs. The second figure of NLL and ECE is after "
         "a temperature that was fitted on the other half of the groups.</p>"
     )
 
@@ -120,7 +120,7 @@ def _curve(page: Page) -> str:
 
 
 def _images(pngs: Mapping[str, str]) -> str:
-    """Plots in a row; below each other where there is no room."""
+    """Plots in a row; one below the other on a narrow page."""
     images = "".join(f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{png}">' for alt, png in pngs.items())
     return f'<div class="plots">{images}</div>'
 
@@ -133,7 +133,7 @@ def _facts(facts: Mapping[str, Any]) -> str:
 
 
 def in_words(value: Any) -> str:
-    """A value as a reader writes it: no brackets, quotes or `None` of the language."""
+    """Format a value for readers: without brackets, quotes or `None`."""
     if value is None or (isinstance(value, Mapping | list | tuple) and not value):
         return "none"
     if isinstance(value, bool):
@@ -175,11 +175,11 @@ def _line(m: SliceMetrics) -> str:
 
 
 def _drawn(draw: Callable[[Any], None], height: float = 3.8) -> str:
-    """What `draw` puts on its axes, as base64 of a PNG."""
+    """Render the drawing of `draw` as base64 of a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # No pyplot: it keeps every figure in a global and asks the environment for a display.
+    # No pyplot: it keeps every figure in a global and needs a display from the environment.
     figure = Figure(figsize=(4.4, height), layout="constrained")
     draw(figure.subplots())
     out = io.BytesIO()
@@ -188,13 +188,13 @@ def _drawn(draw: Callable[[Any], None], height: float = 3.8) -> str:
 
 
 def plots_of(judged: ScoredPairs) -> dict[str, str]:
-    """Rewards of chosen and rejected, reliability before and after temperature, reward over length: a PNG each."""
+    """Plot rewards of chosen and rejected, reliability before and after temperature, reward over length: a PNG each."""
     kinds = {"rewards": _plot_rewards, "reliability": _plot_reliability, "reward and length": _plot_length}
     return {name: _drawn(partial(draw, judged=judged)) for name, draw in kinds.items()}
 
 
 def plot_curves(history: Sequence[Mapping[str, float]]) -> dict[str, str]:
-    """Loss, accuracy and margin of the training batches over the steps, and on held-out pairs where they were taken."""
+    """Plot loss, accuracy and margin of the training batches over the steps, and of held-out pairs if evaluated."""
     names = ("loss", "accuracy", "margin")
     return {f"{name} over the steps": _drawn(partial(_plot_curve, name=name, history=history), 3.2) for name in names}
 

@@ -25,9 +25,10 @@ _SAME_GROUP, _LEAKED = "in a group that eval_sources has", "with a response that
 
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """Numbers of rows. `n_rows` is the sum of the counts up to `n_held_out`; the later ones are of pairs that are used.
+    """Numbers of rows. `n_rows` is the sum of the counts up to `n_held_out`; the later ones are those of used pairs.
 
-    `n_contradicting` pairs have an opposite: the same two responses, preferred the other way. `n_duplicate` repeat another.
+    `n_contradicting` pairs have an opposite: the same two responses, preferred the other way. `n_duplicate` repeat
+    another.
     """
 
     n_rows: int
@@ -78,8 +79,8 @@ def refuse_losses(
 ) -> None:
     """Raise `DataError` for a source of which too much was lost, with the counts by reason.
 
-    `encoded` are the training pairs before those with a held-out response were left out, `kept` the ones after. `counts_held_out`:
-    whether pairs that were left out because of held-out ones are lost; they are not where nothing is trained.
+    `encoded` are the training pairs before those with a held-out response were left out, `kept` the ones after.
+    `counts_held_out`: whether pairs left out because of held-out ones count as lost; without training they do not.
     """
     used, before = _ids(kept.pairs) | _ids(held_out.pairs), _ids(encoded.pairs)
     made = _ids(split.train) | _ids(split.held_out)
@@ -92,12 +93,12 @@ def refuse_losses(
         )
         reasons = {r: lost[r] for r in (dropped, *([_SAME_GROUP, _LEAKED] if counts_held_out else []))}
         data.refuse_loss(f"rows of {read.path!r}", read.n_rows, {"make no pair": len(read.bad), **reasons}, max_dropped)
-        # Of a source with max_pairs, only those that were taken say how much of it is left.
+        # With max_pairs, the share is relative to the pairs that were taken.
         data.refuse_loss(f"pairs of {read.path!r}", len(read.pairs), reasons, max_dropped)
 
 
 def refuse_fold(n_before: int, overlap: Overlap, max_dropped: float) -> None:
-    """Raise `DataError` where too many of the pairs that a fold trains on have a response that is held out."""
+    """Raise `DataError` if too many training pairs of a fold have a response that is held out."""
     data.refuse_loss("training pairs of a fold", n_before, {_LEAKED: overlap.n_dropped}, max_dropped)
 
 
@@ -126,9 +127,9 @@ def lines(found: RowCounts, *, in_folds: bool = False) -> Iterator[str]:
         f"  of these: {found.n_truncated:,} truncated, {found.n_contradicting:,} contradicting, {found.n_duplicate:,} duplicate"
     )
     if found.n_same_prompt:
-        yield f"  {found.n_same_prompt:,} held-out pairs answer a prompt that training has too, with other responses"
+        yield f"  {found.n_same_prompt:,} held-out pairs share a prompt with training, with other responses"
     if not found.n_held_out and not in_folds:
-        yield "  nothing is held out: there will be no accuracy and no calibration"
+        yield "  no pairs are held out: there will be no accuracy and no calibration"
     yield from (f"  {note}" for note in found.notes)
 
 

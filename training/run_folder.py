@@ -1,6 +1,6 @@
-"""The folder of a run: one run at a time, finished results are not overwritten, and no file in it is half written.
+"""Folder of a run: one run at a time, results of a finished run are not overwritten, and no file is half written.
 
-Knows files; no model and no data.
+Depends on files alone, not on models or data.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RESULTS = ("checkpoint", "adapter", "heads", "report.html")
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process. Raise `ConfigError` where another one has it, or it cannot be written.
+    """Lock the folder for this process. Raise `ConfigError` if another process holds it, or it cannot be written.
 
     The kernel releases the lock when its process ends, however it ends.
     """
@@ -43,7 +43,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def require_writable(folder: Path) -> None:
-    """Raise `ConfigError` where no file can be made in the folder: an evaluation of hours must not end there."""
+    """Raise `ConfigError` if the folder is not writable: an evaluation of hours must not fail at its end."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
@@ -73,7 +73,7 @@ def _lock(file: IO[str], folder: Path) -> None:
 
 
 def refuse_finished(folder: Path) -> None:
-    """Raise `ConfigError` where the folder holds the results of a finished run."""
+    """Raise `ConfigError` if the folder holds the results of a finished run."""
     found = [name for name in RESULTS if (folder / name).exists()]
     if found:
         raise ConfigError(
@@ -84,9 +84,9 @@ def refuse_finished(folder: Path) -> None:
 
 @contextmanager
 def replace_folder(out: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `out` when the body ends without an error.
+    """Yield a new folder, which replaces `out` when the body ends without an error.
 
-    The new files may be mapped from the files that they replace, and half of a folder is never at `out`.
+    The new files may be mapped from the files that they replace, and `out` is never an incomplete folder.
     """
     new, old = (out.with_name(f"{out.name}.{end}") for end in ("new", "old"))
     if old.exists() and not out.exists():  # a crash between the two renames below
@@ -106,5 +106,5 @@ def replace_folder(out: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value as JSON, whole or not at all."""
+    """Write a value as JSON, atomically."""
     write_text(path, json.dumps(value, indent=1, default=str) + "\n")

@@ -1,7 +1,7 @@
-"""What a network says of many sequences: its heads, or the hidden states they read.
+"""Run a network over many sequences: values of its heads, or the hidden states they read.
 
-Rows are sorted by length and batched by a budget of tokens; the result is in the order asked for.
-Shapes: N sequences, B rows of one batch, D width, H heads.
+Rows are sorted by length and batched by a budget of tokens; results are in the order of the input. Shapes: N sequences,
+B rows of one batch, D width, H heads.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from rewardserve.training.console import progress
 def score(
     network: RewardNetwork, rows: Sequence[Sequence[int]], *, pad_id: int, batch_tokens: int, label: str = "sequences"
 ) -> np.ndarray:
-    """The raw value of every head for every row, `(N, H)` float64."""
+    """Raw value of every head for every row, `(N, H)` float64."""
     return read(network, rows, pad_id=pad_id, batch_tokens=batch_tokens, label=label)[0]
 
 
 def last_hidden(network: RewardNetwork, rows: Sequence[Sequence[int]], *, pad_id: int, batch_tokens: int) -> Tensor:
-    """The hidden state that the heads read, for every row, `(N, D)` float32 on the CPU."""
+    """Hidden state that the heads read, for every row, `(N, D)` float32 on the CPU."""
     return read(network, rows, pad_id=pad_id, batch_tokens=batch_tokens, label="features of the frozen backbone")[1]
 
 
 def read(
     network: RewardNetwork, rows: Sequence[Sequence[int]], *, pad_id: int, batch_tokens: int, label: str
 ) -> tuple[np.ndarray, Tensor]:
-    """What `score` and `last_hidden` give, of the same forwards."""
+    """Results of `score` and `last_hidden`, from the same forwards."""
     scores_NH = np.zeros((len(rows), len(network.head_names)))
     hidden_ND = torch.zeros(len(rows), network.heads.in_features)
     for places, out in _forwards(network, rows, pad_id, batch_tokens, label):
@@ -42,7 +42,7 @@ def read(
 
 
 def plan(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Which rows share a forward: rows of like length, at most `batch_tokens` with the padding, at least one row."""
+    """Group rows of similar length into forwards of at most `batch_tokens` with the padding, at least one row each."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         # Sorted by falling length, the first row of a batch is its width.

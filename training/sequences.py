@@ -1,7 +1,7 @@
-"""Pairs of conversations -> pairs of token sequences, each distinct sequence kept once.
+"""Encode pairs of conversations to pairs of token sequences, each distinct sequence once.
 
-Nine thousand pairs may compare a thousand texts; what is equal is encoded, forwarded and cached once.
-Knows the encoder, no torch.
+Nine thousand pairs may compare a thousand texts; equal sequences are encoded, forwarded and cached once. Depends on the
+encoder, not on torch.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Ids = tuple[int, ...]
 
 
 class PairEncodingError(Exception):
-    """Pairs that the encoder refuses for another reason than their length or an empty response."""
+    """Pairs that the encoder refuses for a reason other than their length or an empty response."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """One distinct sequence: its ids, how many belong to the response, and the first sample that gave it."""
+    """One distinct sequence: its ids, its number of response tokens, and the first sample with it."""
 
     ids: Ids
     n_response: int
@@ -36,7 +36,7 @@ class TokenSequence:
 class PairTable:
     """Pairs over distinct sequences: pair `i` compares `sequences[chosen[i]]` with `sequences[rejected[i]]`.
 
-    `dropped` counts, by reason, the pairs that are not here.
+    `dropped` counts, by reason, the pairs that were left out.
     """
 
     pairs: tuple[Pair, ...]
@@ -46,7 +46,7 @@ class PairTable:
     dropped: dict[str, int]
 
     def __len__(self) -> int:
-        """The number of pairs."""
+        """Number of pairs."""
         return len(self.pairs)
 
 
@@ -76,7 +76,7 @@ def encode(pairs: Sequence[Pair], encoder: Encoder, label: str = "pairs") -> Pai
 
 
 def subset(table: PairTable, keep_P: Sequence[bool], *, renumber: bool = True) -> PairTable:
-    """Some pairs of a table; without `renumber` over the same numbered sequences, so that features stay where they are."""
+    """Select pairs of a table; without `renumber` over the same numbered sequences, so that features keep their rows."""
     kept = [
         (pair, c, r) for pair, c, r, keep in zip(table.pairs, table.chosen, table.rejected, keep_P, strict=True) if keep
     ]
@@ -100,7 +100,7 @@ class _SequenceIndex:
         self._of_ids: dict[Ids, int] = {}
 
     def place(self, sample: Sample) -> int:
-        """The number of this sample's sequence. Raise `SampleError`."""
+        """Number of this sample's sequence. Raise `SampleError`."""
         known = self._of_sample.get(sample)
         if known is None:
             try:
@@ -123,7 +123,7 @@ class _SequenceIndex:
 def _table(
     kept: Sequence[tuple[Pair, int, int]], sequences: Sequence[TokenSequence], dropped: dict[str, int]
 ) -> PairTable:
-    """Only the sequences that a kept pair uses, renumbered."""
+    """Build a table with only the sequences that a kept pair uses, renumbered."""
     used = sorted({s for _, c, r in kept for s in (c, r)})
     number = {old: new for new, old in enumerate(used)}
     return PairTable(

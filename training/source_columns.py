@@ -1,6 +1,7 @@
-"""The columns that the rows of a source have, checked against those that the recipe names.
+"""Check the columns of a source's rows against those that the recipe names.
 
-A column that the recipe names is in every row, or the source is refused. Knows the rows of one source; no file, no pair.
+A column that the recipe names must be in every row, or the source is refused. Depends on the rows of one source, not on
+files or pairs.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from rewardserve.training.sources import SourceRow
 
 _DEFAULT = {f.name: f.default for f in fields(SourceConfig) if f.name.endswith("_key")}
 _REQUIRED = ("chosen_key", "rejected_key")
-_ASKED = ("instruction", "question", "query", "input", "context", "messages", "conversation", "text", "post")
-"""Names that other data sets have for the prompt."""
+_PROMPT_NAMES = ("instruction", "question", "query", "input", "context", "messages", "conversation", "text", "post")
+"""Names of the prompt column in other data sets."""
 _N_NAMES = 12
 
 
 @dataclass(frozen=True, slots=True)
 class SourceColumns:
-    """The columns of one source. `source` has None for a column that is not read.
+    """Columns of one source. `source` has None for a column that is not read.
 
     `implicit`: without a prompt column, whole conversations are `declared` by the recipe or were `found` in the rows.
-    `repeats`: every answer is a text that begins with its prompt. `unread`: columns that nothing is read from.
+    `repeats`: every response is a text that begins with its prompt. `unread`: columns that are not read.
     """
 
     source: SourceConfig
@@ -40,7 +41,7 @@ class SourceColumns:
 
 
 def find_columns(rows: Sequence[SourceRow], source: SourceConfig) -> SourceColumns:
-    """The columns of these rows. Raise `ConfigError` for a named column that none of them has."""
+    """Find the columns of these rows. Raise `ConfigError` for a named column that none of them has."""
     values = [row.values for row in rows if row.values is not None]
     n_with = Counter(key for row in values for key, value in row.items() if value is not None)
     if not values:
@@ -61,17 +62,17 @@ def find_columns(rows: Sequence[SourceRow], source: SourceConfig) -> SourceColum
 
 
 def notes(found: SourceColumns) -> Iterator[str]:
-    """Yield notes on columns that were read by more than their names."""
+    """Yield notes on columns whose reading does not follow from their names."""
     if found.implicit:
         yield f"no prompt column: chosen and rejected are read whole ({found.implicit})"
     if found.repeats:
-        yield "chosen and rejected begin with their prompt: it is cut off there"
+        yield "chosen and rejected begin with their prompt: the prompt is removed from them"
     if found.unread:
         yield f"columns that are not read: {', '.join(found.unread[:_N_NAMES])}{', ...' * (len(found.unread) > _N_NAMES)}"
 
 
 def _present(name: str, key: str | None, n_with: Counter[str], n_rows: int, source: SourceConfig) -> str | None:
-    """The column to read; None for a default name that no row has. Raise `ConfigError` for one that was named."""
+    """Column to read; None for a default name that no row has. Raise `ConfigError` for one named in the recipe."""
     if key is None or n_with[key]:
         return key
     needed = name in _REQUIRED or (name == "context_key" and source.context == "prepend")
@@ -89,13 +90,13 @@ def _present(name: str, key: str | None, n_with: Counter[str], n_rows: int, sour
 
 
 def _no_prompt(n_with: Counter[str], n_rows: int, source: SourceConfig) -> str:
-    near = next((name for name in _ASKED if n_with[name]), None)
+    near = next((name for name in _PROMPT_NAMES if n_with[name]), None)
     near = near or next(iter(difflib.get_close_matches(str(source.prompt_key), list(map(str, n_with)), n=1)), None)
     name_it = f"Name it (prompt_key: {near})" if near else "Name it (prompt_key)"
     return (
         f"data source {source.path!r}: none of the {n_rows} rows has the column {source.prompt_key!r}, and chosen and "
         f"rejected do not begin with the turns of one user: responses would be trained without their prompt. {name_it}, "
-        f"or write prompt_key: null where chosen and rejected are whole. Their columns: {_names(n_with)}."
+        f"or set prompt_key: null if chosen and rejected are whole conversations. Their columns: {_names(n_with)}."
     )
 
 
@@ -112,7 +113,7 @@ def _is_whole(row: dict[str, Any], source: SourceConfig) -> bool:
 
 
 def _as_messages(value: Any) -> tuple[Message, ...]:
-    """The messages of a list of them; empty for anything else. Faults of a row are reported where its pair is made."""
+    """Messages of a list of them; empty for anything else. Faults of a row are reported when its pair is made."""
     items = value if isinstance(value, list) else []
     if not all(isinstance(i, dict) and isinstance(i.get("role"), str) for i in items):
         return ()
@@ -120,19 +121,19 @@ def _as_messages(value: Any) -> tuple[Message, ...]:
 
 
 def common_text(a: str, b: str) -> str:
-    """The longest common beginning of both texts."""
+    """Longest common beginning of both texts."""
     n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     return a[:n]
 
 
 def _repeats(values: Sequence[dict[str, Any]], source: SourceConfig) -> bool:
-    """Whether chosen and rejected are texts in every row, and begin with the prompt or its last question."""
+    """Whether chosen and rejected are texts in every row, and begin with the prompt or its last user turn."""
     some_long = False
     for row in values:
         sides = [row.get(str(key)) for key in (source.chosen_key, source.rejected_key)]
         chosen, rejected = (side if isinstance(side, str) else "" for side in sides)
         prompt = row.get(str(source.prompt_key))
-        prompt = prompt if isinstance(prompt, str) else turns.last_asked(_as_messages(prompt))
+        prompt = prompt if isinstance(prompt, str) else turns.last_user_turn(_as_messages(prompt))
         if turns.cut(prompt, chosen) is None or turns.cut(prompt, rejected) is None:
             return False
         some_long = some_long or turns.is_long(prompt)

@@ -1,7 +1,7 @@
-"""Rows of a source, one at a time, with the place they came from.
+"""Read the rows of a source, one at a time, with their location.
 
-Reads JSONL, JSON arrays, CSV and TSV (each also gzipped) and Parquet files, and whatever `datasets` loads. A file that is
-cut off, or is not what its name says, is refused in words. Knows nothing of what a row should hold.
+Reads JSONL, JSON arrays, CSV and TSV (each also gzipped) and Parquet files, and data sets of `datasets`. A file that is
+truncated, or does not match its name, is refused with a description. Independent of the contents of a row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KNOWN = ".jsonl, .ndjson, .json, .csv, .tsv (each also .gz), .parquet"
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """One row: `file` and `line` (from 1) say where it is, `values` is None where `error` says why.
+    """One row: `file` and `line` (from 1) are its location; `values` is None if `error` gives a fault.
 
     In an array of JSON or a Parquet file, `line` is the number of the row.
     """
@@ -41,7 +41,7 @@ class SourceRow:
 
 
 def read(source: SourceConfig, cache: str | None = None) -> Iterator[SourceRow]:
-    """The rows of a source in their order. Raise `ConfigError` where there is no such source, or it cannot be read."""
+    """Yield the rows of a source in order. Raise `ConfigError` if the source does not exist or cannot be read."""
     path = Path(source.path)
     reader = _reader(path)
     if reader is None:
@@ -55,15 +55,15 @@ def read(source: SourceConfig, cache: str | None = None) -> Iterator[SourceRow]:
             line = row.line
             yield row
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _unreadable(source, line, f"its gzip data ends too early or is damaged ({_first_line(error)})") from error
+        raise _unreadable(source, line, f"its gzip data is truncated or damaged ({_first_line(error)})") from error
     except csv.Error as error:
-        raise _unreadable(source, line, f"it is no well-formed table: {error}") from error
+        raise _unreadable(source, line, f"it is not a well-formed table: {error}") from error
     except OSError as error:
         raise _unreadable(source, line, error.strerror or _first_line(error)) from error
 
 
 def _reader(path: Path) -> Callable[[Path, SourceConfig], Iterator[SourceRow]] | None:
-    """What reads a file of this name; None for a name that `datasets` may know. Raise `ConfigError` for other files."""
+    """Reader for files of this name; None for a name that `datasets` may know. Raise `ConfigError` for other files."""
     name = path.name.casefold()
     kind = Path(name.removesuffix(".gz")).suffix
     if kind == ".parquet" and name.endswith(".parquet"):
@@ -72,36 +72,36 @@ def _reader(path: Path) -> Callable[[Path, SourceConfig], Iterator[SourceRow]] |
         return _READERS[kind]
     if name.endswith((*_COMPRESSED, ".gz")) and not path.is_dir():
         raise ConfigError(
-            f"data source {str(path)!r}: no such compression is read; decompress it first. Read are {KNOWN}."
+            f"data source {str(path)!r}: this compression is not supported; decompress it first. Supported are {KNOWN}."
         )
     if path.is_file():
-        raise ConfigError(f"data source {str(path)!r} is a file of no kind that is read. Read are {KNOWN}.")
+        raise ConfigError(f"data source {str(path)!r} has an unsupported file type. Supported are {KNOWN}.")
     return None
 
 
 def _check_is_file(path: Path, source: SourceConfig) -> None:
     if path.is_dir():
-        raise ConfigError(f"data source {source.path!r} is a folder; its name is that of a file. Name the file in it.")
+        raise ConfigError(f"data source {source.path!r} is a folder with the name of a file. Name the file in it.")
     if not path.is_file():
-        raise ConfigError(f"data source {source.path!r} is no file (looked in {path.parent.resolve()})")
+        raise ConfigError(f"data source {source.path!r} is not a file (looked in {path.parent.resolve()})")
 
 
 def _refuse_split_of_file(source: SourceConfig) -> None:
     for name, is_set in (("split", source.split != "train"), ("subset", source.subset is not None)):
         if is_set:
             raise ConfigError(
-                f"data source {source.path!r} is a file, of which all rows are read: {name}: {getattr(source, name)} does nothing. "
-                "Leave it out, or name the file that holds those rows."
+                f"data source {source.path!r} is a file, of which all rows are read: {name}: {getattr(source, name)} has no "
+                "effect. Leave it out, or name the file that holds those rows."
             )
 
 
 def _unreadable(source: SourceConfig, line: int, why: str) -> ConfigError:
     place = f"after line {line}" if line else "from its beginning"
-    return ConfigError(f"data source {source.path!r} cannot be read {place}: {why}. Copy or write it again.")
+    return ConfigError(f"data source {source.path!r} cannot be read {place}: {why}. Copy or create it again.")
 
 
 def _open(path: Path) -> IO[bytes]:
-    """The decompressed bytes. Raise `ConfigError` where name and content disagree, or for another encoding than UTF-8."""
+    """Open the decompressed bytes. Raise `ConfigError` if name and content disagree, or for another encoding than UTF-8."""
     with path.open("rb") as plain:
         start = plain.read(len(_GZIP_MAGIC))
     named, is_gzip = path.name.casefold().endswith(".gz"), start.startswith(_GZIP_MAGIC)
@@ -129,7 +129,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _jsonl(path: Path, source: SourceConfig) -> Iterator[SourceRow]:
-    """A row a line. Raise `ConfigError` where the first value goes on over several lines: each line would be a bad row."""
+    """Read a row a line. Raise `ConfigError` if the first value spans several lines: each line would be a bad row."""
     _refuse_several_lines(path)
     with _open(path) as lines:
         for line, text in enumerate(lines, start=1):
@@ -144,8 +144,8 @@ def _refuse_several_lines(path: Path) -> None:
         first, second = (next(filled, b"").removeprefix(UTF8_MARK).decode("utf-8", "replace") for _ in range(2))
     if _continues_on_next_line(first) and not isinstance(_value_of(second), dict):
         raise ConfigError(
-            f"data source {str(path)!r} has a JSON value over several lines, and a row is an object in one line: `jq -c . FILE` "
-            "writes objects so, `jq -c '.[]' FILE` the items of an array."
+            f"data source {str(path)!r} has a JSON value over several lines, but a row must be an object in one line: "
+            "`jq -c . FILE` writes objects so, `jq -c '.[]' FILE` the items of an array."
         )
 
 
@@ -168,7 +168,7 @@ def _value_of(line: str) -> Any:
 
 
 def _json(path: Path, source: SourceConfig) -> Iterator[SourceRow]:
-    """An array of objects, or, under the same name, JSONL."""
+    """Read an array of objects or, under the same name, JSONL."""
     with _open(path) as file:
         start = file.read(4096).removeprefix(UTF8_MARK).lstrip()[:1]
     if start == b"{":
@@ -181,12 +181,12 @@ def _json(path: Path, source: SourceConfig) -> Iterator[SourceRow]:
     values, error = _parsed(data)
     if not isinstance(values, list):
         why = error or f"it holds a {type(values).__name__}"
-        raise ConfigError(f"data source {str(path)!r} is no JSON array of objects, and no JSONL: {why}")
+        raise ConfigError(f"data source {str(path)!r} is neither a JSON array of objects nor JSONL: {why}")
     for number, value in enumerate(values, start=1):
         if isinstance(value, dict):
             yield SourceRow(str(path), number, value)
         else:
-            yield SourceRow(str(path), number, None, f"a row is an object, got {type(value).__name__}")
+            yield SourceRow(str(path), number, None, f"a row must be an object, got {type(value).__name__}")
 
 
 def _json_row(file: str, line: int, data: bytes) -> SourceRow:
@@ -194,7 +194,7 @@ def _json_row(file: str, line: int, data: bytes) -> SourceRow:
     if error:
         return SourceRow(file, line, None, error)
     if not isinstance(values, dict):
-        return SourceRow(file, line, None, f"a row is an object, got {type(values).__name__}")
+        return SourceRow(file, line, None, f"a row must be an object, got {type(values).__name__}")
     return SourceRow(file, line, values)
 
 
@@ -203,22 +203,22 @@ class _RepeatedKey(ValueError):
 
 
 def _parsed(data: bytes) -> tuple[Any, str]:
-    """The value, or what is wrong with it in words."""
+    """Parse a value; also return the fault, empty if there is none."""
     try:
         return parse_json(data.decode("utf-8"), _object), ""
     except UnicodeDecodeError as error:
-        return None, f"no UTF-8: byte {data[error.start]:#04x} at {error.start}; convert the file to UTF-8"
+        return None, f"not UTF-8: byte {data[error.start]:#04x} at {error.start}; convert the file to UTF-8"
     except _RepeatedKey as error:
         return None, str(error)
     except JsonDecodeError as error:
-        return None, f"no JSON: {error}"
+        return None, f"not JSON: {error}"
 
 
 def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(items)
     if len(values) != len(items):
         keys = [key for key, _ in items]
-        raise _RepeatedKey(f"the key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
+        raise _RepeatedKey(f"the key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice")
     return values
 
 
@@ -234,7 +234,7 @@ def _tsv(path: Path, source: SourceConfig) -> Iterator[SourceRow]:
 
 
 def _table(path: Path, source: SourceConfig, delimiter: str) -> Iterator[SourceRow]:
-    """Rows of a table with a header; an empty cell is no value. `strict`: a stray quote would swallow the rows after it."""
+    """Read the rows of a table with a header; an empty cell has no value. `strict`: a stray quote would swallow later rows."""
     csv.field_size_limit(_CELL_CHARS)
     with _open(path) as file:
         lines = (_decoded(path, number, line) for number, line in enumerate(file, start=1))
@@ -257,12 +257,12 @@ def _decoded(path: Path, number: int, line: bytes) -> str:
         return (line.removeprefix(UTF8_MARK) if number == 1 else line).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"data source {str(path)!r}, line {number}: no UTF-8: byte {line[error.start]:#04x}; convert the file to UTF-8"
+            f"data source {str(path)!r}, line {number}: not UTF-8: byte {line[error.start]:#04x}; convert the file to UTF-8"
         ) from None
 
 
 def _with_numbers(values: dict[str, Any], source: SourceConfig) -> dict[str, Any]:
-    """A table has texts only: a margin is read as the number that it spells."""
+    """Convert the margin of a table, where all cells are text, to a number."""
     text = values.get(source.margin_key or "")
     try:
         return values if text is None else {**values, str(source.margin_key): float(text)}
@@ -283,7 +283,7 @@ def _parquet(path: Path, source: SourceConfig) -> Iterator[SourceRow]:
                 line += 1
                 yield SourceRow(str(path), line, None if error else values, error)
     except pyarrow.ArrowException as error:
-        raise _unreadable(source, line, f"it is no whole Parquet file ({_first_line(error)})") from error
+        raise _unreadable(source, line, f"it is not a complete Parquet file ({_first_line(error)})") from error
 
 
 def _refuse_repeated_columns(path: Path, names: list[str]) -> None:
@@ -293,9 +293,9 @@ def _refuse_repeated_columns(path: Path, names: list[str]) -> None:
 
 
 def _values_of(batch: Any) -> Iterator[tuple[dict[str, Any], str]]:
-    """The values of each row of a batch, or its first column with a value that Python has no form for.
+    """Values of each row of a batch, or the name of its first column with a value that Python cannot represent.
 
-    Writers check neither that a text is UTF-8 nor that a date is one of this calendar.
+    Writers check neither that a text is UTF-8 nor that a date exists in the calendar.
     """
     try:
         rows = batch.to_pylist()
@@ -311,7 +311,7 @@ def _values_of(batch: Any) -> Iterator[tuple[dict[str, Any], str]]:
             try:
                 values[name] = column[row].as_py()
             except UnicodeDecodeError as bad:
-                error = error or f"{name} is no UTF-8: byte {bad.object[bad.start]:#04x} at {bad.start}"
+                error = error or f"{name} is not UTF-8: byte {bad.object[bad.start]:#04x} at {bad.start}"
             except _NO_VALUE as bad:
                 error = error or f"{name} cannot be read: {_first_line(bad)}"
         yield values, error
@@ -328,13 +328,13 @@ _READERS: dict[str, Callable[[Path, SourceConfig], Iterator[SourceRow]]] = {
     ".tsv": _tsv,
 }
 _OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-"""Files beside the data, which the library `datasets` writes."""
+"""Files beside the data that the library `datasets` writes."""
 
 _NAMES = (".parquet", *_READERS, *(f"{suffix}.gz" for suffix in _READERS))
 
 
 _MOST_FILES = 10_000
-"""Of a folder with a data set: a home folder or /tmp has more, and looking at each takes the library a minute."""
+"""Limit for a data set folder: a home folder or /tmp has more, and the library takes a minute to list such a folder."""
 
 
 # -- data sets --------------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def _datasets(source: SourceConfig, cache: str | None) -> Iterator[SourceRow]:
     path = Path(source.path)
     if not path.is_dir():
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path) or source.path.startswith("."):
-            raise ConfigError(f"data source {source.path!r} is no file and no folder (looked in {Path.cwd()})")
+            raise ConfigError(f"data source {source.path!r} is neither a file nor a folder (looked in {Path.cwd()})")
         hub.announce("data set", source.path)
     else:
         _check_folder(path, source)
@@ -360,7 +360,7 @@ def _datasets(source: SourceConfig, cache: str | None) -> Iterator[SourceRow]:
             table = datasets.load_dataset(name, source.subset, split=source.split, cache_dir=cache)
         for line, values in enumerate(table, start=1):
             yield SourceRow(source.path, line, dict(values))
-    except Exception as error:  # whatever a builder, a download or a file of somebody else's format raises
+    except Exception as error:  # a builder, a download or a file of another format may raise anything
         at_hub = hub.is_offline() and not path.is_dir()
         # A plain ValueError is about the name of a split or a subset, not about a file.
         why = (path.is_dir() and type(error) is not ValueError and _fault_in(path)) or _cause_of(error)
@@ -371,7 +371,7 @@ def _datasets(source: SourceConfig, cache: str | None) -> Iterator[SourceRow]:
 
 
 def _check_folder(path: Path, source: SourceConfig) -> None:
-    """Raise `ConfigError` for a folder without files, or with so many that the library would look at them for a minute."""
+    """Raise `ConfigError` for a folder without files, or with so many that the library would take a minute to list them."""
     n_files = 0
     for _, _, files in os.walk(path):
         n_files += len(files)
@@ -385,15 +385,15 @@ def _check_folder(path: Path, source: SourceConfig) -> None:
 
 
 def _cause_of(error: BaseException) -> str:
-    """The first cause of an error of a library that wraps it in others, on one line."""
+    """First cause of an error that a library has wrapped in others, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:500] or 'without a reason'}"
+    return f"{type(error).__name__}: {text[:500] or 'no reason given'}"
 
 
 def _fault_in(folder: Path) -> str | None:
-    """What is wrong with which row of a folder's files, as far as they are of a kind that is read here."""
+    """Describe the first bad row in a folder's files, as far as their format is supported."""
     named = [path for path in sorted(folder.rglob("*")) if path.name.casefold().endswith(_NAMES)]
     files = [path for path in named if path.is_file() and path.name not in _OF_DATASETS]
     columns: dict[Path, set[str]] = {}
@@ -420,12 +420,12 @@ def _fault_in(folder: Path) -> str | None:
     other = next((file for file in columns if columns[file] != columns[first or file]), None)
     if other is not None and first is not None:
         here, there = (", ".join(sorted(columns[file])) for file in (other, first))
-        return f"{other} has the columns {here}; {first} has {there}. Name the files as sources of their own."
+        return f"{other} has the columns {here}; {first} has {there}. List the files as separate sources."
     return unlike or None
 
 
 def _kind(value: Any) -> str:
-    """As JSON calls it: `datasets` wants one kind a column."""
+    """JSON type of a value: `datasets` requires one type a column."""
     kinds = {
         str: "a text",
         bool: "true or false",

@@ -1,6 +1,6 @@
-"""Step checkpoints: which of them are whole, what is in them, and the callbacks that write beside the weights.
+"""Step checkpoints: check their completeness, read them, and the callbacks that write files beside the weights.
 
-Knows files and weights; no loss and no data.
+Depends on files and weights, not on losses or data.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ _NAME = re.compile(r"checkpoint-([0-9]+)")
 
 
 def last_complete(steps: Path) -> Path | None:
-    """The newest step checkpoint that was written to its end (a kill leaves half of one) and is as it was then."""
+    """Newest step checkpoint that was completely written (a kill leaves half of one) and is not damaged."""
     whole = [step for step in _in_order(steps) if (step / COMPLETE).is_file() and damage(step) is None]
     return whole[-1] if whole else None
 
 
 def damaged(steps: Path) -> list[tuple[Path, str]]:
-    """Step checkpoints that were written to their end and are not whole any more, with what is wrong with each."""
+    """Step checkpoints that were completely written and are now damaged, with the damage of each."""
     marked = [step for step in _in_order(steps) if (step / COMPLETE).is_file()]
     return [(step, why) for step in marked if (why := damage(step)) is not None]
 
 
 def damage(step: Path) -> str | None:
-    """The first file that is gone or has another length than when the checkpoint was marked complete; None where all are there.
+    """First file that is missing or has another length than when the checkpoint was marked complete; None if undamaged.
 
-    Runs of several processes note no lengths: others may still write when the first marks the checkpoint.
+    Runs of several processes record no lengths: other processes may still write when the first marks the checkpoint.
     """
     noted = (step / COMPLETE).read_text(encoding="utf-8", errors="replace")
     try:
@@ -54,27 +54,27 @@ def damage(step: Path) -> str | None:
             if now != length:
                 return f"{name} has {now:,} bytes, and was written with {length:,}"
     except (ValueError, AttributeError, TypeError):
-        return f"{COMPLETE} is no list of its files"
+        return f"{COMPLETE} is not a list of its files"
     return None
 
 
 def _in_order(steps: Path) -> list[Path]:
-    """Folders that the Trainer has named, by their step; a folder of another name is a user's own."""
+    """Folders named by the Trainer, by their step; a folder of another name belongs to the user."""
     named = [(int(match[1]), p) for p in steps.glob("checkpoint-*") if (match := _NAME.fullmatch(p.name))]
     return [p for _, p in sorted(named)]
 
 
 def history_of(step: Path) -> list[dict[str, float]]:
-    """The log of a run up to a step checkpoint."""
+    """Log of a run up to a step checkpoint."""
     history: list[dict[str, float]] = json.loads((step / "trainer_state.json").read_text())["log_history"]
     return history
 
 
 def load_weights(network: nn.Module, folder: Path) -> None:
-    """Put the weights of a step checkpoint, averaged where the run averaged, into `network`."""
+    """Load the weights of a step checkpoint, averaged if the run averaged, into `network`."""
     averaged = folder / _EMA
     if not averaged.is_file() and not (folder / WEIGHTS).is_file():
-        raise ConfigError(f"{folder} holds shards, not whole weights: go on with it (output.resume=true) instead")
+        raise ConfigError(f"{folder} holds shards, not whole weights: resume from it (output.resume=true) instead")
     state = load_file(averaged if averaged.is_file() else folder / WEIGHTS)
     own = dict(network.named_parameters())
     other = [name for name, tensor in state.items() if name in own and own[name].shape != tensor.shape]
@@ -86,31 +86,31 @@ def load_weights(network: nn.Module, folder: Path) -> None:
 
 
 class WeightAverage(TrainerCallback):
-    """An exponential moving average of the weights that learn; it replaces them when training ends."""
+    """Exponential moving average of the trained weights; it replaces them when training ends."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self._network, self._decay = network, decay
         self._average: dict[str, Tensor] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start from the weights, or from the average that the resumed run had."""
+        """Start from the weights, or from the average of the resumed run."""
         at = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _EMA
         saved = load_file(at) if state.global_step and at.is_file() else {}
         self._average = {n: saved.get(n, p.detach()).to(p.device, torch.float32).clone() for n, p in self._learning()}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One step of the average; in the first steps the decay is smaller, so that the start is forgotten."""
+        """Update the average; in the first steps the decay is smaller, so that the start is forgotten."""
         decay = min(self._decay, (1 + state.global_step) / (10 + state.global_step))
         for name, weight in self._learning():
             self._average[name].lerp_(weight.detach().float(), 1 - decay)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Beside the weights, so that a resumed run goes on averaging."""
+        """Save the average beside the weights, so that a resumed run continues it."""
         if state.is_world_process_zero:
             save_file(self._average, Path(args.output_dir) / f"checkpoint-{state.global_step}" / _EMA)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The averaged weights are the result."""
+        """Replace the weights by their average."""
         with torch.no_grad():
             for name, weight in self._learning():
                 weight.copy_(self._average[name])
@@ -120,37 +120,37 @@ class WeightAverage(TrainerCallback):
 
 
 class EpochOrder(TrainerCallback):
-    """Tells the batches which epoch it is, also in a resumed run, where wrappers of the loader hide them."""
+    """Sets the epoch of the batches, also in a resumed run, where wrappers of the loader hide them."""
 
     def __init__(self, batches: PairBatches) -> None:
         self._batches = batches
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """`state.epoch` counts in fractions while an epoch runs."""
+        """Set the epoch; `state.epoch` is fractional while an epoch runs."""
         self._batches.set_epoch(int(state.epoch or 0))
 
 
 class MarkComplete(TrainerCallback):
-    """The last file of a step checkpoint. Added last, so that every other callback has written its own.
+    """Writes the last file of a step checkpoint. Added last, so that every other callback has written its files.
 
-    Older checkpoints go only then: until it is there, the newest of them is what a resumed run would go on from.
+    Older checkpoints are deleted only then: until the new one is complete, a resumed run starts from the newest of them.
     """
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Everything before it is on disk."""
+        """Mark the checkpoint complete, and delete older ones."""
         if not state.is_world_process_zero:
             return
         steps = Path(args.output_dir)
         new = steps / f"checkpoint-{state.global_step}"
         lengths = _lengths(new) if args.world_size == 1 else {}
         (new / COMPLETE).write_text(json.dumps(lengths) if lengths else "")
-        # What a killed run has left beyond this step is no reason to delete this one.
+        # Checkpoints of a killed run beyond this step are no reason to delete this one.
         until_now = _in_order(steps)
         for folder in until_now[: until_now.index(new) + 1][: -self._keep]:
-            # The mark goes first: half of a deleted checkpoint is no checkpoint.
+            # The mark is deleted first, so that a half-deleted checkpoint does not count as complete.
             (folder / COMPLETE).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -161,18 +161,18 @@ def _lengths(step: Path) -> dict[str, int]:
 
 
 class StepLogLines(TrainerCallback):
-    """Without a terminal: a line at the start, now and then, at each evaluation and at the end."""
+    """Prints a line at the start, at intervals, at each evaluation and at the end, if there is no terminal."""
 
     def __init__(self) -> None:
         self._lines: ProgressLines | None = None
         self._note = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A resumed run begins where it was."""
+        """Start at the step of a resumed run."""
         self._lines = ProgressLines("training", state.max_steps, " steps", done=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Remember the figures for the next line; those of held-out pairs are rare, and get one at once."""
+        """Keep the figures for the next line; print those of held-out pairs at once, as they are rare."""
         logs = logs or {}
         if "loss" in logs:
             figures = [f"{name} {logs[name]:.3g}" for name in ("loss", "accuracy", "margin") if name in logs]
@@ -184,23 +184,23 @@ class StepLogLines(TrainerCallback):
             say(f"held out at step {state.global_step:,}: {', '.join(held_out)}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One step more."""
+        """Count a step."""
         if self._lines:
             self._lines.advance(1, self._note)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The last figures."""
+        """Print the last figures."""
         if self._lines:
             self._lines.end(self._note or " ")
 
 
 class StopAfterStep(TrainerCallback):
-    """Once `requested`, the step that runs is the last: it is saved, and training ends."""
+    """Ends training after the current step once `requested`; the step is saved."""
 
     def __init__(self) -> None:
         self.requested = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask the Trainer for a checkpoint and for an end."""
+        """Request a checkpoint and the end of training from the Trainer."""
         if self.requested:
             control.should_save = control.should_training_stop = True

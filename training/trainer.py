@@ -1,8 +1,8 @@
-"""The step: scores of a batch, one loss a pair, reduced here and nowhere else. On `transformers.Trainer`.
+"""Training step: scores of a batch, one loss a pair, reduced here and nowhere else. On `transformers.Trainer`.
 
-What accelerate launches (DDP, FSDP, DeepSpeed) reaches this file through the Trainer; there is no cluster code here.
-Knows batches and networks; no text, no files but the step checkpoints.
-Shapes: P pairs, B rows, H heads.
+Distributed training (DDP, FSDP, DeepSpeed) is handled by the Trainer through accelerate; there is no cluster code here.
+Depends on batches and networks, not on text; writes no files but the step checkpoints. Shapes: P pairs, B rows, H
+heads.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ EvaluateHeldOut = Callable[[], dict[str, float]]
 
 @dataclass
 class LoggedMeans:
-    """Sums since the last log line: each watched quantity times its pairs, and the number of pairs."""
+    """Sums since the last log line: each logged quantity times its pairs, and the number of pairs."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     n_pairs: int = 0
 
     def add(self, chosen_P: Tensor, rejected_P: Tensor) -> None:
-        """Count one batch. Stays on the device: nothing waits here."""
+        """Add one batch. Stays on the device, so that no synchronisation is needed."""
         won_P = (chosen_P > rejected_P).float() + 0.5 * (chosen_P == rejected_P).float()
         values = (won_P, chosen_P - rejected_P, chosen_P, rejected_P)
         for name, value_P in zip(_LOGGED, values, strict=True):
@@ -60,7 +60,7 @@ class LoggedMeans:
         self.n_pairs += len(chosen_P)
 
     def packed(self) -> Tensor | None:
-        """Sums and count as one vector, for a sum over ranks; None when nothing was watched."""
+        """Sums and count as one vector, for a sum over ranks; None if empty."""
         if not self.n_pairs:
             return None
         sums = [self.sums[name].double() for name in _LOGGED]
@@ -68,11 +68,11 @@ class LoggedMeans:
 
 
 class RewardTrainer(Trainer):
-    """`transformers.Trainer` for pairs. `evaluate_held_out` gives the held-out metrics whenever the recipe asks for them."""
+    """`transformers.Trainer` for pairs. `evaluate_held_out` computes the held-out metrics at the steps of the recipe."""
 
     optimizer: torch.optim.Optimizer | None
     control: TrainerControl
-    # Our loss is divided by the weight of the whole accumulated batch already.
+    # The loss is already divided by the weight of the whole accumulated batch.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -107,7 +107,7 @@ class RewardTrainer(Trainer):
         self.add_callback(MarkComplete(config.output.keep))
 
     def log_to_tensorboard(self, folder: Path) -> None:
-        """Write the curves for TensorBoard; on the first process alone."""
+        """Write the curves for TensorBoard, on the first process alone."""
         if self.is_world_process_zero():
             from torch.utils.tensorboard import SummaryWriter
             from transformers.integrations import TensorBoardCallback
@@ -117,7 +117,7 @@ class RewardTrainer(Trainer):
     # -- batches ------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
-        """Our own batches: `grouped` ones differ in size, which the stock sampler cannot express."""
+        """Use `PairBatches`: `grouped` batches differ in size, which the stock sampler cannot express."""
         loader: DataLoader[Batch] = DataLoader(
             self.train_dataset,
             batch_sampler=self.batches,
@@ -128,13 +128,13 @@ class RewardTrainer(Trainer):
         return prepared
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
-        """The weight of all pairs of this step: every micro-batch, every rank."""
+        """Weight of all pairs of this step: every micro-batch, every rank."""
         weight = torch.stack([b["weight"].sum() for b in batch_samples]).sum().to(device)
         total: Tensor = self.accelerator.gather(weight.reshape(1)).sum()
         return total
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """No step beyond the last one: the Trainer takes another where it goes on from the checkpoint of the last."""
+        """Take no step beyond the last one: the Trainer takes another when it resumes from the checkpoint of the last step."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
@@ -143,7 +143,7 @@ class RewardTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
     ) -> Any:
-        """The weighted mean of the pair losses over the whole step, plus a MoE's load-balancing loss."""
+        """Weighted mean of the pair losses over the whole step, plus a MoE's load-balancing loss."""
         out = model(inputs["input_ids"], inputs["attention_mask"])
         chosen_P = out.scores_BH[inputs["chosen"], inputs["head"]]
         rejected_P = out.scores_BH[inputs["rejected"], inputs["head"]]
@@ -166,7 +166,9 @@ class RewardTrainer(Trainer):
         rows = [self.table.pairs[int(n)].id for n in inputs["pair"][bad_P].tolist()]
         broken = [n for n, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
         cause = (
-            f"weights are not finite already ({', '.join(broken[:3])}): the step before broke them. " if broken else ""
+            f"weights are already not finite ({', '.join(broken[:3])}): the previous step corrupted them. "
+            if broken
+            else ""
         )
         raise NonFiniteLoss(
             f"step {self.state.global_step + 1}: the loss of {len(rows)} pairs is not finite. {cause}"
@@ -174,7 +176,7 @@ class RewardTrainer(Trainer):
         )
 
     def _remedy_for_overflow(self) -> str:
-        """The most likely cause under this recipe: float16 ends at 65,504; else the steps are too large."""
+        """Most likely cause under this recipe: float16 ends at 65,504; else the steps are too large."""
         if self.recipe.model.dtype == "float16":
             return "model.dtype is float16, which overflows: use bfloat16 or float32."
         if self.recipe.optim.precision == "fp16":
@@ -184,7 +186,7 @@ class RewardTrainer(Trainer):
     # -- optimizer ----------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Three groups: weights with decay, weights without (norms, biases), and the head with a rate of its own."""
+        """Create three groups: weights with decay, weights without (norms, biases), and the head with its learning rate."""
         if self.optimizer is None:
             module = self.model if model is None else model
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, module)
@@ -216,7 +218,7 @@ class RewardTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The held-out metrics. Every rank computes them all: simple, and right where weights are sharded."""
+        """Compute the held-out metrics. Every rank computes all of them, which is also right for sharded weights."""
         metrics = {f"eval_{k}": v for k, v in (self.evaluate_held_out() if self.evaluate_held_out else {}).items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -225,7 +227,7 @@ class RewardTrainer(Trainer):
     # -- step checkpoints ---------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Only what learns: a LoRA run does not write its base model again at every checkpoint."""
+        """Save only trained weights: a LoRA run does not write its base model at every checkpoint."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
@@ -235,7 +237,7 @@ class RewardTrainer(Trainer):
         save_file({n: t.contiguous() for n, t in state.items() if n in learning}, folder / WEIGHTS)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Silent: the weights that do not learn are missing from a step checkpoint on purpose."""
+        """Print nothing: frozen weights are left out of a step checkpoint on purpose."""
 
     def _refuse_sharded_average(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -243,9 +245,9 @@ class RewardTrainer(Trainer):
 
 
 def check_optimizer(config: Config) -> None:
-    """Take one step with the recipe's optimizer and schedule on a matrix of two by two. Raise `ConfigError`.
+    """Take one step with the recipe's optimizer and schedule on a 2 x 2 matrix. Raise `ConfigError`.
 
-    Some need a package, a device or arguments that are not there; without this, that shows after hours of encoding.
+    Some need a package, a device or arguments that are missing; without this check, that shows after hours of encoding.
     """
     if config.optim.epochs == 0:
         return
@@ -264,7 +266,7 @@ def check_optimizer(config: Config) -> None:
         probe(torch.ones(1, 2)).sum().backward()
         optimizer.step()
         schedule.step()
-    except Exception as error:  # each of the libraries behind the names has errors of its own
+    except Exception as error:  # each of the libraries behind the names raises different errors
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ConfigError(
             f"optim.optimizer {config.optim.optimizer!r} with optim.schedule {config.optim.schedule!r} cannot be used here: "
@@ -273,7 +275,7 @@ def check_optimizer(config: Config) -> None:
 
 
 def check_warmup(config: Config, table: PairTable, n_ranks: int) -> None:
-    """Raise `ConfigError` where the warm-up is as long as the run; say so where a share of it is rounded up to that."""
+    """Raise `ConfigError` if the warm-up is as long as the run; print a note if rounding up a share makes it so."""
     optim, n = config.optim, n_steps(config, table, n_ranks)
     optim.refuse_long_warmup(n)
     if n and optim.warmup_steps(n) >= n:
@@ -281,7 +283,7 @@ def check_warmup(config: Config, table: PairTable, n_ranks: int) -> None:
 
 
 def n_steps(config: Config, table: PairTable, n_ranks: int) -> int:
-    """How many steps the optimizer will take, counted as the Trainer does."""
+    """Number of optimizer steps, counted as the Trainer does."""
     if config.optim.max_steps > 0:
         return config.optim.max_steps
     batches = len(PairBatches(table, config.optim, seed=config.seed, n_ranks=n_ranks)) // n_ranks
@@ -290,9 +292,9 @@ def n_steps(config: Config, table: PairTable, n_ranks: int) -> int:
 
 @contextmanager
 def stops_at_signals(trainer: RewardTrainer) -> Iterator[None]:
-    """At Ctrl-C or SIGTERM: end the step, save it, and raise `Stopped`. A second signal ends at once.
+    """On Ctrl-C or SIGTERM, finish the step, save it, and raise `Stopped`. A second signal ends at once.
 
-    Several processes would hear of it at different steps and wait for each other: there a signal ends at once.
+    Several processes would receive the signal at different steps and wait for each other: there a signal ends at once.
     """
     if trainer.accelerator.num_processes > 1 or threading.current_thread() is not threading.main_thread():
         yield
@@ -317,11 +319,11 @@ def stops_at_signals(trainer: RewardTrainer) -> Iterator[None]:
 
 
 def arguments(config: Config, steps: Path, *, evaluates: bool) -> TrainingArguments:
-    """The recipe in the words of `transformers.TrainingArguments`."""
+    """Convert the recipe to `transformers.TrainingArguments`."""
     try:
         args = _arguments(config, steps, evaluates=evaluates)
     except (ValueError, ImportError, RuntimeError) as error:
-        # A schedule, optimizer or precision that does not exist here; the library names it.
+        # Unknown schedule, optimizer or precision; the library names it.
         raise ConfigError(f"optim: {' '.join(str(error).split())}") from error
     # Plain `python` on a machine of several GPUs would scatter rows that pairs share. Use accelerate launch.
     args._n_gpu = min(args.n_gpu, 1)

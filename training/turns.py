@@ -1,6 +1,6 @@
-"""Prompt and answers -> one conversation, where data sets repeat the prompt inside the answers.
+"""Join a prompt and responses into conversations if the data set repeats the prompt inside the responses.
 
-Pure functions of messages. Two turns are equal when their roles are and their words are; blanks do not count.
+Pure functions of messages. Two turns are equal when their roles and their words are; blanks do not count.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _RENDERED = (
 )  # fmt: skip
 _MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 LONG_PROMPT_WORDS = 4
-"""A prompt of fewer words may well be how an answer begins ("Hi")."""
+"""A shorter prompt may coincide with the beginning of a response ("Hi")."""
 
 
 class TurnsMismatch(Exception):
-    """The answers hold a conversation that is not the prompt's; the message says how they differ."""
+    """The responses contain a conversation other than the prompt's; the message describes the difference."""
 
 
 def split(prompt: str | Messages, chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
-    """The turns of the prompt, once, and the turns of each answer after it. Raise `TurnsMismatch`."""
+    """Turns of the prompt, once, and the turns of each response after it. Raise `TurnsMismatch`."""
     (own, chosen_rest), (other, rejected_rest) = _place(prompt, chosen), _place(prompt, rejected)
     if not _same(own, other):
         raise TurnsMismatch("chosen and rejected repeat the prompt with different turns before or in it")
@@ -37,7 +37,7 @@ def split(prompt: str | Messages, chosen: Messages, rejected: Messages) -> tuple
 
 
 def is_conversation(chosen: Messages, rejected: Messages) -> bool:
-    """Whether both begin with the same turns, a user's among them, so that the prompt is in them without doubt."""
+    """Whether both begin with the same turns, a user's among them, so that they certainly contain the prompt."""
     n = next(
         (i for i, (x, y) in enumerate(zip(chosen, rejected, strict=False)) if x != y), min(len(chosen), len(rejected))
     )
@@ -45,27 +45,27 @@ def is_conversation(chosen: Messages, rejected: Messages) -> bool:
 
 
 def is_rendered(common: str) -> bool:
-    """Whether the beginning that two texts share shows a user's turn and the start of an answer."""
+    """Whether the common beginning of two texts has a user's turn and the start of a response."""
     return any(pattern.search(common) for pattern in _RENDERED)
 
 
 def is_messages_as_text(text: str) -> bool:
-    """Whether a text is the JSON or the Python spelling of a list of messages."""
+    """Whether a text is the JSON or the Python form of a list of messages."""
     return bool(_MESSAGES_AS_TEXT.match(text))
 
 
-def last_asked(prompt: Messages) -> str:
-    """The last turn of the user; empty where there is none."""
+def last_user_turn(prompt: Messages) -> str:
+    """Last turn of the user; empty if there is none."""
     return next((m.content for m in reversed(prompt) if m.role == "user"), "")
 
 
 def holds(prompt: str, common: str) -> bool:
-    """Whether the beginning that two texts share is a rendered conversation with this prompt in it."""
+    """Whether the common beginning of two texts is a rendered conversation with this prompt in it."""
     return bool(_words(prompt)) and _words(prompt) in _words(common) and is_rendered(common)
 
 
 def cut(prompt: str, answer: str) -> str | None:
-    """The answer after the prompt that it begins with, blanks around the prompt aside; None where it does not."""
+    """Response after the prompt that it begins with, ignoring blanks around the prompt; None if it begins otherwise."""
     if answer.startswith(prompt) and prompt:
         return answer[len(prompt) :]
     bare, begun = prompt.strip(), answer.lstrip()
@@ -73,12 +73,12 @@ def cut(prompt: str, answer: str) -> str | None:
 
 
 def is_long(prompt: str) -> bool:
-    """Whether the prompt is so long that an answer which begins with it repeats it."""
+    """Whether the prompt is so long that a response with the same beginning repeats it."""
     return len(prompt.split()) >= LONG_PROMPT_WORDS
 
 
 def _place(prompt: str | Messages, answer: Messages) -> tuple[Messages, Messages]:
-    """The prompt's turns and the rest of one answer."""
+    """The prompt's turns and the rest of one response."""
     turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
     found = _overlap(turns, answer) or _inside(turns, answer)
     if found is None and isinstance(prompt, str):
@@ -88,14 +88,14 @@ def _place(prompt: str | Messages, answer: Messages) -> tuple[Messages, Messages
     if found is None:
         roles = ", ".join(m.role for m in answer)
         raise TurnsMismatch(
-            f"is a conversation of its own ({roles}), and the prompt is not among its turns: leave the prompt's turns out "
-            "of it, or make them equal"
+            f"is a separate conversation ({roles}) without the prompt among its turns: remove the prompt's turns from "
+            "it, or make them equal"
         )
     return found
 
 
 def _overlap(prompt: Messages, answer: Messages) -> tuple[Messages, Messages] | None:
-    """The answer begins with the last turns of the prompt, with as many as possible."""
+    """Match a response that begins with the last turns of the prompt, with as many as possible."""
     for n in range(min(len(prompt), len(answer) - 1), 0, -1):
         if _same(prompt[-n:], answer[:n]):
             return prompt, answer[n:]
@@ -103,7 +103,7 @@ def _overlap(prompt: Messages, answer: Messages) -> tuple[Messages, Messages] | 
 
 
 def _inside(prompt: Messages, answer: Messages) -> tuple[Messages, Messages] | None:
-    """The prompt is in the middle of the answer: a system turn, or earlier turns, come before it."""
+    """Match a prompt in the middle of the response, after a system turn or earlier turns."""
     for end in range(len(prompt) + 1, len(answer)):
         if _same(prompt, answer[end - len(prompt) : end]):
             return answer[:end], answer[end:]
@@ -111,7 +111,7 @@ def _inside(prompt: Messages, answer: Messages) -> tuple[Messages, Messages] | N
 
 
 def _rendered_inside(prompt: str, answer: Messages) -> tuple[Messages, Messages] | None:
-    """A prompt that is the text of several turns of the answer, with nothing but the names of roles between them."""
+    """Match a prompt that is the text of several turns of the response, with only role names between them."""
     for n in range(len(answer) - 1, 0, -1):
         if answer[n - 1].role == "user" and _is_text_of(_words(prompt), answer[:n]):
             return answer[:n], answer[n:]
@@ -131,7 +131,7 @@ def _is_text_of(text: str, turns: Messages) -> bool:
 
 
 def _follows(prompt: Messages, answer: Messages) -> bool:
-    """Whether the answer goes on where the prompt ends, and asks nothing again that the prompt has asked."""
+    """Whether the response continues after the prompt, without repeating a user turn of the prompt."""
     if any(m.role == "system" for m in answer):
         return False
     asked = {_words(m.content) for m in prompt if m.role == "user"}

@@ -1,6 +1,6 @@
-"""One run from start to end: read, encode, hold out, train, judge, calibrate, export, report.
+"""One run from start to end: read, encode, hold out, train, evaluate, calibrate, export, report.
 
-The only module that knows all the others. `finish` has the second half.
+The only module that depends on all the others. `finish` has the second half.
 """
 
 from __future__ import annotations
@@ -69,16 +69,16 @@ from rewardserve.training.trainer import RewardTrainer, check_optimizer, check_w
 _RECIPE = "recipe.json"
 _DATA = "data.json"
 _PAIRS, _OF_MODEL = "training data", "model: "
-"""What the digests in that file are of."""
+"""Names of the digests in that file."""
 
 
 def train(config: Config) -> Path:
-    """Train, and write everything that a run writes. Return the checkpoint's folder."""
+    """Train, and write all outputs of a run. Return the checkpoint's folder."""
     torch.manual_seed(config.seed)
     folder = Path(config.output.folder)
     timer = RunTimer()
     with _lock_folder(folder):
-        resume_from = _where_to_resume(config, folder)
+        resume_from = _step_to_resume(config, folder)
         check_optimizer(config)
         pair_loss(config.loss)
         if config.export.probes:
@@ -91,7 +91,7 @@ def train(config: Config) -> Path:
         _refuse_untrained_heads(config, tables.train)
         check_warmup(config, tables.train, n_processes())
         start = replace(start, policy=tables.policy)
-        # A fresh head has nothing to be compared with.
+        # A fresh head has no earlier figures to compare with.
         before = figures(config, score_slices(config, start, tables.held_out)) if config.model.start == "reward" else []
         hidden_ND = features(config, start, tables.train)
         initialise_heads(config, start, tables.train, hidden_ND)
@@ -104,7 +104,7 @@ def train(config: Config) -> Path:
 
 
 def evaluate_checkpoint(config: Config, path: str) -> tuple[list[SliceMetrics], Path]:
-    """Judge an existing reward model on the recipe's held-out pairs; write a report. Return figures and its path."""
+    """Evaluate an existing reward model on the recipe's held-out pairs; write a report. Return figures and its path."""
     timer = RunTimer()
     run_folder.require_writable(Path(config.output.folder))
     checkpoint = _with_limits(config, _read(config, path))
@@ -142,7 +142,7 @@ def calibrate_checkpoint(config: Config, path: str) -> Path:
 
 
 def export_last_step(config: Config) -> Path:
-    """Finish a run that was stopped: the newest complete step checkpoint becomes the checkpoint."""
+    """Finish a stopped run: its newest complete step checkpoint becomes the checkpoint."""
     folder = Path(config.output.folder)
     timer = RunTimer()
     with _lock_folder(folder):
@@ -161,22 +161,22 @@ def export_last_step(config: Config) -> Path:
 
 
 def _lock_folder(folder: Path) -> AbstractContextManager[None]:
-    """The lock of the folder, which the first process holds for all."""
+    """Lock of the folder, held by the first process for all."""
     return run_folder.lock_folder(folder) if _process().is_main_process else nullcontext()
 
 
 def _require_held_out(tables: EncodedData, verb: str) -> None:
     if not len(tables.held_out):
         raise data.DataError(
-            f"{verb} needs held-out pairs, and none is held out. Raise data.eval_fraction, or name data.eval_sources."
+            f"{verb} needs held-out pairs, but none is held out. Raise data.eval_fraction, or name data.eval_sources."
         )
 
 
-# -- begin ------------------------------------------------------------------------------------------------
+# -- start ------------------------------------------------------------------------------------------------
 
 
 def load_start(config: Config) -> Checkpoint:
-    """The weights that training starts from, on the device it runs on."""
+    """Load the weights that training starts from, on the device of the run."""
     with _name_setting("model.path", config.model.path, how="--set model.path=PATH"):
         checkpoint = _start(config)
     checkpoint.network.to(_process().device)
@@ -186,20 +186,20 @@ def load_start(config: Config) -> Checkpoint:
 
 
 def print_not_adapted(config: Config, start: Checkpoint) -> None:
-    """Print which parameters take no adapter; the notes of the checkpoint have it for the report."""
+    """Print which parameters have no adapter; the notes of the checkpoint carry it into the report."""
     for note in not_adapted(start.network, config.method):
         say(note)
 
 
 @contextmanager
 def _name_setting(setting: str, path: str, *, how: str) -> Iterator[None]:
-    """Announce a model of the hub, and name the setting or option in what is wrong with the model. Raise `ConfigError`."""
+    """Announce a model of the hub, and name the setting or option in errors about the model. Raise `ConfigError`."""
     hub.announce_model(path)
     try:
         yield
     except CheckpointError as error:
         if hub.is_hub_model(path) and hub.is_offline():
-            raise ConfigError(f"{setting}: {path!r} is no folder here. {hub.remedy('model', how)}") from error
+            raise ConfigError(f"{setting}: {path!r} is not a folder. {hub.remedy('model', how)}") from error
         raise ConfigError(f"{setting}: {error}") from error
 
 
@@ -257,7 +257,7 @@ def _read(config: Config, path: str) -> Checkpoint:
     own = Path(config.output.folder) / "checkpoint"
     if Path(path) == own and not own.is_dir():
         raise ConfigError(
-            f"{own} is not there: finish a run of this recipe first (rewardserve train), or name another reward model with "
+            f"{own} does not exist: finish a run of this recipe first (rewardserve train), or name another reward model with "
             "--checkpoint."
         )
     with _name_setting("--checkpoint", path, how="--checkpoint=PATH"):
@@ -274,7 +274,7 @@ def _read_options(config: Config, dtype: str) -> ReadOptions:
 
 
 def _require_padding_safe(checkpoint: Checkpoint) -> Checkpoint:
-    """The same checkpoint. Raise `ConfigError` where a padded batch gives other scores than each row alone."""
+    """Return the checkpoint. Raise `ConfigError` if a padded batch gives other scores than each row alone."""
     network = checkpoint.network
     try:
         objection = padding_objection(network, pad_id=checkpoint.pad_id, max_tokens=checkpoint.policy.max_tokens)
@@ -283,30 +283,30 @@ def _require_padding_safe(checkpoint: Checkpoint) -> Checkpoint:
     if objection is not None:
         raise ConfigError(
             f"model.path: {type(network.backbone).__name__} cannot be trained here: training pads its batches, and padding "
-            f"changes this model's values ({objection}), so the trained reward would not be the one that is served. "
-            "Choose an architecture for which docs/reference/architectures.md says that padding is right."
+            f"changes this model's values ({objection}), so the trained reward would differ from the served one. "
+            "Choose an architecture with correct padding in docs/reference/architectures.md."
         )
     return checkpoint
 
 
 def _with_limits(config: Config, checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with the longest row and the truncation of the recipe."""
+    """Checkpoint with the maximum length and the truncation of the recipe."""
     limit = min(config.encoding.max_tokens, checkpoint.policy.max_tokens)
     if limit < config.encoding.max_tokens:
-        say(f"encoding.max_tokens is {config.encoding.max_tokens:,}; the model reads {limit:,}, and that is the limit")
+        say(f"encoding.max_tokens is {config.encoding.max_tokens:,}; the model reads at most {limit:,}, which is used")
     policy = replace(checkpoint.policy, max_tokens=limit, truncation=config.encoding.truncation)
     return replace(checkpoint, policy=policy)
 
 
 def _own_heads(config: Config, checkpoint: Checkpoint) -> Config:
-    """The recipe for a model that exists: its heads are what they are; the recipe may still weigh them."""
+    """Recipe for an existing model: its heads are fixed; the recipe may still set their weights."""
     names = checkpoint.network.head_names
     for section, of in (("sources", config.data.sources), ("eval_sources", config.data.eval_sources)):
         for i, source in enumerate(of):
             if source.head and source.head not in names:
                 raise ConfigError(
                     f"data.{section}.{i} ({source.path!r}) has pairs for head {source.head!r}, which the checkpoint lacks. Its "
-                    f"heads are {list(names)}. Leave the source out, or judge one of these by its pairs: --set "
+                    f"heads are {list(names)}. Leave the source out, or evaluate one of these heads on its pairs: --set "
                     f"data.{section}.{i}.head={names[0]}."
                 )
     weights = config.model.head_weights if len(config.model.head_weights) == len(names) else ()
@@ -316,7 +316,7 @@ def _own_heads(config: Config, checkpoint: Checkpoint) -> Config:
 
 
 def _as_written(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint as our layout can hold it. The console says what changes for that, and so does the report."""
+    """Checkpoint in RewardServe's layout. The necessary changes are printed and reported."""
     for step in (without_bias, with_whole_tokenization, with_openrlhf_note):
         checkpoint, note = step(checkpoint)
         if note:
@@ -326,22 +326,22 @@ def _as_written(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _process() -> PartialState:
-    """This process among those that accelerate or torchrun started; alone, the first of one."""
+    """This process among those started by accelerate or torchrun; otherwise the only one."""
     return PartialState(cpu=not torch.cuda.is_available())
 
 
 def n_processes() -> int:
-    """How many processes accelerate or torchrun started."""
+    """Number of processes started by accelerate or torchrun."""
     return int(_process().num_processes)
 
 
-def _where_to_resume(config: Config, folder: Path) -> Path | None:
-    """The step checkpoint to go on from. A folder in use is never overwritten, nor resumed by another recipe."""
+def _step_to_resume(config: Config, folder: Path) -> Path | None:
+    """Step checkpoint to resume from. A folder in use is never overwritten, nor resumed by another recipe."""
     steps = folder / "steps"
     found = last_complete(steps)
     if found is not None and not config.output.resume:
         raise ConfigError(
-            f"{folder} holds a run at {found.name} already. Go on from there with --set output.resume=true, "
+            f"{folder} holds a run at {found.name} already. Resume from it with --set output.resume=true, "
             "or choose another output.folder."
         )
     if found is None:
@@ -349,7 +349,7 @@ def _where_to_resume(config: Config, folder: Path) -> Path | None:
     else:
         _refuse_other_recipe(config, folder)
     if _process().is_main_process:
-        begins = f"the run goes on from {found.name}" if found else "the run begins anew"
+        begins = f"the run resumes from {found.name}" if found else "the run starts from the beginning"
         for step, why in damaged(steps):
             say(f"{step} is damaged ({why}) and left out: {begins}")
             (step / COMPLETE).unlink(missing_ok=True)
@@ -358,7 +358,7 @@ def _where_to_resume(config: Config, folder: Path) -> Path | None:
 
 
 def _refuse_other_recipe(config: Config, folder: Path) -> None:
-    """Raise `ConfigError` where the steps in the folder were made by another recipe."""
+    """Raise `ConfigError` if another recipe made the steps in the folder."""
     kept, now = folder / _RECIPE, json.loads(json.dumps(_identity(config)))
     try:
         then = json.loads(kept.read_text())
@@ -373,20 +373,20 @@ def _refuse_other_recipe(config: Config, folder: Path) -> None:
     changed = sorted(k for k in {*now, *then} if now.get(k) != then.get(k))
     if changed:
         raise ConfigError(
-            f"{folder} was begun by another recipe: {', '.join(changed)} differ. Choose another output.folder."
+            f"{folder} was started by another recipe: {', '.join(changed)} differ. Choose another output.folder."
         )
 
 
 def _refuse_other_inputs(config: Config, folder: Path, start: Checkpoint, table: PairTable, step: Path | None) -> None:
-    """Raise `ConfigError` where the step was made with other training pairs or over another model; without a step, note both.
+    """Raise `ConfigError` if the step was made with other training pairs or over another model; without a step, record both.
 
-    The rest of the epoch would be other pairs than those that the first part has left, adapters and heads would go on over weights
-    that they were not trained on, and the report would name what the weights were not made of.
+    Otherwise the rest of the epoch would have other pairs than its first part has left, adapters and heads would continue
+    on weights that they were not trained on, and the report would name the wrong inputs.
     """
     if not _process().is_main_process or (step is None and not config.optim.epochs):
         return
     kept = folder / "steps" / _DATA
-    # Steps of full training have all weights, and begin with those.
+    # Steps of full training contain all weights.
     model = source_digests(start, weights_too=config.method.name != "full")
     now = {_PAIRS: data.digest(table.pairs)} | {_OF_MODEL + name: digest for name, digest in model.items()}
     if step is None:
@@ -396,21 +396,21 @@ def _refuse_other_inputs(config: Config, folder: Path, start: Checkpoint, table:
         then = json.loads(kept.read_text())
         changed = [name for name in now if name in then and then[name] != now[name]]
     except (OSError, ValueError, TypeError):
-        return  # steps of a version that wrote none
+        return  # steps of a version without this file
     if changed:
         name = changed[0]
         what, source = ("training pairs", "data.sources") if name == _PAIRS else (name, "model.path")
         raise ConfigError(
-            f"{folder} was begun with other {what} ({then[name]}; they are {now[name]} now): the files of {source} have changed. "
+            f"{folder} was started with other {what} ({then[name]}; they are {now[name]} now): the files of {source} have changed. "
             "Restore them, or choose another output.folder."
         )
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    """What must be equal for two runs to be the same run: all but where they write and how often."""
+    """Settings that must be equal for two runs to be the same run: all but output paths and intervals."""
     plain = recipe.plain(config)
     for setting in ("allow_pickle", "ignore_checkpoint_code"):
-        plain["model"].pop(setting)  # a file is read, or it is not: the weights are the same
+        plain["model"].pop(setting)  # it decides whether a file is read, not the weights in it
     return {k: v for k, v in plain.items() if k not in ("output", "eval", "export")}
 
 
@@ -418,14 +418,14 @@ def _identity(config: Config) -> dict[str, Any]:
 
 
 def features(config: Config, start: Checkpoint, table: PairTable) -> torch.Tensor | None:
-    """The backbone's hidden states of every distinct training sequence, where something is to be fitted on them."""
+    """Hidden states of every distinct training sequence, if a fit needs them."""
     if config.method.name != "frozen" and config.model.head_init == "random":
         return None
     return scoring.last_hidden(start.network, _rows(table), pad_id=start.pad_id, batch_tokens=config.eval.batch_tokens)
 
 
 def initialise_heads(config: Config, start: Checkpoint, table: PairTable, features: torch.Tensor | None) -> None:
-    """The convex solution on these pairs, in place, where the recipe asks for it."""
+    """Initialise the heads with the convex solution on these pairs, in place, if the recipe sets it."""
     if config.model.head_init == "random" or features is None:
         return
     heads = start.network.heads.weight
@@ -441,7 +441,7 @@ def fit(
     folder: Path,
     resume_from: Path | None,
 ) -> tuple[Checkpoint | None, list[dict[str, float]]]:
-    """Train, with `epochs: 0` not at all. The first process gets the weights, whole, the others None; and the log."""
+    """Train; with `epochs: 0` take no step. The first process gets the whole weights, the others None; also return the log."""
     network, table = start.network, tables.train
     _refuse_lost_margins(config, table)
     if config.optim.epochs == 0:
@@ -464,9 +464,9 @@ def fit(
 
 
 def _whole(config: Config, start: Checkpoint, trainer: RewardTrainer) -> Checkpoint | None:
-    """What was trained, in one piece and without the Trainer's wrappers, on the first process."""
+    """Trained checkpoint in one piece, without the Trainer's wrappers, on the first process."""
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        # The shards are gathered by all; a fresh network takes them.
+        # All processes gather the shards; a fresh network receives them.
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if not trainer.is_world_process_zero():
             return None
@@ -474,7 +474,7 @@ def _whole(config: Config, start: Checkpoint, trainer: RewardTrainer) -> Checkpo
         _wrap(config, start)
         start.network.load_state_dict(state)
         return start
-    # Under mixed precision the Trainer leaves its autocast on the network; what is exported is scored without.
+    # Under mixed precision the Trainer leaves its autocast on the network; the exported network is scored without it.
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     return start if trainer.is_world_process_zero() else None
 
@@ -513,11 +513,11 @@ def _refuse_untrained_heads(config: Config, table: PairTable) -> None:
 
 
 def _refuse_low_precision(module: torch.nn.Module) -> None:
-    """What learns is float32: in half precision, small updates round to nothing."""
+    """Raise `ConfigError` unless trained weights are float32: in half precision, small updates round to zero."""
     low = [f"{n} ({p.dtype})" for n, p in module.named_parameters() if p.requires_grad and p.dtype != torch.float32]
     if low:
         raise ConfigError(
-            f"{len(low)} weights that learn are not float32: {', '.join(low[:3])}. Set model.dtype: float32."
+            f"{len(low)} trained weights are not float32: {', '.join(low[:3])}. Set model.dtype: float32."
         )
 
 
@@ -525,11 +525,11 @@ def _refuse_lost_margins(config: Config, table: PairTable) -> None:
     n = sum(p.margin != 0 for p in table.pairs)
     if n and config.optim.epochs == 0:
         raise ConfigError(
-            f"{n} pairs have a margin, and head_init: logistic, which is all that optim.epochs: 0 does, knows none. Take steps, or "
-            "set margin_key: null in the source, which leaves margins out."
+            f"{n} pairs have a margin, and head_init: logistic, the only training with optim.epochs: 0, ignores margins. Take "
+            "steps, or set margin_key: null in the source, which leaves margins out."
         )
     if n and config.loss.name not in USES_MARGIN:
         raise ConfigError(
-            f"{n} pairs have a margin, and loss.name: {config.loss.name} knows none. Use {', '.join(USES_MARGIN)}, or "
+            f"{n} pairs have a margin, but loss.name: {config.loss.name} ignores margins. Use {', '.join(USES_MARGIN)}, or "
             "set margin_key: null in the source, which leaves margins out."
         )

@@ -1,7 +1,8 @@
-"""YAML with the core schema of YAML 1.2 (chapter 10.3), on PyYAML, whose own schema is that of 1.1.
+"""YAML with the core schema of YAML 1.2 (chapter 10.3), on PyYAML, whose schema is that of 1.1.
 
-There `010` is 8, `1:30` is 90, `no` is false and `1e-5` is text. Here a value is a number or a word only where the core schema says
-so, and everything else is text. Merge keys (`<<`) are read as in 1.1; a key that is there twice is an error. Knows no recipe.
+In 1.1, `010` is 8, `1:30` is 90, `no` is false and `1e-5` is text. Here a value is a number or a word only by the core
+schema, and everything else is text. Merge keys (`<<`) are read as in 1.1; a repeated key is an error. Independent of
+recipes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import yaml
 from rewardserve.model.text.text_files import decode_text
 
 _MOST_CHARS = 1_000
-"""Of a number: Python writes no whole number of more than 4,300 digits into a message."""
+"""Limit of a number: Python writes no whole number of more than 4,300 digits into a message."""
 
 _TAG = "tag:yaml.org,2002:"
 _CORE = {
@@ -31,13 +32,13 @@ _CORE = {
 
 
 def load(text: str | bytes) -> Any:
-    """The value of one document. Raise `yaml.YAMLError`, `ValueError` (no text, a number too long) or `RecursionError`."""
+    """Parse the value of one document. Raise `yaml.YAMLError`, `ValueError` (bad text, a number too long), `RecursionError`."""
     # A subclass of SafeLoader: it makes plain values only.
     return yaml.load(text if isinstance(text, str) else decode_text(text), Loader=_Loader)
 
 
 def dump(value: Any) -> str:
-    """The text of a value, in which readers of YAML 1.1 and of 1.2 find the same."""
+    """Write a value so that readers of YAML 1.1 and of 1.2 read the same."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -46,7 +47,7 @@ class _Loader(yaml.SafeLoader):
     yaml_constructors: ClassVar[dict[Any, Any]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping. Raise `ConstructorError` with the place of a key that is there twice: one of them would be lost."""
+        """Construct a mapping. Raise `ConstructorError` with the place of a repeated key: one of the values would be lost."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
             if key_node.tag == _TAG + "merge":
@@ -55,17 +56,17 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, Hashable):
                 if key in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"{key!r} is there twice; keep one of them", key_node.start_mark
+                        None, None, f"{key!r} occurs twice; keep one of them", key_node.start_mark
                     )
                 seen.add(key)
         return super().construct_mapping(node, deep)
 
     def construct_core(self, node: yaml.ScalarNode) -> Any:
-        """A value whose tag is one of the core schema, resolved or written out."""
+        """Construct a value whose tag is one of the core schema, resolved or explicit."""
         text, kind = self.construct_scalar(node), node.tag.removeprefix(_TAG)
         found = next((each for each, pattern in _CORE.items() if pattern.match(text)), "str")
         if len(text) > _MOST_CHARS or (found != kind and (found, kind) != ("int", "float")):
-            raise yaml.constructor.ConstructorError(None, None, f"{text[:80]!r} is no {kind}", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{text[:80]!r} is not a {kind}", node.start_mark)
         return _VALUES[found](text) if kind != "float" else float(_VALUES[found](text))
 
 
@@ -90,10 +91,10 @@ _Loader.add_constructor(None, yaml.SafeLoader.yaml_constructors[None])
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either of the two schemas would not read as text."""
+    """Quotes text that either of the two schemas would not read as text."""
 
     def represent_text(self, text: str) -> yaml.Node:
-        """In quotes with escapes where a line would not keep it (PyYAML writes U+0085 as a line break)."""
+        """Represent text in quotes with escapes if a plain line would change it (PyYAML writes U+0085 as a line break)."""
         return self.represent_scalar(_TAG + "str", text, style=None if text.isprintable() else '"')
 
 

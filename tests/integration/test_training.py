@@ -464,7 +464,7 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(tmp_path, sft, pairs, capsys)
     recipe = str(recipe_for(tmp_path, sft, pairs))
     for override, says in {
         "optim.lrr=1": "did you mean 'optim.lr'",
-        "data.sources.0.path=gone.jsonl": "is no file",
+        "data.sources.0.path=gone.jsonl": "is not a file",
         "model.path=/gone": "not a folder",
         "model.start=reward": "head",
         "encoding.max_tokens=3": "longer than encoding.max_tokens",
@@ -476,10 +476,10 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(tmp_path, sft, pairs, capsys)
         "optim.warmup=500": "optim.warmup is 500 steps, and the run has 19: the learning rate would never reach optim.lr",
         "model.heads=[score, other]": "no pair trains 'other' of model.heads (pairs by head: {'score': 300, 'other': 0})",
         "method={name: lora, targets: [q_proj, qq_proj]}": "no module is called qq_proj; linear ones are down_proj, ",
-        "method={name: lora, layers: [7]}": "layers [7] are not there",
+        "method={name: lora, layers: [7]}": "layers [7] do not exist",
         "export.probes=/gone.jsonl": "export.probes: /gone.jsonl holds no samples",
-        "data.sources.0.split=validation": "is a file, of which all rows are read: split: validation does nothing",
-        "data.sources.0.subset=en": "is a file, of which all rows are read: subset: en does nothing",
+        "data.sources.0.split=validation": "is a file, of which all rows are read: split: validation has no effect",
+        "data.sources.0.subset=en": "is a file, of which all rows are read: subset: en has no effect",
     }.items():
         assert main(["train", "--config", recipe, "--set", override]) == 2, override
         assert says in capsys.readouterr().err
@@ -490,7 +490,7 @@ def test_a_run_that_breaks_stops_with_exit_code_3_and_names_rows(tmp_path, sft, 
                                                     "max_steps": 40, "max_grad_norm": 0})  # fmt: skip
     assert main(["train", "--config", str(recipe)]) == 3
     said = capsys.readouterr().err
-    assert "weights are not finite already" in said
+    assert "weights are already not finite" in said
     assert f"{pairs}:" in said
     assert not (tmp_path / "out" / "checkpoint").exists()
 
@@ -499,7 +499,7 @@ def test_margins_are_not_dropped_in_silence(tmp_path, sft, capsys):
     rows = [{**r, "margin": 1.0} for r in world.planted_rows(40)]
     pairs = world.write_jsonl(tmp_path / "margins.jsonl", rows)
     assert main(["train", "--config", str(recipe_for(tmp_path, sft, pairs, loss={"name": "logexp"}))]) == 2
-    assert "knows none" in capsys.readouterr().err
+    assert "ignores margins" in capsys.readouterr().err
 
 
 def test_without_held_out_pairs_there_is_no_calibration_and_it_says_so(tmp_path, sft, pairs):

@@ -114,7 +114,7 @@ def test_held_out_pairs_under_other_groups_are_not_trained_on(tmp_path, sft, pai
     assert main(["train", "--config", frozen(tmp_path, sft, pairs, data={"eval_sources": [{"path": str(held)}]})]) == 0
     assert "left out: 40 with a response that is held out" in capsys.readouterr().out
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "no response to the same prompt (blanks and case aside; 40 training pairs were left out for that)" in page
+    assert "no response to the same prompt (ignoring blanks and case; 40 training pairs were left out for that)" in page
     most = [{**r, "group": f"other {r['group']}"} for r in world.planted_rows(N_ROWS)[: N_ROWS - 10]]
     held_most = world.write_jsonl(tmp_path / "most.jsonl", most)
     few = frozen(tmp_path / "few", sft, pairs, data={"eval_sources": [{"path": str(held_most)}]})
@@ -281,7 +281,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_as_if_nothing_was(
         with_signal(patch, Sender(number, 2))
         assert main(["train", "--config", recipe]) == 130
     assert signal.getsignal(number) is before
-    assert "stopped and saved at step 3 of 6. Go on from checkpoint-3 with --set output.resume=true." in one_line(
+    assert "stopped and saved at step 3 of 6. Resume from checkpoint-3 with --set output.resume=true." in one_line(
         capsys
     )
     assert main(["train", "--config", recipe, "--set", "output.resume=true"]) == 0
@@ -380,7 +380,7 @@ def test_processes_that_end_together_end_their_connections(tmp_path, sft, pairs,
 def test_a_second_signal_ends_at_once(tmp_path, sft, pairs, capsys, monkeypatch):
     with_signal(monkeypatch, Sender(signal.SIGINT, 1, times=2))
     assert main(["train", "--config", recipe_in(tmp_path, sft, pairs)]) == 130
-    assert "Nothing is saved yet" in one_line(capsys)
+    assert "There is no saved step" in one_line(capsys)
 
 
 @pytest.fixture
@@ -424,7 +424,7 @@ def test_a_disk_that_is_full_ends_the_run_in_one_line_and_leaves_nothing_half(
     line = one_line(capsys)
     assert code == 3, line
     assert re.search(r"disk is full|want of room", line), line
-    assert "resume=true" in line or "Nothing is saved yet" in line
+    assert "resume=true" in line or "There is no saved step" in line
     out = disk.folder / "out"
     assert not list(out.rglob("*.new"))
     if (out / "checkpoint").exists():
@@ -511,7 +511,7 @@ def test_a_run_goes_on_from_the_step_before_one_that_is_damaged(tmp_path, sft, p
     capsys.readouterr()
     assert main(["train", "--config", recipe, *RESUME]) == 0
     said = capsys.readouterr().err
-    assert f"checkpoint-4 is damaged ({name} is missing) and left out: the run goes on from checkpoint-2" in said
+    assert f"checkpoint-4 is damaged ({name} is missing) and left out: the run resumes from checkpoint-2" in said
     after = weights_of(tmp_path)
     assert all(torch.allclose(before[each], after[each], atol=1e-6) for each in before)
     assert last_complete(out / "steps").name == "checkpoint-4", "it was written again"
@@ -531,7 +531,7 @@ def test_steps_of_other_training_pairs_are_not_gone_on_from(tmp_path, sft, capsy
     world.write_jsonl(pairs, rows[:-10])
     resume = RESUME if verb == "train" else ()
     assert main([verb, "--config", recipe, *resume]) == 2
-    assert "was begun with other training pairs" in one_line(capsys)
+    assert "was started with other training pairs" in one_line(capsys)
     world.write_jsonl(pairs, rows)
     assert main([verb, "--config", recipe, *resume]) == 0
 
@@ -566,7 +566,7 @@ def test_a_cross_validation_does_not_say_that_nothing_is_held_out(tmp_path, sft,
     assert main(["crossvalidate", "--config", frozen(tmp_path, sft, pairs), "--folds", "3"]) == 0
     out = capsys.readouterr().out
     assert f"used: {N_ROWS} pairs, each held out in one fold" in out
-    assert "nothing is held out" not in out
+    assert "no pairs are held out" not in out
 
 
 # -- what is not there -------------------------------------------------------------------------------------

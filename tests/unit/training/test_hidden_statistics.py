@@ -92,7 +92,7 @@ def test_of_the_samples_themselves_the_squared_distance_is_about_the_number_of_d
         (sample(99, 8), "99 held-out responses are too few"),
         (np.zeros((0, 8)), "0 held-out responses are too few"),
         (np.ones((200, 8)), "do not vary"),
-        (np.full((200, 8), np.nan), "are no numbers"),
+        (np.full((200, 8), np.nan), "are not finite"),
     ],
 )
 def test_there_must_be_something_to_fit(states, words):

@@ -73,7 +73,7 @@ def test_set_overrides_a_nested_key(override, read):
         ("data.eval_sources.1.path=x", "unknown setting 'data.eval_sources.0.1'"),
         ("model.head_l2=[1, 2]", "model.head_l2 is (1.0, 2.0); it must be one number"),
         ("model.head_l2=0", "above 0"),
-        ("optim.epochs=0", "nothing would be learnt"),
+        ("optim.epochs=0", "no weight would be trained"),
         ("optim.epochs=-1", "at least 0"),
         ("optim={epochs: 0, max_steps: 5}", "left out with epochs: 0"),
     ],
@@ -99,18 +99,18 @@ def test_the_first_of_a_list_that_a_recipe_does_not_have_is_set_by_its_number():
     [
         *((["method.name=full", f"method.{name}"], f"method.{name.partition('=')[0]} ") for name in (
             "rank=8", "alpha=16", "dropout=0.1", "targets=[q_proj]", "layers=[1]")),
-        (["method.name=frozen", "method.rank=8"], "does nothing with method.name other than lora; leave it out"),
-        (["model.start=reward", "model.n_layers=3"], "model.n_layers is 3, which does nothing with model.start: reward"),
-        (["model.head_l2=2"], "does nothing with model.head_init: random"),
-        (["optim.schedule=constant", "optim.warmup=10"], "optim.warmup is 10.0, which does nothing with optim.schedule: constant"),
-        (["optim.batching=grouped", "optim.batch_pairs=4"], "which does nothing with optim.batching: grouped"),
-        (["optim.batch_sequences=8"], "optim.batch_sequences is 8, which does nothing with optim.batching: shuffled"),
-        (["method.name=frozen", "optim.precision=bf16"], "optim.precision is 'bf16', which does nothing with method.name: frozen"),
+        (["method.name=frozen", "method.rank=8"], "has no effect with method.name other than lora; leave it out"),
+        (["model.start=reward", "model.n_layers=3"], "model.n_layers is 3, which has no effect with model.start: reward"),
+        (["model.head_l2=2"], "has no effect with model.head_init: random"),
+        (["optim.schedule=constant", "optim.warmup=10"], "optim.warmup is 10.0, which has no effect with optim.schedule: constant"),
+        (["optim.batching=grouped", "optim.batch_pairs=4"], "which has no effect with optim.batching: grouped"),
+        (["optim.batch_sequences=8"], "optim.batch_sequences is 8, which has no effect with optim.batching: shuffled"),
+        (["method.name=frozen", "optim.precision=bf16"], "optim.precision is 'bf16', which has no effect with method.name: frozen"),
         (["data.sources.0.context=prepend", "data.sources.0.context_key=null"], "context: prepend"),
-        (["data.sources.0.context_key=passages"], "which does nothing with context: ignore"),
+        (["data.sources.0.context_key=passages"], "which has no effect with context: ignore"),
         (["optim.max_steps=10", "optim.warmup=10"], "optim.warmup is 10 steps, and the run has 10"),
         (["optim.max_steps=10", "optim.warmup=500"], "the learning rate would never reach optim.lr"),
-        *(([*NO_STEPS, override], "which does nothing with optim.epochs: 0, which takes no step; leave it out") for override in (
+        *(([*NO_STEPS, override], "which has no effect with optim.epochs: 0, which takes no step; leave it out") for override in (
             "optim.lr=1e-3", "optim.ema=0.9", "optim.accumulate=2", "loss.centring=0.1", "loss.name=logexp")),
     ],
 )  # fmt: skip
@@ -170,7 +170,7 @@ def test_an_absurd_number_is_refused_in_words_or_is_in_its_range(place, key, val
     except ConfigError as error:
         message = str(error)
         assert len(message) < 400
-        assert place.rpartition(".")[2] in message or "no YAML value" in message
+        assert place.rpartition(".")[2] in message or "not a YAML value" in message
     else:
         for part in place.split("."):
             config = config[int(part)] if part.isdecimal() else getattr(config, part)
@@ -181,18 +181,18 @@ def test_an_absurd_number_is_refused_in_words_or_is_in_its_range(place, key, val
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("optim: {lr: 1}\nmodel: {path: m}\noptim: {lr: 2}", "'optim' is there twice"),
+        ("optim: {lr: 1}\nmodel: {path: m}\noptim: {lr: 2}", "'optim' occurs twice"),
         ("optim:\n  lr: 1\n  epochs: 2\n  lr: 2\n", "line 4"),
-        ("data: {sources: [{path: a, path: b}]}", "'path' is there twice"),
-        ("a: [1", "bad.yaml is no recipe"),
+        ("data: {sources: [{path: a, path: b}]}", "'path' occurs twice"),
+        ("a: [1", "bad.yaml is not a recipe"),
         ("[" * 5000, "nested too deeply"),
-        ("seed: " + "9" * 5000, "is no recipe"),
+        ("seed: " + "9" * 5000, "is not a recipe"),
         ("{[a]: b}", "unhashable"),
         ("- a", "mapping of sections"),
         ("", "mapping of sections"),
         ("just words", "mapping of sections"),
         ('model: {path: "a\\0b"}\ndata: {sources: [{path: a}]}\noutput: {folder: o}', "model.path is 'a\\x00b'"),
-        ('model: {path: "\\ud800"}\ndata: {sources: [{path: a}]}\noutput: {folder: o}', "no text has"),
+        ('model: {path: "\\ud800"}\ndata: {sources: [{path: a}]}\noutput: {folder: o}', "text cannot contain"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused_in_one_line(text, says, tmp_path):

@@ -119,11 +119,13 @@ EXPLAINED = {
     "/x: the disk is full": OSError(errno.ENOSPC, "No space left on device", "/x"),
     "/x: permission is denied": PermissionError(errno.EACCES, "Permission denied", "/x"),
     "could not be read or written at /x: Input": OSError(errno.EIO, "Input/output error", "/x"),
-    "for want of room": RuntimeError(
+    "most likely because the disk is full": RuntimeError(
         "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0"
     ),
-    "most likely for want": RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
-    "want of room": RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    "most likely because": RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+    "the disk is full: Error": RuntimeError(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    ),
     "out of memory. Lower": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     "optim.batch_pairs": RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
     "gradient_checkpointing": MemoryError(),

@@ -61,18 +61,18 @@ def parquet(tmp_path):
 
 PACKED = gzip.compress(LINES.encode() * 5000)
 BROKEN = {
-    "cut.jsonl.gz": (PACKED[: len(PACKED) // 2], "ends too early or is damaged"),
-    "damaged.jsonl.gz": (PACKED[:200] + bytes(60) + PACKED[260:], "ends too early or is damaged"),
-    "head.jsonl.gz": (PACKED[:3], "ends too early or is damaged"),
+    "cut.jsonl.gz": (PACKED[: len(PACKED) // 2], "is truncated or damaged"),
+    "damaged.jsonl.gz": (PACKED[:200] + bytes(60) + PACKED[260:], "is truncated or damaged"),
+    "head.jsonl.gz": (PACKED[:3], "is truncated or damaged"),
     "false.jsonl.gz": (LINES.encode(), "is not gzipped"),
     "hidden.jsonl": (PACKED, "add .gz to its name"),
     "wide.jsonl": (LINES.encode("utf-16"), "is UTF-16"),
     "wide.csv": (table(",").encode("utf-16"), "is UTF-16"),
-    "latin.csv": ("prompt,chosen,rejected\na,caf\u00e9,b\n".encode("latin-1"), "line 2: no UTF-8"),
-    "quote.tsv": (b'prompt\tchosen\trejected\na\t"Hello" he said\tb\n', "no well-formed table"),
+    "latin.csv": ("prompt,chosen,rejected\na,caf\u00e9,b\n".encode("latin-1"), "line 2: not UTF-8"),
+    "quote.tsv": (b'prompt\tchosen\trejected\na\t"Hello" he said\tb\n', "not a well-formed table"),
     "twice.csv": (b"prompt,chosen,chosen\na,b,c\n", "column 'chosen' twice"),
     "object.json": (b'"text"', "it holds a str"),
-    "cut.json": (json.dumps(ROWS).encode()[:-9], "no JSON array of objects"),
+    "cut.json": (json.dumps(ROWS).encode()[:-9], "neither a JSON array of objects"),
     "empty.jsonl": (b"", "has no rows"),
     "blank.jsonl": (b"\n\n", "has no rows"),
     "empty.json": (b"[]", "has no rows"),
@@ -82,10 +82,10 @@ BROKEN = {
     "d.jsonl.zst": (b"\x28\xb5\x2f\xfd", "decompress it first"),
     "d.jsonl.bz2": (b"BZ", "decompress it first"),
     "d.txt.gz": (PACKED, "decompress it first"),
-    "d.txt": (LINES.encode(), "a file of no kind that is read"),
-    "d": (LINES.encode(), "a file of no kind that is read"),
-    "empty.parquet": (b"", "no whole Parquet file"),
-    "false.parquet": (LINES.encode(), "no whole Parquet file"),
+    "d.txt": (LINES.encode(), "has an unsupported file type"),
+    "d": (LINES.encode(), "has an unsupported file type"),
+    "empty.parquet": (b"", "not a complete Parquet file"),
+    "false.parquet": (LINES.encode(), "not a complete Parquet file"),
 }
 
 
@@ -103,18 +103,18 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(name, tmp_path):
 @pytest.mark.parametrize("at", [4, 300, -12, -1])
 def test_a_cut_parquet_file_is_refused(at, tmp_path):
     (tmp_path / "cut.parquet").write_bytes(parquet(tmp_path)[:at])
-    with pytest.raises(ConfigError, match="no whole Parquet file"):
+    with pytest.raises(ConfigError, match="not a complete Parquet file"):
         data.load(DataConfig((SourceConfig(str(tmp_path / "cut.parquet")),)), "score")
 
 
 BAD_LINES = {
-    "no JSON": b"{no json",
-    "no UTF-8: byte 0xe9": '{"prompt": "caf\u00e9"}'.encode("latin-1"),
+    "not JSON": b"{no json",
+    "not UTF-8: byte 0xe9": '{"prompt": "caf\u00e9"}'.encode("latin-1"),
     "nested too deeply": b"[" * 100_000,
-    "is there twice": b'{"prompt": "a", "chosen": "b", "chosen": "c", "rejected": "d"}',
-    "a row is an object": b"[1]",
+    "occurs twice": b'{"prompt": "a", "chosen": "b", "chosen": "c", "rejected": "d"}',
+    "a row must be an object": b"[1]",
     "margin is a number": json.dumps({**ROWS[0], "margin": 0}).encode().replace(b'"margin": 0', b'"margin": 1' + b"0" * 400),
-    "no JSON: it has a number of 5001 digits; the limit is 4300": (
+    "not JSON: it has a number of 5001 digits; the limit is 4300": (
         json.dumps({**ROWS[0], "margin": 0}).encode().replace(b'"margin": 0', b'"margin": 1' + b"0" * 5000)
     ),
     "is 'inf'": json.dumps({**ROWS[0], "margin": float("inf")}).encode(),
@@ -142,7 +142,7 @@ def test_folders_are_told_from_files(tmp_path):
     for path, says in (
         (tmp_path / "d.jsonl", "is a folder"),
         (tmp_path / "nothing", "is an empty folder"),
-        ("./a/b/c", "no file"),
+        ("./a/b/c", "neither a file"),
     ):
         with pytest.raises(ConfigError, match=says):
             list(sources.read(SourceConfig(str(path))))
@@ -173,7 +173,7 @@ def test_the_hub_is_named_and_left_out_where_it_is_silent(tmp_path, monkeypatch,
         list(sources.read(SourceConfig("some/pairs"), cache=str(tmp_path)))
     said = capsys.readouterr().err
     assert "data set some/pairs: from the Hugging Face hub" in said
-    assert "does not answer" in said
+    assert "does not reply" in said
 
 
 def in_folder(tmp_path, files):
@@ -192,14 +192,14 @@ def in_folder(tmp_path, files):
 LIST = json.dumps({**ROWS[0], "prompt": ["a"]}).encode() + b"\n"
 OTHER = json.dumps({"question": "q", "chosen": "a", "rejected": "b"}).encode() + b"\n"
 FAULTS = {
-    "json": ({"train.jsonl": LINES.encode() + b"{no json\n"}, "{}/train.jsonl, line 5: no JSON: "),
-    "second": ({"train.jsonl": LINES.encode(), "test.jsonl": b"\n" + LINES.encode() + b"{\n"}, "{}/test.jsonl, line 6: no JSON: "),
-    "list": ({"train.jsonl": LINES.encode() + b"[1]\n"}, "{}/train.jsonl, line 5: a row is an object, got list"),
-    "latin": ({"train.jsonl": LINES.encode() + '{"a": "é"}'.encode("latin-1")}, "{}/train.jsonl, line 5: no UTF-8: byte 0xe9"),
+    "json": ({"train.jsonl": LINES.encode() + b"{no json\n"}, "{}/train.jsonl, line 5: not JSON: "),
+    "second": ({"train.jsonl": LINES.encode(), "test.jsonl": b"\n" + LINES.encode() + b"{\n"}, "{}/test.jsonl, line 6: not JSON: "),
+    "list": ({"train.jsonl": LINES.encode() + b"[1]\n"}, "{}/train.jsonl, line 5: a row must be an object, got list"),
+    "latin": ({"train.jsonl": LINES.encode() + '{"a": "é"}'.encode("latin-1")}, "{}/train.jsonl, line 5: not UTF-8: byte 0xe9"),
     "csv": ({"train.csv": table(",").encode() + b"a,b,c,d,e\r\n"}, "{}/train.csv, line 10: has 5 cells, and the header 4"),
     "gz": ({"train.jsonl.gz": PACKED[: len(PACKED) // 2]}, "data source '{}/train.jsonl.gz' cannot be read"),
     "wide": ({"train.jsonl": LINES.encode("utf-16")}, "data source '{}/train.jsonl' is UTF-16"),
-    "parquet": ({"train.parquet": b"PAR1"}, "data source '{}/train.parquet' cannot be read from its beginning: it is no whole"),
+    "parquet": ({"train.parquet": b"PAR1"}, "data source '{}/train.parquet' cannot be read from its beginning: it is not"),
     "kind": ({"a/train.jsonl": LINES.encode(), "b/train.jsonl": LIST * 9},
              "{}/b/train.jsonl, line 1: prompt is a list; {}/a/train.jsonl, line 1 has a text"),
     "columns": ({"a/train.jsonl": LINES.encode(), "b/train.jsonl": OTHER},
@@ -219,7 +219,7 @@ def test_of_wrapped_errors_the_first_cause_is_told():
     wrapped = RuntimeError("An error occurred while generating the dataset")
     wrapped.__cause__ = OSError(5, "Input/output error", "/data/x")
     assert sources._cause_of(wrapped) == "OSError: [Errno 5] Input/output error: '/data/x'"
-    assert sources._cause_of(StopIteration()) == "StopIteration: without a reason"
+    assert sources._cause_of(StopIteration()) == "StopIteration: no reason given"
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
@@ -255,7 +255,7 @@ def raw_texts(*texts):
 
 
 UNREADABLE = {
-    "chosen is no UTF-8: byte 0xe9 at 3": {"chosen": raw_texts(b"yes", b"caf\xe9", b"yes", b"yes")},
+    "chosen is not UTF-8: byte 0xe9 at 3": {"chosen": raw_texts(b"yes", b"caf\xe9", b"yes", b"yes")},
     "day cannot be read: ": {"day": pa.array([0, 2**62, 0, 0], pa.timestamp("us"))},
 }
 

@@ -133,7 +133,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_rows(tmp_path):
 def test_weights_that_broke_before_are_told_from_rows_that_break_now(tmp_path):
     network = Linear()
     network.trunk.weight.data[0, 0] = float("inf")
-    with pytest.raises(NonFiniteLoss, match=r"weights are not finite already \(trunk\.weight\)"):
+    with pytest.raises(NonFiniteLoss, match=r"weights are already not finite \(trunk\.weight\)"):
         trainer_of(network, table_of(COMPARISONS), config(), tmp_path).train()
 
 
@@ -490,10 +490,10 @@ def test_all_linear_means_the_conv1d_layers_of_gpt2_too(overrides, n_adapted, re
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["method.targets=[ln_1]"], "h.0.ln_1 is a LayerNorm, which takes no adapter; linear ones are c_attn, c_fc, c_proj"),
-        (["method.targets=[mlp]"], "h.0.mlp is a GPT2MLP, which takes no adapter"),
+        (["method.targets=[ln_1]"], "h.0.ln_1 is a LayerNorm, which supports no adapter; linear ones are c_attn, c_fc, c_proj"),
+        (["method.targets=[mlp]"], "h.0.mlp is a GPT2MLP, which supports no adapter"),
         (["method.targets=[wte]", "method.layers=[0]"], "none of them has a linear module called wte"),
-        (["method.layers=[7]"], r"layers \[7\] are not there"),
+        (["method.layers=[7]"], r"layers \[7\] do not exist"),
     ],
 )  # fmt: skip
 def test_a_target_that_takes_no_adapter_is_refused_by_name(overrides, says):
