@@ -2,7 +2,7 @@
 
 import os
 
-# Tests share the cores with each other and with the servers that they start; threads of OpenMP spin while they wait for a core.
+# Tests share the cores with one another and with their servers; threads of OpenMP spin while they wait for a core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections import defaultdict

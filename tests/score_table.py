@@ -367,7 +367,7 @@ def _elsewhere(folder: Path) -> Result:
     return scores, rows
 
 
-# -- what is served ---------------------------------------------------------------------------------------------------
+# -- the server's scores ----------------------------------------------------------------------------------------------
 
 
 def served(folder: Path, fast: PreTrainedTokenizerFast, trained: Rows) -> Iterator[list[float]]:

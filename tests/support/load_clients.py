@@ -1,6 +1,6 @@
 """Correct clients over plain sockets, each with one connection, which record how every request ended.
 
-Their samples are texts that nobody else sends, scored by echo, so each answer can be checked without a server.
+Their samples are unique texts, scored by echo, so each reply can be checked without a server.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class GatedScorer(FakeScorer):
 
     def score(self, batch: TokenBatch) -> BatchScores:
         self._inside.release()
-        assert self.gate.wait(PATIENCE_S), "nobody opened the gate"
+        assert self.gate.wait(PATIENCE_S), "the gate was not opened"
         return super().score(batch)
 
     async def entered(self) -> None:

@@ -1,4 +1,4 @@
-"""Whether big blocks stay with the process: counted in page faults, in processes of their own."""
+"""Large blocks stay with the process: counted in page faults, in separate processes."""
 
 from __future__ import annotations
 

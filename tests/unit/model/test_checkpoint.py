@@ -1,4 +1,4 @@
-"""What exists is read right, what has no trained head is refused, what we write loads unchanged elsewhere."""
+"""Every supported layout is read correctly, a missing trained head is an error, and our exports load unchanged elsewhere."""
 
 from __future__ import annotations
 

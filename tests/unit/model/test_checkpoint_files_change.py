@@ -1,4 +1,4 @@
-"""A model that has been read is its own: what becomes of its files afterwards changes no score, and meanwhile ends no process.
+"""A loaded model is independent of its files: later changes of them alter no score, and changes during a read end no process.
 
 The library that reads safetensors hands out views of the mapped file. A trainer that saves into the same folder writes over those
 pages, or cuts them off, which ends a process that reads them (SIGBUS): files are cut off here only while nothing is mapped, so that

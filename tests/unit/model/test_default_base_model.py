@@ -1,4 +1,4 @@
-"""The default model's base model: the package's own weights, checked at both ends, built once whoever asks."""
+"""The default model's base model: the package's weights, checked before and after, built once for all processes."""
 
 from __future__ import annotations
 

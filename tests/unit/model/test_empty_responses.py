@@ -1,4 +1,4 @@
-"""A response of nothing, or of white space alone, is empty: in every form of a sample, for every template and layout."""
+"""A response without text, or of white space alone, is empty: in every form of a sample, for every template and layout."""
 
 from __future__ import annotations
 

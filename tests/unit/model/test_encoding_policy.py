@@ -1,4 +1,4 @@
-"""What a tokenizer and its chat template imply under each rule: all fields of a policy, and the words for where a score is read.
+"""The policy inferred from a tokenizer and its chat template under each rule: all fields, and the text of the score's position.
 
 Ids are those of `tokenizers` for text that is written out here.
 """

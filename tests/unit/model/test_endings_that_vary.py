@@ -1,4 +1,4 @@
-"""Chat templates that end conversations in different ways. The reference is what the layout's trainer makes of the rendering."""
+"""Chat templates that end conversations in different ways. The reference is the row of the layout's trainer."""
 
 from __future__ import annotations
 

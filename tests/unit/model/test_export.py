@@ -1,4 +1,4 @@
-"""`rewardserve export`: a failure leaves what was there, and its options reach the files that it reads."""
+"""`rewardserve export`: a failure keeps the existing files, and its options reach the files that it reads."""
 
 from __future__ import annotations
 

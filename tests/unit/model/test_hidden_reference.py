@@ -1,4 +1,4 @@
-"""How far a row's hidden state is from those of the calibration: what the engines say beside what a plain forward gives."""
+"""Distance of a row's hidden state from those of the calibration: the engines' against that of a plain forward."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def states(network, rows):
 
 
 def mean_and_covariance(seed=5):
-    """Of nobody's hidden states in particular, some directions much wider than others."""
+    """A reference of random hidden states, some directions much wider than others."""
     rng = np.random.default_rng(seed)
     root = rng.normal(size=(WIDTH, WIDTH)) * np.geomspace(0.1, 2.0, WIDTH)
     return rng.normal(size=WIDTH), root @ root.T / WIDTH + 0.02 * np.eye(WIDTH)
@@ -129,7 +129,7 @@ def test_a_state_in_half_precision_is_compared_in_single():
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e30, 3e38, math.inf, -math.inf, math.nan])
 def test_a_distance_is_a_finite_number_whatever_the_state(value):
-    """What is not finite costs a row its score, and a score must not depend on what is only told."""
+    """A number that is not finite fails a row, so the distance, which is only a diagnostic, is always finite."""
     reference = HiddenReference(torch.zeros(WIDTH), torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(0)))
     got = reference.log_distance(torch.full((2, WIDTH), value))
     assert torch.isfinite(got).all()

@@ -91,7 +91,7 @@ def test_it_takes_little_of_this_process(template, monkeypatch):
     try:
         read = BudgetedTemplate(template)
     except Exception:
-        return  # the process is asked what is wrong with it
+        return  # the process reports the error
     left = []
     monkeypatch.setattr(BudgetedTemplate, "_render_in_process", lambda *_: left.append(1) or "")
     before = thread_time()

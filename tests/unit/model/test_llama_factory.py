@@ -82,7 +82,7 @@ EMPTY_SYSTEM = (("system", ""), ("user", "hello"), ("assistant", "the"))  # fmt:
 
 
 def encoder_of(tokenizer, name: str = "") -> Encoder:
-    """`bailing_v2` adds EOS after an end token of its own, which an operator has to say."""
+    """`bailing_v2` adds EOS after its end token, which an operator has to set."""
     rule = LAYOUT_RULES["llama_factory"]
     if name == "bailing_v2":
         rule = replace(rule, ending="template_and_eos")
@@ -159,7 +159,7 @@ def test_a_sample_that_quotes_a_control_token_is_cut_at_the_same_places(kind, na
 
 @pytest.mark.parametrize("end", ["<end_of_turn>\n", "<|role_end|>", "<|endofassistant|>"])
 def test_a_note_names_the_template_that_adds_an_eos_which_the_chat_template_does_not_tell(end):
-    """`gemma2`, `bailing_v2` and `dots_ocr` have `efficient_eos`, and an end token of their own."""
+    """`gemma2`, `bailing_v2` and `dots_ocr` have `efficient_eos`, and another end token than EOS."""
     tokenizer = tokenizer_of("byte level")
     tokenizer.add_special_tokens({"additional_special_tokens": [end.strip()]})
     tokenizer.chat_template = jinja_of(tokenizer, Recipe(("user {} answer ",), ("{}" + end,), appends_eos=True))

@@ -1,4 +1,4 @@
-"""Models whose tokens see later ones: what comes after the token that is read cannot be left out of a row."""
+"""Models that are not causal: tokens after the scored one cannot be left out of a row."""
 
 from __future__ import annotations
 

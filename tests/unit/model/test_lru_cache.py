@@ -1,4 +1,4 @@
-"""What is remembered is bounded by its size, and what was used last is forgotten last."""
+"""The cache is bounded by the size of its values, and evicts the least recently used first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a row a model reads, and how wide its hidden state is: by what transformers really computes."""
+"""The longest row of a model and the width of its hidden state, against the computation of transformers."""
 
 from __future__ import annotations
 

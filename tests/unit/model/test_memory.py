@@ -1,4 +1,4 @@
-"""What is free in the heap goes back to the kernel, and what is not stays as it is."""
+"""Free heap pages return to the kernel, and used ones stay."""
 
 from __future__ import annotations
 

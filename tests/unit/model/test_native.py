@@ -1,4 +1,4 @@
-"""The kernels in C against float64: within the error of their algorithm, for any shape, whoever else is in the batch."""
+"""The kernels in C against float64: within the error of their algorithm, for any shape and any other rows in the batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long compute threads spin: set before torch is there, and never against the operator."""
+"""The spin time of compute threads: set before the import of torch, and never against the operator's setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text of others on a terminal."""
+"""Text from outside is safe on a terminal."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def test_sigmoids_are_exact_far_out_on_either_side():
         assert log_sigmoid(x) == pytest.approx(log(p(x)), rel=1e-14)
 
 
-# -- what is built ----------------------------------------------------------------------------------------------------
+# -- building ---------------------------------------------------------------------------------------------------------
 
 HEADS = (("a", 0.5), ("b", -2.0), ("c", 0.0))
 FITTED = Calibration(
@@ -281,7 +281,7 @@ def test_heads_are_members_on_their_own_scales_with_the_weight_that_they_have_in
         assert built(combine={"method": how, "beta": 0.7}).combination == Combination(expected, how, beta)
     raw = built(combine={"method": "mean"}, normalize=False)
     assert [m.scale for m in raw.combination.members] == [replace(s, mean=0.0, std=1.0) for s in scales]
-    assert raw.stages == (), "what is said of the sum says nothing of another combination"
+    assert raw.stages == (), "statistics of the sum do not apply to another combination"
     bare = built(BARE, combine={"method": "mean"}, normalize=False)
     shares = (0.2, 0.8, 0.0)
     assert bare.combination.members == tuple(

@@ -1,4 +1,4 @@
-"""At which token a score is read: what trainers do in corners, and what an operator is told and may change."""
+"""The token at which a score is read: corner cases of trainers, and the notes and settings of the operator."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_a_response_is_tokenised_apart_where_llama_factory_did(tmp_path):
     assert apart != fast(f"{prompt}\n\nYes<|im_end|>\n", add_special_tokens=False)["input_ids"]
 
 
-# -- what is said, and what may be changed ----------------------------------------------------------------------------
+# -- notes and settings ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

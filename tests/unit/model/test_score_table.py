@@ -1,4 +1,4 @@
-"""Every layout, chat template and pad token: what is served is what the layout's own code gives; the page has them all."""
+"""Every layout, chat template and pad token: the server's scores are those of the layout's code; the page has them all."""
 
 from __future__ import annotations
 

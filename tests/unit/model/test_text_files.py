@@ -1,4 +1,4 @@
-"""Text files: every encoding that editors write with a byte order mark is read, and what is none is named."""
+"""Text files: every encoding that editors write with a byte order mark is read, and other bytes are an error with its reason."""
 
 from __future__ import annotations
 

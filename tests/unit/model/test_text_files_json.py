@@ -1,4 +1,4 @@
-"""JSON of files: errors have the place and the numbers that matter, and give no advice on Python."""
+"""JSON of files: errors have the position and the numbers, and give no advice on Python."""
 
 from __future__ import annotations
 

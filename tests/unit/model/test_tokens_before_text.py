@@ -1,4 +1,4 @@
-"""Special tokens that a tokenizer puts before text that no chat template renders. The reference is TRL's code on the same text."""
+"""Special tokens that a tokenizer adds before text without a chat template. The reference is TRL's code on the same text."""
 
 from __future__ import annotations
 

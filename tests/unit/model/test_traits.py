@@ -1,4 +1,4 @@
-"""What a response looks like: each trait is moved by what it is named for, and by nothing else."""
+"""Traits of a response: each changes with the feature that it is named for, and with no other."""
 
 from __future__ import annotations
 

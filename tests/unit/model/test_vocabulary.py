@@ -1,4 +1,4 @@
-"""Ids that text becomes are held to the rows of the embedding table: of one model, of an ensemble, in training."""
+"""Ids of text are checked against the rows of the embedding table: of one model, of an ensemble, in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When the server dies, in whatever way, those it has told of end."""
+"""Registered processes end when the server dies in any way."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_who_has_ended_before_is_no_trouble(child):
     reaper.end(child.pid)
     child.kill()
     child.wait()
-    reaper.end(child.pid)  # nobody has this number any more
+    reaper.end(child.pid)  # no process has this number any more
     reaper.close()
 
 

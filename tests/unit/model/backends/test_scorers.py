@@ -1,4 +1,4 @@
-"""Every scorer that runs everywhere keeps what the interface promises."""
+"""Every scorer that needs no special hardware keeps the guarantees of the interface."""
 
 from __future__ import annotations
 

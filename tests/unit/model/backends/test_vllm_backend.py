@@ -1,4 +1,4 @@
-"""A checkpoint on vLLM, with an engine that stands in for it: which folder it is given, and what is made of its answers."""
+"""A checkpoint on vLLM, with a stand-in for its engine: the folder that it loads, and the handling of its results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows go to an engine that batches by itself, and everybody is answered whatever becomes of it."""
+"""Rows go to an engine with continuous batching, and every request is answered after any failure of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No engine is trusted unchecked: each is compared with plain forwards of each row alone, and what is wrong is not used."""
+"""Every engine is compared with plain forwards of each row alone, and one with other scores is not used."""
 
 from __future__ import annotations
 

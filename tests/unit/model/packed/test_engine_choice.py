@@ -1,4 +1,4 @@
-"""Which engine is chosen: packed only where it gives the scores of a plain forward."""
+"""Choice of the engine: packed only where it gives the scores of a plain forward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models whose rotary angles depend on the length of the whole row: every row scores as alone, whatever came before it."""
+"""Models whose rotary angles depend on the length of the whole row: every row scores as alone, after any earlier rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A row that overflows leaves nothing behind: rows beside it and after it score as alone, whatever it shared with them."""
+"""A row that overflows leaves nothing behind: rows beside it and after it score as alone, even with a common prefix."""
 
 from __future__ import annotations
 

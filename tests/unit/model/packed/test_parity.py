@@ -1,4 +1,4 @@
-"""Every architecture, packed and with shared beginnings: equal to a plain float32 forward of each row alone."""
+"""Every architecture, packed and with shared prefixes: equal to a plain float32 forward of each row alone."""
 
 from __future__ import annotations
 

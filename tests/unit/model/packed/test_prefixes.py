@@ -1,4 +1,4 @@
-"""Which beginnings are kept from batch to batch, and for how long."""
+"""Prefixes that are cached from batch to batch, and their eviction."""
 
 from __future__ import annotations
 

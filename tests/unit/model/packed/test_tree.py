@@ -1,4 +1,4 @@
-"""Trees of a few rows: which segments there are, and from where a common beginning is worth a segment of its own."""
+"""Trees of a few rows: their segments, and from which length a common prefix is worth a separate segment."""
 
 from __future__ import annotations
 

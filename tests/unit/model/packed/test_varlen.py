@@ -1,6 +1,6 @@
 """The CUDA path's attention on the CPU: torch's variable-length kernel has a stand-in of the same signature, written out.
 
-Keys, queries and values are looked up by token and position, so that each row has a reference of its own: plain causal
+Keys, queries and values are looked up by token and position, so that each row has a separate reference: plain causal
 attention over that row alone.
 """
 

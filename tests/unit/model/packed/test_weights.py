@@ -1,4 +1,4 @@
-"""Linear layers with weights that lie ready: the same products, for any number of rows, or not used."""
+"""Linear layers with packed weights: the same products, for any number of rows, or not used."""
 
 from __future__ import annotations
 
