@@ -409,7 +409,7 @@ class _UnusedSettings:
 
     settings: tuple[str, ...]
     where: Callable[[Config], bool]
-    says: str
+    condition: str
 
     def refuse(self, config: Config) -> None:
         """Raise `ConfigError` if one of the settings is set without effect."""
@@ -418,7 +418,7 @@ class _UnusedSettings:
             record = getattr(config, section)
             value, default = getattr(record, setting), type(record).__dataclass_fields__[setting].default
             if value != default and self.where(config):
-                raise ConfigError(f"{name} is {shown(value)}, which has no effect with {self.says}; leave it out")
+                raise ConfigError(f"{name} is {shown(value)}, which has no effect with {self.condition}; leave it out")
 
 
 _STEPS_ONLY = tuple(f"loss.{f.name}" for f in fields(LossConfig)) + tuple(
