@@ -1,4 +1,4 @@
-"""What reaches whom, by a real Alertmanager with the routes as they are shipped."""
+"""Routing of alerts to receivers, by a real Alertmanager with the shipped routes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dashboards: what is written is what is built, every query asks for what exists, and a real Prometheus answers it."""
+"""The dashboards: files equal the code, every query names existing metrics, and a real Prometheus answers it."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def _words(expression):
     return "".join(c if c.isalnum() or c in "_:" else " " for c in expression).split()
 
 
-# -- what must not fire, and what is to be told apart ---------------------------------------------------------------------
+# -- alerts that must not fire, and similar cases -------------------------------------------------------------------------
 
 
 def fired(folder, alert, series, at_s):

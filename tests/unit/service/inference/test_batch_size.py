@@ -51,7 +51,7 @@ def test_the_budget_comes_to_where_the_fixed_part_is_small_and_a_batch_is_short(
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("start", "world"), [(1024, CPU_150M), (8192, H200_8B), (8192, SLOW_GPU)])
 def test_it_does_not_wander(start, world, noise, seed):
-    """The reason why there was a fixed budget: what was measured flipped from one start to the next."""
+    """Regression: the measured budget changed from one start to the next."""
     seen = budgets(start, world, noise=noise, seed=seed)
     steps = [(a, b) for a, b in pairwise(seen) if a != b]
     assert len(steps) <= 3

@@ -1,4 +1,4 @@
-"""Equal rows are scored once, whoever asks for them and when, and nobody's end is another's."""
+"""Equal rows of several requests are scored once, and the end of one request does not affect another."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rows_seen(scorer):
 
 @pytest.fixture
 async def while_in_flight(drive):
-    """A batcher whose scorer is held at the gate with BLOCKER in flight: whoever comes now, waits."""
+    """A batcher whose scorer is blocked with BLOCKER in flight: later requests wait."""
 
     async def begin(behave=None, **settings):
         scorer = GatedScorer(behave)

@@ -1,4 +1,4 @@
-"""Many callers at once, with equal rows, little patience and a moody scorer: everybody is answered, and nobody wrongly."""
+"""Many concurrent requests with equal rows, short deadlines and a failing scorer: each gets a reply, and none a wrong one."""
 
 from __future__ import annotations
 

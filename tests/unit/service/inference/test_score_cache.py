@@ -1,4 +1,4 @@
-"""What is remembered, for whom, and how much of it."""
+"""Content, scope and size of the score cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a scorer counts as hanging, and what happens to those who wait for it."""
+"""Detection of a hanging scorer, and the errors of the waiting requests."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def turns(n=20):
 
 
 async def pass_time(batcher, seconds):
-    """In the steps of somebody who is awake."""
+    """Advance in steps of a process that is not suspended."""
     for _ in range(round(seconds)):
         batcher.clock.advance(1.0)
         await turns()
@@ -99,7 +99,7 @@ def watched(drive):
 
 
 async def held(batcher, scorer):
-    """One request in a forward that does not come back, one who waits for the next, and one who asks for the same row."""
+    """One request in a hanging forward, one that waits for the next, and one with the same row."""
     tasks = [asyncio.create_task(batcher.score(ROWS[:1]))]
     await scorer.entered()
     tasks += [asyncio.create_task(batcher.score(rows)) for rows in (ROWS[1:3], ROWS[:1])]

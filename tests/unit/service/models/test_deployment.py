@@ -1,4 +1,4 @@
-"""Who is in service, who stands by, and who may be let go of."""
+"""Versions in service, on standby, and to unload."""
 
 from __future__ import annotations
 

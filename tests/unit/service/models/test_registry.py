@@ -1,4 +1,4 @@
-"""One model after the other in one event loop: who is answered by whom, what is freed, and what an end leaves behind."""
+"""Several models, one after the other, in one event loop: which answers which request, and which memory is freed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def registry():
 
 
 async def settled(registry):
-    """When whoever was to be let go of is gone."""
+    """Wait until the unloaded models are freed."""
     while registry._unloading:
         await asyncio.wait(set(registry._unloading), timeout=PATIENCE_S)
 
@@ -133,7 +133,7 @@ async def test_a_load_that_hangs_is_given_up_and_others_can_begin(registry, monk
     assert await asyncio.wait_for(registry.load(ECHO), PATIENCE_S) == 2
     assert await asyncio.wait_for(registry.roll_back(), PATIENCE_S) == 1
     gate.set()
-    assert await asyncio.to_thread(closed.wait, PATIENCE_S), "what comes late is freed"
+    assert await asyncio.to_thread(closed.wait, PATIENCE_S), "a late result is freed"
     with pytest.raises(NothingIsLoading):
         registry.cancel_load()
 

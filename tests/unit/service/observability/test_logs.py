@@ -1,4 +1,4 @@
-"""What is logged of a task that nobody waits for, and what text of others can do in a log: nothing."""
+"""Log lines of background tasks, and of texts from clients and libraries, which cannot alter the log."""
 
 from __future__ import annotations
 

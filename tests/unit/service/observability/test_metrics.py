@@ -1,4 +1,4 @@
-"""The table, and what is counted where."""
+"""The table of metrics, and the counts of each method."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ CALIBRATION = Calibration(mean=3.0, std=2.0, cap_low=-1.0, cap_high=1.0)
 
 
 class Stats:
-    """The state of models that have none, but for what is given as a function."""
+    """State of no models, apart from the given functions."""
 
     n_queued_samples = n_queued_tokens = batch_budget_tokens = 0
     is_scorer_hanging = False

@@ -57,7 +57,7 @@ def test_a_run_that_sends_nothing_for_the_stated_time_is_exported_no_more_and_ag
     watched.observe("ppo-7", 4, [SampleFeatures(1, None, 0.5, 0.1, False, ())], now=900.0)
     sums = [labels for name, labels in exported(watched, 900.0) if name.endswith("run_sum_total")]
     assert sums
-    assert watched.runs["ppo-7"].all_sums["samples"] == 2, "what was known of it is still there"
+    assert watched.runs["ppo-7"].all_sums["samples"] == 2, "its sums are kept"
 
 
 def test_alerts_of_canaries_are_no_run_that_could_end():

@@ -1,4 +1,4 @@
-"""What an operator may change of the wires, and what is said where that makes no sense."""
+"""Changes of the wires by an operator, and the errors of invalid ones."""
 
 from __future__ import annotations
 

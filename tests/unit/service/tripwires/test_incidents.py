@@ -1,4 +1,4 @@
-"""One notification a run and cause: what is told of a stream of findings."""
+"""One notification per run and cause: those of a stream of alerts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def alert(wire, severity="warn"):
 
 
 def told(incidents, *events):
-    """(wire, is an update) of what is told; events are findings of the run `a`, all of which stay latched."""
+    """(wire, is an update) of each notification; events are alerts of the run `a`, all of which stay active."""
     found, latched = [], []
     for each in events:
         latched.append(each.wire)

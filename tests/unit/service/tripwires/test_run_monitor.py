@@ -1,4 +1,4 @@
-"""Runs under watch: what trips, what does not, what is remembered and what is forgotten."""
+"""The run monitor: which wires trip, and which state of a run is kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMITS = MonitorLimits(window=16, warm_up=2)
 
 
 def seen(rng=random, **fields):
-    """A healthy sample, but for what is said otherwise."""
+    """A healthy sample, apart from the given fields."""
     traits = {name: (u.mean if (u := USUAL.get(name)) else 0.0) for name in TRAITS} | {
         name: fields.pop(name) for name in TRAITS if name in fields
     }
@@ -306,7 +306,7 @@ def test_a_reference_is_not_moved_by_what_a_run_does():
 
 
 def ready(monitor, name, now, **owner):
-    """A run that has shown what is usual for it."""
+    """A run with a learned baseline."""
     monitor.observe(name, 0, healthy(LIMITS.window * LIMITS.warm_up), now, **owner)
 
 
@@ -355,7 +355,7 @@ def test_three_hundred_names_of_one_key_take_no_place_from_a_run_of_another():
         ready(monitor, f"junk {i}", 2.0, owner="flood")
     monitor.observe("third", 0, healthy(5), 3.0, owner="victim")
     assert sum(run.owner == "victim" for run in monitor.runs.values()) == 3
-    assert len(monitor._labels) <= LIMITS.max_runs, "what is forgotten leaves nothing behind"
+    assert len(monitor._labels) <= LIMITS.max_runs, "a deleted run leaves no label"
 
 
 def test_runs_of_two_keys_are_two_runs_whatever_they_are_called():
@@ -390,7 +390,7 @@ def test_a_block_outlives_the_place_of_its_run_and_its_silence():
     assert "begs" not in monitor.runs
     assert "judge_injection" in monitor.archived["begs"].alerts
     assert monitor.blocked_by("begs", "a") == "judge_injection"
-    monitor.observe("begs", 21, healthy(8), 300.0, owner="a")  # what was on its way when the alert came
+    monitor.observe("begs", 21, healthy(8), 300.0, owner="a")  # in flight at the time of the alert
     assert monitor.blocked_by("begs", "a") == "judge_injection"
     assert monitor.acknowledge("begs", "judge_injection")
     assert monitor.blocked_by("begs", "a") is None

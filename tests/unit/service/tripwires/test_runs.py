@@ -15,7 +15,7 @@ SAMPLE = SampleFeatures(1, None, 0.0, 0.0, is_capped=False, traits=())
 
 
 def monitor_with(places=10, **limits):
-    """Two samples show what is usual for a run, so that it is protected."""
+    """A run learns its baseline from two samples, so that it is protected."""
     return RunMonitor(BaselineSource(), MonitorLimits(**{"window": 1, "warm_up": 2, "max_runs": places + 2, **limits}))
 
 
@@ -168,7 +168,7 @@ def test_of_blocked_runs_that_made_room_the_latest_256_of_each_owner_are_kept():
     assert [monitor.label_of(name, "a") for name in ("a0", "a1", "a257")] == [OTHER, "a1", "a257"]
 
 
-# -- what is said of a run ----------------------------------------------------------------------------------------------
+# -- state of a run -----------------------------------------------------------------------------------------------------
 
 
 def test_what_another_found_is_news_once():

@@ -1,4 +1,4 @@
-"""What is counted of a sample, and what is done when a window is full."""
+"""Counts of a sample, and the evaluation of a full window."""
 
 from __future__ import annotations
 
@@ -159,11 +159,11 @@ def test_a_page_needs_so_many_votes(votes_for_a_page, pages):
     assert monitor.runs["a"].statistics == {"w0": 0.9, "w1": 0.5, "w2": 0.4, VOTE: 3.0}
 
 
-# -- what is usual ----------------------------------------------------------------------------------------------------
+# -- baselines --------------------------------------------------------------------------------------------------------
 
 
 def learning(known=None):
-    """A board whose runs learn from three samples, and what is told of that."""
+    """A monitor whose runs learn from three samples, and the baselines that it reports."""
     learned = []
     baseline_source = BaselineSource(known=known or {}, on_learned=lambda *each: learned.append(each))
     return RunMonitor(baseline_source, MonitorLimits(window=1, warm_up=3)), learned

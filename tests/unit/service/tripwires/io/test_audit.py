@@ -1,4 +1,4 @@
-"""The audit judge says what it thinks of a share of the samples, to the board alone, and nobody waits for it."""
+"""The audit judge scores a share of the samples for the run monitor alone, and no request waits for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Canaries sing at the start and again, past every cache, and whoever changes the model is heard."""
+"""Canaries are scored at start and periodically, without the score cache, and detect a changed model."""
 
 from __future__ import annotations
 

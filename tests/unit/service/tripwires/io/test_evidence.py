@@ -1,4 +1,4 @@
-"""The texts behind an alert: the right ones, where they were asked for, for nobody else's eyes, and not without end."""
+"""The texts behind an alert: the right ones, in the named folder, private, and bounded."""
 
 from __future__ import annotations
 

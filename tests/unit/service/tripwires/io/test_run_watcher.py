@@ -1,4 +1,4 @@
-"""What is looked at of a request, how much that may cost, and what is said of a sample."""
+"""Inspection of the samples of a request, its CPU budget, and the flags of samples."""
 
 from __future__ import annotations
 

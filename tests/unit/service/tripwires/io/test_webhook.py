@@ -331,7 +331,7 @@ async def test_what_waits_is_delivered_after_a_restart_under_its_id(monkeypatch,
 
 
 async def test_the_last_write_is_the_last_one_in_the_file(monkeypatch, tmp_path):
-    """A write that hangs on its thread when the server ends does not come after the one that says what is left."""
+    """A write that hangs on its thread when the server ends does not come after the last one."""
     begun, let_go = threading.Event(), threading.Event()
 
     def write(path, data, real=module.write_atomically):
