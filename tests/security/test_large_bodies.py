@@ -61,7 +61,7 @@ def many_small(n_samples: int) -> bytes:
 
 def test_what_stands_in_texts_is_not_counted():
     body.check_json_limits(many_small(5), SMALL)
-    with pytest.raises(InvalidRequest, match="more parts") as refused:
+    with pytest.raises(InvalidRequest, match="more JSON values") as refused:
         body.check_json_limits(many_small(30), SMALL)
     assert refused.value.details["max_containers"] == 20
 
@@ -108,7 +108,7 @@ async def test_whoever_has_to_be_counted_long_is_counted_beside_the_event_loop(m
     await body._check_limits(b'{"samples":[]}', SMALL)
     assert counted_by == []
     await body._check_limits(many_small(5), SMALL)
-    with pytest.raises(InvalidRequest, match="more parts"):
+    with pytest.raises(InvalidRequest, match="more JSON values"):
         await body._check_limits(many_small(30), SMALL)
     assert len(counted_by) == 2
     assert threading.current_thread() not in counted_by
