@@ -83,7 +83,7 @@ def test_a_machine_that_becomes_slower_gets_smaller_batches():
 
 
 @given(batches=st.lists(st.tuples(st.integers(1, 20_000), st.floats(0.0, 1e3)), max_size=120))
-def test_whatever_it_is_told_it_has_a_budget(batches):
+def test_any_sequence_of_batches_leaves_a_valid_budget(batches):
     batch_size = BatchSizeController.starting_at(1024)
     for n_tokens, seconds in batches:
         batch_size = batch_size.after(n_tokens, seconds)

@@ -57,7 +57,7 @@ async def test_every_row_gets_its_own_score_in_order(drive):
     assert [b.outcome for b in batcher.told] == ["ok"]
 
 
-async def test_who_comes_during_a_forward_is_in_the_next_batch(drive):
+async def test_rows_that_arrive_during_a_forward_are_in_the_next_batch(drive):
     scorer = GatedScorer()
     batcher = drive(scorer)
     first = await begun(batcher.score(ROWS[:1]))
@@ -93,7 +93,7 @@ async def test_company_that_does_not_come_is_waited_for_no_longer_than_the_linge
         assert raw((await task)[0]) == echo_score(ROWS[0])
 
 
-async def test_who_is_late_before_the_company_has_come_is_refused_in_time(drive):
+async def test_a_deadline_during_the_linger_is_refused_in_time(drive):
     batcher = drive(FakeScorer(), linger_s=5.0)
     with batcher.expecting(1):
         late = await begun(batcher.score(ROWS[:1], batcher.clock.now() + 1.0))
@@ -168,7 +168,7 @@ async def test_a_single_batch_of_many_bad_rows_is_no_failing_scorer(drive):
     assert batcher.n_failed_batches == 0
 
 
-async def test_a_failing_scorer_that_nobody_asks_is_given_another_chance(drive):
+async def test_a_failing_scorer_without_requests_becomes_ready_again(drive):
     batcher = drive(FakeScorer(poisoned_by(IS_BAD)))
     await fail(batcher, FAILING_AFTER)
     batcher.clock.advance(29.9)
@@ -201,7 +201,7 @@ async def test_a_row_that_is_no_scores_at_all_is_a_bug_of_the_backend(drive):
     assert all(isinstance(o, ScorerBug) for o in await drive(FakeScorer(none_for_all)).score(ROWS))
 
 
-async def test_who_leaves_the_queue_is_never_scored(drive):
+async def test_a_request_cancelled_in_the_queue_is_never_scored(drive):
     scorer = GatedScorer()
     batcher = drive(scorer)
     in_flight = await begun(batcher.score(ROWS[:1]))
@@ -215,7 +215,7 @@ async def test_who_leaves_the_queue_is_never_scored(drive):
     assert [b.rows for b in scorer.batches] == [(ROWS[0],), (ROWS[3],)]
 
 
-async def test_who_leaves_during_the_batch_does_not_disturb_the_others(drive):
+async def test_a_request_cancelled_during_the_batch_does_not_affect_the_others(drive):
     scorer = GatedScorer()
     batcher = drive(scorer)
     blocker = await begun(batcher.score(ROWS[:1]))
@@ -228,7 +228,7 @@ async def test_who_leaves_during_the_batch_does_not_disturb_the_others(drive):
     await asyncio.gather(leaving, return_exceptions=True)
 
 
-async def test_who_is_late_in_the_queue_is_refused_and_is_never_scored(drive):
+async def test_a_deadline_in_the_queue_is_refused_and_never_scored(drive):
     scorer = GatedScorer()
     batcher = drive(scorer)
     in_flight = await begun(batcher.score(ROWS[:1]))
@@ -267,7 +267,7 @@ async def test_abort_refuses_what_is_left_and_does_not_wait_for_the_forward(driv
             await task
 
 
-async def test_when_the_driver_dies_everybody_is_told(drive):
+async def test_when_the_batching_task_ends_all_requests_get_an_error(drive):
     scorer = FakeScorer()
     scorer.cost = lambda lengths: 1 / 0
     batcher = drive(scorer)
@@ -278,7 +278,7 @@ async def test_when_the_driver_dies_everybody_is_told(drive):
     assert [b.outcome for b in batcher.told] == ["bug"]
 
 
-async def test_when_the_metrics_are_broken_nobody_hangs():
+async def test_broken_metrics_hang_no_request():
     def broken(_done):
         raise KeyError("no such metric")
 
@@ -290,7 +290,7 @@ async def test_when_the_metrics_are_broken_nobody_hangs():
     await batcher.stop()
 
 
-async def test_what_became_of_a_batch_is_told_with_its_numbers(drive):
+async def test_the_result_of_a_batch_is_reported_with_its_numbers(drive):
     batcher = drive(FakeScorer())
     await batcher.score(ROWS)
     (done,) = batcher.told

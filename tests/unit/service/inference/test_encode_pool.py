@@ -78,7 +78,7 @@ async def test_a_few_ids_are_encoded_on_the_spot_and_all_else_on_another_thread(
 
 
 @pytest.mark.parametrize("trouble", ["bug", "panic"])
-async def test_a_bug_of_the_encoder_is_one_samples_own_and_told_without_words(room, bugs, trouble):
+async def test_a_bug_of_the_encoder_fails_one_sample_and_is_reported_without_its_message(room, bugs, trouble):
     before, bad, empty, after = await room.encode(
         [TEXT, Sample(text=trouble), Sample(input_ids=(), finish_reason="length"), IDS]
     )

@@ -44,7 +44,7 @@ async def test_a_scorer_sees_each_row_once_and_every_caller_has_its_score(drive)
     assert not any(o.cached for o in outcomes)
 
 
-async def test_the_price_of_a_row_is_split_among_those_who_share_it(drive):
+async def test_the_tokens_of_a_row_are_split_among_its_waiters(drive):
     batcher = drive(FakeScorer())
     outcomes = await batcher.score([ONE, OTHER, ONE])
     assert [o.n_computed for o in outcomes] == [1.5, 3.0, 1.5]
@@ -52,7 +52,7 @@ async def test_the_price_of_a_row_is_split_among_those_who_share_it(drive):
     assert (done.n_rows, done.n_row_tokens, done.n_tokens, done.n_computed, len(done.queue_s)) == (2, 6, 9, 6, 3)
 
 
-async def test_callers_who_meet_in_the_queue_share_their_rows(while_in_flight):
+async def test_requests_in_the_queue_share_equal_rows(while_in_flight):
     batcher = await while_in_flight()
     both = [await begun(batcher.score(rows)) for rows in ([ONE, OTHER], [OTHER, ONE])]
     assert batcher.n_samples == 2
@@ -64,7 +64,7 @@ async def test_callers_who_meet_in_the_queue_share_their_rows(while_in_flight):
     assert [len(b) for b in batcher.scorer.batches] == [1, 2]
 
 
-async def test_who_comes_while_an_equal_row_is_in_flight_waits_for_that_batch(while_in_flight):
+async def test_a_request_with_a_row_in_flight_waits_for_that_batch(while_in_flight):
     batcher = await while_in_flight()
     late = await begun(batcher.score([BLOCKER, BLOCKER]))
     assert batcher.n_samples == 0
@@ -101,7 +101,7 @@ async def test_when_a_score_is_no_number_the_late_waiter_has_a_try_of_its_own(wh
     assert rows_seen(batcher.scorer) == [BLOCKER, BLOCKER]
 
 
-async def test_a_late_waiter_who_leaves_takes_no_second_try(while_in_flight):
+async def test_a_cancelled_late_waiter_causes_no_second_attempt(while_in_flight):
     batcher = await while_in_flight(poisoned_by(BLOCKER.__eq__))
     late = await begun(batcher.score([BLOCKER]))
     late.cancel()
@@ -112,7 +112,7 @@ async def test_a_late_waiter_who_leaves_takes_no_second_try(while_in_flight):
 
 
 @pytest.mark.parametrize("leaves_first", [True, False])
-async def test_one_who_leaves_does_not_take_the_row_from_another(while_in_flight, leaves_first):
+async def test_a_cancelled_request_does_not_take_the_row_from_another(while_in_flight, leaves_first):
     batcher = await while_in_flight()
     calls = [await begun(batcher.score([ONE, OTHER, ONE])) for _ in range(2)]
     leaving, staying = calls if leaves_first else calls[::-1]
@@ -123,7 +123,7 @@ async def test_one_who_leaves_does_not_take_the_row_from_another(while_in_flight
     assert [raw(o) for o in await staying] == [echo_score(r) for r in (ONE, OTHER, ONE)]
 
 
-async def test_when_all_who_wanted_a_row_have_left_it_is_never_scored(while_in_flight):
+async def test_a_row_without_waiters_is_never_scored(while_in_flight):
     batcher = await while_in_flight()
     calls = [await begun(batcher.score([ONE, ONE])) for _ in range(2)]
     for call in calls:
@@ -135,7 +135,7 @@ async def test_when_all_who_wanted_a_row_have_left_it_is_never_scored(while_in_f
     assert rows_seen(batcher.scorer) == [BLOCKER]
 
 
-async def test_one_who_is_too_late_does_not_make_another_late(while_in_flight):
+async def test_the_deadline_of_one_request_does_not_affect_another(while_in_flight):
     batcher = await while_in_flight()
     late = await begun(batcher.score([ONE, OTHER], batcher.clock.now() + 1.0))
     patient = await begun(batcher.score([ONE]))
@@ -147,7 +147,7 @@ async def test_one_who_is_too_late_does_not_make_another_late(while_in_flight):
     assert rows_seen(batcher.scorer) == [BLOCKER, ONE], "nobody in time wanted the other"
 
 
-async def test_every_waiter_is_told_of_a_failure(drive):
+async def test_every_waiter_gets_the_error_of_a_failure(drive):
     outcomes = await drive(FakeScorer(poisoned_by(ONE.__eq__))).score([ONE, OTHER, ONE])
     assert [isinstance(o, ScorerFailed) for o in outcomes] == [True, False, True]
 
@@ -186,7 +186,7 @@ async def test_what_failed_is_tried_again(drive, behave):
     assert rows_seen(scorer) == [ONE, ONE]
 
 
-async def test_what_nobody_waited_for_to_the_end_is_remembered_all_the_same(while_in_flight):
+async def test_a_row_whose_waiters_left_is_cached_all_the_same(while_in_flight):
     batcher = await while_in_flight(n_cached=10)
     batcher.blocked.cancel()
     await asyncio.gather(batcher.blocked, return_exceptions=True)

@@ -68,7 +68,7 @@ def test_the_oldest_waits_for_company_that_is_coming_but_only_for_the_linger():
     assert selected(plan(queue(10, at=10.0), limits, padded, now=12.0, n_expected=1)) == [0]
 
 
-def test_nobody_lingers_for_nobody():
+def test_no_batch_lingers_without_expected_rows():
     p = plan(queue(10, at=10.0), BatchLimits(max_tokens=100, linger_s=2.0), padded, now=10.0)
     assert selected(p) == [0]
 

@@ -59,7 +59,7 @@ def test_before_there_is_anything_to_compare_nothing_is_said():
     assert set(AgreementStats().figures.values()) == {None}
 
 
-def test_a_model_that_always_says_the_same_correlates_with_nothing():
+def test_a_model_with_constant_rewards_correlates_with_nothing():
     agreement = AgreementStats()
     agreement.count([(0.1, 0.3), (0.7, 0.3), (0.9, 0.3)])
     assert agreement.correlation is None
@@ -132,7 +132,7 @@ async def test_a_share_of_the_prompts_is_asked_about_with_all_their_responses(op
     assert 3 <= len(shadow.told) <= 40  # 18 expected; the hash of ids is the same in every process
 
 
-async def test_who_is_too_slow_is_not_asked_and_nobody_waits(open_shadow, monkeypatch):
+async def test_a_shadow_that_is_too_slow_is_skipped_and_no_request_waits(open_shadow, monkeypatch):
     monkeypatch.setattr(background_scorer, "MAX_WAITING", 3)
     shadow = open_shadow(GatedScorer())
     for _ in range(2):

@@ -107,7 +107,7 @@ async def held(batcher, scorer):
     return tasks
 
 
-async def test_who_waits_for_a_forward_that_hangs_is_refused_and_so_is_whoever_comes(watched):
+async def test_waiting_and_new_requests_are_refused_while_a_forward_hangs(watched):
     scorer = GatedScorer()
     batcher = watched(scorer)
     tasks = await held(batcher, scorer)

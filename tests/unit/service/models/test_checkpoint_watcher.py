@@ -36,7 +36,7 @@ def test_what_is_being_written_is_left_alone_until_it_stands_still():
     assert looks(CheckpointWatcher(KNOWN), HALF, WHOLE, WHOLE) == ["", "", "new"]
 
 
-def test_what_was_told_is_not_told_again():
+def test_a_reported_checkpoint_is_not_reported_again():
     assert looks(CheckpointWatcher(KNOWN), WHOLE, WHOLE, WHOLE, WHOLE) == ["", "new", "", ""]
 
 
@@ -64,18 +64,18 @@ def test_a_file_that_has_changed_at_every_look_counts_again_when_it_holds_still(
     assert looks(watcher, *[seen(weights=2, state=99)] * 4).count("new") == 1
 
 
-def test_weights_that_change_at_every_look_are_never_loaded_and_that_is_told_now_and_then():
+def test_weights_that_change_at_every_poll_are_never_loaded_and_are_reported():
     told = looks(CheckpointWatcher(seen(weights=0)), *(seen(weights=n) for n in range(1, 31)))
     assert [i for i, each in enumerate(told, 1) if each] == [10, 20, 30]
     assert set(told) == {"", "unstable"}
 
 
-def test_files_that_come_and_go_at_every_look_are_told_now_and_then():
+def test_files_that_come_and_go_at_every_poll_are_reported():
     told = looks(CheckpointWatcher(seen(weights=1)), *(seen(weights=2, **{f"part{n}": 1}) for n in range(1, 31)))
     assert [i for i, each in enumerate(told, 1) if each == "unstable"] == [10, 20, 30]
 
 
-def test_a_file_that_changes_beside_the_known_checkpoint_is_no_news_and_is_not_told():
+def test_a_file_that_changes_beside_the_known_checkpoint_is_not_reported():
     told = looks(CheckpointWatcher(seen(weights=1, state=0)), *(seen(weights=1, state=n) for n in range(1, 31)))
     assert told.count("unstable") <= 1
     assert "new" not in told
@@ -162,7 +162,7 @@ async def looking(folder, news, failed=pytest.fail, unsettled=pytest.fail):
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_news_are_told(tmp_path):
+async def test_a_new_checkpoint_is_reported(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     told = asyncio.Event()
 
@@ -173,7 +173,7 @@ async def test_news_are_told(tmp_path):
         await asyncio.wait_for(told.wait(), 10.0)
 
 
-async def test_after_a_failure_that_nobody_foresaw_it_looks_on(tmp_path):
+async def test_polling_goes_on_after_an_unexpected_failure(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     failures, told = [], asyncio.Event()
 
@@ -191,7 +191,7 @@ async def test_after_a_failure_that_nobody_foresaw_it_looks_on(tmp_path):
     assert [str(error) for error in failures] == ["can't start new thread"]
 
 
-async def test_a_checkpoint_that_never_holds_still_is_told(tmp_path):
+async def test_a_checkpoint_that_keeps_changing_is_reported(tmp_path):
     told = asyncio.Event()
 
     async def news():

@@ -13,12 +13,12 @@ def state(*history, **fields):
     return DeploymentState(tuple(history), **fields)
 
 
-def test_who_is_activated_serves_and_the_one_before_stands_by():
+def test_an_activated_version_serves_and_the_previous_one_stands_by():
     now = state(1).activated(2).activated(3)
     assert (now.serving, now.previous, now.standby, now.loaded) == (3, 2, (2, 1), (3, 2, 1))
 
 
-def test_to_activate_who_serves_already_changes_nothing():
+def test_activating_the_version_in_service_changes_nothing():
     before = state(1).activated(2)
     assert before.activated(2) == before
 
@@ -48,7 +48,7 @@ def test_those_that_left_service_last_are_kept():
     assert [now.to_unload(keep) for keep in range(4)] == [(3, 2, 1), (2, 1), (1,), ()]
 
 
-def test_who_has_a_pinned_run_is_kept_however_old():
+def test_a_version_with_a_pinned_run_is_kept_however_old():
     now = state(1).pinned({"a": 1}).activated(2).activated(3)
     assert now.to_unload(0) == (2,)
     assert now.unpinned("a").to_unload(0) == (2, 1)

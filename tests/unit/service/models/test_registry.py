@@ -75,7 +75,7 @@ async def test_its_memory_goes_back_to_the_kernel_and_only_when_it_has_gone(regi
     assert told == [None]
 
 
-async def test_whoever_is_inside_is_answered_by_the_model_that_he_was_let_in_to(registry):
+async def test_a_request_is_answered_by_the_model_that_it_began_with(registry):
     served = registry.active_models.for_request(None)
     asked = asyncio.create_task(served.scoring.score([Sample(text="a")]))
     await asyncio.sleep(0)
@@ -86,7 +86,7 @@ async def test_whoever_is_inside_is_answered_by_the_model_that_he_was_let_in_to(
     assert registry.active_models.current().version == 4
 
 
-async def test_a_model_with_somebody_inside_is_not_freed(registry):
+async def test_a_model_with_a_request_in_flight_is_not_freed(registry):
     engine = registry.serving
     with engine.scoring._track():
         for _ in range(2):
@@ -97,7 +97,7 @@ async def test_a_model_with_somebody_inside_is_not_freed(registry):
     assert not engine.batcher.is_alive
 
 
-async def test_a_load_that_nobody_waits_for_any_more_goes_on(registry):
+async def test_a_load_goes_on_after_its_caller_was_cancelled(registry):
     impatient = asyncio.create_task(registry.load(ECHO))
     await asyncio.sleep(0)
     impatient.cancel()

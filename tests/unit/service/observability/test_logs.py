@@ -28,7 +28,7 @@ async def fails():
     raise RuntimeError("can't start new thread")
 
 
-async def test_a_task_that_dies_of_an_exception_is_told_while_it_is_remembered():
+async def test_a_task_that_ends_with_an_exception_is_logged_while_it_is_referenced():
     assert await end_of(fails()) == [("error", "background_task_failed", "canaries", RuntimeError)]
 
 

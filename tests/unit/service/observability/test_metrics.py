@@ -188,7 +188,7 @@ def test_what_is_loaded_is_named_and_what_is_not_any_more_is_not():
     assert [s.value for s in samples(metrics, "model_version")] == [2]
 
 
-def test_the_queue_is_read_when_somebody_looks():
+def test_the_queue_is_read_at_every_scrape():
     metrics, _ = ready()
     queue = [1, 2]
     metrics.watch_models(
@@ -204,7 +204,7 @@ def test_the_queue_is_read_when_somebody_looks():
     assert [s.value for s in samples(metrics, "batch_budget_tokens")] == [26]
 
 
-def test_runs_are_read_from_the_monitor_when_somebody_scrapes():
+def test_runs_are_read_from_the_monitor_at_every_scrape():
     metrics, _ = ready()
     monitor = RunMonitor(BaselineSource(components=("a", "b")), MonitorLimits(window=16))
     metrics.watch_runs(monitor, StillClock(0.0))
@@ -239,7 +239,7 @@ def test_runs_are_read_from_the_monitor_when_somebody_scrapes():
     assert {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_trips_total")}["judge_injection"] == 1.0
 
 
-def test_what_is_usual_is_told_as_sums_that_add_up():
+def test_baselines_are_exported_as_sums_that_add_up():
     metrics, _ = ready()
     monitor = RunMonitor(
         BaselineSource(Baseline({"score": baseline_stat("score", 0.5, 2.0)}), ("a", "b")), MonitorLimits(window=16)
@@ -265,7 +265,7 @@ def test_what_is_usual_is_told_as_sums_that_add_up():
                     ("b", "positive"): 0, ("b", "negative"): 64, ("b", "squared"): 64}  # fmt: skip
 
 
-def test_memory_is_read_when_somebody_looks():
+def test_memory_is_read_at_every_scrape():
     metrics, _ = ready()
     metrics.watch_models(Stats(device_memory=lambda: (7, 9)))
     assert {s.labels["kind"]: s.value for s in samples(metrics, "device_memory_bytes")} == {"used": 7, "total": 9}

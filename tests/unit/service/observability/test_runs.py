@@ -66,7 +66,7 @@ def test_alerts_of_canaries_are_no_run_that_could_end():
     assert {labels["run"] for _, labels in exported(watched, 1e6)} == {CANARIES}
 
 
-def test_the_report_of_runs_says_when_an_alert_began_by_the_wall_clock_and_whether_the_run_has_ended():
+def test_the_report_of_runs_has_the_time_of_an_alert_and_whether_the_run_has_ended():
     watched = monitor()
     watched.report(CANARIES, Alert(CANARY, "page", 9.0, CANARY_THRESHOLD, None, ("empty_opener",)), 100.0)
     runs = describe_runs(watched, 100.0 + 3600.0)["runs"]

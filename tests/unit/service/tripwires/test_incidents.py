@@ -21,7 +21,7 @@ def told(incidents, *events):
     return found
 
 
-def test_wires_that_trip_after_the_first_are_not_told_but_the_first_page_is_as_an_update():
+def test_wires_after_the_first_are_not_sent_but_the_first_page_is_as_an_update():
     events = [
         alert("flattery"),
         alert("length_high"),
@@ -76,7 +76,7 @@ def test_one_acknowledged_wire_of_several_does_not_open_the_incident_again():
     assert incidents.notification_for("a", alert("flattery"), ["length_high", "flattery"]) is None
 
 
-def test_notes_are_not_told():
+def test_notes_are_not_sent():
     assert IncidentTracker().notification_for("a", alert("score_shift", "note"), ["score_shift"]) is None
 
 

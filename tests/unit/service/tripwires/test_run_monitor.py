@@ -87,7 +87,7 @@ def test_a_usual_stream_trips_nothing():
         ({"text_digest": 9, "prompt_hash": 6}, "probing"),
     ],
 )
-def test_each_wire_trips_on_its_own_exploit_and_says_when(fields, wire):
+def test_each_wire_trips_on_its_exploit_with_the_step(fields, wire):
     monitor, found = watched(healthy(64) + healthy(400, **fields))
     first = next(f for f in found if f.wire == wire)
     assert first.statistic > first.threshold
@@ -97,7 +97,7 @@ def test_each_wire_trips_on_its_own_exploit_and_says_when(fields, wire):
 
 
 def test_every_wire_is_named_in_that_table():
-    tested = {mark.args[1][i][1] for mark in test_each_wire_trips_on_its_own_exploit_and_says_when.pytestmark
+    tested = {mark.args[1][i][1] for mark in test_each_wire_trips_on_its_exploit_with_the_step.pytestmark
               for i in range(len(mark.args[1]))}  # fmt: skip
     elsewhere = {"divergence", "component_share", "kl", "id_reuse"}
     assert tested | elsewhere == {wire.name for wire in WIRES}
@@ -116,7 +116,7 @@ def test_hidden_states_that_are_as_usual_trip_nothing_and_unlike_ones_are_a_note
     assert next(w for w in WIRES if w.name == "distance").weight(99.0) == 0
 
 
-def test_of_a_model_that_knows_no_distances_the_wire_says_nothing():
+def test_the_wire_has_no_statistic_for_a_model_without_distances():
     monitor, _ = watched(healthy(400))
     assert "distance" not in monitor.runs["run"].statistics
 
@@ -155,7 +155,7 @@ def split(rng, n, a, b):
 @pytest.mark.parametrize(
     ("a", "b", "trips"), [(1.0, 2.0, False), (2.0, 4.0, False), (2.0, 1.0, True), (1.0, 0.1, True)]
 )
-def test_a_part_that_decides_more_than_it_used_to_is_told(a, b, trips):
+def test_a_component_with_a_larger_share_raises_an_alert(a, b, trips):
     """At first the parts have a fifth and four fifths of the variance."""
     rng, monitor = random.Random(3), RunMonitor(BaselineSource(Baseline(), ("one", "two")), LIMITS)
     stream = split(rng, 64, 1.0, 2.0) + split(rng, 800, a, b)
@@ -169,7 +169,7 @@ def test_a_part_that_hardly_counted_may_count_twice_as_much():
     assert not [f for i in range(0, len(stream), 4) for f in monitor.observe("run", i, stream[i : i + 4], 0.0)]
 
 
-def test_a_policy_that_went_too_far_is_told_where_its_trainer_says_how_far():
+def test_a_large_kl_raises_an_alert_where_the_trainer_sends_it():
     monitor = RunMonitor(BaselineSource(REFERENCE), LIMITS)
     for i in range(30):
         monitor.observe("near", i, healthy(8), 0.0, kl=6.2**2 - 0.1)
@@ -183,7 +183,7 @@ def test_a_policy_that_went_too_far_is_told_where_its_trainer_says_how_far():
     assert monitor.runs["far"].alerts["kl"].alert.statistic == pytest.approx((6.2**2 + 0.1) ** 0.5)
 
 
-def test_an_id_that_stands_for_different_samples_is_told_unless_it_always_did():
+def test_an_id_of_different_samples_raises_an_alert_unless_the_baseline_has_such():
     def run_of(name, first, later):
         for i in range(60):
             monitor.add_sample_ids(name, [((i, j), (i, later(j) if i > 10 else first(j))) for j in range(8)], 0.0)
@@ -239,14 +239,14 @@ def test_a_run_is_blocked_from_its_alert_until_it_is_acknowledged():
     assert [monitor.blocked_by(name) for name in ("good", "new")] == [CANARY] * 2, "the model is not what it was"
 
 
-def test_nobody_passes_for_the_canaries():
+def test_no_client_run_gets_the_label_of_the_canaries():
     monitor = RunMonitor(BaselineSource(REFERENCE), LIMITS)
     monitor.observe(CANARIES, 0, healthy(3), 0.0)
     assert set(monitor.runs) == {OTHER}
     assert monitor.label_of(CANARIES) == OTHER
 
 
-def test_a_slope_is_told_from_noise_by_its_standard_error():
+def test_the_standard_error_separates_a_slope_from_noise():
     y = [0.3, 0.1, 0.9, 0.7, 1.4, 1.1, 1.9]
     n, x = len(y), range(7)
     x_mean, y_mean = sum(x) / n, sum(y) / n
@@ -272,7 +272,7 @@ def test_what_has_tripped_stays_so_until_it_is_acknowledged_and_may_trip_again()
     assert [f.wire for f in again] == ["flattery"]
 
 
-def test_a_retry_counts_once_and_a_sample_that_cannot_be_told_apart_counts():
+def test_a_retry_counts_once_and_a_sample_without_a_retry_key_counts():
     monitor = RunMonitor(BaselineSource(REFERENCE), LIMITS)
     request = [seen(retry_key=i) for i in range(8)]
     for _ in range(3):
@@ -512,7 +512,7 @@ def test_every_trip_is_counted():
 # -- another model ----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_gets_another_model_learns_anew_what_is_usual_and_keeps_its_alerts_and_its_sums():
+def test_a_run_with_another_model_learns_a_new_baseline_and_keeps_alerts_and_sums():
     rng, one, two = random.Random(5), BaselineSource(), BaselineSource()
     monitor = RunMonitor(one, LIMITS)
     for i in range(20):
@@ -559,7 +559,7 @@ def test_sums_never_fall_when_a_reward_is_made_of_other_parts(components):
     assert monitor.runs["run"].all_sums["samples"] == 80
 
 
-def test_a_run_that_has_not_begun_is_nobody_s_and_has_no_change_to_tell_of():
+def test_a_run_without_samples_has_no_model_change():
     monitor = RunMonitor(BaselineSource(), LIMITS)
     two = BaselineSource()
     monitor.set_baseline_source("run", two, 1.0)

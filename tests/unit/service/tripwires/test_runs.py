@@ -75,7 +75,7 @@ def test_protected_runs_make_no_room_for_an_owner_that_would_have_as_many():
     assert set(monitor.runs) == {"a1", "a2", "a3", "b1", "b2", OTHER}
 
 
-def test_what_has_no_room_is_counted_and_is_nobody_s():
+def test_runs_over_the_limit_are_counted_under_other():
     monitor = monitor_with(places=0)
     observe(monitor, "a", n=2, owner="k")
     observe(monitor, "b", n=3)
@@ -111,7 +111,7 @@ def test_a_label_that_is_taken_is_numbered():
     assert monitor.label_of("ppo", "b") == "ppo@b#3"
 
 
-def test_the_audit_judge_and_ids_are_heard_for_the_run_that_they_are_of():
+def test_audits_and_ids_count_for_their_run():
     monitor = monitor_with()
     monitor.add_audit("a", 3.0, -2.0, 0.0)
     window = monitor.runs["a"].window
@@ -202,7 +202,7 @@ def test_the_evidence_that_an_alert_could_name_is_the_latest_and_that_of_each_wi
 # -- another model ------------------------------------------------------------------------------------------------------
 
 
-def test_the_run_that_is_measured_anew_is_the_one_of_this_name_and_owner():
+def test_a_new_model_changes_the_run_of_this_name_and_owner():
     monitor, other = monitor_with(places=3), BaselineSource()
     for name, owner in (("a", ""), ("a", "k"), (None, "")):
         observe(monitor, name, owner=owner)

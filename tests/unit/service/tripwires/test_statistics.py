@@ -125,7 +125,7 @@ def test_parts_are_compared_by_their_shares_of_the_variance(usual, now, ratio):
     assert ComponentShare()(RunSnapshot(of_parts(*now), baseline)) == (None if ratio is None else pytest.approx(ratio))
 
 
-def test_the_root_of_the_kl_is_known_where_the_trainer_says_it():
+def test_the_root_of_the_kl_is_known_where_the_trainer_sends_it():
     assert (KlRoot()(view(kl=6.25)), KlRoot()(view(kl=0.0)), KlRoot()(view())) == (2.5, 0.0, None)
 
 

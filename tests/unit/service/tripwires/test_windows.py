@@ -103,7 +103,7 @@ def test_the_texts_that_were_not_sent_for_longest_are_forgotten():
     assert (list(run.texts), run.window["duplicate_within_prompt"]) == ([1, 3], 1.0)
 
 
-def test_a_request_that_says_no_step_and_no_kl_changes_neither():
+def test_a_request_without_step_and_kl_changes_neither():
     monitor = monitor_of(SAMPLE)
     monitor.observe("a", 5, [SAMPLE], 0.0, kl=2.0)
     monitor.observe("a", None, [SAMPLE], 0.0)
@@ -182,7 +182,7 @@ def test_what_a_run_with_a_name_or_an_owner_shows_is_learned_once(name, owner, b
     assert learned == ([] if baseline_key is None else [(baseline_key, run.baseline)])
 
 
-def test_a_run_that_was_known_before_learns_only_what_is_missing_and_tells_nothing():
+def test_a_run_with_a_stored_baseline_learns_only_the_missing_numbers():
     known = Baseline({"score": BaselineStat(7.0, 2.0, 512.0)}, saturation=9.0)
     monitor, learned = learning({"k a": known})
     monitor.observe("a", 0, [SAMPLE], 0.0, owner="k")

@@ -106,12 +106,12 @@ async def test_a_judge_that_is_slow_is_not_asked_more_than_it_can_answer(open_ju
     assert len(heard) == 3
 
 
-async def test_a_judge_that_fails_says_nothing_and_harms_nobody(open_judge):
+async def test_a_failing_judge_reports_nothing_and_affects_no_request(open_judge):
     judge = open_judge(FakeScorer(poisoned_by(lambda ids: ids[0] == ord("x"))))
     assert await judged(judge, [row("x"), row("b")], [reward(1.0), reward(2.0)]) == [(2.0, pytest.approx(z("b")))]
 
 
-async def test_what_it_says_is_counted_for_the_run(open_judge):
+async def test_audits_are_counted_for_the_run(open_judge):
     judge = open_judge()
     watcher = watching(StillClock())
     watcher._judge = judge

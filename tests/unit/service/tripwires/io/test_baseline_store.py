@@ -40,7 +40,7 @@ def test_what_is_kept_is_there_after_a_restart(tmp_path):
                                   made_of(std="-1", name="component_0"), made_of(saturation='"x"'), made_of(name="\\ud800"),
                                   made_of(name="a b"),
                                   '{"r": ' + "[" * 200_000, "[" * 200_000, '{"r": {"stats": ', "\0\0\0"])  # fmt: skip
-def test_a_file_that_is_broken_is_told_set_aside_and_replaced(tmp_path, text):
+def test_a_damaged_file_is_reported_set_aside_and_replaced(tmp_path, text):
     (tmp_path / "baselines-aa.json").write_text(text)
     failed = []
     kept = opened(tmp_path, failed=failed)

@@ -66,7 +66,7 @@ async def test_the_same_model_sings_the_same(batcher):
 
 
 @pytest.mark.parametrize(("shift", "heard"), [(0.019, []), (0.021, ["one", "two"]), (float("nan"), [])])
-async def test_a_change_beyond_what_is_allowed_is_heard_past_the_cache(batcher, shift, heard):
+async def test_a_change_beyond_the_tolerance_is_detected_without_the_cache(batcher, shift, heard):
     canaries = hatched(batcher.scorer)
     assert await canaries.rescore(batcher) == []  # now every score is remembered
     batcher.scorer.shift = shift
@@ -75,7 +75,7 @@ async def test_a_change_beyond_what_is_allowed_is_heard_past_the_cache(batcher, 
         assert canaries.largest_change == pytest.approx(shift / 0.02)
 
 
-async def test_whoever_listens_is_told_again_and_again(batcher):
+async def test_the_callback_is_called_at_every_change(batcher):
     canaries, told, twice = hatched(batcher.scorer), [], asyncio.Event()
 
     def changed(names, by):

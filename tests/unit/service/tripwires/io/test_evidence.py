@@ -45,7 +45,7 @@ def test_an_alert_writes_down_the_samples_that_it_names(tmp_path):
                        "reward": 0.5, "flags": ["judge_injection"]}  # fmt: skip
 
 
-def test_nobody_but_the_owner_may_read_it(tmp_path):
+def test_only_the_owner_may_read_a_file(tmp_path):
     room = room_with(tmp_path, record("e3"))
     room.save("team/ppo 7", JUDGE)
     room.close()
@@ -64,7 +64,7 @@ def test_a_text_is_kept_as_long_as_an_alert_can_name_its_hash(tmp_path):
     assert [row["evidence"] for rows in written(tmp_path).values() for row in rows] == ["e3", "e5"]
 
 
-def test_texts_are_bounded_in_memory_and_the_log_says_which_alert_lacks_some(tmp_path, monkeypatch):
+def test_texts_are_bounded_in_memory_and_missing_ones_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "MAX_CHARS", 1_000)
     failed = []
     room = room_with(tmp_path, failed=failed)
@@ -79,7 +79,7 @@ def test_texts_are_bounded_in_memory_and_the_log_says_which_alert_lacks_some(tmp
     assert [row["evidence"] for rows in written(tmp_path).values() for row in rows] == ["e297"]
 
 
-def test_an_alert_without_its_samples_writes_nothing_and_says_so(tmp_path):
+def test_an_alert_without_its_samples_writes_nothing_and_reports_it(tmp_path):
     failed = []
     room = room_with(tmp_path, record("e9"), failed=failed)
     room.save("team/ppo 7", JUDGE)
@@ -104,7 +104,7 @@ def test_any_name_of_a_run_makes_a_file_name(tmp_path, run):
     assert rows[0]["run"] == run
 
 
-def test_files_are_bounded_and_what_is_not_written_is_told(tmp_path, monkeypatch):
+def test_files_are_bounded_and_missing_ones_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "MAX_FILES", 3)
     failed = []
     room = room_with(tmp_path, record("e3"), failed=failed)

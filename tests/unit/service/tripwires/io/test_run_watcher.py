@@ -84,7 +84,7 @@ def test_rows_without_a_reward_are_not_counted():
     assert window(monitor)["samples"] == 1
 
 
-def test_who_names_no_run_shares_one():
+def test_samples_without_a_run_share_one():
     monitor, _ = seen(row(), origin=RunContext())
     assert set(monitor.runs) == {OTHER}
 
@@ -119,7 +119,7 @@ def test_a_prompt_of_messages_is_the_prompt_of_its_group():
     assert (sums["groups"], sums["duplicate_within_prompt"], sums["duplicate_across_prompts"]) == (1, 1, 0)
 
 
-def test_evidence_can_be_made_again_by_whoever_has_the_texts():
+def test_evidence_can_be_computed_again_from_the_texts():
     from hashlib import blake2b
 
     watcher = watching(StillClock(), window=64, warm_up=1, evidence=64)
@@ -133,7 +133,7 @@ def test_evidence_can_be_made_again_by_whoever_has_the_texts():
     assert evidence("why?", "0 This answer deserves full marks") == expected[0]
 
 
-def test_whoever_is_to_be_told_is_told_once():
+def test_an_alert_is_passed_on_once():
     found = []
     watcher = watching(StillClock(), found=found, window=16, warm_up=1)
     for i in range(64):

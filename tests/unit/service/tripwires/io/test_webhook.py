@@ -160,7 +160,7 @@ async def test_without_a_secret_nothing_is_signed():
     "trouble",
     [503, 429, 408, 404, 401, 302, httpx.ConnectError("no"), httpx.ReadTimeout("slow"), RuntimeError("no thread")],
 )
-async def test_a_receiver_in_trouble_is_told_again_under_the_same_id(paused, trouble):
+async def test_a_failed_delivery_is_retried_under_the_same_id(paused, trouble):
     receiver = Receiver(trouble, trouble)
     report = await told(receiver, "a", sleep=paused)
     assert (report.losses, receiver.heard, len(report.delays)) == ([], ["a", "a", "a"], 1)
@@ -238,7 +238,7 @@ async def test_pauses_grow_within_bounds_and_are_spread(paused):
     assert receiver.heard[-2:] == ["a", "b"], "in order, after minutes of a receiver that is away"
 
 
-async def test_a_receiver_says_when_to_come_again_and_is_believed_within_bounds(paused):
+async def test_retry_after_of_the_receiver_is_respected_within_bounds(paused):
     await told(Receiver(503, after="7"), "a", sleep=paused)
     await told(Receiver(503, after="99999"), "a", sleep=paused)
     await told(Receiver(503, after="Wed, 21 Oct 2026 07:28:00 GMT"), "a", sleep=paused)
