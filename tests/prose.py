@@ -44,7 +44,7 @@ AREAS = {
 
 LIMITS: dict[str, dict[str, float]] = {
     "model": {"who": 0.1, "what": 0.1, "own": 0.1},
-    "service": {"who": 0.1, "what": 0.1, "own": 0.1},
+    "service": {"who": 0.0, "what": 0.1, "own": 0.0},
     "training": {"who": 0.0, "what": 0.0, "own": 0.0},
     "client": {"who": 0.0, "what": 0.0, "own": 0.0},
     "benchmarks": {"who": 0.0, "what": 0.0, "own": 0.0},
