@@ -59,7 +59,8 @@ def main() -> int:
 
 async def run(given: argparse.Namespace) -> dict[str, Any]:
     """Run one measurement."""
-    pool, models = samples(None, given.texts), (given.model, given.other or given.model)
+    first = given.model or "default"  # the name of the embedded model in `POST /admin/models`
+    pool, models = samples(None, given.texts), (first, given.other or first)
     flags = ["--backend=torch", "--cache.scores=0", *([f"{given.model}"] if given.model else [])]
     with ServerProcess(*flags, inherit_stderr=True) as server:
         limits = httpx.Limits(max_connections=given.clients + 4)
