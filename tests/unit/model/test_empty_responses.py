@@ -13,7 +13,7 @@ from tests.security.families import FAMILIES
 
 RESPONSES = ("", " ", "\n", " \n", "\n\n", "\t", "\u3000", "\n" * 50)
 LAYOUTS = ("language_model", "sequence_classification", "openrlhf", "llama_factory", "trl_value_head")
-CHATS = {name: lambda t=t: tokenizer_of(t, "of its own") for name, t in TEMPLATES.items() if t.jinja is not None}
+CHATS = {name: lambda t=t: tokenizer_of(t, "separate") for name, t in TEMPLATES.items() if t.jinja is not None}
 CHATS |= {f"family {name}": family.tokenizer for name, family in FAMILIES.items()}
 
 
@@ -73,7 +73,7 @@ def test_it_is_scored_in_every_form_where_the_wire_format_asks_for_it(chat, layo
 
 
 def test_without_a_template_the_response_alone_decides():
-    tokenizer = tokenizer_of(TEMPLATES["none"], "of its own")
+    tokenizer = tokenizer_of(TEMPLATES["none"], "separate")
     encode = encoder_of(tokenizer, "sequence_classification")
     for response in RESPONSES:
         for sample in (
