@@ -120,7 +120,7 @@ def test_a_sample_that_a_model_gives_no_score_is_counted_and_left_out(models, tm
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["{a}", "{b}", "none.jsonl"], 2, "none.jsonl is no file"),
+        (["{a}", "{b}", "none.jsonl"], 2, "none.jsonl is not a file"),
         (["{a}", "nosuch-model", "{rows}"], 1, "cannot be served"),
         (["{a}", "{b}"], 2, "the following arguments are required: FILE"),
         (["{a}", "{b}", "{rows}", "--model=c"], 2, "unrecognized arguments: --model=c"),
