@@ -673,7 +673,7 @@ def test_steps_over_a_model_that_has_changed_are_not_gone_on_from(tmp_path, pair
     resume = RESUME if verb == "train" else ()
     assert main([verb, "--config", recipe, *resume]) == 2
     line = one_line(capsys)
-    assert f"{out} was begun with " in line
+    assert f"{out} was started with " in line
     assert says in line
     assert "model.path" in line
     shutil.rmtree(sft)
