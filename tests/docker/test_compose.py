@@ -165,7 +165,9 @@ def test_the_same_files_train_and_what_was_trained_is_served(engine, with_secret
         {"prompt": f"What is {i} and {i}?", "chosen": f"It is {2 * i}.", "rejected": "Who cares."} for i in range(40)
     ]
     (with_secrets / "data/pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
-    said = stack.compose("run", "--rm", "train", "--config", "training/recipes/default.yaml", *HEAD, timeout=900)
+    said = stack.compose(
+        "run", "--rm", "train", "train", "--config", "training/recipes/default.yaml", *HEAD, timeout=900
+    )
     assert "checkpoint: runs/mine" in said
     stack.told["MODEL"] = "/runs/mine/checkpoint"
     stack.up("rewardserve")

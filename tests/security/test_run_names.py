@@ -85,7 +85,7 @@ def test_a_name_that_is_accepted_is_shown_blocked_and_acknowledged_by_url(server
     for path, body in ROUTES.items():
         for fields, url, headers in ways(name):
             reply = post(server, path, body | fields, url, headers)
-            assert "the trip wire judge_injection has ended" in reply.text, (path, url, headers, reply.text)
+            assert "the trip wire judge_injection blocks this run" in reply.text, (path, url, headers, reply.text)
     for quoted, status in ((quote(name, safe=""), 200), (quote(name), 404)):
         assert server.client.post(f"/tripwires/{quoted}/judge_injection/ack").status_code == status
     assert post(server, "/score", {"run": name, "samples": [{"text": "x"}]}).json()["rewards"] != [None]

@@ -86,5 +86,5 @@ def test_a_file_without_a_response_is_refused(tmp_path, rows, words):
 
 
 def test_a_file_that_is_not_there_is_not_looked_for_on_a_hub(tmp_path):
-    with pytest.raises(ConfigError, match="is no file"):
+    with pytest.raises(ConfigError, match="is not a file"):
         read_rows(tmp_path / "none")
