@@ -31,10 +31,11 @@ def pytest_collection_modifyitems(config, items):
     cases = defaultdict(list)
     for item in items:
         if (sweep := item.get_closest_marker("sweep")) is not None:
-            n_kept = min(sweep.args[0], 1) if choice == "1" else sweep.args[0]
-            cases[item.parent.nodeid, item.originalname, n_kept].append(item)
-    kept = {id(group[i * len(group) // n]) for (*_, n), group in cases.items() for i in range(min(n, len(group)))}
-    dropped = [item for group in cases.values() for item in group if id(item) not in kept]
-    config.hook.pytest_deselected(items=dropped)
-    left_out = {id(item) for item in dropped}
-    items[:] = [item for item in items if id(item) not in left_out]
+            n = min(sweep.args[0], 1) if choice == "1" else sweep.args[0]
+            cases[item.parent.nodeid, item.originalname, n].append(item)
+    dropped = set()
+    for (*_, n), group in cases.items():
+        n_kept = min(n, len(group))
+        dropped.update(set(group) - {group[i * len(group) // n_kept] for i in range(n_kept)})
+    config.hook.pytest_deselected(items=[item for item in items if item in dropped])
+    items[:] = [item for item in items if item not in dropped]
