@@ -1,4 +1,4 @@
-"""A disk that is full: scores go on, what cannot be written is said and not half there, and a start that needs room says so."""
+"""A disk that is full: scores go on, what cannot be written is said and not half there, and a start that needs space says so."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_evidence_and_references_that_cannot_be_written_are_said_and_not_half_th
 
 
 @in_test_faults
-def test_a_cache_without_room_for_the_default_model_ends_the_start_in_words_and_leaves_nothing(tmp_path):
+def test_a_cache_without_space_for_the_default_model_ends_the_start_in_words_and_leaves_nothing(tmp_path):
     with SmallDisk(tmp_path / "cache", 20) as disk:
         exit_code, said = run_to_end(
             "--port=0", "--device=cpu", env={"XDG_CACHE_HOME": str(disk.folder)}, patience_s=300

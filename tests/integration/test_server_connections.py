@@ -12,14 +12,14 @@ import pytest
 from tests.integration.test_server_intake import answer, connection, is_closed
 from tests.support.service_server import Server, drill, wait_until
 
-HEAD_S, ROOM = 1.0, 12
+HEAD_S, LIMIT = 1.0, 12
 BODY = json.dumps({"samples": [{"text": "x"}]}).encode()
 REQUEST = b"POST /score HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY
 
 
 @pytest.fixture(scope="module")
 def server():
-    limits = f"--head-timeout-s={HEAD_S}", "--keep-alive-s=2", "--body-timeout-s=2", f"--max-connections={ROOM}"
+    limits = f"--head-timeout-s={HEAD_S}", "--keep-alive-s=2", "--body-timeout-s=2", f"--max-connections={LIMIT}"
     with Server("--backend=echo", *limits) as running:
         yield running
 
@@ -132,22 +132,22 @@ def test_a_websocket_is_not_opened(raw):
 # -- too many ---------------------------------------------------------------------------------------------------
 
 
-def test_where_there_are_too_many_connections_the_silent_ones_make_room(server):
+def test_beyond_the_limit_of_connections_the_silent_ones_are_closed(server):
     with ExitStack() as stack:
-        silent = [stack.enter_context(connection(server)) for _ in range(3 * ROOM)]
+        silent = [stack.enter_context(connection(server)) for _ in range(3 * LIMIT)]
         for each in silent[::2]:
             each.sendall(b"POST /score HTT")
-        assert [ask(server)[0] for _ in range(ROOM)] == [200] * ROOM
-        assert ended(server, "evicted") >= 2 * ROOM
+        assert [ask(server)[0] for _ in range(LIMIT)] == [200] * LIMIT
+        assert ended(server, "evicted") >= 2 * LIMIT
         assert is_closed(silent[0])
 
 
-def test_those_who_let_us_wait_for_their_bodies_make_room_too(server):
+def test_beyond_the_limit_connections_with_an_unfinished_body_are_closed_too(server):
     with ExitStack() as stack:
-        slow = [stack.enter_context(connection(server)) for _ in range(ROOM)]
+        slow = [stack.enter_context(connection(server)) for _ in range(LIMIT)]
         for each in slow:
             each.sendall(REQUEST[:-1])
-        assert [ask(server)[0] for _ in range(ROOM)] == [200] * ROOM
+        assert [ask(server)[0] for _ in range(LIMIT)] == [200] * LIMIT
         assert is_closed(slow[0])
 
 

@@ -131,14 +131,14 @@ def test_bodies_in_flight_are_bounded_and_the_refused_may_come_again(server, len
         wait_until(lambda: is_crowded(server))
         status, headers, _ = ask(server)
         assert (status, headers["retry-after"]) == (503, "1")
-        assert ask(server, BODY.strip())[0] == 200, "there is room for a small one"
+        assert ask(server, BODY.strip())[0] == 200, "a small one fits"
         rest = BODY[len(part) :]
         raw.sendall(rest if length else chunk(rest) + chunk(b""))
         assert answer(raw)[0] == 200
     assert [ask(server)[0] for _ in range(3)] == [200] * 3
 
 
-def test_who_leaves_in_the_middle_of_a_body_gives_its_room_back(server):
+def test_who_leaves_in_the_middle_of_a_body_releases_its_bytes(server):
     n_left = server.metric("rewardserve_requests_total", route="/score", code="499")
     with connection(server) as raw:
         raw.sendall(head() + BODY[:-10])

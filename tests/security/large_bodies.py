@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 
 def filled(head: bytes, piece: bytes, tail: bytes) -> Callable[[int], bytes]:
-    """As many pieces as there is room for."""
+    """As many pieces as fit."""
     return lambda n_bytes: head + piece * ((n_bytes - len(head) - len(tail)) // len(piece)) + tail
 
 
 def of_keys(n_bytes: int) -> bytes:
-    """One object with as many names as there is room for."""
+    """One object with as many names as fit."""
     return b"{" + b",".join(b'"%d":0' % i for i in range(10**6, 10**6 + n_bytes // 12)) + b"}"
 
 

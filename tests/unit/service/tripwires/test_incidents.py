@@ -90,7 +90,7 @@ def test_beyond_4096_open_incidents_the_oldest_is_forgotten():
     assert is_open(0)
     incidents.notification_for("one more", alert("flattery"), ["flattery"])
     assert [is_open(i) for i in (1, 4_095)] == [True, True]
-    assert not is_open(0), "which opens it again, so that the next one makes room"
+    assert not is_open(0), "which opens it again, so that the next one is forgotten"
     assert not is_open(1)
     assert len(incidents._open) == 4_096
 

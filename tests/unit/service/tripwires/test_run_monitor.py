@@ -492,7 +492,7 @@ def replace_traits(sample):
     return sample._replace(traits=sample.traits[: len(TOKEN_TRAITS)], text_digest=None)
 
 
-def test_a_run_for_which_there_was_no_room_is_known_by_the_name_it_is_kept_under():
+def test_a_run_beyond_the_limit_is_known_by_the_name_it_is_kept_under():
     monitor = RunMonitor(BaselineSource(REFERENCE), replace(LIMITS, max_runs=4))
     for i in range(5):
         ready(monitor, f"run {i}", 0.0)

@@ -1,4 +1,4 @@
-"""Under which label a run is kept, which run makes room for another, and what outlives it."""
+"""Under which label a run is kept, which run replaces another, and what outlives it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_monitor_begins_with_nothing():
     assert (monitor.n_inspected, monitor.n_skipped, monitor.n_over_limit) == (0, 0, 0)
 
 
-# -- room -------------------------------------------------------------------------------------------------------------
+# -- limit ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_is_protected_until_it_was_silent_for_longer_than_that():
@@ -59,7 +59,7 @@ def test_an_owner_without_a_run_takes_a_place_from_the_owner_that_has_most():
     assert set(monitor.runs) == {"a2", "b1", "c1"}
 
 
-def test_protected_runs_make_room_for_an_owner_that_has_fewer_even_afterwards():
+def test_protected_runs_are_evicted_for_an_owner_that_has_fewer_even_afterwards():
     monitor = monitor_with(places=4)
     for name in ("a1", "a2", "a3", "b1", "b2"):
         observe(monitor, name, n=2, owner=name[0])
@@ -68,7 +68,7 @@ def test_protected_runs_make_room_for_an_owner_that_has_fewer_even_afterwards():
     assert monitor.label_of("b3", "b") == OTHER, "then both have as many"
 
 
-def test_protected_runs_make_no_room_for_an_owner_that_would_have_as_many():
+def test_protected_runs_are_not_evicted_for_an_owner_that_would_have_as_many():
     monitor = monitor_with(places=5)
     for name in ("a1", "a2", "a3", "b1", "b2", "b3"):
         observe(monitor, name, n=2, owner=name[0])
@@ -125,11 +125,11 @@ def test_audits_and_ids_count_for_their_run():
 # -- blocks -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_without_room_is_blocked_where_it_is_kept_unless_it_has_an_owner():
+def test_a_run_beyond_the_limit_is_blocked_where_it_is_kept_unless_it_has_an_owner():
     monitor = monitor_with(places=1, blocks=frozenset({"judge_injection"}))
     observe(monitor, None)
     monitor.report(OTHER, found("judge_injection"), 0.0)
-    assert monitor.blocked_by("new") is None, "there is room"
+    assert monitor.blocked_by("new") is None, "the limit is not reached"
     observe(monitor, "a", n=2)
     assert [monitor.blocked_by("new"), monitor.blocked_by("new", "k"), monitor.blocked_by("a")] == [
         "judge_injection",
@@ -145,7 +145,7 @@ def test_another_model_is_a_block_for_a_key_that_may_send_certain_runs_too():
     assert monitor.blocked_by("new", "k", is_bound=True) == CANARY
 
 
-def test_a_blocked_run_that_made_room_is_known_until_its_last_block_is_acknowledged():
+def test_a_blocked_run_that_was_evicted_is_known_until_its_last_block_is_acknowledged():
     monitor = monitor_with(places=1, blocks=frozenset({"judge_injection", "empty_opener"}))
     observe(monitor, "a")
     for wire in ("judge_injection", "empty_opener"):
@@ -158,7 +158,7 @@ def test_a_blocked_run_that_made_room_is_known_until_its_last_block_is_acknowled
     assert (monitor.label_of("a"), set(monitor.archived)) == (OTHER, set())
 
 
-def test_of_blocked_runs_that_made_room_the_latest_256_of_each_owner_are_kept():
+def test_of_evicted_blocked_runs_the_latest_256_of_each_owner_are_kept():
     monitor = monitor_with(places=1, blocks=frozenset({"judge_injection"}))
     names = ["of another", *(f"a{i}" for i in range(258))]
     for name in names:
@@ -211,7 +211,7 @@ def test_a_new_model_changes_the_run_of_this_name_and_owner():
 
 
 @pytest.mark.parametrize(("now", "measured"), [(50.0, [OTHER]), (50.5, [])])
-def test_a_run_without_room_is_measured_where_it_is_kept_unless_there_will_be_room(now, measured):
+def test_a_run_beyond_the_limit_is_measured_where_it_is_kept_unless_another_may_be_evicted(now, measured):
     monitor, other = monitor_with(places=1, protected_s=50.0), BaselineSource()
     observe(monitor, "a", n=2)
     observe(monitor, None)
