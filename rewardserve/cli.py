@@ -102,7 +102,3 @@ def _version_of(distribution: str) -> str:
         return f"{distribution} {version(distribution)}"
     except PackageNotFoundError:
         return f"{distribution} is not installed"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,9 +28,9 @@ from rewardserve.model.resource_errors import describe_resource_error
 from rewardserve.model.reward import PipelineError
 from rewardserve.model.text.printable import printable
 from rewardserve.model.traits import LexiconError
-from rewardserve.service.api.routes.admin import DEFAULT_MODEL
-from rewardserve.service.cli.options import complain, complain_of_model, from_command_line
+from rewardserve.service.cli.options import complain, complain_of_model, end_process, from_command_line
 from rewardserve.service.errors import RequestRefused
+from rewardserve.service.models.deployment import DEFAULT_MODEL
 from rewardserve.service.observability import logs
 from rewardserve.service.offline.score_file import load_model, open_scoring, progress_bar, score_samples
 from rewardserve.service.settings import ModelSettings
@@ -75,10 +73,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
         without=("model", "ensemble"),
         switches={AS_JSON: "print one JSON object"},
     )
-    code = run(settings, as_json=AS_JSON in arguments)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a running forward pass cannot be interrupted, and Python would wait for its thread
+    end_process(run(settings, as_json=AS_JSON in arguments))
 
 
 def run(settings: CompareSettings, *, as_json: bool = False) -> int:

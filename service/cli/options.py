@@ -1,4 +1,4 @@
-"""Read settings from the command line and the environment, and print their help.
+"""Read settings from the command line and the environment, print their help and errors, and end the process.
 
 Knows no setting by name: flags, variables and defaults are those of the settings class.
 """
@@ -6,6 +6,7 @@ Knows no setting by name: flags, variables and defaults are those of the setting
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -113,6 +114,13 @@ def complain_of_model(program: str, error: Exception) -> None:
         "settings are written as variables (combine.method is REWARD_COMBINE__METHOD) or flags (--combine.method)."
     )
     complain(program, ["this model cannot be served.", *str(error).splitlines(), spelling])
+
+
+def end_process(code: int) -> NoReturn:
+    """End the process now. A load or a forward pass cannot be interrupted, and Python would wait for its thread."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def options_of(settings: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[Option]:

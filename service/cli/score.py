@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
-import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -22,7 +20,7 @@ from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.resource_errors import describe_resource_error
 from rewardserve.model.reward import PipelineError
 from rewardserve.model.traits import LexiconError
-from rewardserve.service.cli.options import complain, complain_of_model, from_command_line
+from rewardserve.service.cli.options import complain, complain_of_model, end_process, from_command_line
 from rewardserve.service.errors import RequestRefused
 from rewardserve.service.observability import logs
 from rewardserve.service.offline.input_file import NotContinuable, count_lines
@@ -41,10 +39,7 @@ FIRST = ("model", "device", "dtype", "max_input_tokens", "truncation")
 def main(arguments: Sequence[str]) -> NoReturn:
     """Score the file and end the process with the exit code."""
     settings = from_command_line(ScoreSettings, PROGRAM, arguments, FIRST)
-    code = run(settings)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a running forward pass cannot be interrupted, and Python would wait for its thread
+    end_process(run(settings))
 
 
 def run(settings: ScoreSettings) -> int:

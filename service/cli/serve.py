@@ -34,7 +34,7 @@ from rewardserve.model.text.printable import printable
 from rewardserve.model.traits import LexiconError
 from rewardserve.service.api.http.sockets import bind, url
 from rewardserve.service.app import serve
-from rewardserve.service.cli.options import complain, complain_of_model, from_command_line
+from rewardserve.service.cli.options import complain, complain_of_model, end_process, from_command_line
 from rewardserve.service.observability import logs
 from rewardserve.service.settings import ServeSettings, unknown_variables
 
@@ -47,11 +47,7 @@ FIRST = ("host", "port", "device", "dtype", "keys_file", "webhook_url")
 def main(arguments: Sequence[str]) -> NoReturn:
     """Serve until a signal and end the process with the exit code."""
     settings = from_command_line(ServeSettings, PROGRAM, arguments, FIRST)
-    code = run(settings)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # A load or a hanging forward pass cannot be interrupted, and Python would wait for its thread.
-    os._exit(code)
+    end_process(run(settings))
 
 
 def run(settings: ServeSettings) -> int:

@@ -18,16 +18,12 @@ from rewardserve.service.api.replies import info_response
 from rewardserve.service.api.structs import MAX_STEP
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.active_models import ActiveModels, ModelAdmin
-from rewardserve.service.models.deployment import Source
+from rewardserve.service.models.deployment import DEFAULT_MODEL, Source
 
 ModelName = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Run = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
 Version = Annotated[int, Field(ge=1, le=MAX_STEP)]
 MAX_PINS = 1024
-DEFAULT_MODEL = "default"
-"""Name of the embedded default model. An empty name is refused, since it may be an unset shell variable."""
-
-
 _NAME_A_CHECKPOINT = f"name a checkpoint, or send {DEFAULT_MODEL} for the embedded default model"
 
 
