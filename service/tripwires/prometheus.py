@@ -35,8 +35,8 @@ Rule = dict[str, Any]
 
 def rules_text(config: WireConfig, windows: Windows = SHIPPED_WINDOWS) -> str:
     """Render the file of rules."""
-    yaml.SafeDumper.add_representer(str, _block)
-    return HEADER + yaml.safe_dump({"groups": groups(config, windows)}, sort_keys=False, width=120, allow_unicode=True)
+    content = {"groups": groups(config, windows)}
+    return HEADER + yaml.dump(content, Dumper=_RulesDumper, sort_keys=False, width=120, allow_unicode=True)
 
 
 def groups(config: WireConfig, windows: Windows = SHIPPED_WINDOWS) -> list[Rule]:
@@ -109,7 +109,8 @@ def _trends(windows: Windows) -> list[Rule]:
     for of, name in (("audited_score", "score"), ("audit", "audit")):
         means = {span: f"rewardserve:run_{name}:mean{span}" for span in windows.spans[:2]}
         rules += [_record(mean, promql.window_mean(of, span, MIN_AUDITED)) for span, mean in means.items()]
-        slopes = [promql.slope_t(mean, span, AuditDivergence.min_windows) for span, mean in means.items()]
+        limits = AuditDivergence.min_windows, AuditDivergence.max_windows
+        slopes = [promql.slope_t(mean, span, *limits) for span, mean in means.items()]
         rules.append(_record(promql.slope_series(name), "\nor\n".join(slopes)))
     return rules
 
@@ -242,5 +243,12 @@ def _record(name: str, expression: str, **labels: str) -> Rule:
     return {"record": name, "expr": expression, **({"labels": labels} if labels else {})}
 
 
+class _RulesDumper(yaml.SafeDumper):
+    """Write expressions of several lines as blocks."""
+
+
 def _block(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_RulesDumper.add_representer(str, _block)

@@ -87,14 +87,14 @@ def slope_series(name: str) -> str:
     return f"rewardserve:run_{name}:slope_t"
 
 
-def slope_t(mean: str, span: str, min_windows: int) -> str:
+def slope_t(mean: str, span: str, min_windows: int, max_windows: int) -> str:
     """Slope over its standard error, of the least-squares line through means: as `statistics.slope_t`."""
     seconds = seconds_of(span)
-    window = f"[{30 * seconds}s:{seconds}s]"
+    window = f"[{max_windows * seconds}s:{seconds}s]"
     slope, n = f"deriv({mean}{window})", f"count_over_time({mean}{window})"
     ratio = f"stdvar_over_time({mean}{window}) / stdvar_over_time(timestamp({mean}){window})"
     t = f"{slope} / sqrt(clamp_min({ratio} - {slope} ^ 2, 0)\n  / (({n} >= {min_windows}) - 2))"
-    return f"({t}\n  unless {got_model_within(30 * seconds)})"
+    return f"({t}\n  unless {got_model_within(max_windows * seconds)})"
 
 
 def moments(metric: str) -> tuple[str, str]:

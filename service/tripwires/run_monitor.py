@@ -15,9 +15,10 @@ from typing import TypeVar
 from rewardserve.model.traits import TOKEN_TRAITS, TRAITS
 from rewardserve.service.tripwires.alert import CANARY, VOTE, Alert, Severity
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource
+from rewardserve.service.tripwires.config import VOTES_FOR_A_PAGE
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.running_sums import RunningSums
-from rewardserve.service.tripwires.statistics import HoneypotHitRate, RunSnapshot, WindowMeans
+from rewardserve.service.tripwires.statistics import AuditDivergence, HoneypotHitRate, RunSnapshot, WindowMeans
 from rewardserve.service.tripwires.wires import FLAGGED_TRAITS, WIRES, Wire
 
 V = TypeVar("V")
@@ -54,8 +55,8 @@ class MonitorLimits:
     window: int = 128
     smoothing: float = 0.1
     warm_up: int = 4
-    votes_for_a_page: int = 3
-    trend_windows: int = 30
+    votes_for_a_page: int = VOTES_FOR_A_PAGE
+    trend_windows: int = AuditDivergence.max_windows
     max_runs: int = 32
     expiry_s: float = 86_400.0
     protected_s: float = 3_600.0

@@ -202,6 +202,8 @@ class AuditDivergence:
 
     min_windows: ClassVar[int] = 12
     """Fewest windows for a trend."""
+    max_windows: ClassVar[int] = 30
+    """Windows of a trend: the latest ones."""
     unit: ClassVar[Unit] = Unit("standard errors, of the weaker of both trends")
 
     def __call__(self, run: RunSnapshot) -> float | None:
