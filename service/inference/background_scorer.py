@@ -20,6 +20,8 @@ from rewardserve.service.inference.rewards import ScoredRow, compute_rewards
 MAX_WAITING = 1_024
 """Limit of waiting samples; more are skipped, because the other model may be slower than the one in service."""
 
+_BUCKETS = 2**20
+
 BackgroundScores = Callable[[Sequence[Reward | None]], None]
 """Called once for each submission, in order; None where the other model has no reward for a sample."""
 
@@ -70,6 +72,11 @@ class BackgroundScorer:
         ]
         rewards = iter(compute_rewards(scored, self._pipeline) if scored else [])
         on_scores([_reward(next(rewards)) if isinstance(outcome, RowScored) else None for outcome in by_sample])
+
+
+def is_in_share(ids: tuple[int, ...], share: float) -> bool:
+    """Whether these ids are among a `share` of all, chosen by their hash: the same ones on every replica."""
+    return hash(ids) % _BUCKETS < share * _BUCKETS
 
 
 def _reward(outcome: Reward | RowFailed) -> Reward | None:

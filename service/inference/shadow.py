@@ -12,10 +12,9 @@ from math import sqrt
 
 from rewardserve.model.reward import Reward
 from rewardserve.service.errors import RowFailed
-from rewardserve.service.inference.background_scorer import BackgroundScorer
+from rewardserve.service.inference.background_scorer import BackgroundScorer, is_in_share
 from rewardserve.service.inference.rewards import ScoredRow
 
-_BUCKETS = 2**20
 _MAX_GROUP = 16
 """Limit of responses to one prompt of which all pairs are compared."""
 
@@ -108,7 +107,7 @@ class Shadow:
         chosen = [
             (row, reward)
             for row, reward in zip(rows, rewards, strict=True)
-            if isinstance(reward, Reward) and hash(_prompt(row)) % _BUCKETS < self.share * _BUCKETS
+            if isinstance(reward, Reward) and is_in_share(_prompt(row), self.share)
         ]
         if not chosen:
             return

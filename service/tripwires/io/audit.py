@@ -10,12 +10,10 @@ from collections.abc import Callable, Sequence
 
 from rewardserve.model.reward import Pipeline, Reward
 from rewardserve.service.errors import RowFailed
-from rewardserve.service.inference.background_scorer import BackgroundScorer
+from rewardserve.service.inference.background_scorer import BackgroundScorer, is_in_share
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.rewards import ScoredRow
-
-_BUCKETS = 2**20
 
 OnAudit = Callable[[float, float], None]
 """Called with the score of a sample and that of the judge, both on their calibrated scales."""
@@ -38,7 +36,7 @@ class AuditJudge:
     ) -> None:
         self._encoder = encoder
         self._batcher = batcher
-        self._below = int(share * _BUCKETS)
+        self._share = share
         self._close = close
         self.background_scorer = BackgroundScorer(encoder, batcher, pipeline, on_skipped)
 
@@ -47,7 +45,7 @@ class AuditJudge:
         chosen = [
             (row.sample, reward.changes[0])
             for row, reward in zip(rows, rewards, strict=True)
-            if isinstance(reward, Reward) and hash(row.encoded.ids) % _BUCKETS < self._below
+            if isinstance(reward, Reward) and is_in_share(row.encoded.ids, self._share)
         ]
         if not chosen:
             return
