@@ -1,4 +1,4 @@
-"""The clock, passed in as an object so that tests can control time.
+"""The clock, passed in as an object so that tests can control time; and the time of day, for people.
 
 Knows asyncio and nothing of this service.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from typing import Protocol
 
 
@@ -36,3 +37,8 @@ class MonotonicClock:
                 await event.wait()
         except TimeoutError:
             return
+
+
+def utc_now() -> str:
+    """Return the time of day in UTC, to the second, in ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

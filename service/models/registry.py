@@ -11,7 +11,6 @@ import contextlib
 import gc
 import threading
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from datetime import UTC, datetime
 from typing import TypeVar
 
 from rewardserve.model.backends import LoadError
@@ -19,6 +18,7 @@ from rewardserve.model.backends.memory import trim_heap
 from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.resource_errors import describe_resource_error
 from rewardserve.model.reward import PipelineError
+from rewardserve.service.clock import utc_now
 from rewardserve.service.errors import (
     InvalidRequest,
     LoadInProgress,
@@ -226,7 +226,7 @@ class ModelRegistry:
             raise LoadInProgress(
                 f"{self._loading.source} is being loaded since {self._loading.since}; try again when it is loaded"
             )
-        self._loading = LoadStatus(str(source), _utc_now())
+        self._loading = LoadStatus(str(source), utc_now())
         self._load = asyncio.ensure_future(work())
         self._load.add_done_callback(self._load_finished)
         load = self._load
@@ -272,7 +272,7 @@ class ModelRegistry:
                 if isinstance(error, LOAD_ERRORS)
                 else describe_resource_error(error) or f"{type(error).__name__}; see the log for the place"
             )
-            self._refused = RefusedLoad(str(source), why, _utc_now())
+            self._refused = RefusedLoad(str(source), why, utc_now())
             self._resources.metrics.observe_load("refused")
             self._log.error("model_refused", source=str(source), reason=why.splitlines(), exc_info=error)
             raise ModelRefused(why) from None
@@ -438,7 +438,3 @@ def in_daemon_thread(
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return future
-
-
-def _utc_now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import cached_property
 from urllib.parse import quote
 
@@ -17,6 +16,7 @@ from rewardserve.model.backends import LoadedModel
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.reward import Pipeline
 from rewardserve.model.scorer import ScorerError
+from rewardserve.service.clock import utc_now
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.numeric_noise import NumericNoise
@@ -52,7 +52,7 @@ class ResultFields:
 
     @classmethod
     def of(cls, loaded: LoadedModel, pipeline: Pipeline) -> ResultFields:
-        """Whether reward, raw and normalised score contain these fields already."""
+        """The fields that add to reward, raw and normalised score: heads if there are several, stages if the pipeline itemises."""
         names = frozenset(name for name, _ in loaded.identity.heads)
         return cls(names if len(names) > 1 else frozenset(), pipeline.stage_names if pipeline.itemises else ())
 
@@ -78,7 +78,7 @@ class ModelRuntime:
     canary_task: asyncio.Task[None]
     baseline_store: BaselineStore | None = None
     shadow: Shadow | None = None
-    loaded_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    loaded_at: str = field(default_factory=utc_now)
 
     @property
     def labels(self) -> dict[str, str]:
