@@ -69,7 +69,7 @@ def _parameter(place: str, name: str, schema: Mapping[str, Any], description: st
     return {"name": name, "in": place, "required": place == "path", "schema": schema, "description": description}
 
 
-_TIMES = [
+_REPLY_PARAMETERS = [
     _parameter(
         "header", "x-deadline-ms", {"type": "integer", "minimum": 0}, "deadline of the reply in milliseconds from now"
     ),
@@ -78,7 +78,7 @@ _TIMES = [
         "a retry with the same key gets the stored reply, and is scored and counted once; failures that may pass are not stored",
     ),
 ]  # fmt: skip
-_ORIGIN = [
+_RUN_PARAMETERS = [
     _parameter(place, name if place == "query" else f"x-{name.replace('_', '-')}", schema, description)
     for name, schema, description in (
         (
@@ -137,7 +137,7 @@ def operation(body: type[BaseModel], foreign: Sequence[Any] = ()) -> dict[str, A
     schema = _any_of([{"$ref": _REF.format(model=body.__name__)}, *_schemas(foreign)])
     examples = {f"example {i}": {"value": each} for i, each in enumerate(body.model_json_schema().get("examples", []))}
     content = {"application/json": {"schema": schema, "examples": examples}}
-    parameters = [*_TIMES, *_ORIGIN, *([_VALUE] if foreign else [])]
+    parameters = [*_REPLY_PARAMETERS, *_RUN_PARAMETERS, *([_VALUE] if foreign else [])]
     responses = errors(*(status for status in _ERRORS if status != 404 or foreign))
     return {
         "responses": in_any_shape(responses) if foreign else responses,
@@ -167,7 +167,7 @@ def foreign_operation(
         "responses": {200: good, **in_any_shape(errors(*_ERRORS))},
         "openapi_extra": {
             "requestBody": {"required": True, "content": content},
-            "parameters": [*in_path, *_TIMES, *_ORIGIN, _VALUE, *optional],
+            "parameters": [*in_path, *_REPLY_PARAMETERS, *_RUN_PARAMETERS, _VALUE, *optional],
         },
     }
 

@@ -25,17 +25,16 @@ _MAX_BATCH_S = 0.5  # a step up must not make batches longer than this: short ro
 _STEP_DOWN_S = 0.75  # a step down is due. It ends well below `_MAX_BATCH_S`, so it does not oscillate
 _DECAY = 0.98  # weight of the batch before: some fifty count
 _MIN_WEIGHT = 32.0  # batches, by weight, that are enough for a fit; and the rest after a step
-_STANDARD_ERRORS = 3.0  # standard errors
+_STANDARD_ERRORS = 3.0  # by which the fixed part may be off without making a step wrong
 _OUTLIER_RATIO = 3.0  # times the expected seconds: the machine was busy with other work
 _SMALL_BATCH_EVERY = 8
-_SMALL_BATCH_DIVISOR = (
-    4  # a small batch has a fourth of the budget. The price is under 1 %: an eighth of a fixed part a batch
-)
+_SMALL_BATCH_DIVISOR = 4
+"""A small batch has a fourth of the budget. The price is under 1 %: an eighth of a fixed part a batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinearFit:
-    """The fit over recent batches. `fixed_error` is the standard error of `fixed_s`; the means are of all batches."""
+    """The fit over recent batches. `fixed_error_s` is the standard error of `fixed_s`; the means are of all batches."""
 
     fixed_s: float
     per_token_s: float

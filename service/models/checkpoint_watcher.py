@@ -52,20 +52,20 @@ class CheckpointWatcher:
         self._n_unsettled = 0
 
     def poll(self, seen: Fingerprint) -> Literal["", "new", "unstable"]:
-        """`on_new_checkpoint`: there is a new, complete checkpoint; reported once, so a refused one is not tried again.
+        """`new`: there is a new, complete checkpoint; returned once, so a refused one is not tried again.
 
-        `on_unstable`: a new one has changed at each of ten polls; reported at every tenth.
+        `unstable`: a new one has changed at each of ten polls; returned at every tenth.
         """
         changed = {path for path, *_ in {*seen} ^ {*self._before}}
         self._before = seen
         self._n_changes = {path: self._n_changes.get(path, 0) + 1 for path in changed}
-        on_unstable = {
+        unstable = {
             path for path, n in self._n_changes.items() if n >= _UNSTABLE_POLLS and not path.endswith(_WEIGHT_SUFFIXES)
         }
-        if not seen or _without(on_unstable, seen) == _without(on_unstable, self._known):
+        if not seen or _without(unstable, seen) == _without(unstable, self._known):
             self._n_unsettled = 0
             return ""
-        if changed - on_unstable:
+        if changed - unstable:
             self._n_unsettled += 1
             return "" if self._n_unsettled % _UNSTABLE_POLLS else "unstable"
         self._known, self._n_unsettled = seen, 0

@@ -82,6 +82,7 @@ def read_line(number: int, text: bytes) -> Line:
 
 
 def windows(source: BinaryIO, n_done: int) -> Iterator[list[Line]]:
+    """Yield the lines after the first `n_done`, `WINDOW` at a time."""
     digest = InputDigest()
     for text in islice(source, n_done):
         digest.add(text)

@@ -62,7 +62,7 @@ def failing(results: Sequence[CanaryResult]) -> tuple[CanaryResult, ...]:
 
 
 def read(path: Path = SHIPPED) -> list[Canary]:
-    """Raise `CanariesError`."""
+    """Read a file of canaries. Raise `CanariesError`."""
     try:
         return [Canary(**entry) for entry in json.loads(decode_text(read_bounded(path, _MAX_BYTES)))]
     except TextDecodeError as error:

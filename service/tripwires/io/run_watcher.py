@@ -117,18 +117,18 @@ class RunWatcher:
         self._texts_of = texts_of
         self._first = 0
 
-    def begin_run(self, origin: RunContext) -> None:
+    def begin_run(self, context: RunContext) -> None:
         """Set this model as the one that scores the samples of this run."""
         if not self._cpu_budget.is_zero:
-            self.monitor.set_baseline_source(origin.run, self.baseline_source, self._clock.now(), origin.owner)
+            self.monitor.set_baseline_source(context.run, self.baseline_source, self._clock.now(), context.owner)
 
     def inspect(
-        self, origin: RunContext, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]
+        self, context: RunContext, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]
     ) -> dict[int, Flags] | None:
         """Inspect samples that were scored together, within the CPU budget. Return the flags of samples, by their place."""
         began = self._clock.now()
         if self._judge is not None:
-            self._judge.submit(rows, rewards, lambda score, audit: self._add_audit(origin, score, audit))
+            self._judge.submit(rows, rewards, lambda score, audit: self._add_audit(context, score, audit))
         n = self._cpu_budget.affords(len(rows), began)
         self.monitor.n_inspected += n
         self.monitor.n_skipped += len(rows) - n
@@ -140,15 +140,15 @@ class RunWatcher:
             row, reward = rows[i], rewards[i]
             if isinstance(reward, RowFailed):
                 continue
-            features = self._features(origin, row, reward, n_equal)
+            features = self._features(context, row, reward, n_equal)
             inspected.append(features)
             if any(features.traits[len(TOKEN_TRAITS) :]) and (sample_flags := _flags(features.traits)):
                 flags[i] = sample_flags
             if self._evidence_store is not None and features.evidence:
-                records.append(self._evidence_record(origin, row, features, flags.get(i, ())))
-        alerts = self._observe(origin, inspected, began) if inspected else []
+                records.append(self._evidence_record(context, row, features, flags.get(i, ())))
+        alerts = self._observe(context, inspected, began) if inspected else []
         self._cpu_budget.spend(n, self._clock.now() - began)
-        run = self.monitor.label_of(origin.run, origin.owner)
+        run = self.monitor.label_of(context.run, context.owner)
         if self._evidence_store is not None:
             self._evidence_store.add(run, records)
         for alert in most_severe_first(alerts):
@@ -159,33 +159,33 @@ class RunWatcher:
             self._evidence_store.prune(run, lambda: self.monitor.evidence_of(run))
         return flags
 
-    def _observe(self, origin: RunContext, samples: Sequence[SampleFeatures], now: float) -> list[Alert]:
+    def _observe(self, context: RunContext, samples: Sequence[SampleFeatures], now: float) -> list[Alert]:
         return self.monitor.observe(
-            origin.run, origin.step, samples, now, origin.kl, self.baseline_source, origin.owner
+            context.run, context.step, samples, now, context.kl, self.baseline_source, context.owner
         )
 
-    def _add_audit(self, origin: RunContext, score: float, audit: float) -> None:
-        self.monitor.add_audit(origin.run, score, audit, self._clock.now(), origin.owner)
+    def _add_audit(self, context: RunContext, score: float, audit: float) -> None:
+        self.monitor.add_audit(context.run, score, audit, self._clock.now(), context.owner)
 
-    def inspect_ids(self, origin: RunContext, samples: Sequence[Sample | SampleError]) -> None:
+    def inspect_ids(self, context: RunContext, samples: Sequence[Sample | SampleError]) -> None:
         """Count ids of one step, and those that stand for several samples. Samples without an id are left out."""
-        if self._cpu_budget.is_zero or not any(origin.ids):
+        if self._cpu_budget.is_zero or not any(context.ids):
             return
         named = [
-            (hash((origin.step, name)), hash(sample))
-            for name, sample in zip(origin.ids, samples, strict=True)
+            (hash((context.step, name)), hash(sample))
+            for name, sample in zip(context.ids, samples, strict=True)
             if name is not None and isinstance(sample, Sample)
         ]
-        self.monitor.add_sample_ids(origin.run, named, self._clock.now(), origin.owner)
+        self.monitor.add_sample_ids(context.run, named, self._clock.now(), context.owner)
 
-    def blocked_by(self, origin: RunContext) -> str | None:
+    def blocked_by(self, context: RunContext) -> str | None:
         """The wire whose alert blocks this run, if there is one."""
-        return self.monitor.blocked_by(origin.run, origin.owner, is_bound=origin.is_bound)
+        return self.monitor.blocked_by(context.run, context.owner, is_bound=context.is_bound)
 
     def _evidence_record(
-        self, origin: RunContext, row: ScoredRow, features: SampleFeatures, flags: Flags
+        self, context: RunContext, row: ScoredRow, features: SampleFeatures, flags: Flags
     ) -> EvidenceRecord:
-        return EvidenceRecord(features.evidence, origin.step, *self._texts_of(row.sample), features.reward, flags)
+        return EvidenceRecord(features.evidence, context.step, *self._texts_of(row.sample), features.reward, flags)
 
     def report(self, run: str, alert: Alert) -> None:
         """Raise an alert about a reserved label, if it is not active already."""
@@ -200,7 +200,7 @@ class RunWatcher:
         return [(first + i) % n_rows for i in range(n)]
 
     def _features(
-        self, origin: RunContext, row: ScoredRow, reward: Reward, n_equal: dict[tuple[int, ...], int]
+        self, context: RunContext, row: ScoredRow, reward: Reward, n_equal: dict[tuple[int, ...], int]
     ) -> SampleFeatures:
         prompt, response = self._texts_of(row.sample)
         has_text = bool(prompt or response)
@@ -217,7 +217,7 @@ class RunWatcher:
         occurrence = n_equal[ids] = n_equal.get(ids, 0) + 1
         return SampleFeatures(
             prompt_hash=prompt_hash,
-            retry_key=None if origin.step is None else hash((origin.step, ids, occurrence)),
+            retry_key=None if context.step is None else hash((context.step, ids, occurrence)),
             reward=reward.value,
             score=reward.changes[0],
             is_capped=reward.is_capped,
