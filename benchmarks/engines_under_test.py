@@ -20,7 +20,7 @@ from rewardserve.model.backends import MatmulPrecision
 from rewardserve.model.backends.packed import PackedScorer
 from rewardserve.model.backends.padded import PaddedScorer
 from rewardserve.model.checkpoint import Checkpoint, read
-from rewardserve.model.checkpoint.reading import quiet_transformers
+from rewardserve.model.checkpoint.transformers_logging import quiet_transformers
 from rewardserve.model.padding import left_pad
 from rewardserve.model.scorer import Scorer, TokenBatch
 

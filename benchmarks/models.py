@@ -19,7 +19,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-from rewardserve.model.checkpoint.reading import quiet_transformers
+from rewardserve.model.checkpoint.transformers_logging import quiet_transformers
 
 SEED = 20_240_901
 MAX_TOKENS = 8192

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from rewardserve.model.checkpoint.max_length import DEFAULT_MAX_TOKENS, max_row_
 from rewardserve.model.checkpoint.packaged_bases import PACKAGED_BASES
 from rewardserve.model.checkpoint.record import DTYPES, READ_DEFAULTS, Checkpoint, CheckpointError, ReadOptions
 from rewardserve.model.checkpoint.remote_code import refuse_remote_code
+from rewardserve.model.checkpoint.transformers_logging import quiet_transformers
 from rewardserve.model.contract import ObservedFacts, ScoringContract
 from rewardserve.model.layout_rules import LAYOUT_RULES, LayoutRule
 from rewardserve.model.network import SINGLE_HEAD, RewardNetwork, attention_for, hidden_width, looks_ahead
@@ -442,22 +442,6 @@ def _torch_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise CheckpointError(f"unknown dtype {name!r}; known are {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers, which reports the value head as unexpected and draws a progress bar."""
-    from transformers.utils import logging as library
-
-    level, bar = library.get_verbosity(), library.is_progress_bar_enabled()
-    library.set_verbosity_error()
-    library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        library.set_verbosity(level)
-        if bar:
-            library.enable_progress_bar()
 
 
 def _choose_dtype(asked: str, config: Any, contract: ScoringContract | None) -> str:

@@ -235,3 +235,9 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
             f"{path} holds something else than weights, or is damaged; no code of it was run. Save the model as safetensors."
         ) from error
     return stored
+
+
+def make_readable(folder: Path) -> None:
+    """Make the weights readable for all users: safetensors limits them to their owner, and a server often runs as another."""
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)

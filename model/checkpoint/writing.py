@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.checkpoint.exporting import choose_pad, exported_tokenizer
 from rewardserve.model.checkpoint.heads import HEADS_FILE
-from rewardserve.model.checkpoint.reading import CHAT_TEMPLATE, quiet_transformers, read
+from rewardserve.model.checkpoint.reading import CHAT_TEMPLATE, read
 from rewardserve.model.checkpoint.record import READ_DEFAULTS, CheckpointError, ReadOptions
-from rewardserve.model.checkpoint.weights import tensor_names
+from rewardserve.model.checkpoint.transformers_logging import quiet_transformers
+from rewardserve.model.checkpoint.weights import make_readable, tensor_names
 from rewardserve.model.contract import Probe, ScoringContract, Truncation, sample_to_dict
 from rewardserve.model.conversation import Sample
 from rewardserve.model.hidden_reference import FILE_NAME as HIDDEN_FILE
@@ -140,12 +141,6 @@ def write_heads(
     if template is not None:
         (Path(folder) / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
     make_readable(Path(folder))
-
-
-def make_readable(folder: Path) -> None:
-    """Make the weights readable for all users: safetensors limits them to their owner, and a server often runs as another."""
-    for path in folder.glob("*.safetensors"):
-        path.chmod(0o644)
 
 
 def ensure_pad(network: RewardNetwork, tokenizer: Any, policy: EncodingPolicy) -> int:

@@ -133,7 +133,7 @@ def _write_weights(source: Path, folder: Path, n_layers: int) -> None:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    from rewardserve.model.checkpoint.reading import quiet_transformers
+    from rewardserve.model.checkpoint.transformers_logging import quiet_transformers
 
     where: dict[str, Any] = {"gguf_file": source.name}
     with quiet_transformers():
@@ -153,7 +153,7 @@ def _write_weights(source: Path, folder: Path, n_layers: int) -> None:
 def _write_tokenizer(source: Path, folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    from rewardserve.model.checkpoint.reading import quiet_transformers
+    from rewardserve.model.checkpoint.transformers_logging import quiet_transformers
 
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
@@ -163,7 +163,6 @@ def _write_tokenizer(source: Path, folder: Path) -> None:
 
 def _check_result(folder: Path, n_layers: int) -> None:
     from rewardserve.model.checkpoint import weights
-    from rewardserve.model.checkpoint.writing import make_readable
 
     found = weights.digest(weights.weight_files(folder))
     expected = BASE_MODEL_DIGESTS.get(n_layers, found)
@@ -172,5 +171,5 @@ def _check_result(folder: Path, n_layers: int) -> None:
             f"the unpacked base model has the digest {found[:19]}, the default model was trained on {expected[:19]}. The installed "
             "versions of gguf, transformers or torch unpack it differently: please report them."
         )
-    make_readable(folder)
+    weights.make_readable(folder)
     (folder / DIGEST_FILE).write_text(json.dumps({"digest": found, "layers": n_layers, "source": GGUF_SHA256}) + "\n")
