@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import httpx
 
@@ -56,6 +56,14 @@ _TIMEOUT_S = 330.0
 
 Texts = Iterator[dict[str, Any]]
 Exploit = Callable[[str, random.Random, Sequence[str]], str]
+
+
+SERVERS: Final = {
+    "server": ("rewardserve", "serve"),
+    "tampered": ("benchmarks.faulty_server",),
+    "broken": ("benchmarks.faulty_server",),
+}
+"""Servers of a drill by name: the arguments of `python -m`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,14 +342,10 @@ def _start(folder: Path, stack: ExitStack, hook: str, backend: str) -> tuple[lis
         **({"REWARD_MODEL": "echo"} if backend == "echo" else {}),
     }  # fmt: skip
     urls, pids = [], []
-    for name, module in (
-        ("server", "rewardserve.service"),
-        ("tampered", "benchmarks.faulty_server"),
-        ("broken", "benchmarks.faulty_server"),
-    ):
+    for name, module in SERVERS.items():
         port = free_port()
         urls.append(f"http://127.0.0.1:{port}")
-        command = [sys.executable, "-m", module, "--port", str(port)]
+        command = [sys.executable, "-m", *module, "--port", str(port)]
         server = stack.enter_context(PeerServer(command, env | settings, _cores(), folder / f"{name}.log", ROOT))
         server.wait_until_ready(f"{urls[-1]}/readyz")
         pids.append(server.pid)
