@@ -43,16 +43,17 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+", metavar="RESULT")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    draw([json.loads(path.read_text()) for path in given.results], given.out)
+    draw(given.results, given.out)
 
 
-def draw(results: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Write the chart as SVG, one panel a result."""
+def draw(paths: Sequence[Path], out: Path) -> None:
+    """Write the chart as SVG, one panel a result, with the names of the files in its metadata."""
+    results = [json.loads(path.read_text()) for path in paths]
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.6 * len(results), 3.1), layout="constrained")
         for axes, result in zip(figure.subplots(1, len(results), squeeze=False, sharey=True)[0], results, strict=True):
             _panel(axes, result)
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        figure.savefig(out, format="svg", metadata={"Date": None, "Source": ", ".join(map(str, paths))})
 
 
 def rates(result: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:

@@ -50,7 +50,7 @@ def hacked_run(outcomes: list[Outcome], seed: int) -> Outcome:
 
 
 def draw(run: Outcome, out: Path) -> None:
-    """Write the figure as SVG."""
+    """Write the figure as SVG, with the run in its metadata."""
     assert run.page is not None
     assert run.fall is not None
     with mpl.rc_context(_STYLE):
@@ -75,7 +75,8 @@ def draw(run: Outcome, out: Path) -> None:
             ha="left" if run.fall < len(run.gold) / 2 else "right", color=INK, fontsize=9.5,
         )  # fmt: skip
         below.set(xlabel="training step", xlim=(0, len(run.gold)))
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        source = f"gym.over_http: {run.kind}, seed {run.seed}"
+        figure.savefig(out, format="svg", metadata={"Date": None, "Source": source})
 
 
 if __name__ == "__main__":
