@@ -21,7 +21,7 @@ SOAK ?=
 MEMORY ?=
 OVERLOAD ?=
 
-.PHONY: help hashes image-digests setup serve test test-sweeps test-vllm test-trainers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check docs bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
+.PHONY: help hashes image-digests setup serve test test-sweeps test-vllm test-trainers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check docs bench bench-peers bench-overhead bench-tripwires bench-load gym gym-report drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -47,7 +47,7 @@ help:
 	@echo "make bench          the engines side by side, under ten minutes (BENCH=--quick: under one)"
 	@echo "make bench-peers    this server and others side by side; installs them into .bench/ (BENCH=--quick)"
 	@echo "make bench-overhead the server alone, without a model: requests a CPU second, and where the time goes"
-	@echo "make bench-watching the cost of trip wires"
+	@echo "make bench-tripwires  the cost of trip wires"
 	@echo "make bench-load     the load test: 32 clients, real text"
 	@echo "make gym            over-optimisation with a known true reward: pipelines, and when the trip wires page"
 	@echo "make drill          real servers, Prometheus, Alertmanager: how soon an exploit raises an alert (DRILL=--data FOLDER)"
@@ -194,7 +194,7 @@ bench-peers: setup
 bench-overhead: setup
 	@$(BIN)/python -m benchmarks.overhead $(BENCH)
 
-bench-watching: setup
+bench-tripwires: setup
 	@$(BIN)/python -m benchmarks.tripwire_cost $(BENCH)
 
 bench-load: setup

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -69,11 +68,6 @@ def facts() -> dict[str, str | int | float]:
         "threads": int(os.environ.get("OMP_NUM_THREADS", "0")),
         "malloc": "set" if all(os.environ.get(k) == v for k, v in MALLOC.items()) else "glibc's own",
     }
-
-
-def peak_rss_mib() -> float:
-    """Peak memory of this process."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 def spread(n: int, most: int) -> list[int]:
