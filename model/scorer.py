@@ -20,6 +20,14 @@ DISTANCE = "distance"
 have this name."""
 
 
+def weighted_sum(heads: Sequence[tuple[str, float]], scores: HeadScores) -> float:
+    """Raw score of a row from its (name, weight) of heads. Raise `KeyError` where a head is missing."""
+    raw = 0.0
+    for name, weight in heads:
+        raw += weight * scores[name]
+    return raw
+
+
 class ScorerError(Exception):
     """The backend could not score a batch; no row of it has a score."""
 

@@ -19,7 +19,7 @@ from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.encoding import Encoded
 from rewardserve.model.layout_rules import Ending, ReadsAt
 from rewardserve.model.reward import EnsembleMember
-from rewardserve.model.scorer import HeadScores, Scorer
+from rewardserve.model.scorer import HeadScores, Scorer, weighted_sum
 
 BACKENDS: dict[str, str] = {
     "torch": "rewardserve.model.backends.torch:load",
@@ -114,10 +114,7 @@ class Identity:
 
     def raw(self, scores: HeadScores) -> float:
         """Raw score: the weighted sum of the heads."""
-        raw = 0.0
-        for name, weight in self.heads:
-            raw += weight * scores[name]
-        return raw
+        return weighted_sum(self.heads, scores)
 
 
 class SampleEncoder(Protocol):

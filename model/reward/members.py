@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import exp, expm1, inf, log1p, sqrt
 from typing import Literal
 
-from rewardserve.model.scorer import HeadScores
+from rewardserve.model.scorer import HeadScores, weighted_sum
 
 CombineMethod = Literal["sum", "mean", "min", "softmin", "and"]
 
@@ -43,10 +43,7 @@ class ScaledMember:
 
     def raw(self, scores: HeadScores) -> float:
         """Raw score: the weighted sum of the heads. Raise `KeyError` where a head is missing."""
-        raw = 0.0
-        for name, weight in self.heads:
-            raw += weight * scores[name]
-        return raw
+        return weighted_sum(self.heads, scores)
 
 
 @dataclass(frozen=True, slots=True)
