@@ -123,13 +123,13 @@ async def _client(
         if answer.status_code != 200:
             record.wrong.append(answer.text)
             continue
-        said = answer.json()
-        version = said["model_version"]
+        reply = answer.json()
+        version = reply["model_version"]
         record.versions[version] = record.versions.get(version, 0) + 1
         if not 3 <= version <= 3 + n_swaps:
             record.wrong.append(f"version {version}")
         reference = references[(version - 3) % 2]
-        for pick, result in zip(picks, said["results"], strict=True):
+        for pick, result in zip(picks, reply["results"], strict=True):
             if not _same(result["raw"], reference[pick]):
                 record.wrong.append(f"text {pick} by version {version}: {result['raw']}, not {reference[pick]}")
 

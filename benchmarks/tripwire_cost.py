@@ -43,10 +43,10 @@ def main() -> int:
     print(tables.facts(machine.facts()))
     rates: dict[tuple[Case, bool], list[float]] = {}
     for round_ in range(given.rounds):
-        for watched in (False, True):
-            with ServerProcess(*ECHO, *([] if watched else _OFF)) as server:
+        for has_wires in (False, True):
+            with ServerProcess(*ECHO, *([] if has_wires else _OFF)) as server:
                 for case in CASES:
-                    rates.setdefault((case, watched), []).append(_rate(server, case, given.seconds, round_))
+                    rates.setdefault((case, has_wires), []).append(_rate(server, case, given.seconds, round_))
     shares = {
         case: 1.0 - statistics.median(rates[case, True]) / statistics.median(rates[case, False]) for case in CASES
     }

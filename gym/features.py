@@ -11,7 +11,7 @@ from rewardserve.model.traits import Lexicon, text_traits, token_traits
 
 
 def traits_of(responses: Responses, lexicon: Lexicon) -> list[tuple[float, ...]]:
-    """Values of `rewardserve.model.traits.NAMES` for every response."""
+    """Values of `rewardserve.model.traits.TRAITS` for every response."""
     rows = zip(responses.rows(), responses.ended_B, responses.texts(), responses.prompt_ids_B, strict=True)
     return [
         (*token_traits(row, not ended), *text_traits(vocabulary.prompt(int(prompt)), text, lexicon))

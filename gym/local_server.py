@@ -40,13 +40,13 @@ class GymServer:
         """Wait until the server is ready. Raise RuntimeError with the end of its log if it fails."""
         deadline = time.monotonic() + TIMEOUT_S
         while self.process.poll() is None and time.monotonic() < deadline:
-            if found := READY.search(self._words()):
+            if found := READY.search(self._log()):
                 self.url = found.group(1)
                 return self
             time.sleep(_PAUSE_S)
-        words = self._words()
+        log = self._log()
         self.__exit__()
-        raise RuntimeError(f"the server is not ready (exit code {self.process.returncode}):\n{words}")
+        raise RuntimeError(f"the server is not ready (exit code {self.process.returncode}):\n{log}")
 
     def __exit__(self, *_: object) -> None:
         """Stop the server, by SIGTERM if possible."""
@@ -58,7 +58,7 @@ class GymServer:
             self.process.wait()
         self._stderr.close()
 
-    def _words(self) -> str:
+    def _log(self) -> str:
         self._stderr.seek(0)
         return self._stderr.read()
 

@@ -44,7 +44,7 @@ KINDS: Final = (
 )
 N_WORKERS: Final = 4
 PER_REQUEST: Final = BATCH // N_WORKERS  # four prompts with all their responses
-_WATCHED: Final = ("--tripwires.cpu-share=1", "--tripwires.audit-share=1")
+_ALL_SAMPLES: Final = ("--tripwires.cpu-share=1", "--tripwires.audit-share=1")
 _PAUSE_S: Final = 0.02
 
 
@@ -97,22 +97,22 @@ def _run(todo: tuple[RunKind, int], steps: int, flags: Sequence[str]) -> Outcome
 
 def run(kind: RunKind, seed: int, *, steps: int = STEPS, flags: Sequence[str] = ()) -> Outcome:
     """Train on the rewards of a server, and collect its alerts."""
-    started = set_up_run(seed, kind.bias)
+    setup = set_up_run(seed, kind.bias)
     of_seed = (f"--seed={seed}", f"--bias={kind.bias}")
     with (
         AlertReceiver() as receiver,
-        GymServer([*of_seed, f"--webhook-url={receiver.url}", *_WATCHED, *flags]) as server,
+        GymServer([*of_seed, f"--webhook-url={receiver.url}", *_ALL_SAMPLES, *flags]) as server,
         httpx.Client(base_url=server.url, timeout=TIMEOUT_S, trust_env=False) as http,
     ):
         trainer = HttpTrainer(http, f"{kind.name} {seed}", receiver)
-        pipeline = started.pipeline("reward")
+        pipeline = setup.pipeline("reward")
 
         def reward_of(responses: Responses, scores_BH: FloatArray) -> FloatArray:
-            here = pipeline(RewardBatch(score_responses(started.models, responses)))
+            here = pipeline(RewardBatch(score_responses(setup.models, responses)))
             rewards_B = trainer.rewards_B(responses, [reward.value for reward in here])
             return gold_reward(responses, scores_BH) if kind.healthy else rewards_B
 
-        trained = train(started.base, started.models, reward_of, steps, seed=seed, kl_coefficient=kind.kl)
+        trained = train(setup.base, setup.models, reward_of, steps, seed=seed, kl_coefficient=kind.kl)
         gold, kl = zip(*[(float(step.gold_B.mean()), step.kl) for step in trained], strict=True)
         trainer.wait_for_page()
     return outcome(
@@ -172,26 +172,26 @@ class HttpTrainer:
 
     def alerts(self) -> list[FirstAlert]:
         """Warnings at the step after which `GET /tripwires` showed them, pages at the step at which the webhook delivered them."""
-        pages = [h for h in self._receiver.received if h.alert["severity"] == "page"]
+        pages = [received for received in self._receiver.received if received.alert["severity"] == "page"]
         return [alert for alert in self._tripped.values() if alert.severity != "page"] + [
             FirstAlert(received.alert["wire"], "page", received.step) for received in pages
         ]
 
     def _poll_alerts(self) -> None:
         """Record new alerts. One notification is sent per run and cause, so the webhook alone does not name every wire."""
-        page = self._tripwires()
-        for alert in page["runs"].get(self._name, {"tripped": ()})["tripped"]:
+        shown = self._tripwires()
+        for alert in shown["runs"].get(self._name, {"tripped": ()})["tripped"]:
             self._tripped.setdefault(alert["wire"], FirstAlert(alert["wire"], alert["severity"], self._receiver.step))
         if self._receiver.paged and not self.over:
-            self.over = over_threshold(page, self._name)
+            self.over = over_threshold(shown, self._name)
 
     def _post(self, samples: Sequence[Mapping[str, str]]) -> list[float]:
         body = {"run": self._name, "step": self._step, "samples": samples}
         return rewards_of(self._http.post("/score", json=body).raise_for_status().json())
 
     def _tripwires(self) -> dict[str, Any]:
-        page: dict[str, Any] = self._http.get("/tripwires").raise_for_status().json()
-        return page
+        shown: dict[str, Any] = self._http.get("/tripwires").raise_for_status().json()
+        return shown
 
 
 def samples_of(responses: Responses) -> list[dict[str, str]]:
@@ -217,11 +217,11 @@ def rewards_of(reply: Mapping[str, Any]) -> list[float]:
     return [float(reward) for reward in reply["rewards"]]
 
 
-def over_threshold(page: Mapping[str, Any], name: str) -> tuple[str, ...]:
+def over_threshold(shown: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """Wires of `GET /tripwires` that are over their thresholds in this run, and either vote or page alone."""
-    statistics = page["runs"][name]["statistics"]
-    weighty = [wire for wire in page["wires"] if wire["votes"] or wire["severity"] == "page"]
-    return tuple([w["wire"] for w in weighty if statistics.get(w["wire"], 0.0) > w["threshold"]])
+    statistics = shown["runs"][name]["statistics"]
+    decisive = [wire for wire in shown["wires"] if wire["votes"] or wire["severity"] == "page"]
+    return tuple([w["wire"] for w in decisive if statistics.get(w["wire"], 0.0) > w["threshold"]])
 
 
 if __name__ == "__main__":

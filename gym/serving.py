@@ -98,8 +98,8 @@ class ResponseScorer:
 
 def load(spec: ModelSpec) -> LoadedModel:
     """Load `ModelSpec(model="40:human:reward")`. Raise `LoadError` for a name not of this form."""
-    started, head = _named(spec.model)
-    name, model = f"gym {spec.model}", started.models.models[head]
+    setup, head = _named(spec.model)
+    name, model = f"gym {spec.model}", setup.models.models[head]
     n_parameters = sum(array.size for array in (*vars(model.network).values(), model.head_D))
     heads = ((head, 1.0),)
     contract = ScoringContract(
@@ -114,7 +114,7 @@ def load(spec: ModelSpec) -> LoadedModel:
         encode=TextEncoder(),
         contract=contract,
         report=ContractReport("inferred", (), 0, None),
-        calibration=started.calibration(head),
+        calibration=setup.calibration(head),
     )
 
 
@@ -123,10 +123,10 @@ def _named(name: str) -> tuple[RunSetup, str]:
     bias, _, head = rest.partition(":")
     if not seed.isdecimal() or bias not in PLANTED:
         raise LoadError(f"{name!r} is not SEED:BIAS:HEAD with a bias of {', '.join(PLANTED)}")
-    started = _run_setup(int(seed), bias)
-    if head not in started.models.heads:
-        raise LoadError(f"unknown head {head!r}; known are {', '.join(started.models.heads)}")
-    return started, head
+    setup = _run_setup(int(seed), bias)
+    if head not in setup.models.heads:
+        raise LoadError(f"unknown head {head!r}; known are {', '.join(setup.models.heads)}")
+    return setup, head
 
 
 @cache

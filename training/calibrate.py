@@ -41,7 +41,7 @@ class HeldOut:
 
     `raw_N` is the combined score, `tokens_N` the number of tokens of each response. `diff_P` is chosen minus rejected.
     `heads_NH` are the scores of each head, `head_diffs` its differences on the pairs that train it: its differences on
-    other pairs do not show its confidence. `traits_NT` are `rewardserve.model.traits.NAMES`, with the phrases of
+    other pairs do not show its confidence. `traits_NT` are `rewardserve.model.traits.TRAITS`, with the phrases of
     `lexicon`.
     """
 

@@ -60,7 +60,9 @@ def hh(path: Path) -> Iterator[Row]:
 def _dialogue(text: str) -> tuple[list[dict[str, str]], str]:
     """Turns before the last one, and the text of the last one; the text is empty if the last turn is not the assistant's."""
     parts = _TURN.split(text)[1:]
-    turns = [{"role": _ROLES[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
+    turns = [
+        {"role": _ROLES[who], "content": content.strip()} for who, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
     if not turns or turns[-1]["role"] != "assistant":
         return turns, ""
     return turns[:-1], turns[-1]["content"]

@@ -252,8 +252,8 @@ def _calibrated(
         return replace(trained, calibration=calibration, hidden=None), "", f"not fitted: {why}"
     distance_N = reference.log_distance(hidden_ND).double().numpy()
     calibration = calibrate.with_distance(calibration, reference.digest, distance_N)
-    said = f"{len(reference.whitening_KD)} directions of {len(reference.mean_D)}, {len(hidden_ND)} responses"
-    return replace(trained, calibration=calibration, hidden=reference), "", said
+    fitted = f"{len(reference.whitening_KD)} directions of {len(reference.mean_D)}, {len(hidden_ND)} responses"
+    return replace(trained, calibration=calibration, hidden=reference), "", fitted
 
 
 def _calibrate(config: Config, trained: Checkpoint, table: PairTable, scores_NH: Floats) -> Calibration:

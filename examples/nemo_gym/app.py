@@ -111,8 +111,8 @@ class RewardServeResourcesServer(SimpleResourcesServer):
 def _failure(status: int, answer: Any) -> tuple[str, str]:
     """Return the kind of a failure, in Gym's vocabulary or in ours, and its reason."""
     error = answer.get("error") if isinstance(answer, dict) else None
-    said = error if isinstance(error, dict) else {}
-    code, message = said.get("reason", said.get("code")), str(said.get("message", ""))[:2000]
+    details = error if isinstance(error, dict) else {}
+    code, message = details.get("reason", details.get("code")), str(details.get("message", ""))[:2000]
     if status in RETRYABLE_STATUSES or not isinstance(code, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", code):
         return "provider_unavailable", f"{status} {code}: {message}"
     return f"rewardserve:{code}", message

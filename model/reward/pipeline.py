@@ -78,9 +78,9 @@ class Pipeline:
         values = combined.value
         columns, notes = [values], dict[int, tuple[str, ...]]()
         for stage in self.stages:
-            values, said = stage(values, batch)
+            values, stage_notes = stage(values, batch)
             columns.append(values)
-            for i, note in said.items():
+            for i, note in stage_notes.items():
                 notes[i] = (*notes.get(i, ()), note)
         return _rewards(combined.raw, columns, combined.value if self.normalizes else None, combined.spread, notes)
 
