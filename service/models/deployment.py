@@ -14,7 +14,7 @@ from rewardserve.service.inference.shadow import ShadowComparison
 ModelState = Literal["serving", "standby", "shadow"]
 
 DEFAULT_MODEL = "default"
-"""Name of the embedded default model for callers, who must not give an empty name: it may be an unset shell variable."""
+"""Name of the embedded default model for callers: an empty name may be an unset shell variable."""
 
 _MAX_HISTORY = 32
 """Limit of versions in the history for rollbacks."""
