@@ -183,11 +183,17 @@ def _recipes() -> str:
     parts = []
     for section in reference.recipe():
         rows = [
-            (code(name), kind, default if default == "required" else code(default), bounds)
-            for name, kind, default, bounds in section.fields
+            (
+                code(e.name),
+                e.kind,
+                e.default if e.default == "required" else code(e.default),
+                e.range,
+                text(e.description),
+            )
+            for e in section.fields
         ]
         parts += [f"## {section.name or 'The whole recipe'}\n", section.description + "\n"]
-        parts += [table(("field", "values", "default", "range"), rows)] if rows else []
+        parts += [table(("field", "values", "default", "range", "meaning"), rows)] if rows else []
     return "\n".join(parts)
 
 

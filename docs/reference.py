@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -374,12 +375,23 @@ def _help_of(command: Command) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class RecipeField:
+    """One field of a training recipe."""
+
+    name: str
+    kind: str
+    default: str
+    range: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
 class RecipeSection:
-    """One section of a training recipe: its description, and name, type, default and range of its fields."""
+    """One section of a training recipe. The fields that are sections themselves are not in `fields`."""
 
     name: str
     description: str
-    fields: tuple[tuple[str, str, str, str], ...]
+    fields: tuple[RecipeField, ...]
 
 
 def recipe() -> list[RecipeSection]:
@@ -388,8 +400,8 @@ def recipe() -> list[RecipeSection]:
 
 
 def _sections(name: str, record: type[Any]) -> Iterator[RecipeSection]:
-    hints = get_type_hints(record)
-    rows: list[tuple[str, str, str, str]] = []
+    hints, descriptions = get_type_hints(record), _field_docstrings(record)
+    rows: list[RecipeField] = []
     nested: dict[Any, str] = {}
     for each in fields(record):
         path = f"{name}.{each.name}".lstrip(".")
@@ -399,10 +411,22 @@ def _sections(name: str, record: type[Any]) -> Iterator[RecipeSection]:
         else:
             kind = _kind_of(hints[each.name]) if inner is None else f"as {nested[inner]}"
             default = "required" if each.default is MISSING else _shown(each.default)
-            rows.append((path, kind, default, str(RANGES.get(path, ""))))
+            rows.append(RecipeField(path, kind, default, str(RANGES.get(path, "")), descriptions.get(each.name, "")))
     yield RecipeSection(name, inspect.getdoc(record) or "", tuple(rows))
     for inner, path in nested.items():
         yield from _sections(path, inner)
+
+
+def _field_docstrings(record: type[Any]) -> dict[str, str]:
+    """The docstring behind each field of a record."""
+    (definition,) = ast.parse(inspect.getsource(record)).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for field, behind in pairwise(definition.body):
+        match field, behind:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                found[name] = " ".join(words.split())
+    return found
 
 
 def _kind_of(hint: Any) -> str:

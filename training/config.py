@@ -102,25 +102,29 @@ def _require_ranges(section: str, record: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Weights from which training starts. `start: backbone` is an SFT model (fresh head), `reward` a reward model.
-
-    `head_weights` weigh the *normalised* heads in the one reward. `n_layers` keeps only the first layers of the backbone.
-    `dtype` is that of the frozen weights; trained weights are float32. `head_init` applies to a fresh head: `random`, or
-    `logistic`: the ridge-penalised logistic regression of each head on the frozen backbone's features, from which full
-    and LoRA training then start. `head_l2` is its ridge: one number, or one a head. `allow_pickle`: accept weights that
-    are not safetensors. `ignore_checkpoint_code`: read a model that names custom code (auto_map) without that code.
-    """
+    """Weights from which training starts, and the heads."""
 
     path: str
+    """Folder or hub name of the weights from which training starts."""
     start: Literal["backbone", "reward"] = "backbone"
+    """`backbone`: an SFT model, which gets fresh heads; `reward`: a reward model, which is trained on."""
     heads: tuple[str, ...] = ("score",)
+    """Names of the heads. The reward is the weighted sum of the normalised heads."""
     head_weights: tuple[float, ...] = ()
+    """Weights of the normalised heads in the one reward, one a head; empty: 1 each."""
     head_init: Literal["random", "logistic"] = "random"
+    """Start of fresh heads: `random`, or `logistic`, the ridge-penalised logistic regression of each head on the features of the
+    frozen backbone, from which full and LoRA training then start."""
     head_l2: tuple[float, ...] = (0.1,)
+    """Ridge of the logistic regression: one number for all heads, or one a head."""
     n_layers: int | None = None
+    """Number of first layers of the backbone that are kept; null: all."""
     allow_pickle: bool = False
+    """Accept weights that are not safetensors. Reading them can run code."""
     ignore_checkpoint_code: bool = False
+    """Read a model that names custom code (auto_map), without that code."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Dtype of the frozen weights; trained weights are float32."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
@@ -160,31 +164,45 @@ class ModelConfig:
 class SourceConfig:
     """One source of preference pairs: a JSONL(.gz) or Parquet file, or the name or folder of a `datasets` data set.
 
-    `head` names the head that these pairs train; empty: the first. A string `prompt` is one user turn (`strings: turn`),
-    or text that is joined with the response without a template (`raw`). `context: prepend` puts the passages of the
-    `context` column before the first user turn. The keys name columns. A column named in the recipe must be in every row;
-    a default column may be missing (except chosen and rejected). null: the column is not read; without a prompt column,
-    chosen and rejected are whole conversations. A row with a column that belongs to the prompt and is not read (`system`,
-    `tools`, `chat_template_kwargs`, `images`, ...) is a bad row, unless `ignored_columns` names it.
+    The keys name columns. A column named in the recipe must be in every row; a default column may be missing (except chosen
+    and rejected). A row with a column that belongs to the prompt and is not read (`system`, `tools`, `chat_template_kwargs`,
+    `images`, ...) is a bad row, unless `ignored_columns` names it.
     """
 
     path: str
+    """File or folder of pairs, or the name of a data set of `datasets` on the hub."""
     name: str = ""
+    """Name of the source in the report; empty: the content of its `source_key` column, else its path."""
     split: str = "train"
+    """Split of the data set; a file has none."""
     subset: str | None = None
+    """Subset (configuration) of the data set; a file has none."""
     head: str = ""
+    """Head that these pairs train; empty: the first."""
     weight: float = 1.0
+    """Weight of each pair of this source in the loss."""
     max_pairs: int | None = None
+    """Largest number of pairs that are used, chosen by digest; null: all."""
     strings: Literal["turn", "raw"] = "turn"
+    """A `prompt` that is a text: `turn`: it is one user turn; `raw`: it is joined with the response without a template."""
     context: Literal["ignore", "prepend"] = "ignore"
+    """`prepend`: put the passages of the context column before the first user turn; `ignore`: leave them out."""
     prompt_key: str | None = "prompt"
+    """Column of the prompt; null: chosen and rejected are whole conversations."""
     chosen_key: str = "chosen"
+    """Column of the preferred response."""
     rejected_key: str = "rejected"
+    """Column of the other response."""
     margin_key: str | None = "margin"
+    """Column of the margin between the two responses, for the loss `logsigmoid`; null: not read."""
     group_key: str | None = "group"
+    """Column of the group, which is held out as a whole; null: not read."""
     source_key: str | None = "source"
+    """Column of the source's name for the report; null: not read."""
     context_key: str | None = "context"
+    """Column of the passages of `context: prepend`; null: not read."""
     ignored_columns: tuple[str, ...] = ()
+    """Columns that belong to the prompt and may be left out of it."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
@@ -205,17 +223,24 @@ class DataConfig:
     A group is held out when `int(sha256(f"{salt}:{group}")) mod 10000 < 10000 * eval_fraction`, so its assignment does
     not depend on other groups. With `eval_sources`, all pairs of `sources` are for training, except groups that
     `eval_sources` also has. A training pair with a response that a held-out pair also has, to the same prompt, is left
-    out whatever its group. `max_dropped`: the share of the rows of a source that may be lost: rows that make no pair, and
-    pairs that are left out as too long, as equal on both sides, or for a held-out pair.
+    out whatever its group.
     """
 
     sources: tuple[SourceConfig, ...]
+    """Sources of the pairs."""
     eval_sources: tuple[SourceConfig, ...] = ()
+    """Sources of the held-out pairs; empty: a share of the groups of `sources` is held out."""
     eval_fraction: float = 0.1
+    """Share of the groups that are held out."""
     salt: str = "rewardserve"
+    """Text that changes which groups are held out, and which pairs `max_pairs` chooses."""
     on_bad_row: Literal["raise", "skip"] = "raise"
+    """A row that makes no pair: `raise` ends the run with the first twenty, `skip` leaves them out and counts them."""
     max_dropped: float = 0.5
+    """Share of the rows of a source that may be lost: rows that make no pair, and pairs that are left out as too long, as equal on
+    both sides, or for a held-out pair."""
     cache: str | None = None
+    """Folder in which `datasets` keeps data sets of the hub; null: its default."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
@@ -225,10 +250,13 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class EncodingConfig:
-    """Limit of the sequence length. Longer sequences lose the left of their prompt; a pair that still does not fit is dropped."""
+    """Limit of the sequence length."""
 
     max_tokens: int = 1024
+    """Limit of the sequence length in tokens."""
     truncation: Literal["prompt_left", "error"] = "prompt_left"
+    """`prompt_left`: cut the prompt of a longer sequence from the left; `error`: cut nothing. A pair that does not fit is left out.
+    The contract of the checkpoint has the same rule."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
@@ -237,11 +265,14 @@ class EncodingConfig:
 
 @dataclass(frozen=True, slots=True)
 class LossConfig:
-    """Name of a loss in `losses.LOSSES`, and its coefficients. `centring` 0.01 keeps rewards near zero (TRL, Eisenstein)."""
+    """Loss of a pair, and its coefficients."""
 
     name: str = "logsigmoid"
+    """Name of a loss in `losses.LOSSES`: `logsigmoid` (Bradley-Terry with margins) or `logexp` (without)."""
     label_smoothing: float = 0.0
+    """Probability that a label was reversed, as in cDPO."""
     centring: float = 0.0
+    """Weight of `(chosen + rejected)^2`; 0.01 keeps rewards near zero (TRL, Eisenstein)."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
@@ -250,30 +281,41 @@ class LossConfig:
 
 @dataclass(frozen=True, slots=True)
 class OptimConfig:
-    """Optimizer and batches.
-
-    `batch_pairs` pairs a step and rank in `shuffled` batches. In `grouped` batches the pairs of one prompt stay together,
-    up to `batch_sequences` distinct sequences; a text in forty pairs then costs one forward an epoch. `epochs` 0: no step
-    is taken, the heads keep their initial weights. `head_lr` None: the same as `lr`. `ema` is the decay of the weight
-    average that is exported; 0: no average.
-    """
+    """Optimizer and batches."""
 
     lr: float = 1e-5
+    """Largest learning rate."""
     head_lr: float | None = None
+    """Learning rate of the heads; null: that of `lr`."""
     weight_decay: float = 0.0
+    """Weight decay of weights and heads; norms and biases have none."""
     epochs: float = 1.0
+    """Passes over the training pairs; 0: no step is taken, and the heads keep their initial weights."""
     max_steps: int = -1
+    """Number of optimizer steps, which overrides `epochs`; -1: as many as the epochs have."""
     batching: Literal["shuffled", "grouped"] = "shuffled"
+    """`shuffled`: batches of `batch_pairs`; `grouped`: the pairs of one prompt stay together, so a text in forty pairs costs one
+    forward an epoch."""
     batch_pairs: int = 16
+    """Pairs of a shuffled batch, a rank."""
     batch_sequences: int = 64
+    """Largest number of distinct sequences in a grouped batch, a rank."""
     accumulate: int = 1
+    """Batches whose gradients make one optimizer step."""
     schedule: str = "linear"
+    """Learning-rate schedule, by its name in transformers."""
     warmup: float = 0.0
+    """Steps during which the learning rate rises; below 1: a share of all steps."""
     max_grad_norm: float = 1.0
+    """Norm to which gradients are clipped; 0: not clipped."""
     precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision of the forward."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward: less memory, more time."""
     ema: float = 0.0
+    """Decay of the weight average that is exported; 0: no average."""
     optimizer: str = "adamw_torch"
+    """Optimizer, by its name in transformers."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
@@ -302,18 +344,23 @@ class OptimConfig:
 
 @dataclass(frozen=True, slots=True)
 class MethodConfig:
-    """Trained weights: all (`full`), low-rank adapters and the head (`lora`), or the head alone (`frozen`).
+    """Trained weights.
 
-    `targets` are module names, or `all-linear`; `layers` limits the adapters to these layers. `frozen` computes every
-    distinct sequence once and trains the heads on the cached features.
+    `frozen` computes every distinct sequence once and trains the heads on the cached features.
     """
 
     name: Literal["full", "lora", "frozen"] = "full"
+    """Trained weights: all (`full`), low-rank adapters and the heads (`lora`), or the heads alone (`frozen`)."""
     rank: int = 16
+    """Rank of the adapters."""
     alpha: float = 32.0
+    """Scale of the adapters: their output is multiplied by `alpha / rank`."""
     dropout: float = 0.0
+    """Dropout at the input of the adapters."""
     targets: tuple[str, ...] = ("all-linear",)
+    """Names of the modules that get an adapter, or `all-linear`."""
     layers: tuple[int, ...] = ()
+    """Numbers of the layers that get adapters; empty: all."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
@@ -323,18 +370,20 @@ class MethodConfig:
 
 @dataclass(frozen=True, slots=True)
 class OutputConfig:
-    """Output folder of a run: `checkpoint/`, `report.html`, `logs/` (TensorBoard), `steps/` (to resume from).
-
-    `adapter`: also write the trained part alone, over the base model by name: `adapter/` of LoRA, `heads/` of a frozen
-    backbone.
-    """
+    """Output folder of a run: `checkpoint/`, `report.html`, `logs/` (TensorBoard), `steps/` (to resume from)."""
 
     folder: str
+    """Folder of the run."""
     resume: bool = False
+    """Continue the run in this folder from its last complete step checkpoint."""
     save_steps: int = 500
+    """Steps between two step checkpoints."""
     keep: int = 2
+    """Number of step checkpoints that are kept."""
     log_steps: int = 10
+    """Steps between two lines of the log."""
     adapter: bool = True
+    """Also write the trained part alone, over the base model by name: `adapter/` of LoRA, `heads/` of a frozen backbone."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
@@ -344,11 +393,14 @@ class OutputConfig:
 
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
-    """Evaluation on held-out pairs. `steps` 0: only before and after training."""
+    """Evaluation on held-out pairs."""
 
     steps: int = 0
+    """Steps between two evaluations on the held-out pairs; 0: only before and after training."""
     batch_tokens: int = 16384
+    """Largest number of tokens of one forward in evaluation, with padding."""
     bootstrap: int = 1000
+    """Number of resamples of the confidence intervals."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
@@ -357,14 +409,16 @@ class EvalConfig:
 
 @dataclass(frozen=True, slots=True)
 class ExportConfig:
-    """Contents of the exported checkpoint. `probes` names a JSONL of samples if the data's licence forbids shipping text."""
+    """Contents of the exported checkpoint."""
 
     probes: str | None = None
+    """JSONL file of samples for the golden probes of the contract, if the data's licence forbids shipping its text; null: pairs of
+    the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """All settings of one run. `max_steps`, where set, overrides `epochs`."""
+    """All settings of one run."""
 
     model: ModelConfig
     data: DataConfig
@@ -376,6 +430,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     seed: int = 0
+    """Seed of fresh heads, of the order of batches and of dropout."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` where two sections contradict each other."""

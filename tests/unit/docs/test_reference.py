@@ -13,6 +13,7 @@ import yaml
 from docs import pages, reference
 from docs.log_events import LOG_EVENTS
 from docs.markdown import anchors
+from docs.markdown import text as markdown_text
 from rewardserve.service.cli.options import from_command_line
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.settings import ServeSettings, unknown_variables
@@ -123,7 +124,7 @@ def test_log_events_are_those_that_the_server_logs():
 
 
 def test_fields_of_recipes_are_those_that_shipped_recipes_and_ranges_name():
-    listed = {name for section in reference.recipe() for name, *_ in section.fields}
+    listed = {field.name for section in reference.recipe() for field in section.fields}
     assert RANGES.keys() - listed == set()
     for path in (ROOT / "training/recipes").glob("*.yaml"):
         assert set(names_in(yaml.safe_load(path.read_text()))) - listed == set(), path
@@ -148,6 +149,19 @@ def test_nothing_is_without_a_description():
     assert [e.name for e in reference.wires() if len(e.meaning) < 4 or len(e.sure) < 4] == []
     assert [name for name, meaning in LOG_EVENTS.items() if len(meaning) < 4] == []
     assert [section.name for section in reference.recipe() if len(section.description) < 4] == []
+    fields = [field for section in reference.recipe() for field in section.fields]
+    assert [field.name for field in fields if len(field.description) < 4 or not field.kind or not field.default] == []
+
+
+def test_the_page_of_recipes_says_what_each_field_does_beside_its_type_and_default():
+    page = pages.site()["reference/recipes.md"]
+    assert (
+        "| `optim.head_lr` | number or null | `null` | above 0 and at most 100 | Learning rate of the heads; null: that of `lr`. |"
+    ) in page
+    for section in reference.recipe():
+        for field in section.fields:
+            (row,) = re.findall(rf"^\| `{re.escape(field.name)}` \|.*$", page, re.MULTILINE)
+            assert markdown_text(field.description) in row, field.name
 
 
 def test_pages_show_every_entry():
@@ -158,7 +172,7 @@ def test_pages_show_every_entry():
         "errors": [e.code for e in reference.errors()],
         "log-events": list(LOG_EVENTS),
         "tripwires": [e.name for e in reference.wires()],
-        "recipes": [name for section in reference.recipe() for name, *_ in section.fields],
+        "recipes": [field.name for section in reference.recipe() for field in section.fields],
     }
     for page, names in shown.items():
         assert [name for name in names if f"`{name}`" not in built[f"reference/{page}.md"]] == []
