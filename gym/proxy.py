@@ -111,10 +111,6 @@ class MultiModelScorer:
         """Names in the order of the columns of `scores_BH`."""
         return tuple(self.models)
 
-    def column(self, head: str) -> int:
-        """Column of a head in `scores_BH`. Raise ValueError for an unknown head."""
-        return self.heads.index(head)
-
     def scores_BH(self, responses: Responses) -> FloatArray:
         """Raw scores of all heads for a batch that is already an array."""
         return np.stack([model.scores_B(responses) for model in self.models.values()], axis=1)

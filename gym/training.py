@@ -104,11 +104,3 @@ def _evaluate(
 def gold_reward(responses: Responses, scores_BH: FloatArray) -> FloatArray:
     """Reward of a healthy run: gold."""
     return gold(responses)
-
-
-def head_reward(models: MultiModelScorer, head: str, reference: Responses) -> RewardOf:
-    """Reward of raw proxy RL: one head, standardised once on reference responses."""
-    column = models.column(head)
-    reference_N = models.scores_BH(reference)[:, column]
-    mean, sd = reference_N.mean(), reference_N.std()
-    return lambda _responses, scores_BH: (scores_BH[:, column] - mean) / sd

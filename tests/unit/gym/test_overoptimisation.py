@@ -25,7 +25,7 @@ from gym.responses import joined
 from gym.reward_models import REWARD_MODELS, SeedData
 from gym.rewards import batch_of, calibration_data
 from gym.scaling import Scaling, fit_scaling
-from gym.training import gold_reward, head_reward
+from gym.training import gold_reward
 from gym.vocabulary import EOS, ids
 
 BY_NAME = {variant.name: variant for variant in VARIANTS}
@@ -76,10 +76,10 @@ def test_raw_is_the_standardised_head_that_the_panel_has_too(base, data, mixed):
     models = seed_models(base, seed=5, n_members=1, n_pairs=1_500, n_audit=50)
     reward_models = REWARD_MODELS["one"](data)
     assert reward_models.models.scores_BH(mixed)[:, 0] == pytest.approx(models.models["reward"].scores_B(mixed))
-    expected_B = head_reward(models, "reward", data.against.responses)(mixed, models.scores_BH(mixed))
-    assert reward_of(BY_NAME["raw"], reward_models)(mixed, reward_models.models.scores_BH(mixed)) == pytest.approx(
-        expected_B
-    )
+    reference_N = models.models["reward"].scores_B(data.against.responses)
+    expected_B = (models.models["reward"].scores_B(mixed) - reference_N.mean()) / reference_N.std()
+    rewards_B = reward_of(BY_NAME["raw"], reward_models)(mixed, reward_models.models.scores_BH(mixed))
+    assert rewards_B == pytest.approx(expected_B)
 
 
 def test_a_cap_is_the_smaller_of_the_score_and_the_cap(said):

@@ -89,9 +89,3 @@ def test_a_panel_has_its_judges_and_they_are_better_than_chance(models, base, sa
 def test_one_seed_gives_one_panel(base, models, sampled):
     again = seed_models(base, seed=5, n_members=2, n_pairs=1_500)
     assert np.array_equal(again.scores_BH(sampled), models.scores_BH(sampled))
-
-
-def test_a_head_that_does_not_exist_has_no_column(models):
-    assert models.column("audit") == len(models.heads) - 1
-    with pytest.raises(ValueError, match="tuple"):
-        models.column("judge")

@@ -5,12 +5,7 @@ import pytest
 
 from gym.gold import gold
 from gym.proxy import seed_models
-from gym.training import gold_reward, head_reward, train
-
-
-@pytest.fixture(scope="module")
-def reference(base):
-    return base.sample(np.random.default_rng(0), np.zeros(2_000, dtype=np.int64))
+from gym.training import gold_reward, train
 
 
 def test_one_seed_gives_the_same_bits_and_another_seed_does_not(base, models):
@@ -64,11 +59,6 @@ def test_a_reward_that_differs_only_between_prompts_teaches_nothing_within_group
     assert last.kl > 0.0
 
 
-def test_a_head_is_standardised_on_the_reference(base, models, reference):
-    rewards_B = head_reward(models, "audit", reference)(reference, models.scores_BH(reference))
-    assert (rewards_B.mean(), rewards_B.std()) == pytest.approx((0, 1))
-
-
 def smooth_gold(steps):
     return np.convolve([s.gold_B.mean() for s in steps], np.ones(10) / 10, "valid")
 
@@ -80,9 +70,14 @@ def test_learning_from_gold_rises_and_does_not_fall(base, models, seed):
     assert curve[-1] > curve.max() - 0.2
 
 
-def test_climbing_a_proxy_without_kl_ends_below_its_peak_and_with_kl_does_not(base, reference):
+def test_climbing_a_proxy_without_kl_ends_below_its_peak_and_with_kl_does_not(base):
     models = seed_models(base, seed=0, n_members=1)
-    proxy = head_reward(models, "reward", reference)
+    reference = base.sample(np.random.default_rng(0), np.zeros(2_000, dtype=np.int64))
+    sd = models.models["reward"].scores_B(reference).std()
+
+    def proxy(responses, scores_BH):
+        return scores_BH[:, models.heads.index("reward")] / sd
+
     raw = smooth_gold(train(base, models, proxy, seed=0))
     held = smooth_gold(train(base, models, proxy, seed=0, kl_coefficient=0.05))
     assert raw.max() > raw[0] + 0.1
