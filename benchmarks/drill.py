@@ -23,12 +23,10 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -38,6 +36,7 @@ import httpx
 from benchmarks import machine, tables
 from benchmarks.peers.processes import PeerServer, free_port
 from benchmarks.texts import samples
+from benchmarks.webhook_receiver import WebhookRequest, receive_webhooks
 from rewardserve.service.tripwires.honeypots import hashed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,6 +129,14 @@ class Notifications:
     messages: list[AlertmanagerMessage] = field(default_factory=list)
     alerts: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
 
+    def add(self, request: WebhookRequest) -> None:
+        """Keep an alert of a server, or a message of Alertmanager if one of its alerts fires."""
+        now, message = time.monotonic(), request.message
+        if "groupKey" not in message:
+            self.alerts.append((now, message))
+        elif alerts := [alert for alert in message["alerts"] if alert["status"] == "firing"]:
+            self.messages.append(AlertmanagerMessage(now, message["groupKey"], message["groupLabels"], alerts))
+
     def of(self, run: str, cause: str) -> list[AlertmanagerMessage]:
         """Messages about a run and cause."""
         return [m for m in self.messages if (m.labels.get("run"), m.labels.get("cause")) == (run, cause)]
@@ -166,7 +173,7 @@ def main() -> int:
 async def drill(given: argparse.Namespace, folder: Path, stack: ExitStack) -> dict[str, Any]:
     """Run one drill and return its report."""
     notifications = Notifications()
-    hook = stack.enter_context(_Receiver(notifications))
+    hook = stack.enter_context(receive_webhooks(notifications.add))
     urls, pids, prometheus = _start(folder, stack, hook, given.backend)
     pool = _pool(given.data)
     onset = asyncio.Event()
@@ -338,7 +345,7 @@ def _start(folder: Path, stack: ExitStack, hook: str, backend: str) -> tuple[lis
         "REWARD_TRIPWIRES__CPU_SHARE": "1", "REWARD_TRIPWIRES__HONEYPOTS_FILE": str(folder / "baits.jsonl"),
         "REWARD_TRIPWIRES__HONEYPOTS_KEY_FILE": str(folder / "key"), "REWARD_TRIPWIRES__CANARIES_EVERY_S": "10",
         "REWARD_TRIPWIRES__RUN_ENDS_S": f"{RUN_ENDS_S:g}", "REWARD_LOG_LEVEL": "warning",
-        "REWARD_WEBHOOK_URL": f"{hook}/alerts", "REWARD_BACKEND": backend,
+        "REWARD_WEBHOOK_URL": hook, "REWARD_BACKEND": backend,
         **({"REWARD_MODEL": "echo"} if backend == "echo" else {}),
     }  # fmt: skip
     urls, pids = [], []
@@ -350,7 +357,7 @@ def _start(folder: Path, stack: ExitStack, hook: str, backend: str) -> tuple[lis
         server.wait_until_ready(f"{urls[-1]}/readyz")
         pids.append(server.pid)
     alertmanager, prometheus = free_port(), free_port()
-    _start_alertmanager(folder, stack, alertmanager, f"{hook}/alerts", env)
+    _start_alertmanager(folder, stack, alertmanager, hook, env)
     _start_prometheus(folder, stack, prometheus, alertmanager, urls, env)
     return urls, pids, f"http://127.0.0.1:{prometheus}"
 
@@ -379,37 +386,6 @@ def _start_prometheus(
 
 def _cores() -> list[int]:
     return sorted(os.sched_getaffinity(0))
-
-
-class _Receiver:
-    """HTTP receiver for Alertmanager messages and server alerts. Entering it returns its address."""
-
-    def __init__(self, notifications: Notifications) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                now = time.monotonic()
-                if self.path == "/alerts":
-                    notifications.alerts.append((now, body))
-                elif alerts := [alert for alert in body["alerts"] if alert["status"] == "firing"]:
-                    notifications.messages.append(
-                        AlertmanagerMessage(now, body["groupKey"], body["groupLabels"], alerts)
-                    )
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-
-    def __enter__(self) -> str:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{self._server.server_port}"
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 if __name__ == "__main__":

@@ -5,17 +5,17 @@ Both listen on free ports of the loopback interface. Independent of policies and
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from typing import Any, Final, NamedTuple
+
+from benchmarks.webhook_receiver import WebhookRequest, receive_webhooks
 
 READY: Final = re.compile(r"is ready: .* on (http://\S+)")
 TIMEOUT_S: Final = 60.0
@@ -76,35 +76,22 @@ class AlertReceiver:
     def __init__(self) -> None:
         self.step = 0
         self.received: list[ReceivedAlert] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
-        self.url = f"http://127.0.0.1:{self._server.server_port}/alerts"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self.url = ""
+        self._open = ExitStack()
 
     def __enter__(self) -> AlertReceiver:
         """Listen."""
-        self._thread.start()
+        self.url = self._open.enter_context(receive_webhooks(self._add))
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
+        self._open.close()
 
     @property
     def paged(self) -> bool:
         """Whether any alert was a page."""
         return any(received.alert["severity"] == "page" for received in self.received)
 
-
-def _handler_of(receiver: AlertReceiver) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            receiver.received.append(ReceivedAlert(receiver.step, json.loads(body)))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Do nothing: every request is an alert, and alerts are kept."""
-
-    return Handler
+    def _add(self, request: WebhookRequest) -> None:
+        self.received.append(ReceivedAlert(self.step, request.message))

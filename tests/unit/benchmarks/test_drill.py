@@ -1,11 +1,13 @@
-"""The servers of a drill can be started."""
+"""The servers of a drill can be started, and its notifications are sorted by sender."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
-from benchmarks.drill import SERVERS
+from benchmarks.drill import SERVERS, Notifications
+from benchmarks.webhook_receiver import WebhookRequest
 
 
 @pytest.mark.parametrize("module", sorted(set(SERVERS.values())))
@@ -13,3 +15,19 @@ def test_every_server_is_a_command_that_takes_the_flags_of_serve(module):
     done = subprocess.run([sys.executable, "-m", *module, "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--port" in done.stdout
+
+
+def test_messages_of_alertmanager_are_kept_apart_from_alerts_of_servers():
+    notifications = Notifications()
+    labels = {"run": "a", "cause": "policy"}
+    firing = {"status": "firing", "labels": {"alertname": "RewardHacking", **labels}}
+    messages = [
+        {"run": "a", "cause": "policy", "is_update": False},
+        {"groupKey": "k", "groupLabels": labels, "alerts": [firing, {**firing, "status": "resolved"}]},
+        {"groupKey": "k", "groupLabels": labels, "alerts": [{**firing, "status": "resolved"}]},
+    ]
+    for message in messages:
+        notifications.add(WebhookRequest({}, json.dumps(message).encode()))
+    assert [alert for _, alert in notifications.alerts] == messages[:1]
+    assert [message.alerts for message in notifications.of("a", "policy")] == [[firing]]
+    assert notifications.named("RewardHacking") == notifications.messages
