@@ -153,7 +153,7 @@ def _readable(checkpoint: Checkpoint, reaper: ProcessReaper) -> Iterator[Path]:
             except OSError as error:
                 raise CheckpointError(
                     f"{checkpoint.folder} ({checkpoint.format}) could not be converted for vLLM: {error.strerror}. Set TMPDIR "
-                    "to a folder with room for all of its weights."
+                    "to a folder that can hold all of its weights."
                 ) from error
         yield folder
     finally:

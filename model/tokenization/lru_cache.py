@@ -30,12 +30,12 @@ class LruCache(Generic[K, V]):
             return found[0]
 
     def put(self, key: K, value: V, size: int) -> None:
-        """Store a value, and evict the least recently used ones. A value larger than `max_size` is not stored."""
-        if size > self._max_size:
-            return
+        """Store a value, and evict the least recently used ones. One larger than `max_size` only replaces the old value by none."""
         with self._lock:
             if (old := self._kept.pop(key, None)) is not None:
                 self._size -= old[1]
+            if size > self._max_size:
+                return
             self._kept[key] = value, size
             self._size += size
             while self._size > self._max_size:
