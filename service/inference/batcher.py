@@ -107,11 +107,11 @@ class Batcher:
     @property
     def limits(self) -> BatchLimits:
         """The current limits: the seconds of forwards move the budget, out of memory lowers its bound."""
-        return (
-            self._limits
-            if self._batch_size is None
-            else self._limits_for(self._batch_size.budget, self._batch_size.budget)
-        )
+        if self._batch_size is None:
+            return self._limits
+        budget = self._batch_size.budget
+        most = min(self._limits.max_tokens, _MAX_GROUP_BUDGETS * budget)
+        return replace(self._limits, max_tokens=most, target_tokens=budget)
 
     @property
     def is_alive(self) -> bool:
@@ -230,7 +230,7 @@ class Batcher:
             self._queue.reject(request, DeadlineExceeded("the deadline passed in the queue"))
         todo = plan(
             self._queue.entries,
-            self._next_limits,
+            self._limits_of_next_batch(),
             self._scorer.cost,
             now,
             shares_prefixes=self._scorer.shares_prefixes,
@@ -251,17 +251,11 @@ class Batcher:
             del self._in_flight[task]
             task.result()  # a bug in the batcher ends the batching task
 
-    @property
-    def _next_limits(self) -> BatchLimits:
-        return (
-            self._limits
-            if self._batch_size is None
-            else self._limits_for(self._batch_size.budget, self._batch_size.next_budget)
-        )
-
-    def _limits_for(self, budget: int, target_tokens: int) -> BatchLimits:
-        longest = min(self._limits.max_tokens, _MAX_GROUP_BUDGETS * budget)
-        return replace(self._limits, max_tokens=longest, target_tokens=target_tokens)
+    def _limits_of_next_batch(self) -> BatchLimits:
+        """The current limits, with a smaller target where the fit of seconds to tokens needs a small batch."""
+        if self._batch_size is None:
+            return self._limits
+        return replace(self.limits, target_tokens=self._batch_size.next_budget)
 
     # -- one batch ------------------------------------------------------------------------------------------
 
