@@ -46,13 +46,14 @@ def planned(rows: Sequence[Row], budget: int) -> list[Batch]:
     for i, row in enumerate(rows):
         places.setdefault(row, []).append(i)
     distinct = list(places)
-    waiting = tuple(QueueEntry(i, len(row), 0.0, row_key(row)) for i, row in enumerate(distinct))
+    waiting = {i: QueueEntry(i, len(row), 0.0, row_key(row)) for i, row in enumerate(distinct)}
     limits = BatchLimits(max_tokens=_LARGEST, linger_s=0.0, target_tokens=budget)
     batches: list[Batch] = []
     while waiting:
-        todo = plan(waiting, limits, sum, 0.0, shares_prefixes=True)
-        batches.append([place for entry in todo.batch for place in places[distinct[entry.entry_id]]])
-        waiting = todo.waiting
+        batch = plan(list(waiting.values()), limits, sum, 0.0, shares_prefixes=True).batch
+        batches.append([place for entry in batch for place in places[distinct[entry.entry_id]]])
+        for entry in batch:
+            del waiting[entry.entry_id]
     return batches
 
 

@@ -66,10 +66,9 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The next batch and the rest: every entry is in exactly one of the two. `replan_at` None: at the next event."""
+    """The next batch; empty: wait. `replan_at` None: plan again at the next event."""
 
     batch: tuple[QueueEntry, ...]
-    waiting: tuple[QueueEntry, ...]
     replan_at: float | None = None
 
 
@@ -89,7 +88,7 @@ def plan(
     `busy`: the scorer is working, so only a batch that cannot grow any more is started.
     """
     if not entries:
-        return Plan((), ())
+        return Plan(())
     by_age = sorted(entries, key=_age)
     window = by_age[: limits.window]
     batch = (
@@ -100,12 +99,10 @@ def plan(
     if len(batch) == len(by_age):  # the queue would be empty, so later rows could still join this batch
         dispatch_at = by_age[0].arrived_at + limits.linger_s
         if busy:
-            return Plan((), tuple(by_age))
+            return Plan(())
         if n_expected and now < dispatch_at:
-            return Plan((), tuple(by_age), dispatch_at)
-        return Plan(tuple(batch), ())
-    selected = {t.entry_id for t in batch}
-    return Plan(tuple(batch), tuple(t for t in by_age if t.entry_id not in selected))
+            return Plan((), dispatch_at)
+    return Plan(tuple(batch))
 
 
 def added_lengths(entries: Sequence[QueueEntry], shares_prefixes: bool) -> list[int]:
