@@ -165,6 +165,11 @@ class LoadedModel:
     memory: Callable[[], tuple[int, int]] = host_memory
 
     @property
+    def calibration_digest(self) -> str | None:
+        """Digest of the calibration; None for a model without one."""
+        return None if self.calibration is None else self.calibration.digest
+
+    @property
     def ensemble_members(self) -> tuple[EnsembleMember, ...]:
         """Members for the reward pipeline: those of the ensemble, or the model itself."""
         return self.members or (EnsembleMember(self.identity.name, self.identity.heads, self.calibration),)

@@ -92,7 +92,7 @@ class ModelRuntime:
             "dtype": identity.dtype,
             "device": identity.device,
             "contract": self.loaded.contract.digest,
-            "calibration": self.loaded.calibration.digest if self.loaded.calibration else "",
+            "calibration": self.loaded.calibration_digest or "",
             "pipeline": self.pipeline.digest,
             "version": str(self.version),
         }
@@ -100,12 +100,11 @@ class ModelRuntime:
     @cached_property
     def model_info(self) -> dict[str, str | int | None]:
         """Identity of the model, in every reply. Cached, because digests cost as much as a request does and do not change."""
-        calibration = self.loaded.calibration
         return {
             "model": self.loaded.identity.name,
             "model_version": self.version,
             "contract": self.loaded.contract.digest,
-            "calibration": None if calibration is None else calibration.digest,
+            "calibration": self.loaded.calibration_digest,
             "pipeline": self.pipeline.digest,
         }
 
@@ -129,14 +128,13 @@ class ModelRuntime:
 
     def status(self, state: ModelState, pinned_runs: tuple[str, ...]) -> ModelStatus:
         """Status of the model, for operators."""
-        calibration = self.loaded.calibration
         return ModelStatus(
             version=self.version,
             state=state,
             source=str(self.source),
             name=self.loaded.identity.name,
             contract=self.loaded.contract.digest,
-            calibration=None if calibration is None else calibration.digest,
+            calibration=self.loaded.calibration_digest,
             pipeline=self.pipeline.digest,
             loaded_at=self.loaded_at,
             requests_in_flight=self.scoring.n_in_flight,

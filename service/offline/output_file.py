@@ -39,14 +39,13 @@ class Marks:
     @classmethod
     def of(cls, loaded: LoadedModel, pipeline: Pipeline, settings: ModelSettings) -> Marks:
         """The marks of a loaded model and its settings."""
-        calibration = loaded.calibration.digest if loaded.calibration else None
         identity = loaded.identity
         others = [
             identity.backend, identity.engine, identity.dtype, identity.device.partition(":")[0], identity.matmul_precision,
             identity.max_tokens, settings.truncation, settings.deterministic, [str(each) for each in loaded.report.breaches],
         ]  # fmt: skip
         digest = "sha256:" + hashlib.sha256(json.dumps(others).encode()).hexdigest()
-        return cls(identity.name, loaded.contract.digest, calibration, pipeline.digest, digest)
+        return cls(identity.name, loaded.contract.digest, loaded.calibration_digest, pipeline.digest, digest)
 
     def as_json(self) -> dict[str, Any]:
         """The field `scored_by` of a line."""
