@@ -34,8 +34,9 @@ def served(vector: str) -> str:
 
 
 def of_server(vector: str) -> str:
-    """As `served`, and series of servers without a model yet."""
-    return f'({vector} unless on (instance, job) rewardserve_model_info{{{JOB}, state="serving", name!~"$model"}})'
+    """As `served`, and series of servers without a model yet. A scrape that fails does not hide which model a server has."""
+    other = f'last_over_time(rewardserve_model_info{{{JOB}, state="serving", name!~"$model"}}[{SPAN}])'
+    return f"({vector} unless on (instance, job) {other})"
 
 
 def gauge(metric: str, *matchers: str) -> str:
