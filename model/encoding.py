@@ -82,6 +82,9 @@ _N_NAMED = 5
 MEMO_CHARS = 2_000_000
 """Characters of prompts that an encoder caches: a thousand prompts of two thousand, about twenty megabytes."""
 
+_LAST_MARK = 0x10FFFD
+"""Marks are private-use characters, from the last one down; stand-ins of control tokens are from another plane."""
+
 
 class Encoded(NamedTuple):
     """Token ids of a sample. `n_prompt` counts the ids before the response's first.
@@ -189,7 +192,8 @@ class Encoder:
         self._first = "".join(tokenizer.convert_ids_to_tokens(list(self._first_ids)))
         # Of all split points only those that the template writes before every response are useful.
         tokens = split_tokens(self._fast) if memo_chars else ()
-        self._seam_tokens = tuple(token for token in tokens if token in policy.response_start)
+        before = [token for token in tokens if token in policy.response_start]
+        self._seam_tokens = tuple(token for token in before if token in answered) or tuple(before)
         self._prompts: LruCache[tuple[Message, ...], _Prompt] = LruCache(memo_chars)
         self._head_ids: LruCache[str, tuple[int, ...]] = LruCache(memo_chars)
 
@@ -283,8 +287,14 @@ class Encoder:
             begin = len(prompt.text) if is_prefix else _begin_of_response(body, prompt.text, content)
             n_prompt_chars = max(0, begin)
             cuts = self._shared_cuts(prompt, body[:n_prompt_chars])
-            if not self._has_usual_tail(rendering, content, begin):
-                body = self._without_tail(rendering, content, begin)
+            is_usual = self._has_usual_tail(rendering, content, begin)
+            if not is_usual and self._closed(rendering) is None:
+                raise InvalidMessages(
+                    f"the chat template does not end this conversation with {self.policy.template_tail!r}, so the token at which "
+                    "its score is read is not known. Let the template end all conversations in the same way."
+                )
+            if not is_usual or (sample.finish_reason == "length" and self.policy.ending_varies):
+                body = self._before_tail(rendering, messages)
         if self._slots is not None:
             cuts = (*cuts, n_prompt_chars)
         elif hidden is not None:
@@ -313,20 +323,17 @@ class Encoder:
         at = body.rfind(content, begin) if begin >= 0 else begin
         return at < 0 or self._control_ids.isdisjoint(ids_of(self._fast, body[at + len(content) :]))
 
-    def _without_tail(self, rendering: str, content: str, begin: int) -> str:
-        """A rendering up to the end of its last content. Raise `InvalidMessages` where the layout's ending is not known then.
+    def _before_tail(self, rendering: str, messages: tuple[Message, ...]) -> str:
+        """A rendering up to the end of its last content, found by a second rendering with a mark after that content.
 
-        The template's text after the content may contain it too.
+        The template may change the content, and write the same text before and after it.
         """
-        parts = (content, content.rstrip(), content.strip())
-        ends = [begin + len(part) for part in parts if begin >= 0 and rendering.startswith(part, begin)]
-        ends += [at + len(part) for part in parts if (at := rendering.rfind(part)) >= 0]
-        if ends and self._closed(rendering) is not None:
-            return rendering[: ends[0]]
-        raise InvalidMessages(
-            f"the chat template does not end this conversation with {self.policy.template_tail!r}, so the token at which "
-            "its score is read is not known. Let the template end all conversations in the same way."
+        mark = next(chr(code) for code in range(_LAST_MARK, 0, -1) if chr(code) not in rendering)
+        marked = self._render(
+            (*messages[:-1], Message("assistant", messages[-1].content + mark)), add_generation_prompt=False
         )
+        before, found, _ = marked.partition(mark)
+        return rendering[: _n_common(before, rendering)] if found else rendering.removesuffix(self.policy.template_tail)
 
     def _closed(self, rendering: str) -> str | None:
         """A rendering with the ending of the layout's trainer; None where the ending depends on the template's tail."""
@@ -489,7 +496,7 @@ class Encoder:
         skip = self.policy.skip_id
         if skip is not None and not self._pads_with_text and set(ids) == {skip}:
             return Encoded(ids, 0)  # transformers reads the first token of a row of padding alone
-        body, ending, closed = self._unclosed_ids(ids)
+        body, ending, closed = self._unclosed_ids(ids, is_cut_off=sample.finish_reason == "length")
         missing = sample.finish_reason == "length" and not closed
         if not self.policy.ending_varies:
             ids = body if missing else body + ending
@@ -501,7 +508,7 @@ class Encoder:
             _check_empty(sample, has_prompt=not self._is_blank(body))
         return self._with_start(Encoded(ids, n_prompt, missing_end=missing), adds_start=True)
 
-    def _unclosed_ids(self, ids: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
+    def _unclosed_ids(self, ids: tuple[int, ...], *, is_cut_off: bool) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
         """Ids without their ending, the ids that must follow, and whether they had an ending, complete or in part.
 
         A policy stops at its end token, so the template's text after that is often missing.
@@ -533,8 +540,9 @@ class Encoder:
         unclosed = self._unclosed_turn(ids)
         if unclosed is not None:
             return unclosed, end, True
-        body = ids[: len(ids) - self._n_blank(ids, "\n")] if self.policy.strips_newlines else ids
-        return body, end, n_padding > 0 and skip in end
+        closed = n_padding > 0 and skip in end
+        strips = self.policy.strips_newlines and (closed or not is_cut_off)
+        return ids[: len(ids) - self._n_blank(ids, "\n")] if strips else ids, end, closed
 
     def _closed_ids(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """`_closed` for ids."""
@@ -645,6 +653,11 @@ class Encoder:
             raise InputTooLong(n=n_response + head, limit=limit, what="response" if encoded.n_prompt else "sample")
         ids = encoded.ids[:head] + encoded.ids[head + excess :]
         return encoded._replace(ids=ids, n_prompt=encoded.n_prompt - excess, truncated=True)
+
+
+def _n_common(a: str, b: str) -> int:
+    """Number of characters in the common prefix of two texts."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _begin_of_response(body: str, prompt: str, content: str) -> int:

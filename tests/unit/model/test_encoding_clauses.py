@@ -152,8 +152,7 @@ def test_all_forms_of_a_response_that_was_cut_off_have_no_end(name, layout):
         Sample(input_ids=ids(tokenizer, body), finish_reason="length"),
     ):
         encoded = encode(sample)
-        strips = encode.policy.strips_newlines and sample.input_ids is not None
-        assert encoded.ids == ids(tokenizer, body.rstrip("\n") if strips else body)
+        assert encoded.ids == ids(tokenizer, body)
         assert encoded.missing_end
         assert encoded.n_prompt == (n_prompt if template or sample.messages else 0)
     if "<|im_end|>" in tail:
@@ -1382,3 +1381,16 @@ def test_a_prompt_is_rendered_and_becomes_ids_once_where_it_is_remembered(monkey
     assert work(encoder(tokenizer, memo=0), monkeypatch, *samples[:1]) == [*first[:2], [f"{head}{start}b{end}"]]
     forgets = work(encoder(tokenizer, memo=len(head) - 1), monkeypatch, *samples)
     assert [texts for texts in forgets if isinstance(texts, list)] == [[head, f"{start}{r}{end}"] for r in "bc"]
+
+
+def test_a_prompt_is_shared_where_a_template_opens_a_thought_before_a_response_to_be_generated(monkeypatch):
+    template = CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif")
+    assert template != CHATML
+    tokenizer = tiny_tokenizer(template)
+    tokenizer.add_tokens(["<think>"], special_tokens=True)
+    head = "<|im_start|>user\na<|im_end|>\n"
+    done = work(encoder(tokenizer), monkeypatch, *(Sample(prompt="a", response=response) for response in "bc"))
+    assert [texts for texts in done if isinstance(texts, list)] == [
+        [head, "<|im_start|>assistant\nb<|im_end|>"],
+        ["<|im_start|>assistant\nc<|im_end|>"],
+    ]

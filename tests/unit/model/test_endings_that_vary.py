@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rewardserve.model.conversation import InvalidMessages, Message, Sample
@@ -134,3 +136,55 @@ def test_a_template_that_writes_the_content_otherwise_has_one_ending():
                 ids = tokenizer(rendered(tokenizer, talk), add_special_tokens=False)["input_ids"]
                 end = len(ids) - (layout == "language_model")
                 assert list(encode(Sample(messages=talk)).ids) == ids[:end]
+
+
+_IN_FRONT = "('<think></think>\\n' if m['role'] == 'assistant' else '') + m['content']"
+REWRITES = {
+    # how the template writes a content, the system prompt, a response that was cut off, what the template makes of it
+    "reasoning left out": (
+        "m['content'].split('</think>')[-1].lstrip('\n') if m['role'] == 'assistant' else m['content']",
+        "Be <think>why\n</think>\n\nTwo", "<think>why\n</think>\n\nTwo", "Two",
+    ),
+    "white space trimmed": ("m['content'] | trim", "Be x \n", "x \n", "x"),
+    "text in front": (_IN_FRONT, "Be", "<think>", "<think></think>\n<think>"),
+    "text in front, newline": (_IN_FRONT, "Be", "<think>\n", "<think></think>\n<think>\n"),
+    "a full stop where none is": ("m['content'] + ('' if m['content'][-1:] in '.!?' else '.')", "Be", "Two of", "Two of"),
+    "text after a full stop": ("m['content'] + (' ok' if m['content'][-1:] == '.' else '')", "Be ok", "Two. ok.", "Two. ok."),
+    "newlines by turns": ("m['content'] + ('\n\n' if loop.index is odd else '\n')", "Be", "x\n", "x\n"),
+}  # fmt: skip
+VARYING = {
+    "by the number of turns": "{{ '<|im_end|>\n' if messages | length > 2 else '<|endoftext|>' }}",
+    "of another token": "{{ '<|im_end|>' if m['content'] | length > 40 else '<|endoftext|>' }}",
+}
+
+
+@pytest.mark.parametrize("layout", ["sequence_classification", "openrlhf"])
+@pytest.mark.parametrize("varying", VARYING)
+@pytest.mark.parametrize("rewrite", REWRITES)
+def test_a_response_that_was_cut_off_ends_where_the_template_wrote_its_last_character(rewrite, varying, layout):
+    written, system, response, kept = REWRITES[rewrite]
+    turn = f"{{{{ '<|im_start|>' + m['role'] + '\n' + ({written}) }}}}"
+    template = f"{{% for m in messages %}}{turn}{VARYING[varying]}{{% endfor %}}{_OPENS}"
+    tokenizer, encode = encoder(template, layout)
+    for talk in (
+        (Message("user", "hi"), Message("assistant", response)),
+        (Message("system", system), Message("user", "hi"), Message("assistant", response)),
+        (Message("system", response), Message("user", f"hi {response}"), Message("assistant", response)),
+    ):
+        whole = rendered(tokenizer, talk)
+        begin = whole.rindex("<|im_start|>assistant\n") + len("<|im_start|>assistant\n")
+        assert whole.startswith(kept, begin)
+        row = tokenizer(whole[:begin] + kept, add_special_tokens=False)["input_ids"]
+        encoded = encode(Sample(messages=talk, finish_reason="length"))
+        assert list(encoded.ids) == row
+        assert encoded.missing_end
+
+
+def test_ids_of_a_response_that_was_cut_off_keep_their_newlines_as_its_text_does():
+    tokenizer, encode = encoder(CHATML, "openrlhf")
+    for response in ("x\n", "x \n\n", "x"):
+        talk = (USER, Message("assistant", response))
+        row = rendered(tokenizer, talk).removesuffix("<|im_end|>\n")
+        given = tuple(tokenizer(row, add_special_tokens=False)["input_ids"])
+        for sample in (Sample(messages=talk), Sample(text=row), Sample(input_ids=given)):
+            assert encode(replace(sample, finish_reason="length")).ids == given
