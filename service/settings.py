@@ -9,9 +9,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import os
-import tomllib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
@@ -26,9 +24,10 @@ from rewardserve.service.auth.api_keys import ApiKeys, ApiKeysError
 from rewardserve.service.auth.api_keys import read_api_keys as read_keys
 from rewardserve.service.auth.tls import TlsError, TlsFiles, create_ssl_context
 from rewardserve.service.storage.files import error_reason, read_bounded
-from rewardserve.service.tripwires.config import WireConfig, WireConfigError, parse_wire_config
+from rewardserve.service.tripwires.config import WireConfig, WireConfigError
 from rewardserve.service.tripwires.honeypots import Honeypots, HoneypotsError
 from rewardserve.service.tripwires.honeypots import read as read_honeypots
+from rewardserve.service.tripwires.io.config_file import read_wire_config
 
 ENV_PREFIX = "REWARD_"
 _MAX_BYTES = 64 * 2**20
@@ -335,16 +334,14 @@ class ModelSettings(BaseSettings):
         )
 
     def wire_config(self) -> WireConfig:
-        """Read `tripwires.config_file`. Raise `SettingsError`. Phrase files are relative to its folder."""
+        """Read `tripwires.config_file`. Raise `SettingsError`."""
         path = self.tripwires.config_file
         if path is None:
             return WireConfig()
         try:
-            config = parse_wire_config(tomllib.loads(decode_text(read_bounded(path, _MAX_BYTES))))
-        except (OSError, ValueError, WireConfigError) as error:
-            reason = str(error) if isinstance(error, WireConfigError) else error_reason(error)
-            raise SettingsError(f"REWARD_TRIPWIRES__CONFIG_FILE={path}: {reason}.") from None
-        return replace(config, lexicons=tuple(str(path.parent / name) for name in config.lexicons))
+            return read_wire_config(path)
+        except WireConfigError as error:
+            raise SettingsError(f"REWARD_TRIPWIRES__CONFIG_FILE={path}: {error}.") from None
 
     def read_honeypots(self) -> Honeypots | None:
         """Read the honeypots; None if no file is set. Raise `SettingsError`."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import tomllib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from rewardserve.arguments import USAGE_ERROR, Parser, show
 from rewardserve.model.text.printable import printable
-from rewardserve.model.text.text_files import decode_text
-from rewardserve.service.tripwires.config import WireConfig, WireConfigError, parse_wire_config
+from rewardserve.service.tripwires.config import WireConfig, WireConfigError
+from rewardserve.service.tripwires.io.config_file import read_wire_config
 from rewardserve.service.tripwires.prometheus import rules_text
 from rewardserve.service.tripwires.promql import ENOUGH_SAMPLES, WINDOWS, Windows, seconds_of
 
@@ -39,12 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     if any(shorter >= longer for shorter, longer in pairwise(lengths)):
         parser.error(f"--windows are {' '.join(given.windows)}: each must be longer than the one before")
     try:
-        config = (
-            parse_wire_config(tomllib.loads(decode_text(given.config_file.read_bytes())))
-            if given.config_file
-            else WireConfig()
-        )
-    except (OSError, ValueError, WireConfigError) as error:
+        config = WireConfig() if given.config_file is None else read_wire_config(given.config_file)
+    except WireConfigError as error:
         print(printable(f"{PROGRAM}: {given.config_file}: {error}"), file=sys.stderr)
         return USAGE_ERROR
     show(rules_text(config, Windows(tuple(given.windows), given.samples)).removesuffix("\n"))

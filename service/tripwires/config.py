@@ -1,4 +1,4 @@
-"""Changes of an operator to the wires: thresholds, votes, severities, phrases. Checked here, read from a file by `settings`.
+"""Changes of an operator to the wires: thresholds, votes, severities, phrases. Checked here, read from a file by `io.config_file`.
 
     votes_for_a_page = 3
     lexicons = ["phrases/en.json"]

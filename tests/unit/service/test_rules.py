@@ -1,4 +1,4 @@
-"""`rewardserve rules`: which spans of time and how many samples it takes."""
+"""`rewardserve rules`: its arguments, and the rules that it writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rewardserve.service.cli.rules import main
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--windows", "foo"], "'foo' is not a window length: write a whole number and s, m or h"),
         (["--windows", "1d"], "'1d' is not a window length"),
@@ -22,13 +22,24 @@ from rewardserve.service.cli.rules import main
         (["--samples", "many"], "not a whole number above zero"),
     ],
 )
-def test_spans_and_samples_that_make_no_rules_are_refused_in_one_line(arguments, says, capsys):
+def test_spans_and_samples_that_make_no_rules_are_refused_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert says in said.err.splitlines()[0]
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert message in written.err.splitlines()[0]
+
+
+def test_a_configuration_that_cannot_be_read_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "unknown.toml").write_text("[wires.flatery]")
+    for path, reason in [
+        ("/dev/null", "no regular file"),  # such as a FIFO, which has no end
+        (str(tmp_path / "missing.toml"), "No such file or directory"),
+        (str(tmp_path / "unknown.toml"), "wires: flatery: known are"),
+    ]:
+        assert main(["--config-file", path]) == 2
+        assert capsys.readouterr().err.startswith(f"rewardserve rules: {path}: {reason}")
 
 
 def test_rules_are_written_for_the_spans_that_are_named(capsys):
