@@ -1384,12 +1384,12 @@ def test_a_prompt_is_rendered_and_becomes_ids_once_where_it_is_remembered(monkey
 
 
 def test_a_prompt_is_shared_where_a_template_opens_a_thought_before_a_response_to_be_generated(monkeypatch):
-    template = CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif")
-    assert template != CHATML
-    tokenizer = tiny_tokenizer(template)
+    tokenizer = tiny_tokenizer(THINKS)
     tokenizer.add_tokens(["<think>"], special_tokens=True)
     head = "<|im_start|>user\na<|im_end|>\n"
-    done = work(encoder(tokenizer), monkeypatch, *(Sample(prompt="a", response=response) for response in "bc"))
+    done = work(
+        encoder(tokenizer, vocab_size=400), monkeypatch, *(Sample(prompt="a", response=response) for response in "bc")
+    )
     assert [texts for texts in done if isinstance(texts, list)] == [
         [head, "<|im_start|>assistant\nb<|im_end|>"],
         ["<|im_start|>assistant\nc<|im_end|>"],
