@@ -50,8 +50,8 @@ def run(settings: ScoreSettings) -> int:
         out = Output(settings.output)
         with contextlib.closing(out):
             loaded, pipeline = load_model(settings)
-            out.resume(Marks.of(loaded, pipeline, settings), settings.input)
-            asyncio.run(score_file(settings, loaded, pipeline, out, n_lines))
+            digest = out.resume(Marks.of(loaded, pipeline, settings), settings.input)
+            asyncio.run(score_file(settings, loaded, pipeline, out, digest, n_lines))
         print_summary(out)
         return SOME_FAILED if out.failed else 0
     except (LoadError, PipelineError, CalibrationError) as error:

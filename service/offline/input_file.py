@@ -37,13 +37,16 @@ class Line:
 
 
 class InputDigest:
-    """SHA-256 of the lines of INPUT up to this one, without their line endings."""
+    """SHA-256 of the first `n_lines` lines of INPUT, without their line endings; in the file they have `n_bytes`."""
 
     def __init__(self) -> None:
+        self.n_lines = self.n_bytes = 0
         self._sha256 = hashlib.sha256()
 
     def add(self, line: bytes) -> None:
-        """One more line."""
+        """Add the next line."""
+        self.n_lines += 1
+        self.n_bytes += len(line)
         self._sha256.update(line.rstrip(b"\r\n") + b"\n")
 
     @property
@@ -81,12 +84,10 @@ def read_line(number: int, text: bytes) -> Line:
     return Line(str(number) if sample.id is None else sample.id, sample)
 
 
-def windows(source: BinaryIO, n_done: int) -> Iterator[list[Line]]:
-    """Yield the lines after the first `n_done`, `WINDOW` at a time."""
-    digest = InputDigest()
-    for text in islice(source, n_done):
-        digest.add(text)
-    numbered = enumerate(source, n_done)
+def windows(source: BinaryIO, digest: InputDigest) -> Iterator[list[Line]]:
+    """Yield the lines after those in the digest, `WINDOW` at a time. They are added to it."""
+    source.seek(digest.n_bytes)
+    numbered = enumerate(source, digest.n_lines)
     while window := [_digested(read_line(number, text), text, digest) for number, text in islice(numbered, WINDOW)]:
         yield window
 

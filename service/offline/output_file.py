@@ -80,9 +80,12 @@ class Output:
                 f"{target} is being written by another {_PROGRAM}; wait for it, or name another file."
             ) from None
 
-    def resume(self, marks: Marks, source: Path) -> None:
-        """Count the complete lines and remove an incomplete last one. Raise `NotContinuable`, with the file unchanged."""
-        n_done, end, half = 0, 0, b""
+    def resume(self, marks: Marks, source: Path) -> InputDigest:
+        """Count the complete lines and remove an incomplete last one. Return the digest of the input of these lines.
+
+        Raise `NotContinuable`, with the file unchanged.
+        """
+        end, half = 0, b""
         digest, last = InputDigest(), None
         failed: Counter[str] = Counter()
         with self._target.open("rb") as out, source.open("rb") as lines:
@@ -90,27 +93,28 @@ class Output:
                 if not line.endswith(b"\n"):
                     half = line
                     break
-                last = _written(self._target, n_done + 1, line)
+                last = _written(self._target, digest.n_lines + 1, line)
                 text = next(lines, None)
                 if text is None:
                     raise NotContinuable(
-                        f"{self._target} belongs to another input: {source} has {n_done} lines, but more "
+                        f"{self._target} belongs to another input: {source} has {digest.n_lines} lines, but more "
                         "were scored: lines were removed. Name another file for the results, or delete this one."
                     )
                 digest.add(text)
                 if last["input_digest"] != digest.hex:
                     raise NotContinuable(
-                        f"{self._target} belongs to another input: line {n_done + 1} of {source} is not the one that was scored. "
-                        "Name another file, or delete it."
+                        f"{self._target} belongs to another input: line {digest.n_lines} of {source} is not the one that was "
+                        "scored. Name another file, or delete it."
                     )
                 failed.update([last["error"]["code"]] if last["error"] else [])
-                n_done, end = n_done + 1, end + len(line)
+                end += len(line)
         if last is not None:
             _check_marks(self._target, last["scored_by"], marks)
         elif not half.startswith(_LINE_START[: len(half)]):
             raise NotContinuable(f"{self._target} was not written by {_PROGRAM}; name another file.")
         os.ftruncate(self._descriptor, end)
-        self.n_done, self._end, self.failed = n_done, end, failed
+        self.n_done, self._end, self.failed = digest.n_lines, end, failed
+        return digest
 
     def append(self, lines: bytes) -> None:
         """Write complete lines. Raise `OSError`; then no incomplete line is left."""

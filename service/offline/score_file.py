@@ -26,7 +26,7 @@ from rewardserve.service.models.deployment import Source
 from rewardserve.service.models.runtime import ResultFields, start_runtime
 from rewardserve.service.models.shared_resources import create_shared_resources
 from rewardserve.service.observability.metrics import Metrics
-from rewardserve.service.offline.input_file import WINDOW, Line, windows
+from rewardserve.service.offline.input_file import WINDOW, InputDigest, Line, windows
 from rewardserve.service.offline.output_file import Marks, Output
 from rewardserve.service.scoring import SampleResult, Scoring
 from rewardserve.service.settings import ModelSettings, ScoreSettings
@@ -38,9 +38,9 @@ _WINDOWS_IN_FLIGHT = 2
 
 
 async def score_file(
-    settings: ScoreSettings, loaded: LoadedModel, pipeline: Pipeline, out: Output, n_lines: int
+    settings: ScoreSettings, loaded: LoadedModel, pipeline: Pipeline, out: Output, digest: InputDigest, n_lines: int
 ) -> None:
-    """Append a result for every line of INPUT without one. Raise `OSError`, `RequestRefused` or `CancelledError`."""
+    """Append a result for every line of INPUT after those in the digest. Raise `OSError`, `RequestRefused` or `CancelledError`."""
     main_task = asyncio.current_task()
     if main_task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main_task.cancel)
@@ -53,7 +53,7 @@ async def score_file(
 
         with settings.input.open("rb") as source, progress_bar() as progress:
             bar = progress.add_task("scoring", total=n_lines, completed=out.n_done)
-            async for lines, results in _in_order(score, windows(source, out.n_done)):
+            async for lines, results in _in_order(score, windows(source, digest)):
                 rows = [
                     {
                         **result(line.sample_id, scored, details),
