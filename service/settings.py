@@ -228,7 +228,7 @@ class ModelSettings(BaseSettings):
         False, description="read weights in pickle files, which can run code: only from sources that you trust"
     )
     ignore_checkpoint_code: bool = Field(
-        False, description="load a checkpoint that names custom code (auto_map) without that code, which is never run"
+        False, description="load a checkpoint with custom code (auto_map) without that code, which is never run"
     )
     template_date: str | None = Field(
         None,

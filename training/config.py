@@ -122,7 +122,7 @@ class ModelConfig:
     allow_pickle: bool = False
     """Accept weights that are not safetensors. Reading them can run code."""
     ignore_checkpoint_code: bool = False
-    """Read a model that names custom code (auto_map), without that code."""
+    """Read a model with custom code (auto_map) without that code."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Dtype of the frozen weights; trained weights are float32."""
 
