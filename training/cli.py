@@ -40,7 +40,9 @@ _SUMMARIES = {
     "train": "Train a reward model, and write it as a checkpoint.",
     "finish": "Finish a stopped training: turn its newest complete step into a checkpoint.",
     "evaluate": "Evaluate a checkpoint on the held-out pairs of a recipe, and write a report.",
-    "calibrate": "Fit the calibration of a checkpoint on the held-out pairs of a recipe, and write it as a new checkpoint.",
+    "calibrate": "Fit the calibration of a checkpoint on the held-out pairs of a recipe, and write the checkpoint with it into "
+    "output.folder, with calibration.html. A checkpoint that is read from there is replaced; one from elsewhere stays as it "
+    "is, and output.folder must hold no finished run.",
     "crossvalidate": "Evaluate a recipe on every pair, each held out once with its whole group.",
 }
 
@@ -51,7 +53,10 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     0; 2 for a fault of the recipe, the data or the model; 3 if the run failed (a loss that is not finite, disk, memory);
     130 after a signal.
     """
-    options = _parser(verb).parse_args(arguments)
+    parser = _parser(verb)
+    if arguments and not arguments[0].startswith("-"):
+        parser.error(f"the recipe is an option: write --config {arguments[0]}")
+    options = parser.parse_args(arguments)
     config: Config | None = None
     try:
         with _without_tracebacks_of_threads(), _sigterm_as_sigint():
@@ -151,7 +156,9 @@ def _parser(verb: str) -> Parser:
         f"rewardserve {verb}",
         _SUMMARIES[verb],
         epilog="Exit codes: 0; 2 fault of the recipe, the data or the model; 3 the run failed (loss not finite, disk, "
-        "memory); 130 stopped by a signal. output.resume=true resumes from the last step checkpoint.",
+        "memory); 130 stopped by a signal."
+        + " --set output.resume=true resumes from the last step checkpoint."
+        * (verb == "train"),
     )
     parser.add_argument("--config", required=True, metavar="RECIPE", help="the recipe, a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. optim.lr=1e-4")

@@ -97,8 +97,12 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
     metrics = figures(config, judged)
     crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
     probes = _probes(config, tables)
-    out, page = folder / "checkpoint", folder / "report.html"
+    # A checkpoint that is only calibrated was trained on other pairs, or keeps the report of its training.
+    trained_before = trained.folder if made.verb == "calibrate" else None
+    about_pairs = independence(tables, trained_before, config)
+    out, page = folder / "checkpoint", folder / ("calibration.html" if trained_before else "report.html")
     facts = {"made by": f"rewardserve {made.verb}", **facts_of(config, tables)}
+    facts |= {"training data": _training_data(trained_before)} if trained_before else {}
     facts |= {"calibration": calibration.digest if calibration else None, "hidden states": about_hidden}
     facts |= {"not calibrated": uncalibrated} if uncalibrated else {}
     facts |= {"notes": list(trained.notes)} if trained.notes else {}
@@ -122,7 +126,7 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
         facts |= {"contract": contract.digest}
         shown = report.Page(
             f"Reward model {folder.resolve().name}", facts | {"versions": export.versions()}, metrics, made.before, judged,
-            recipe.plain(config), crossed, made.history, independence(tables, None, config),
+            recipe.plain(config), crossed, made.history, about_pairs,
         )  # fmt: skip
         report.write(page, shown)
         for line in _results(metrics, uncalibrated):
@@ -177,13 +181,18 @@ def independence(tables: EncodedData, checkpoint: Path | None, config: Config | 
     if checkpoint is None:
         start = " The training data of the reward model from which this run started are not known here."
         return f"These pairs {shared}{start if config and config.model.start == 'reward' else ''}"
-    try:
-        then = json.loads((checkpoint / export.REPORT).read_text()).get("training data")
-    except (OSError, ValueError, AttributeError):
-        then = None
-    if then == data.digest(tables.train.pairs):
+    if _training_data(checkpoint) == data.digest(tables.train.pairs):
         return f"By its report, this checkpoint was trained on the training pairs of this recipe. These pairs {shared}"
     return "Whether this checkpoint was trained on these pairs is not known: its training data are not those of this recipe."
+
+
+def _training_data(checkpoint: Path) -> str | None:
+    """Digest of the pairs that a checkpoint was trained on, by its report; None if it has none."""
+    try:
+        digest: str | None = json.loads((checkpoint / export.REPORT).read_text()).get("training data")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return digest
 
 
 def score(config: Config, checkpoint: Checkpoint, table: PairTable) -> Floats:

@@ -128,7 +128,10 @@ def evaluate_checkpoint(config: Config, path: str) -> tuple[list[SliceMetrics], 
 
 
 def calibrate_checkpoint(config: Config, path: str) -> Path:
-    """Fit the calibration of an existing reward model on the recipe's held-out pairs; write it as a new checkpoint."""
+    """Fit the calibration of a reward model on the recipe's held-out pairs; write the checkpoint and `calibration.html`.
+
+    A checkpoint of the output folder is replaced; it has the same scores. The report of its training stays.
+    """
     folder = Path(config.output.folder)
     timer = RunTimer()
     with _lock_folder(folder):

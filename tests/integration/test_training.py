@@ -315,6 +315,9 @@ def test_calibrate_writes_statistics_of_other_data_and_the_same_scores(finished,
     assert main([*args, *(x for s in sets for x in ("--set", s))]) == 0
     old, new = finished / "out" / "checkpoint", tmp_path / "new" / "checkpoint"
     assert Calibration.load(new).data_digest != Calibration.load(old).data_digest
+    trained_on = [report_of(finished / "out")["training data"], report_of(tmp_path / "new")["training data"]]
+    assert trained_on[0] == trained_on[1], "the pairs of the recipe are not those that the checkpoint was trained on"
+    assert "is not known" in (tmp_path / "new" / "calibration.html").read_text()
     rows = [p.ids for p in ScoringContract.load(old).probes]
     scores = [scoring.score(read(str(f)).network, rows, pad_id=0, batch_tokens=512)[:, 0].tolist() for f in (old, new)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
@@ -450,7 +453,10 @@ def test_two_heads_learn_opposite_tastes_and_their_sum_is_of_normalised_heads(tm
     spread = scoring.score(checkpoint.network, [s.ids for s in held_out], pad_id=0, batch_tokens=4096).std(axis=0)
     assert spread * checkpoint.network.head_weights == pytest.approx([2, 1], rel=1e-4)
     # Calibrated again, in place: the weights are of the normalised heads as before, not divided twice.
+    before = (tmp_path / "out" / "report.html").read_bytes()
     assert main(["calibrate", "--config", str(recipe)]) == 0
+    assert (tmp_path / "out" / "report.html").read_bytes() == before, "the report of the training stays"
+    assert "rewardserve calibrate" in (tmp_path / "out" / "calibration.html").read_text()
     again = read(str(tmp_path / "out" / "checkpoint"))
     assert again.network.head_weights == pytest.approx(checkpoint.network.head_weights, rel=1e-3)
     assert again.calibration.mean == pytest.approx(checkpoint.calibration.mean, rel=1e-3, abs=1e-4)
