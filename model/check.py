@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         nargs="?",
         default="",
         metavar="CHECKPOINT",
-        help="folder or hub name; empty: the embedded default",
+        help="folder or hub name; empty or `default`: the embedded default",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])

@@ -34,8 +34,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def did_you_mean(word: str, known: list[str], cutoff: float = 0.6) -> str:
-    """Suggest the nearest known word; empty if none is near."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
+    """Suggest the nearest known word, which is in lower case; empty if none is near."""
+    near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=cutoff)
     return f"; did you mean {near[0]}?" if near else ""
 
 

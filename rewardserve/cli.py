@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from rewardserve.arguments import did_you_mean, end_with_usage, show
+from rewardserve.arguments import Parser, did_you_mean, end_with_usage, show
 from rewardserve.model.resource_errors import explain_resource_errors
 
 PROGRAM = "rewardserve"
@@ -90,8 +90,7 @@ def _help() -> str:
 
 def print_versions(arguments: list[str]) -> int:
     """Print the versions of RewardServe, Python and the libraries, for a bug report."""
-    if arguments:
-        end_with_usage(PROGRAM, "version takes no arguments")
+    Parser(f"{PROGRAM} version", "Print the versions of RewardServe, Python and the libraries.").parse_args(arguments)
     machine = f"python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} CPUs"
     show("\n".join([_version_of(PROGRAM), machine, *map(_version_of, _LIBRARIES)]))
     return 0

@@ -206,7 +206,7 @@ class ModelSettings(BaseSettings):
         extra="forbid",
     )
 
-    model: str = Field("", description="checkpoint folder or hub name; empty: the embedded default")
+    model: str = Field("", description="checkpoint folder or hub name; empty or `default`: the embedded default")
     ensemble: str = Field("", description="several models as one, `name=model,name=model`; see combine")
     backend: str = Field("torch", description=f"one of {', '.join(BACKENDS)}")
     engine: Literal["auto", "packed", "padded"] = Field("auto", description="batch layout of the torch backend")
@@ -390,7 +390,9 @@ class ModelSettings(BaseSettings):
 class ServeSettings(ModelSettings):
     """Serve a reward model over HTTP."""
 
-    model: CliPositionalArg[str] = Field("", description="checkpoint folder or hub name; empty: the embedded default")
+    model: CliPositionalArg[str] = Field(
+        "", description="checkpoint folder or hub name; empty or `default`: the embedded default"
+    )
     host: str = Field("127.0.0.1", description="bind address")
     port: int = Field(8000, ge=0, le=65_535, description="bind port; 0: a free one")
     shared_port: int | None = Field(

@@ -45,10 +45,10 @@ def as_load_errors() -> Iterator[None]:
 
 
 def folder_or_name(spec: ModelSpec) -> str:
-    """Folder or hub name of the model; the folder of the embedded default where none is named."""
-    from rewardserve.model.default import FOLDER
+    """Folder or hub name of the model; the folder of the embedded default for its name and for none."""
+    from rewardserve.model.default import DEFAULT_MODEL, FOLDER
 
-    return spec.model or str(FOLDER)
+    return str(FOLDER) if spec.model in ("", DEFAULT_MODEL) else spec.model
 
 
 def read_options(spec: ModelSpec) -> ReadOptions:

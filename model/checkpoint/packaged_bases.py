@@ -11,6 +11,10 @@ from rewardserve.model.checkpoint.record import CheckpointError
 def _smollm2(variant: str) -> Path:
     from rewardserve.model.default.base_model import BaseModelError, ensure_base_model
 
+    if not variant.isdecimal():
+        raise CheckpointError(
+            "smollm2-135m-instruct needs its number of layers: smollm2-135m-instruct:30 is the whole model"
+        )
     try:
         return ensure_base_model(int(variant))
     except (BaseModelError, ValueError) as error:

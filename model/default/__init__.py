@@ -2,4 +2,7 @@
 
 from pathlib import Path
 
+DEFAULT_MODEL = "default"
+"""Name of this model where an empty name may be an unset shell variable."""
+
 FOLDER = Path(__file__).parent / "checkpoint"

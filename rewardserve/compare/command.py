@@ -30,7 +30,6 @@ from rewardserve.model.text.printable import printable
 from rewardserve.model.traits import LexiconError
 from rewardserve.service.cli.options import complain, complain_of_model, end_process, from_command_line
 from rewardserve.service.errors import RequestRefused
-from rewardserve.service.models.deployment import DEFAULT_MODEL
 from rewardserve.service.observability import logs
 from rewardserve.service.offline.score_file import load_model, open_scoring, progress_bar, score_samples
 from rewardserve.service.settings import ModelSettings
@@ -83,7 +82,7 @@ def run(settings: CompareSettings, *, as_json: bool = False) -> int:
         rows = read_rows(settings.file)
         a, b = (score(settings, name, rows) for name in (settings.model_a, settings.model_b))
     except (LoadError, PipelineError, CalibrationError) as error:
-        complain_of_model(PROGRAM, error)
+        complain_of_model(PROGRAM, error, CompareSettings)
         return FAILED
     except RequestRefused as error:
         complain(PROGRAM, [error.message])
@@ -104,7 +103,7 @@ def run(settings: CompareSettings, *, as_json: bool = False) -> int:
 
 def score(settings: CompareSettings, model: str, rows: Rows) -> Scores:
     """Score the rows with one model, which is freed afterwards. Raise `LoadError`, `PipelineError` or `RequestRefused`."""
-    of_model = settings.model_copy(update={"model": "" if model == DEFAULT_MODEL else model, "ensemble": ""})
+    of_model = settings.model_copy(update={"model": model, "ensemble": ""})
     loaded, pipeline = load_model(of_model)
 
     async def score_all() -> Scores:

@@ -138,6 +138,7 @@ def parse(text: str) -> ApiKeys:
 def parse_lines(text: str) -> tuple[ApiKeys, list[str]]:
     """Parse the lines of a file of keys. Return the keys, and the errors of invalid lines."""
     keys, problems = list[ApiKey](), list[str]()
+    lines_of = dict[str | bytes, int]()
     for i, words in ((i, line.split()) for i, line in enumerate(text.splitlines(), 1)):
         if not words or words[0].startswith("#"):
             continue
@@ -146,10 +147,13 @@ def parse_lines(text: str) -> tuple[ApiKeys, list[str]]:
         except ApiKeysError as error:
             problems.append(str(error))
             continue
-        if any(key.name == other.name or key.digest == other.digest for other in keys):
-            problems.append(f"line {i}: another line has the same name, or the same key")
+        if key.name in lines_of:
+            problems.append(f"line {i}: line {lines_of[key.name]} has the same name; a name may stand on one line only")
+        elif key.digest in lines_of:
+            problems.append(f"line {i}: line {lines_of[key.digest]} has the same key; a key may stand on one line only")
         else:
             keys.append(key)
+            lines_of |= {key.name: i, key.digest: i}
     return _api_keys_of(keys), problems
 
 
@@ -182,7 +186,12 @@ def _merged(valid: ApiKey | None, before: ApiKey | None, now: ApiKey | None) -> 
 def format_line(
     name: str, key: str, scopes: frozenset[str], limits: RateLimits, runs: Sequence[str] = (), owner: str = ""
 ) -> str:
-    """Format a key as a line of the file. `runs`: names, or prefixes followed by `*`."""
+    """Format a key as a line of the file. `runs`: names, or prefixes followed by `*`. Raise `ApiKeysError`."""
+    for what, text in (("the name", name), ("the name of a run", ",".join(runs)), ("the owner", owner)):
+        if any(character.isspace() for character in text):
+            raise ApiKeysError(f"{what} has a space or a line break: fields of a line are separated by spaces")
+    if not name or name.startswith("#"):
+        raise ApiKeysError("the name is empty, or begins with #, as comments do")
     digest = hashlib.sha256(key.encode()).hexdigest()
     numbers = [
         f"{each}={getattr(limits, each):g}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from rewardserve.arguments import USAGE_ERROR, Parser
 from rewardserve.model.text.printable import printable
 from rewardserve.model.text.text_files import TextDecodeError, decode_text
+from rewardserve.service.storage.files import error_reason
 from rewardserve.service.tripwires.honeypots import HoneypotsError, hashed
 
 PROGRAM = "rewardserve honeypots"
@@ -31,7 +32,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         key = given.key_file.read_bytes().strip()
         print("\n".join(hashed(decode_text(sys.stdin.buffer.read()).split("\n"), key)))
-    except (OSError, TextDecodeError, HoneypotsError) as error:
+    except OSError as error:
+        print(printable(f"{PROGRAM}: {error.filename or 'standard input'}: {error_reason(error)}"), file=sys.stderr)
+        return USAGE_ERROR
+    except (TextDecodeError, HoneypotsError) as error:
         print(printable(f"{PROGRAM}: {error}"), file=sys.stderr)
         return USAGE_ERROR
     return 0

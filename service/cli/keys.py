@@ -11,8 +11,9 @@ from pathlib import Path
 from rewardserve.arguments import USAGE_ERROR, Parser
 from rewardserve.model.text.printable import printable
 from rewardserve.model.text.text_files import TextDecodeError, decode_text, wide_encoding
-from rewardserve.service.auth.api_keys import SCOPES, ApiKeysError, format_line, parse
+from rewardserve.service.auth.api_keys import SCOPES, ApiKeysError, format_line, parse, parse_lines
 from rewardserve.service.auth.rate_limits import BURST_S, RateLimits
+from rewardserve.service.storage.files import error_reason
 
 PROGRAM = "rewardserve keys"
 _DESCRIPTION = """Make an API key. It is printed once; its digest is added to FILE, which REWARD_KEYS_FILE names. A running
@@ -24,9 +25,12 @@ _MARK = "rwd_"
 def main(arguments: Sequence[str]) -> int:
     """Make a key and add it to the file. Return the exit code."""
     parser = Parser(PROGRAM, _DESCRIPTION)
-    parser.add_argument("name", help="name of the key in the request log")
+    parser.add_argument("name", metavar="NAME", help="name of the key in the request log")
     parser.add_argument(
-        "file", type=Path, help="file of keys; created if it does not exist, readable by its owner only"
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="file of keys; created if it does not exist, readable by its owner only",
     )
     parser.add_argument("--scopes", default="score", help=f"scopes, separated by commas: {', '.join(SCOPES)}")
     parser.add_argument("--requests-per-s", type=float, help="rate limit in requests; beyond it, requests get 429")
@@ -48,26 +52,46 @@ def main(arguments: Sequence[str]) -> int:
     try:
         runs = given.runs.split(",") if given.runs else ()
         line = format_line(given.name, key, frozenset(given.scopes.split(",")), limits, runs, given.owner)
-        add(given.file, line, given.scopes)
+        check_line(line, given.scopes)
+    except ApiKeysError as error:
+        return _refuse(str(error))
+    try:
+        add(given.file, line)
     except (OSError, TextDecodeError, ApiKeysError) as error:
-        print(printable(f"{PROGRAM}: {given.file}: {error}"), file=sys.stderr)
-        return USAGE_ERROR
+        return _refuse(f"{given.file}: {error_reason(error) if isinstance(error, OSError) else error}")
     print(key)
     print(f"{PROGRAM}: {given.name} was added to {given.file}; the key is shown only now", file=sys.stderr)
     return 0
 
 
-def add(path: Path, line: str, scopes: str) -> None:
-    """Append a line to a file of keys. Raise `ApiKeysError` if the file would be invalid; then it does not change."""
+def _refuse(reason: str) -> int:
+    print(printable(f"{PROGRAM}: {reason}"), file=sys.stderr)
+    return USAGE_ERROR
+
+
+def check_line(line: str, scopes: str) -> None:
+    """Raise `ApiKeysError` if an argument makes an invalid line."""
     if not set(scopes.split(",")) <= set(SCOPES):
         raise ApiKeysError(f"scopes must be of {', '.join(SCOPES)}, separated by commas, without spaces")
-    parse(line)
+    try:
+        parse(line)
+    except ApiKeysError as error:
+        raise ApiKeysError(str(error).removeprefix("line 1: ")) from None
+
+
+def add(path: Path, line: str) -> None:
+    """Append a line to a file of keys. Raise `ApiKeysError` if the file would be invalid; then it does not change."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "rb+") as file:
         data = file.read()
         if (name := wide_encoding(data[:4])) is not None:
             raise ApiKeysError(f"the file is {name}: save it as UTF-8 first, so that a line can be added")
         before = decode_text(data)
+        name = line.split()[0]
+        if any(key.name == name for key in parse_lines(before)[0].keys):
+            raise ApiKeysError(
+                f"the file has a key with the name {name}: choose another name, or delete its line first"
+            )
         addition = ("\n" if before and not before.endswith("\n") else "") + line + "\n"
         parse(before + addition)
         file.write(addition.encode())

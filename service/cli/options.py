@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,12 +109,18 @@ def complain(program: str, lines: Sequence[str]) -> None:
         print(f"{program}: {printable(line)}", file=sys.stderr)
 
 
-def complain_of_model(program: str, error: Exception) -> None:
-    """Print why a model cannot be served, and the spelling of the settings in the message."""
-    spelling = (
-        "settings are written as variables (combine.method is REWARD_COMBINE__METHOD) or flags (--combine.method)."
-    )
-    complain(program, ["this model cannot be served.", *str(error).splitlines(), spelling])
+def complain_of_model(program: str, error: Exception, settings: type[BaseSettings]) -> None:
+    """Print why a model cannot be served, and how the settings in the message are written, if it names any."""
+    complain(program, ["this model cannot be served.", *str(error).splitlines(), *_spellings(str(error), settings)])
+
+
+def _spellings(message: str, settings: type[BaseSettings]) -> Iterator[str]:
+    """Yield variable and flag of each setting in a message. A name that is a common word counts in `name=` and `set name`."""
+    for option in options_of(settings):
+        name = ".".join(option.path)
+        alone = rf"(?<![\w.]){re.escape(name)}\b" if re.search(r"[._]", name) else rf"(?<=\bset ){name}\b"
+        if not option.is_positional and re.search(rf"{alone}|(?<![\w.]){re.escape(name)}=", message):
+            yield f"{name} is set by {option.variable} or {option.name}."
 
 
 def end_process(code: int) -> NoReturn:

@@ -55,7 +55,7 @@ def run(settings: ScoreSettings) -> int:
         print_summary(out)
         return SOME_FAILED if out.failed else 0
     except (LoadError, PipelineError, CalibrationError) as error:
-        complain_of_model(PROGRAM, error)
+        complain_of_model(PROGRAM, error, ScoreSettings)
         return FAILED
     except RequestRefused as error:
         complain(PROGRAM, [error.message, f"Run the same command again to continue {settings.output}."])

@@ -88,7 +88,7 @@ def run(settings: ServeSettings) -> int:
 
             runner.run(serve(settings, keys, listening, on_ready, webhook_secrets, shared))
     except (LoadError, PipelineError, CalibrationError, LexiconError) as error:
-        complain_of_model(PROGRAM, error)
+        complain_of_model(PROGRAM, error, ServeSettings)
         return FAILED
     except TimeoutError:
         complain(

@@ -13,9 +13,6 @@ from rewardserve.service.inference.shadow import ShadowComparison
 
 ModelState = Literal["serving", "standby", "shadow"]
 
-DEFAULT_MODEL = "default"
-"""Name of the embedded default model for callers: an empty name may be an unset shell variable."""
-
 _MAX_HISTORY = 32
 """Limit of versions in the history for rollbacks."""
 

@@ -72,7 +72,23 @@ def count_lines(source: Path, target: Path) -> int:
             raise NotContinuable(f"{source} is gzipped; decompress it first.")
         if (name := wide_encoding(start)) is not None:
             raise NotContinuable(f"{source} is {name}; convert it to UTF-8 (iconv -f {name.lower()} -t utf-8).")
-        return sum(1 for _ in lines)
+        n_lines = 0
+        for n_lines, text in enumerate(lines, 1):
+            if n_lines == 1 and _is_pair(text):
+                raise NotContinuable(
+                    f"{source} has preference pairs (chosen, rejected), not samples: rewardserve compare MODEL_A MODEL_B "
+                    f"{source} scores both sides. A sample has a prompt and a response."
+                )
+        return n_lines
+
+
+def _is_pair(text: bytes) -> bool:
+    """Whether a line is a preference pair, which no sample can be."""
+    try:
+        row = body.parse(text)
+    except RequestRefused:
+        return False
+    return isinstance(row, dict) and {"chosen", "rejected"} <= row.keys()
 
 
 def read_line(number: int, text: bytes) -> Line:

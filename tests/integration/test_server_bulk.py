@@ -82,6 +82,14 @@ def test_a_bad_line_is_an_error_in_its_place(files):
     ]  # fmt: skip
 
 
+def test_a_file_of_pairs_is_refused_with_the_command_that_reads_it(files):
+    source, target = files
+    source.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    code, said = score_file(source, target)
+    assert (code, f"rewardserve compare MODEL_A MODEL_B {source} scores both sides" in said) == (2, True)
+    assert not target.exists()
+
+
 @pytest.mark.parametrize("keep", [0, 1, 500, 777.5, N_LINES])
 def test_what_was_interrupted_is_continued_to_the_same_file(files, keep):
     source, target = files

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from rewardserve import cli
-from rewardserve.service.cli.options import from_command_line, options_of
+from rewardserve.model.backends import LoadError
+from rewardserve.service.cli.options import complain_of_model, from_command_line, options_of
 from rewardserve.service.settings import ServeSettings
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +63,9 @@ def test_the_help_is_what_is_printed_without_a_subcommand(capsys, arguments):
     assert capsys.readouterr().out.startswith("usage: rewardserve COMMAND")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["version"], ["keys", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["version"], ["version", "--help"], ["keys", "--help"]]
+)
 def test_help_and_version_import_no_large_library(arguments):
     """A second and more would pass before the first line."""
     program = (
@@ -93,7 +96,7 @@ def test_a_subcommand_leads_to_a_function(command):
     assert callable(getattr(import_module(module), function))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "version"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_subcommand_has_a_help_under_its_own_name(name):
     code, said, _ = run("-m", "rewardserve", name, "--help")
     assert code == 0
@@ -102,7 +105,13 @@ def test_a_subcommand_has_a_help_under_its_own_name(name):
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("sevre", "serve"), ("evalaute", "evaluate"), ("honeypot", "honeypots"), ("comapre", "compare")],
+    [
+        ("sevre", "serve"),
+        ("evalaute", "evaluate"),
+        ("honeypot", "honeypots"),
+        ("comapre", "compare"),
+        ("TRAIN", "train"),
+    ],
 )
 def test_a_misspelt_subcommand_suggests_the_nearest(usage_error, typed, meant):
     assert usage_error(typed) == [
@@ -127,11 +136,13 @@ def test_an_option_before_the_subcommand_is_refused(usage_error):
         (["score", "in"], "the following arguments are required: OUTPUT"),
         (["check", "--allow"], "unrecognized arguments: --allow"),
         (["train"], "the following arguments are required: --config"),
+        (["train", "recipe.yaml", "--set", "seed=1"], "the recipe is an option: write --config recipe.yaml"),
         (["train", "--config=r", "--checkpoint=c"], "unrecognized arguments: --checkpoint=c"),
         (["export"], "the following arguments are required: CHECKPOINT"),
-        (["keys", "name"], "the following arguments are required"),
+        (["keys", "name"], "the following arguments are required: FILE"),
         (["rules", "--windows", "5"], "'5' is not a window length"),
         (["honeypots"], "the following arguments are required: KEY_FILE"),
+        (["version", "x"], "unrecognized arguments: x"),
     ],
 )
 def test_an_error_of_usage_is_two_lines_that_name_the_help(usage_error, arguments, words):
@@ -141,8 +152,42 @@ def test_an_error_of_usage_is_two_lines_that_name_the_help(usage_error, argument
     assert second == f"See rewardserve {arguments[0]} --help."
 
 
-def test_version_takes_no_arguments(usage_error):
-    assert usage_error("version", "x")[0] == "rewardserve: version takes no arguments"
+@pytest.mark.parametrize("name", ["train", "finish", "evaluate", "calibrate", "crossvalidate"])
+def test_only_the_help_of_train_explains_how_to_resume(name):
+    _, said, _ = run("-m", "rewardserve", name, "--help")
+    assert ("output.resume" in said) == (name == "train")
+
+
+def test_the_help_of_calibrate_says_which_checkpoint_is_replaced():
+    _, said, _ = run("-m", "rewardserve", "calibrate", "--help")
+    assert "A checkpoint that is read from there is replaced" in " ".join(said.split())
+
+
+@pytest.mark.parametrize("name", ["keys", "rules", "honeypots"])
+def test_a_missing_file_is_reported_without_a_number(tmp_path, name):
+    missing = tmp_path / "none" / "file"
+    arguments = {"keys": ["ppo", missing], "rules": ["--config-file", missing], "honeypots": [missing]}[name]
+    code, said, error = run("-m", "rewardserve", name, *map(str, arguments))
+    assert (code, said, error) == (2, "", f"rewardserve {name}: {missing}: No such file or directory\n")
+
+
+# -- a model that cannot be served ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "spellings"),
+    [
+        ("'/nope' is not a folder. Name a folder that holds a model.", []),
+        ("its engine is dead, the device is gone", []),
+        ("Use float32, or set dtype.", ["dtype is set by REWARD_DTYPE or --dtype."]),
+        ("set normalize=off.", ["normalize is set by REWARD_NORMALIZE or --normalize."]),
+        ("combine.weights names x", ["combine.weights is set by REWARD_COMBINE__WEIGHTS or --combine.weights."]),
+    ],
+)
+def test_the_spelling_of_a_setting_is_shown_where_the_message_names_it(capsys, message, spellings):
+    complain_of_model("rewardserve serve", LoadError(message), ServeSettings)
+    said = ["this model cannot be served.", message, *spellings]
+    assert capsys.readouterr().err.splitlines() == [f"rewardserve serve: {line}" for line in said]
 
 
 # -- the settings of the server ------------------------------------------------------------------------------------------

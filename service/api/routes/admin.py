@@ -12,13 +12,14 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from rewardserve.model.default import DEFAULT_MODEL
 from rewardserve.service.api import body, openapi
 from rewardserve.service.api.names import MAX_NAME_CHARS, check_run_name
 from rewardserve.service.api.replies import info_response
 from rewardserve.service.api.structs import MAX_STEP
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.active_models import ActiveModels, ModelAdmin
-from rewardserve.service.models.deployment import DEFAULT_MODEL, Source
+from rewardserve.service.models.deployment import Source
 
 ModelName = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Run = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]

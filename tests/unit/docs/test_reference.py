@@ -14,7 +14,11 @@ from docs import pages, reference
 from docs.log_events import LOG_EVENTS
 from docs.markdown import anchors
 from docs.markdown import text as markdown_text
+from rewardserve.service.api import body
+from rewardserve.service.api.error_responses import error_response
+from rewardserve.service.api.schemas import ScoreRequest
 from rewardserve.service.cli.options import from_command_line
+from rewardserve.service.errors import RequestRefused
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.settings import ServeSettings, unknown_variables
 from rewardserve.service.tripwires.alert import CANARY, VOTE
@@ -186,6 +190,22 @@ def test_the_page_of_routes_shows_every_route_and_every_field():
     for name, schema in document["components"]["schemas"].items():
         section = page.partition(f"### {name}\n")[2].partition("\n### ")[0]
         assert [field for field in schema.get("properties", {}) if f"| `{field}` |" not in section] == [], name
+
+
+def test_the_example_of_an_error_is_the_answer_of_the_server():
+    page = (ROOT / "docs/reference/errors.md").read_text()
+    sent = re.search(r"-d '(.+)'$", page, re.MULTILINE)[1]
+    with pytest.raises(RequestRefused) as refused:
+        body.check(body.parse(sent.encode()), ScoreRequest)
+    assert error_response(refused.value).body.decode() in page.splitlines()[6]
+
+
+def test_a_list_has_a_line_in_the_repository_that_says_where_to_find_it():
+    for path in (ROOT / "docs/reference").glob("*.md"):
+        page = path.read_text()
+        said = f"-->\n*This list is generated from the code: `make docs` writes it into `site/reference/{path.stem}.html`.*"
+        assert page.count(said) == page.count("<!-- list: "), path
+    assert "This list is generated" not in "".join(pages.site().values())
 
 
 def test_every_list_is_on_one_page():

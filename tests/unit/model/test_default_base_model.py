@@ -10,9 +10,11 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from rewardserve.model.backends import ModelSpec
+from rewardserve.model.backends.serving import folder_or_name
 from rewardserve.model.checkpoint import CheckpointError
 from rewardserve.model.checkpoint.reading import resolve
-from rewardserve.model.default import base_model
+from rewardserve.model.default import FOLDER, base_model
 from rewardserve.model.default.base_model import BaseModelError, ensure_base_model
 
 pytestmark = pytest.mark.slow
@@ -104,3 +106,14 @@ def test_a_variant_that_does_not_exist_is_a_checkpoint_error(variant, tmp_path, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(CheckpointError, match="smollm2-135m-instruct"):
         resolve(f"smollm2-135m-instruct:{variant}")
+
+
+def test_a_packaged_base_without_a_number_of_layers_names_the_whole_model():
+    with pytest.raises(CheckpointError, match="smollm2-135m-instruct:30 is the whole model"):
+        resolve("smollm2-135m-instruct")
+
+
+@pytest.mark.parametrize("name", ["", "default"])
+def test_the_embedded_model_is_that_without_a_name_and_that_of_its_name(name):
+    assert folder_or_name(ModelSpec(name)) == str(FOLDER)
+    assert folder_or_name(ModelSpec("./default")) == "./default"

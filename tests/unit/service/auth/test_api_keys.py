@@ -124,13 +124,13 @@ def test_a_line_that_is_no_key_is_refused_with_its_number_and_not_quoted(line, m
     [
         ("", "the file has no key: make one with rewardserve keys"),
         ("# nothing\n\n", "the file has no key: make one with rewardserve keys"),
+        (
+            "# keys\n" + hashed("ppo", "xyzzy") + hashed("ppo", "other"),
+            "line 3: line 2 has the same name; a name may stand on one line only",
+        ),
         *(
-            (text, "line 2: another line has the same name, or the same key")
-            for text in (
-                hashed("ppo", "xyzzy") + hashed("ppo", "other"),
-                hashed("ppo", "xyzzy") + hashed("ppo2", "xyzzy"),
-                hashed("ppo", "xyzzy") + "xyzzy",
-            )
+            (text, "line 2: line 1 has the same key; a key may stand on one line only")
+            for text in (hashed("ppo", "xyzzy") + hashed("ppo2", "xyzzy"), hashed("ppo", "xyzzy") + "xyzzy")
         ),
     ],
 )
@@ -473,10 +473,24 @@ def test_a_key_is_printed_once_and_only_its_digest_is_kept(tmp_path, capsys):
     assert (caller.owner, caller.may_send("sweep-1"), caller.may_send("other")) == ("team-a", True, False)
 
 
+SPACE = "has a space or a line break: fields of a line are separated by spaces"
+
+
 @pytest.mark.parametrize(
-    "arguments", [["ppo"], ["ops", "--scopes=root"], ["two words"], ["x", "--tokens-per-s=-1"], ["x", "--scopes="]]
+    ("arguments", "message"),
+    [
+        (["ppo"], "{file}: the file has a key with the name ppo: choose another name, or delete its line first"),
+        (["ops", "--scopes=root"], SCOPE),
+        (["two words"], f"the name {SPACE}"),
+        (["ops", "--owner=team a"], f"the owner {SPACE}"),
+        (["ops", "--runs=a, b"], f"the name of a run {SPACE}"),
+        (["#ops"], "the name is empty, or begins with #, as comments do"),
+        (["x", "--tokens-per-s=-1"], LIMIT),
+        (["x" * 65], NAME),
+        (["x", "--scopes="], SCOPE),
+    ],
 )
-def test_nothing_is_added_that_would_break_the_file(tmp_path, capsys, arguments):
+def test_nothing_is_added_that_would_break_the_file(tmp_path, capsys, arguments, message):
     path = tmp_path / "keys"
     path.write_text(hashed("ppo", SECRET).rstrip())
     before = path.read_text()
@@ -484,7 +498,7 @@ def test_nothing_is_added_that_would_break_the_file(tmp_path, capsys, arguments)
     assert path.read_text() == before
     said = capsys.readouterr()
     assert said.out == "", "no key is shown that was not kept"
-    assert "rewardserve keys" in said.err
+    assert said.err == f"rewardserve keys: {message.format(file=path)}\n"
 
 
 @pytest.mark.parametrize(
