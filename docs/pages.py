@@ -1,8 +1,8 @@
 """Collect the pages of the site in one folder, with the lists that are generated from the code: `python -m docs.pages FOLDER`.
 
 The site has the pages of `docs/` and pages that stand beside the code that they are about. Where a page has the line
-`<!-- list: NAME -->`, the list of that name is put in. Links between files of the repository become links between pages; a link to
-a file that is no page becomes its words.
+`<!-- list: NAME -->`, the list of that name replaces it and the next line. Links between files of the repository become links
+between pages; a link to a file that is no page becomes its words.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ BESIDE_CODE = {
 """Pages of the site that lie beside the described code."""
 
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
-_LIST = re.compile(r"^<!-- list: ([a-z-]+) -->$", re.MULTILINE)
+_LIST = re.compile(r"^<!-- list: ([a-z-]+) -->\n\*This list is generated .*$", re.MULTILINE)
+"""A marker, and the line that stands in its place in the repository."""
 _SHARED_BY = 5
 """A parameter of more routes than these is described once."""
 _LONGEST_EXAMPLE = 60
