@@ -20,16 +20,22 @@ from benchmarks.models import corpus
 from benchmarks.overhead import CLIENTS, ECHO, SINGLE_CLIENTS, drive
 from benchmarks.server_process import ServerProcess
 from benchmarks.traffic import Bodies, Case
+from rewardserve.model.backends import ModelSpec, echo
 from rewardserve.model.conversation import Sample
 from rewardserve.model.encoding import Encoded
-from rewardserve.model.reward import Reward
+from rewardserve.model.reward import EnsembleMember, Reward, RewardSettings, build_pipeline
 from rewardserve.model.traits import Lexicon
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.models.registry import tune_garbage_collector
+from rewardserve.service.observability import logs
+from rewardserve.service.observability.metrics import Metrics
+from rewardserve.service.observability.tripwire_report import TripwireReport
 from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.io.alert_sender import AlertSender
 from rewardserve.service.tripwires.io.run_watcher import CpuBudget, RunContext, RunWatcher
-from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import MonitorLimits
 
 CASES = (Case("text", 1), Case("text", 64), Case("ids", 64))
 MOST = 0.05
@@ -90,10 +96,19 @@ def _inspection_us(n_chars: int) -> float:
         ids = tuple(rng.randrange(30_000) for _ in range(n_chars // 4))
         rows.append(ScoredRow(Sample(prompt="why?", response=text), Encoded((1, *ids), 1), {"score": 0.0}))
     reward = Reward(0.0, 0.0, 0.0, (), (0.0, 0.0))
+    logs.configure("critical", "text")  # random words trip wires
     baseline_source, clock = BaselineSource(), MonotonicClock()
     monitor = RunMonitor(baseline_source, MonitorLimits())
     watcher = RunWatcher(
-        monitor, baseline_source, Lexicon.read(), clock, lambda *_: None, cpu_budget=CpuBudget(1.0, clock.now())
+        monitor,
+        baseline_source,
+        Lexicon.read(),
+        clock,
+        AlertSender(monitor, TripwireReport(Metrics())),
+        encoder=echo.load(ModelSpec()).encode,
+        pipeline=build_pipeline([EnsembleMember("model", (("score", 1.0),), None)], RewardSettings()),
+        model={},
+        cpu_budget=CpuBudget(1.0, clock.now()),
     )
     tune_garbage_collector()  # as the server does
     took = []

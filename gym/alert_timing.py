@@ -34,7 +34,8 @@ from rewardserve.model.traits import NO_LEXICON, TRAITS, Lexicon, text_digest
 from rewardserve.service.tripwires.alert import VOTE, Alert
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, baseline_stat
 from rewardserve.service.tripwires.features import SampleFeatures
-from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import MonitorLimits
 from rewardserve.service.tripwires.wires import WIRES
 
 _MEMBERS = ("reward", "member_1", "member_2", "member_3")

@@ -12,7 +12,7 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -56,6 +56,7 @@ from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.models.shared_resources import create_shared_resources
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
+from rewardserve.service.observability.tripwire_report import TripwireReport
 from rewardserve.service.settings import ServeSettings, is_loopback
 from rewardserve.service.tripwires.io.webhook import Webhook
 
@@ -278,7 +279,7 @@ async def serve(
     stops = contextlib.ExitStack()
     if application.key_file is not None:
         stops.callback(application.key_file.start())
-    webhook = _start_webhook(settings, webhook_secrets, application.metrics)
+    webhook = _start_webhook(application, webhook_secrets)
     stop = _stop_event()
     asyncio.get_running_loop().set_exception_handler(_log_unhandled_exceptions(application.log))
     config = uvicorn.Config(
@@ -334,7 +335,7 @@ async def running_app(
     stops = contextlib.ExitStack()
     if application.key_file is not None:
         stops.callback(application.key_file.start())
-    webhook = _start_webhook(settings, webhook_secrets, application.metrics)
+    webhook = _start_webhook(application, webhook_secrets)
     try:
         registry = await _load_unless_stopped(application, asyncio.Event(), webhook)
         assert registry is not None, "no stop was requested"
@@ -355,29 +356,12 @@ def _limits(settings: ServeSettings) -> ConnectionLimits:
     return ConnectionLimits(n, settings.head_timeout_s, settings.body_timeout_s)
 
 
-@dataclass(frozen=True, slots=True)
-class _WebhookEvents:
-    """Count and log the delivery of alerts."""
-
-    metrics: Metrics
-    log: logs.Logger
-
-    def on_lost(self, alert: Mapping[str, Any], reason: str) -> None:
-        self.metrics.observe_alert_lost()
-        self.log.error("alert_not_delivered", run=alert["run"], wire=alert["wire"], reason=reason)
-
-    def on_delayed(self, reason: str, n_waiting: int) -> None:
-        self.log.warning("alert_delayed", reason=reason, waiting=n_waiting)
-
-    def on_not_kept(self, reason: str) -> None:
-        self.log.error("alerts_not_kept", reason=reason)
-
-
-def _start_webhook(settings: ServeSettings, secrets: Sequence[str], metrics: Metrics) -> Webhook | None:
+def _start_webhook(application: Application, secrets: Sequence[str]) -> Webhook | None:
+    settings = application.settings
     if not settings.webhook_url:
         return None
-    events = _WebhookEvents(metrics, logs.logger("webhook"))
-    webhook = Webhook(settings.webhook_url, secrets, events, folder=settings.tripwires.state_dir)
+    events = TripwireReport(application.metrics)
+    webhook = Webhook(settings.webhook_url, secrets, application.clock, events, folder=settings.tripwires.state_dir)
     webhook.start()
     return webhook
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """A monotonic clock in seconds, and a way to wait for it."""
+    """A monotonic clock in seconds, a way to wait for it, and the wall clock."""
 
     def now(self) -> float:
         """Return the seconds since a fixed time in the past."""
@@ -22,9 +22,13 @@ class Clock(Protocol):
         """Wait until `event` is set or the time is `until`; None: for the event only."""
         ...
 
+    def unix_time(self) -> float:
+        """Return the Unix time, which may jump."""
+        ...
+
 
 class MonotonicClock:
-    """The monotonic clock of the machine; changes of the wall clock do not affect it."""
+    """The monotonic clock of the machine; changes of the wall clock affect `unix_time` only."""
 
     def now(self) -> float:
         """Return `time.monotonic()`."""
@@ -37,6 +41,10 @@ class MonotonicClock:
                 await event.wait()
         except TimeoutError:
             return
+
+    def unix_time(self) -> float:
+        """Return `time.time()`."""
+        return time.time()
 
 
 def utc_now() -> str:

@@ -6,7 +6,7 @@ The model has a separate batcher and a bounded queue. Knows neither HTTP nor the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rewardserve.model.conversation import Sample
 from rewardserve.model.encoding import Encoded
@@ -22,32 +22,29 @@ MAX_WAITING = 1_024
 
 _BUCKETS = 2**20
 
-BackgroundScores = Callable[[Sequence[Reward | None]], None]
-"""Called once for each submission, in order; None where the other model has no reward for a sample."""
+BackgroundRewards = list[Reward | None]
+"""One entry for each submitted sample, in order; None where the other model has no reward for it."""
 
 
 class BackgroundScorer:
-    """Background scorer of one model. `on_skipped` is called with the number of samples that a full queue skips."""
+    """Background scorer of one model."""
 
-    def __init__(
-        self, encoder: EncodePool, batcher: Batcher, pipeline: Pipeline, on_skipped: Callable[[int], None]
-    ) -> None:
+    def __init__(self, encoder: EncodePool, batcher: Batcher, pipeline: Pipeline) -> None:
         self._encoder = encoder
         self._batcher = batcher
         self._pipeline = pipeline
-        self._on_skipped = on_skipped
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[BackgroundRewards]] = set()
         self.n_waiting = 0
 
-    def submit(self, samples: Sequence[Sample], on_scores: BackgroundScores) -> None:
-        """Submit samples for scoring. Never waits."""
+    def submit(self, samples: Sequence[Sample]) -> asyncio.Task[BackgroundRewards] | None:
+        """Start to score samples. Return None where the queue is full, so that they are skipped. Never waits."""
         if self.n_waiting + len(samples) > MAX_WAITING:
-            self._on_skipped(len(samples))
-            return
+            return None
         self.n_waiting += len(samples)
-        task = asyncio.create_task(self._score(samples, on_scores), name="background scorer")
+        task = asyncio.create_task(self._score(samples), name="background scorer")
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        return task
 
     async def stop(self) -> None:
         """Cancel the samples that are being scored."""
@@ -55,13 +52,13 @@ class BackgroundScorer:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
-    async def _score(self, samples: Sequence[Sample], on_scores: BackgroundScores) -> None:
+    async def _score(self, samples: Sequence[Sample]) -> BackgroundRewards:
         try:
             encoded = await self._encoder.encode(samples)
             rows = [e.ids for e in encoded if isinstance(e, Encoded)]
             outcomes = iter(await self._batcher.score(rows) if rows else [])
         except ServiceError:
-            return  # the clients have the rewards of these samples already
+            return [None] * len(samples)  # the clients have the rewards of these samples already
         finally:
             self.n_waiting -= len(samples)
         by_sample = [next(outcomes) if isinstance(e, Encoded) else None for e in encoded]
@@ -71,7 +68,7 @@ class BackgroundScorer:
             if isinstance(outcome, RowScored) and isinstance(row, Encoded)
         ]
         rewards = iter(compute_rewards(scored, self._pipeline) if scored else [])
-        on_scores([_reward(next(rewards)) if isinstance(outcome, RowScored) else None for outcome in by_sample])
+        return [_reward(next(rewards)) if isinstance(outcome, RowScored) else None for outcome in by_sample]
 
 
 def is_in_share(ids: tuple[int, ...], share: float) -> bool:

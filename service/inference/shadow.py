@@ -5,14 +5,17 @@ Only operators see the rewards of the shadow, to decide whether to activate it. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from math import sqrt
+from typing import Protocol
 
 from rewardserve.model.reward import Reward
 from rewardserve.service.errors import RowFailed
-from rewardserve.service.inference.background_scorer import BackgroundScorer, is_in_share
+from rewardserve.service.inference.background_scorer import BackgroundRewards, BackgroundScorer, is_in_share
 from rewardserve.service.inference.rewards import ScoredRow
 
 _MAX_GROUP = 16
@@ -89,18 +92,26 @@ class ShadowComparison:
     correlation: float | None
 
 
-class Shadow:
-    """Shadow that scores `share` of the prompts, chosen by their ids, with all responses of a request. `on_comparison` is
-    called after every comparison with the number of samples, and their pairs by order.
-    """
+class ShadowEvents(Protocol):
+    """Receiver of the events of a shadow."""
 
-    def __init__(
-        self, background_scorer: BackgroundScorer, share: float, on_comparison: Callable[[int, Mapping[str, int]], None]
-    ) -> None:
+    def on_compared(self, n_samples: int, orders: Mapping[str, int], figures: Mapping[str, float | None]) -> None:
+        """Samples have been compared. `orders` counts their pairs by order; `figures` are of all samples so far."""
+        ...
+
+    def on_skipped(self, n_samples: int) -> None:
+        """The queue of the shadow was full."""
+        ...
+
+
+class Shadow:
+    """Shadow that scores `share` of the prompts, chosen by their ids, with all responses of a request."""
+
+    def __init__(self, background_scorer: BackgroundScorer, share: float, events: ShadowEvents) -> None:
         self.share = share
         self.agreement = AgreementStats()
         self._background_scorer = background_scorer
-        self._on_comparison = on_comparison
+        self._events = events
 
     def submit(self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]) -> None:
         """Submit the samples of the chosen prompts. Never waits."""
@@ -111,20 +122,25 @@ class Shadow:
         ]
         if not chosen:
             return
+        scoring = self._background_scorer.submit([row.sample for row, _ in chosen])
+        if scoring is None:
+            self._events.on_skipped(len(chosen))
+        else:
+            scoring.add_done_callback(partial(self._compare, chosen))
 
-        def compare(others: Sequence[Reward | None]) -> None:
-            both = [
-                (_prompt(row), (served.value, other.value))
-                for (row, served), other in zip(chosen, others, strict=True)
-                if other is not None
-            ]
-            orders = count_orders(both)
-            self.agreement.count([pair for _, pair in both])
-            for order, n in orders.items():
-                self.agreement.orders[order] += n
-            self._on_comparison(len(both), orders)
-
-        self._background_scorer.submit([row.sample for row, _ in chosen], compare)
+    def _compare(self, chosen: Sequence[tuple[ScoredRow, Reward]], scoring: asyncio.Future[BackgroundRewards]) -> None:
+        if scoring.cancelled():
+            return
+        both = [
+            (_prompt(row), (served.value, other.value))
+            for (row, served), other in zip(chosen, scoring.result(), strict=True)
+            if other is not None
+        ]
+        orders = count_orders(both)
+        self.agreement.count([pair for _, pair in both])
+        for order, n in orders.items():
+            self.agreement.orders[order] += n
+        self._events.on_compared(len(both), orders, self.agreement.figures)
 
     @property
     def comparison(self) -> ShadowComparison:

@@ -93,5 +93,5 @@ def load_canaries(settings: ModelSettings, loaded: LoadedModel, noise: NumericNo
     std = loaded.calibration.std if loaded.calibration else 1.0
     allowed = max(_CANARY_STDS * std, _CANARY_NOISES * noise.max if noise else 0.0)
     canaries = CanarySet(known if loaded.identity.n_parameters else [], loaded.encode, loaded.identity, allowed)
-    canaries.score_first(lambda batch: [loaded.identity.raw(heads) for heads in loaded.scorer.score(batch).rows])
+    canaries.score_first(loaded.scorer)
     return canaries

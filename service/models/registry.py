@@ -11,6 +11,7 @@ import contextlib
 import gc
 import threading
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 from rewardserve.model.backends import LoadError
@@ -43,8 +44,9 @@ from rewardserve.service.models.loading import PreparedModel, prepare_model
 from rewardserve.service.models.runtime import ModelRuntime, start_runtime
 from rewardserve.service.models.shared_resources import SharedResources
 from rewardserve.service.observability import logs
+from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.settings import ModelSettings
-from rewardserve.service.tripwires.run_monitor import CANARIES, OTHER
+from rewardserve.service.tripwires.run_table import CANARIES, OTHER
 
 T = TypeVar("T")
 
@@ -90,6 +92,11 @@ class ModelRegistry:
     def serving(self) -> ModelRuntime:
         """The model in service."""
         return self._runtimes[self._deployment.serving]
+
+    @property
+    def shadow_version(self) -> int | None:
+        """The version of the shadow, if there is one."""
+        return self._deployment.shadow
 
     # -- state for metrics ------------------------------------------------------------------------------------------
 
@@ -314,18 +321,8 @@ class ModelRegistry:
         return version
 
     def _shadow_of(self, runtime: ModelRuntime, share: float) -> Shadow:
-        metrics = self._resources.metrics
-
-        def on_comparison(n: int, orders: Mapping[str, int]) -> None:
-            if self._deployment.shadow == runtime.version:
-                metrics.observe_shadow("compared", n, orders)
-                metrics.set_shadow(runtime.version, shadow.agreement.figures)
-
-        background_scorer = BackgroundScorer(
-            runtime.encode_pool, runtime.batcher, runtime.pipeline, lambda n: metrics.observe_shadow("skipped", n, {})
-        )
-        shadow = Shadow(background_scorer, share, on_comparison)
-        return shadow
+        background_scorer = BackgroundScorer(runtime.encode_pool, runtime.batcher, runtime.pipeline)
+        return Shadow(background_scorer, share, _ShadowReport(self, self._resources.metrics, runtime.version))
 
     # -- switching --------------------------------------------------------------------------------------------------
 
@@ -375,6 +372,23 @@ class ModelRegistry:
     def _check_loaded(self, version: int) -> None:
         if version not in self._runtimes:
             raise VersionGone("no model of this version is loaded; see GET /admin/models", version=version)
+
+
+@dataclass(frozen=True, slots=True)
+class _ShadowReport:
+    """Count the comparisons of a shadow, as long as it is the shadow."""
+
+    registry: ModelRegistry
+    metrics: Metrics
+    version: int
+
+    def on_compared(self, n_samples: int, orders: Mapping[str, int], figures: Mapping[str, float | None]) -> None:
+        if self.registry.shadow_version == self.version:
+            self.metrics.observe_shadow("compared", n_samples, orders)
+            self.metrics.set_shadow(self.version, figures)
+
+    def on_skipped(self, n_samples: int) -> None:
+        self.metrics.observe_shadow("skipped", n_samples, {})
 
 
 def settings_for(source: Source, settings: ModelSettings) -> ModelSettings:

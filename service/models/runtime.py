@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from urllib.parse import quote
 
@@ -30,14 +30,10 @@ from rewardserve.service.models.shared_resources import SharedResources
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.scoring import Scoring
-from rewardserve.service.settings import ModelSettings
-from rewardserve.service.tripwires.alert import CANARY, Alert
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, baseline_stat
 from rewardserve.service.tripwires.io.baseline_store import BaselineStore
 from rewardserve.service.tripwires.io.canaries import CanarySet
 from rewardserve.service.tripwires.io.run_watcher import RunWatcher
-from rewardserve.service.tripwires.run_monitor import CANARIES, CANARY_THRESHOLD
-from rewardserve.service.tripwires.wires import ALERT_TEXTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +159,7 @@ def start_runtime(resources: SharedResources, model: PreparedModel, version: int
     encode_pool = EncodePool(loaded.encode, settings.encoder_threads, events)
     watchdog = Watchdog(resources.scorer_timeout_s) if resources.scorer_timeout_s else None
     batcher = create_batcher(settings, loaded, clock, events, version, watchdog)
-    baseline_store = _build_baseline_store(settings, loaded, pipeline)
+    baseline_store = _build_baseline_store(resources, loaded, pipeline)
     watcher = _build_watcher(resources, model, baseline_store, version)
     metrics.model_loaded(version, loaded.calibration, pipeline)
     batcher.start()
@@ -175,12 +171,8 @@ def start_runtime(resources: SharedResources, model: PreparedModel, version: int
             failing={each.name: round(each.margin, 4) for each in lost},
             meaning="this model scores these exploits at least as high as the honest answer; a policy will find them",
         )  # fmt: skip
-
-    def changed(names: list[str], by: float) -> None:
-        watcher.report(CANARIES, Alert(CANARY, "page", by, CANARY_THRESHOLD, None, tuple(names)))
-
     canary_task = asyncio.create_task(
-        canaries.run_periodically(batcher, settings.tripwires.canaries_every_s, changed), name="canaries"
+        canaries.run_periodically(batcher, watcher, settings.tripwires.canaries_every_s), name="canaries"
     )
     canary_task.add_done_callback(logs.log_task_exception)
     scoring = Scoring(
@@ -213,49 +205,31 @@ def start_runtime(resources: SharedResources, model: PreparedModel, version: int
 def _build_watcher(
     resources: SharedResources, model: PreparedModel, baseline_store: BaselineStore | None, version: int
 ) -> RunWatcher:
-    log, settings = logs.logger("tripwires"), resources.settings
-    loaded, pipeline, webhook = model.loaded, model.pipeline, resources.webhook
-
-    def on_alert(run: str, alert: Alert) -> None:
-        state, text = resources.monitor.runs.get(run), ALERT_TEXTS[alert.wire]
-        notification = resources.incidents.notification_for(run, alert, state.alerts if state is not None else ())
-        if webhook is not None and notification is not None:
-            webhook.enqueue({"run": run, **alert._asdict(), "summary": text.summary, "confidence": text.confidence,
-                             "action": text.action,
-                             "statistic_text": text.unit.measured(alert.statistic),
-                             "threshold_text": text.unit.measured(alert.threshold), **notification._asdict(),
-                             "model": loaded.identity.name, "model_version": version,
-                             "pipeline": pipeline.digest})  # fmt: skip
-        level = log.error if alert.severity == "page" else log.warning if alert.severity == "warn" else log.info
-        level("tripwire", run=run, wire=alert.wire, severity=alert.severity, statistic=round(alert.statistic, 4),
-              threshold=alert.threshold, step=alert.step, evidence=list(alert.evidence))  # fmt: skip
-
+    loaded, pipeline, settings = model.loaded, model.pipeline, resources.settings
     known = _baseline(loaded.calibration, pipeline) if settings.tripwires.baseline == "calibration" else Baseline()
-    components = pipeline.combination.component_names
-    baseline_source = BaselineSource(known, tuple(components), model=loaded.identity.name)
-    if baseline_store is not None:
-        baseline_source = replace(baseline_source, known=baseline_store.baselines, on_learned=baseline_store.save)
+    components, name = pipeline.combination.component_names, loaded.identity.name
     return RunWatcher(
         resources.monitor,
-        baseline_source,
+        BaselineSource(known, components, baseline_store, name),
         resources.lexicon,
         resources.clock,
-        on_alert,
+        resources.alert_sender,
+        encoder=loaded.encode,
+        pipeline=pipeline,
+        model={"model": name, "model_version": version, "pipeline": pipeline.digest},
         cpu_budget=resources.cpu_budget,
         judge=resources.judge,
         honeypots=resources.honeypots,
         evidence_store=resources.evidence_store,
-        components_of=pipeline.combination.components if components else lambda _: (),
-        texts_of=loaded.encode.texts,
     )
 
 
-def _build_baseline_store(settings: ModelSettings, loaded: LoadedModel, pipeline: Pipeline) -> BaselineStore | None:
-    folder, log = settings.tripwires.state_dir, logs.logger("baselines")
+def _build_baseline_store(resources: SharedResources, loaded: LoadedModel, pipeline: Pipeline) -> BaselineStore | None:
+    folder = resources.settings.tripwires.state_dir
     if folder is None:
         return None
     served = hashlib.sha256(f"{loaded.contract.digest} {pipeline.digest}".encode()).hexdigest()
-    return BaselineStore(folder, served, lambda why: log.error("baseline_save_failed", reason=why))
+    return BaselineStore(folder, served, resources.tripwire_events)
 
 
 def _baseline(calibration: Calibration | None, pipeline: Pipeline) -> Baseline:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from rewardserve.model.backends import LoadedModel
@@ -16,15 +16,17 @@ from rewardserve.service.inference.watchdog import ScorerState
 from rewardserve.service.models.batcher_factory import create_batcher
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
+from rewardserve.service.observability.tripwire_report import TripwireReport
 from rewardserve.service.settings import ModelSettings
 from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.honeypots import Honeypots
-from rewardserve.service.tripwires.incidents import IncidentTracker
+from rewardserve.service.tripwires.io.alert_sender import AlertSender
 from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.io.evidence import EvidenceStore
 from rewardserve.service.tripwires.io.run_watcher import CpuBudget
 from rewardserve.service.tripwires.io.webhook import Webhook
-from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import MonitorLimits
 
 _NO_VERSION = 0
 """Model version of the audit judge, which serves no requests."""
@@ -39,14 +41,14 @@ class SharedResources:
     metrics: Metrics
     clock: Clock
     monitor: RunMonitor
+    tripwire_events: TripwireReport
+    alert_sender: AlertSender
     cpu_budget: CpuBudget
     lexicon: Lexicon
     honeypots: Honeypots | None = None
     evidence_store: EvidenceStore | None = None
-    webhook: Webhook | None = None
     judge: AuditJudge | None = None
     scorer_timeout_s: float = 0.0
-    incidents: IncidentTracker = field(default_factory=IncidentTracker)
 
     async def close(self) -> None:
         """Close the audit judge and the evidence store, after the last model has stopped."""
@@ -78,41 +80,46 @@ def create_shared_resources(
     )
     monitor = RunMonitor(BaselineSource(), limits, config.wires)
     metrics.watch_runs(monitor, clock)
+    events = TripwireReport(metrics)
     return SharedResources(
         settings,
         admission,
         metrics,
         clock,
         monitor,
+        events,
+        AlertSender(monitor, events, webhook),
         CpuBudget(settings.tripwires.cpu_share, clock.now()),
         Lexicon.read([Path(name) for name in config.lexicons]),
         settings.read_honeypots(),
-        _build_evidence_store(settings),
-        webhook,
-        _build_judge(settings, audit, clock, metrics) if audit is not None else None,
+        _build_evidence_store(settings, events),
+        _build_judge(settings, audit, clock, monitor, events) if audit is not None else None,
         scorer_timeout_s,
     )
 
 
-def _build_evidence_store(settings: ModelSettings) -> EvidenceStore | None:
-    folder, log = settings.tripwires.evidence_dir, logs.logger("evidence")
-    return EvidenceStore(folder, lambda why: log.error("evidence_not_written", reason=why)) if folder else None
+def _build_evidence_store(settings: ModelSettings, events: TripwireReport) -> EvidenceStore | None:
+    folder = settings.tripwires.evidence_dir
+    return EvidenceStore(folder, events) if folder else None
 
 
-def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock, metrics: Metrics) -> AuditJudge:
-    events = _AuditReport(logs.logger("audit"))
-    encode_pool = EncodePool(audit.encode, 1, events)
-    batcher = create_batcher(settings, audit, clock, events, _NO_VERSION)
+def _build_judge(
+    settings: ModelSettings, audit: LoadedModel, clock: Clock, monitor: RunMonitor, events: TripwireReport
+) -> AuditJudge:
+    audit_report = _AuditReport(logs.logger("audit"))
+    encode_pool = EncodePool(audit.encode, 1, audit_report)
+    batcher = create_batcher(settings, audit, clock, audit_report, _NO_VERSION)
     batcher.start()
     pipeline = build_pipeline(audit.ensemble_members, RewardSettings(shape="none"))
-    share = settings.tripwires.audit_share
     return AuditJudge(
+        audit.scorer,
         encode_pool,
         batcher,
         pipeline,
-        share=share,
-        on_skipped=metrics.observe_audit_skipped,
-        close=audit.scorer.close,
+        share=settings.tripwires.audit_share,
+        monitor=monitor,
+        clock=clock,
+        events=events,
     )
 
 

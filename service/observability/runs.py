@@ -14,7 +14,8 @@ from prometheus_client.registry import Collector
 
 from rewardserve.service.clock import Clock
 from rewardserve.service.tripwires.baseline import BaselineStat, component
-from rewardserve.service.tripwires.run_monitor import Run, RunMonitor
+from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import Run
 from rewardserve.service.tripwires.running_sums import COMPONENT_ENTRIES, ENTRIES
 from rewardserve.service.tripwires.wires import cause_of
 

@@ -6,9 +6,10 @@ baseline that followed the run would adapt to the exploit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import sqrt
+from typing import Protocol
 
 from rewardserve.model.traits import TRAITS
 from rewardserve.service.tripwires.running_sums import RunningSums
@@ -64,20 +65,41 @@ class Baseline:
         return Baseline({**learned, **self.stats}, saturation)
 
 
+class LearnedBaselines(Protocol):
+    """Store of the baselines that runs have learned."""
+
+    @property
+    def baselines(self) -> Mapping[str, Baseline]:
+        """The stored baselines by run."""
+        ...
+
+    def save(self, run: str, baseline: Baseline) -> None:
+        """Store a baseline. Never waits."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class BaselineSource:
     """Source of the baselines of runs that one model scores; each model has one, because rewards of two models are not comparable.
 
-    `default` is the baseline of a new run. `components` are the names of the components of a reward, where it has several. `known`
-    are baselines that runs have learned before, by run; `on_learned` is called with that of another one. `model` is the name of the
-    model, a label of the run's metrics.
+    `default` is the baseline of a new run. `components` are the names of the components of a reward, where it has several. `store`
+    keeps baselines that runs have learned, where a run is known by its name again. `model` is the name of the model, a label of
+    the run's metrics.
     """
 
     default: Baseline = Baseline()
     components: tuple[str, ...] = ()
-    known: Mapping[str, Baseline] = field(default_factory=dict)
-    on_learned: Callable[[str, Baseline], None] = lambda *_: None
+    store: LearnedBaselines | None = None
     model: str = ""
+
+    def baseline_of(self, run: str) -> Baseline:
+        """The baseline that a run begins with."""
+        return self.default if self.store is None else self.store.baselines.get(run, self.default)
+
+    def keep_learned(self, run: str, baseline: Baseline) -> None:
+        """Store the baseline that a run has learned, unless it has one from before."""
+        if self.store is not None and run not in self.store.baselines:
+            self.store.save(run, baseline)
 
 
 def component(i: int) -> str:

@@ -155,7 +155,8 @@ def test_a_statistic_that_is_no_number_breaks_no_page(value):
     from rewardserve.service.api.routes.health import describe_runs
     from rewardserve.service.tripwires.baseline import BaselineSource
     from rewardserve.service.tripwires.features import SampleFeatures
-    from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
+    from rewardserve.service.tripwires.run_monitor import RunMonitor
+    from rewardserve.service.tripwires.run_state import MonitorLimits
 
     monitor = RunMonitor(BaselineSource(), MonitorLimits(window=16))
     for _ in range(20):

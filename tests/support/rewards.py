@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from rewardserve.model.backends import ModelSpec, echo
 from rewardserve.model.reward import EnsembleMember, RewardSettings, build_pipeline
 from rewardserve.model.traits import Lexicon
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource
+from rewardserve.service.tripwires.io.alert_sender import AlertSender
 from rewardserve.service.tripwires.io.run_watcher import CpuBudget, RunWatcher
-from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import MonitorLimits
+from tests.support.service_fakes import TripwireLog
 
 
 def sole(calibration, heads=(("score", 1.0),)):
@@ -28,5 +32,16 @@ def watching(clock, reference=None, *, share=1.0, found=None, **limits):
     """A monitor of every sample. Alerts go to `found`, as (run, alert)."""
     baseline_source = BaselineSource(reference or Baseline())
     monitor = RunMonitor(baseline_source, MonitorLimits(**limits))
-    tell = (lambda *each: found.append(each)) if found is not None else (lambda *_: None)
-    return RunWatcher(monitor, baseline_source, Lexicon.read(), clock, tell, cpu_budget=CpuBudget(share, clock.now()))
+    events = TripwireLog()
+    events.alerts = events.alerts if found is None else found
+    return RunWatcher(
+        monitor,
+        baseline_source,
+        Lexicon.read(),
+        clock,
+        AlertSender(monitor, events),
+        encoder=echo.load(ModelSpec()).encode,
+        pipeline=pipeline_of(None),
+        model={},
+        cpu_budget=CpuBudget(share, clock.now()),
+    )

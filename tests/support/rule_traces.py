@@ -18,7 +18,8 @@ from rewardserve.service.observability.runs import NAMES as RUNS
 from rewardserve.service.observability.runs import RunsCollector
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource
 from rewardserve.service.tripwires.features import SampleFeatures
-from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import MonitorLimits
 from tests.support.service_fakes import StillClock
 
 SCRAPE_S = 15

@@ -23,6 +23,9 @@ class StillClock:
     def now(self) -> float:
         return self._now
 
+    def unix_time(self) -> float:
+        return 1_800_000_000.0 + self._now
+
     def advance(self, seconds: float) -> None:
         self._now += seconds
         for until, alert in self._alarms:
@@ -43,6 +46,41 @@ class StillClock:
             for wait in waits:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
+
+
+class TripwireLog:
+    """Records the events of trip wires: alerts as (run, alert), failures as their reasons."""
+
+    def __init__(self):
+        self.alerts, self.skipped, self.failures = [], [], []
+        self.lost, self.delayed = [], []
+
+    def on_alert(self, run, alert):
+        self.alerts.append((run, alert))
+
+    def on_alert_lost(self, message, reason):
+        self.lost.append((message["wire"], reason))
+
+    def on_alert_delayed(self, reason, n_waiting):
+        self.delayed.append((reason, n_waiting))
+
+    def on_audit_skipped(self, n_samples):
+        self.skipped.append(n_samples)
+
+    def on_queue_failure(self, reason):
+        self.failures.append(reason)
+
+    on_evidence_failure = on_baseline_failure = on_queue_failure
+
+
+class MemoryBaselines:
+    """Store of learned baselines without a file. `saved` are those that runs have learned since."""
+
+    def __init__(self, **known):
+        self.baselines, self.saved = known, []
+
+    def save(self, run, baseline):
+        self.saved.append((run, baseline))
 
 
 class FakeScorer:

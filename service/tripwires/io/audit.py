@@ -6,42 +6,50 @@ scores. Knows nothing of HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Sequence
+from functools import partial
 
 from rewardserve.model.reward import Pipeline, Reward
+from rewardserve.model.scorer import Scorer
+from rewardserve.service.clock import Clock
 from rewardserve.service.errors import RowFailed
-from rewardserve.service.inference.background_scorer import BackgroundScorer, is_in_share
+from rewardserve.service.inference.background_scorer import BackgroundRewards, BackgroundScorer, is_in_share
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.rewards import ScoredRow
-
-OnAudit = Callable[[float, float], None]
-"""Called with the score of a sample and that of the judge, both on their calibrated scales."""
+from rewardserve.service.tripwires.io.events import TripwireEvents
+from rewardserve.service.tripwires.run_monitor import RunMonitor
 
 
 class AuditJudge:
-    """Audit judge that scores `share` of the samples, chosen by their ids: the same samples on every replica. `on_skipped` is
-    called with the number of samples skipped because its queue was full. `close` ends its model.
-    """
+    """Audit judge that scores `share` of the samples, chosen by their ids: the same samples on every replica. Owns its model."""
 
     def __init__(
         self,
+        scorer: Scorer,
         encoder: EncodePool,
         batcher: Batcher,
         pipeline: Pipeline,
         *,
         share: float,
-        on_skipped: Callable[[int], None] = lambda _: None,
-        close: Callable[[], None] = lambda: None,
+        monitor: RunMonitor,
+        clock: Clock,
+        events: TripwireEvents,
     ) -> None:
+        self._scorer = scorer
         self._encoder = encoder
         self._batcher = batcher
         self._share = share
-        self._close = close
-        self.background_scorer = BackgroundScorer(encoder, batcher, pipeline, on_skipped)
+        self._monitor = monitor
+        self._clock = clock
+        self._events = events
+        self.background_scorer = BackgroundScorer(encoder, batcher, pipeline)
 
-    def submit(self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed], on_audit: OnAudit) -> None:
-        """Submit the chosen samples. Never waits."""
+    def submit(
+        self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed], run: str | None, owner: str = ""
+    ) -> None:
+        """Submit the chosen samples of this run. Never waits."""
         chosen = [
             (row.sample, reward.changes[0])
             for row, reward in zip(rows, rewards, strict=True)
@@ -50,16 +58,25 @@ class AuditJudge:
         if not chosen:
             return
 
-        def report(judged: Sequence[Reward | None]) -> None:
-            for (_, score), reward in zip(chosen, judged, strict=True):
-                if reward is not None:
-                    on_audit(score, reward.changes[0])
+        scoring = self.background_scorer.submit([sample for sample, _ in chosen])
+        if scoring is None:
+            self._events.on_audit_skipped(len(chosen))
+        else:
+            scoring.add_done_callback(partial(self._count, [score for _, score in chosen], run, owner))
 
-        self.background_scorer.submit([sample for sample, _ in chosen], report)
+    def _count(
+        self, scores: Sequence[float], run: str | None, owner: str, scoring: asyncio.Future[BackgroundRewards]
+    ) -> None:
+        """Count each score with that of the judge, both on their calibrated scales."""
+        if scoring.cancelled():
+            return
+        for score, reward in zip(scores, scoring.result(), strict=True):
+            if reward is not None:
+                self._monitor.add_audit(run, score, reward.changes[0], self._clock.now(), owner)
 
     async def stop(self) -> None:
         """Cancel the samples that are being scored, and close the model."""
         await self.background_scorer.stop()
         await self._batcher.abort()
         self._encoder.close()
-        self._close()
+        self._scorer.close()

@@ -7,7 +7,7 @@ conversation and no wire.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from math import isfinite
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rewardserve.service.storage.files import read_bounded, remove_stale_temp_files, set_aside, write_atomically
 from rewardserve.service.tripwires.baseline import Baseline, BaselineStat, is_component
+from rewardserve.service.tripwires.io.events import TripwireEvents
 
 MAX_RUNS = 1_000
 MAX_BYTES = 64 * 2**20
@@ -23,11 +24,11 @@ _MAX_VALUE = 1e100
 
 
 class BaselineStore:
-    """Baselines by run. `served` identifies model and pipeline. `on_failure` is called where a file cannot be used."""
+    """Baselines by run. `served` identifies model and pipeline."""
 
-    def __init__(self, folder: Path, served: str, on_failure: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, served: str, events: TripwireEvents) -> None:
         self._path = folder / f"baselines-{served.rpartition(':')[2][:16]}.json"
-        self._on_failure = on_failure
+        self._events = events
         remove_stale_temp_files(folder)
         self._baselines = self._read()
         self._writer = ThreadPoolExecutor(1, "baselines")
@@ -56,9 +57,9 @@ class BaselineStore:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            self._on_failure(f"{self._path.name} cannot be read: {error.strerror}")
+            self._events.on_baseline_failure(f"{self._path.name} cannot be read: {error.strerror}")
         except Exception as error:  # wrong types, no numbers, half a file, nested without end
-            self._on_failure(
+            self._events.on_baseline_failure(
                 f"{self._path.name} is damaged ({type(error).__name__}) and is set aside: {self._set_aside()}"
             )
         return {}
@@ -73,7 +74,7 @@ class BaselineStore:
         try:
             write_atomically(self._path, text.encode())
         except OSError as error:
-            self._on_failure(f"{self._path.name} cannot be written: {error.strerror}")
+            self._events.on_baseline_failure(f"{self._path.name} cannot be written: {error.strerror}")
 
 
 def _plain(baseline: Baseline) -> dict[str, object]:

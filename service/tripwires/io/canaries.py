@@ -1,7 +1,7 @@
 """Canaries: a private set of pairs, an honest answer and an exploit each, scored at start and periodically.
 
 A policy will find an exploit that scores above the honest answer. The same weights give the same scores, so another score
-means that the weights have changed. Knows the batcher; changes are reported to a callback.
+means that the weights have changed. Knows the batcher and the run watcher.
 """
 
 from __future__ import annotations
@@ -9,18 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rewardserve.model.backends import Identity, SampleEncoder
 from rewardserve.model.conversation import Sample, SampleError
-from rewardserve.model.scorer import ScorerError, TokenBatch
+from rewardserve.model.scorer import Scorer, ScorerError, TokenBatch
 from rewardserve.model.text.text_files import TextDecodeError, decode_text
 from rewardserve.service.errors import ServiceError
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.outcomes import RowScored
 from rewardserve.service.storage.files import read_bounded
+from rewardserve.service.tripwires.alert import CANARY, Alert
+from rewardserve.service.tripwires.io.run_watcher import RunWatcher
+from rewardserve.service.tripwires.run_monitor import CANARY_THRESHOLD
+from rewardserve.service.tripwires.run_table import CANARIES
 
 SHIPPED = Path(__file__).parents[1] / "canaries.json"
 
@@ -91,13 +95,15 @@ class CanarySet:
         self.first: tuple[CanaryResult, ...] = ()
         self.latest: tuple[CanaryResult, ...] = ()
 
-    def score_first(self, score: Callable[[TokenBatch], Sequence[float]]) -> None:
-        """Score the canaries for the first time, with the scorer directly. Without these scores they are never compared."""
+    def score_first(self, scorer: Scorer) -> None:
+        """Score the canaries for the first time, without a batcher. Without these scores they are never compared."""
         if not self._rows:
             return
         flat = tuple(ids for pair in self._rows.values() for ids in pair)
         with contextlib.suppress(ScorerError):
-            self.first = self.latest = self._paired(score(TokenBatch(flat)))
+            self.first = self.latest = self._paired(
+                [self._identity.raw(row) for row in scorer.score(TokenBatch(flat)).rows]
+            )
 
     async def rescore(self, batcher: Batcher) -> list[str]:
         """Score the canaries again, without the score cache. Return the names of those whose scores have changed.
@@ -111,15 +117,14 @@ class CanarySet:
         self.latest = self._paired([self._identity.raw(o.heads) for o in outcomes if isinstance(o, RowScored)])
         return [a.name for a, b in zip(self.first, self.latest, strict=True) if self._differ(a, b)]
 
-    async def run_periodically(
-        self, batcher: Batcher, every_s: float, on_change: Callable[[list[str], float], None]
-    ) -> None:
-        """Rescore until cancelled. `on_change` is called with the canaries whose scores have changed, and the largest change."""
+    async def run_periodically(self, batcher: Batcher, watcher: RunWatcher, every_s: float) -> None:
+        """Rescore until cancelled, and report canaries whose scores have changed."""
         while True:
             await asyncio.sleep(every_s)
             with contextlib.suppress(ServiceError):
                 if names := await self.rescore(batcher):
-                    on_change(names, self.largest_change)
+                    alert = Alert(CANARY, "page", self.largest_change, CANARY_THRESHOLD, None, tuple(names))
+                    watcher.report(CANARIES, alert)
 
     @property
     def failing(self) -> tuple[CanaryResult, ...]:

@@ -11,7 +11,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rewardserve.service.storage.files import remove_stale_temp_files, write_atomically
 from rewardserve.service.tripwires.alert import Alert
+from rewardserve.service.tripwires.io.events import TripwireEvents
 
 MAX_FILES = 1_000
 MAX_CHARS = 64 * 2**20
@@ -48,11 +49,11 @@ class EvidenceRecord:
 
 
 class EvidenceStore:
-    """Store of the texts that alerts may name. `on_failure` is called with the reason why a file or a text is missing."""
+    """Store of the texts that alerts may name."""
 
-    def __init__(self, folder: Path, on_failure: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, events: TripwireEvents) -> None:
         self._folder = folder
-        self._on_failure = on_failure
+        self._events = events
         remove_stale_temp_files(folder)
         self._number = self._n_files = self._count()
         self._runs: OrderedDict[str, OrderedDict[str, EvidenceRecord]] = OrderedDict()
@@ -69,15 +70,16 @@ class EvidenceStore:
             kept[record.evidence] = record
             self._n_chars += record.n_chars
 
-    def prune(self, run: str, named: Callable[[], Collection[str]]) -> None:
-        """Drop texts of this run that are not `named`, once there are many, and the oldest beyond the bound."""
-        kept = self._runs.get(run)
-        if kept is None:
-            return
-        if len(kept) > _PRUNE_FROM or self._n_chars > MAX_CHARS:
-            still = named()
-            for evidence in [each for each in kept if each not in still]:
-                self._drop(kept, evidence)
+    def is_large(self, run: str) -> bool:
+        """Whether there are so many texts, of this run or in all, or so many runs, that `prune` is due."""
+        is_over_limit = self._n_chars > MAX_CHARS or len(self._runs) > _MAX_RUNS
+        return is_over_limit or len(self._runs.get(run, ())) > _PRUNE_FROM
+
+    def prune(self, run: str, named: Collection[str]) -> None:
+        """Drop texts of this run that are not `named`, and the oldest beyond the bound."""
+        kept = self._runs.get(run, OrderedDict())
+        for evidence in [each for each in kept if each not in named]:
+            self._drop(kept, evidence)
         while self._runs and (len(self._runs) > _MAX_RUNS or self._n_chars > MAX_CHARS):
             name, oldest = next(iter(self._runs.items()))
             if oldest and len(self._runs) <= _MAX_RUNS:
@@ -93,14 +95,16 @@ class EvidenceStore:
         kept = self._runs.get(run) or OrderedDict[str, EvidenceRecord]()
         named = [kept[each] for each in dict.fromkeys(alert.evidence) if each in kept]
         if missing := [each for each in alert.evidence if each not in kept]:
-            self._on_failure(
+            self._events.on_evidence_failure(
                 f"{len(missing)} of {len(alert.evidence)} texts that the alert {alert.wire} names are no longer kept: "
                 f"all texts together may have {MAX_CHARS} characters"
             )
         if not named:
             return
         if not self._slots.acquire(blocking=False):
-            self._on_failure(f"{MAX_FILES} files of evidence wait to be written; look whether the disk hangs")
+            self._events.on_evidence_failure(
+                f"{MAX_FILES} files of evidence wait to be written; look whether the disk hangs"
+            )
             return
         self._writer.submit(self._write, run, alert, named)
 
@@ -132,9 +136,13 @@ class EvidenceStore:
                 self._write_new(name, "".join(lines).encode())
                 self._n_files += 1
             else:
-                self._on_failure(f"there are {MAX_FILES} files of evidence already; move them elsewhere")
+                self._events.on_evidence_failure(
+                    f"there are {MAX_FILES} files of evidence already; move them elsewhere"
+                )
         except Exception as error:  # a thread that ends with one alert would lose the next
-            self._on_failure(f"{type(error).__name__}: {getattr(error, 'strerror', None) or 'not written'}")
+            self._events.on_evidence_failure(
+                f"{type(error).__name__}: {getattr(error, 'strerror', None) or 'not written'}"
+            )
         finally:
             self._slots.release()
 

@@ -1,4 +1,4 @@
-"""Pass the features of scored samples to the run monitor, within a share of a core, and its alerts to a callback.
+"""Pass the features of scored samples to the run monitor, within a share of a core, and send its alerts.
 
 Text features cost more than the rest of a small request, so they have a CPU budget: while it lasts every sample is inspected,
 beyond it a part of each request. Knows nothing of HTTP; changes no reward.
@@ -6,13 +6,14 @@ beyond it a part of each request. Knows nothing of HTTP; changes no reward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from rewardserve.model.backends import SampleEncoder
 from rewardserve.model.conversation import Sample, SampleError
-from rewardserve.model.reward import Reward
-from rewardserve.model.scorer import DISTANCE, HeadScores
+from rewardserve.model.reward import Pipeline, Reward
+from rewardserve.model.scorer import DISTANCE
 from rewardserve.model.traits import TOKEN_TRAITS, TRAITS, Lexicon, text_digest, text_traits, token_traits
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import RowFailed
@@ -22,6 +23,7 @@ from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.honeypots import Honeypots
 from rewardserve.service.tripwires.incidents import most_severe_first
+from rewardserve.service.tripwires.io.alert_sender import AlertSender
 from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.io.evidence import EvidenceRecord, EvidenceStore
 from rewardserve.service.tripwires.run_monitor import RunMonitor
@@ -83,10 +85,10 @@ class CpuBudget:
 
 
 class RunWatcher:
-    """Watcher of the samples that one model scores. All models share monitor and CPU budget; `baseline_source` is the model's.
+    """Watcher of the samples that one model scores. All models share the monitor, the CPU budget and the sender of alerts.
 
-    `on_alert` is called with each new alert and the label of its run. `judge` scores some samples too. `components_of` gives the
-    components of a reward, `texts_of` the prompt and the response of a sample.
+    `baseline_source`, `encoder` and `pipeline` are the model's; `model` has the fields that identify it in an alert. `judge`
+    scores some samples too.
     """
 
     def __init__(
@@ -95,26 +97,28 @@ class RunWatcher:
         baseline_source: BaselineSource,
         lexicon: Lexicon,
         clock: Clock,
-        on_alert: Callable[[str, Alert], None],
+        alert_sender: AlertSender,
         *,
+        encoder: SampleEncoder,
+        pipeline: Pipeline,
+        model: Mapping[str, Any],
         cpu_budget: CpuBudget,
         judge: AuditJudge | None = None,
         honeypots: Honeypots | None = None,
         evidence_store: EvidenceStore | None = None,
-        components_of: Callable[[HeadScores], tuple[float, ...]] = lambda _: (),
-        texts_of: Callable[[Sample], tuple[str, str]] = Sample.texts,
     ) -> None:
         self.monitor = monitor
         self.baseline_source = baseline_source
         self._lexicon = lexicon
         self._clock = clock
-        self._on_alert = on_alert
+        self._alert_sender = alert_sender
+        self._encoder = encoder
+        self._combination = pipeline.combination if pipeline.combination.component_names else None
+        self._model = model
         self._cpu_budget = cpu_budget
         self._judge = judge
         self._honeypots = honeypots
         self._evidence_store = evidence_store
-        self._components_of = components_of
-        self._texts_of = texts_of
         self._first = 0
 
     def begin_run(self, context: RunContext) -> None:
@@ -128,7 +132,7 @@ class RunWatcher:
         """Inspect samples that were scored together, within the CPU budget. Return the flags of samples, by their place."""
         began = self._clock.now()
         if self._judge is not None:
-            self._judge.submit(rows, rewards, lambda score, audit: self._add_audit(context, score, audit))
+            self._judge.submit(rows, rewards, context.run, context.owner)
         n = self._cpu_budget.affords(len(rows), began)
         self.monitor.n_inspected += n
         self.monitor.n_skipped += len(rows) - n
@@ -154,18 +158,15 @@ class RunWatcher:
         for alert in most_severe_first(alerts):
             if self._evidence_store is not None:
                 self._evidence_store.save(run, alert)
-            self._on_alert(run, alert)
-        if self._evidence_store is not None and records:
-            self._evidence_store.prune(run, lambda: self.monitor.evidence_of(run))
+            self._alert_sender.send(run, alert, self._model)
+        if self._evidence_store is not None and records and self._evidence_store.is_large(run):
+            self._evidence_store.prune(run, self.monitor.evidence_of(run))
         return flags
 
     def _observe(self, context: RunContext, samples: Sequence[SampleFeatures], now: float) -> list[Alert]:
         return self.monitor.observe(
             context.run, context.step, samples, now, context.kl, self.baseline_source, context.owner
         )
-
-    def _add_audit(self, context: RunContext, score: float, audit: float) -> None:
-        self.monitor.add_audit(context.run, score, audit, self._clock.now(), context.owner)
 
     def inspect_ids(self, context: RunContext, samples: Sequence[Sample | SampleError]) -> None:
         """Count ids of one step, and those that stand for several samples. Samples without an id are left out."""
@@ -185,12 +186,12 @@ class RunWatcher:
     def _evidence_record(
         self, context: RunContext, row: ScoredRow, features: SampleFeatures, flags: Flags
     ) -> EvidenceRecord:
-        return EvidenceRecord(features.evidence, context.step, *self._texts_of(row.sample), features.reward, flags)
+        return EvidenceRecord(features.evidence, context.step, *self._encoder.texts(row.sample), features.reward, flags)
 
     def report(self, run: str, alert: Alert) -> None:
         """Raise an alert about a reserved label, if it is not active already."""
         if self.monitor.report(run, alert, self._clock.now()):
-            self._on_alert(run, alert)
+            self._alert_sender.send(run, alert, self._model)
 
     def _places(self, n_rows: int, n: int) -> Sequence[int]:
         """Indices of the samples to inspect: neighbours, because groups are contiguous; not always the first."""
@@ -202,7 +203,7 @@ class RunWatcher:
     def _features(
         self, context: RunContext, row: ScoredRow, reward: Reward, n_equal: dict[tuple[int, ...], int]
     ) -> SampleFeatures:
-        prompt, response = self._texts_of(row.sample)
+        prompt, response = self._encoder.texts(row.sample)
         has_text = bool(prompt or response)
         ids, n_prompt = row.encoded.ids, row.encoded.n_prompt
         response_ids = row.encoded.response
@@ -226,7 +227,7 @@ class RunWatcher:
             spread=reward.spread,
             distance=row.heads.get(DISTANCE),
             evidence=evidence(prompt, response) if has_text else "",
-            components=self._components_of(row.heads),
+            components=self._combination.components(row.heads) if self._combination is not None else (),
             is_honeypot_hit=self._honeypots.is_hit(_last_user_turn(row.sample), response, reward.changes[0])
             if self._honeypots
             else None,

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +21,9 @@ from typing import Any, Protocol
 
 import httpx
 
+from rewardserve.service.clock import Clock
 from rewardserve.service.storage.files import read_bounded, remove_stale_temp_files, set_aside, write_atomically
+from rewardserve.service.tripwires.io.events import TripwireEvents
 
 FILE_NAME = "webhook.json"
 _FIRST_BACKOFF_S = 0.5
@@ -37,22 +38,6 @@ _MAX_BYTES = 64 * 2**20
 _CLOSING_S = 3.0
 _FINAL_STATUS_CODES = frozenset({400, 405, 410, 413, 414, 415, 422, 431})
 """Statuses that refuse this message for good. 401, 403 and 404 come from receivers that are being set up."""
-
-
-class WebhookEvents(Protocol):
-    """Receiver of delivery events, for log and metrics."""
-
-    def on_lost(self, alert: Mapping[str, Any], reason: str) -> None:
-        """An alert is dropped and will not be delivered."""
-        ...
-
-    def on_delayed(self, reason: str, n_waiting: int) -> None:
-        """The first failure of several: the delivery is retried."""
-        ...
-
-    def on_not_kept(self, reason: str) -> None:
-        """The queue cannot be written, or could not be read."""
-        ...
 
 
 class Signer(Protocol):
@@ -86,38 +71,29 @@ class Attempt:
     retry_after_s: float = 0.0
 
 
-async def sleep_or_wake(seconds: float, wake: asyncio.Event) -> None:
-    """Wait for so many seconds, or until `wake` is set again."""
-    wake.clear()
-    with suppress(TimeoutError):
-        await asyncio.wait_for(wake.wait(), seconds)
-
-
 class Webhook:
     """Webhook that POSTs one JSON object per alert to `url`, in order unless one fails. `secrets`: `whsec_...`, each of them signs.
 
-    `folder` keeps the queue over a restart. `now` is Unix time, for headers and for that file; `monotonic` has no jumps, and
-    measures ages. `uniform` chooses a float between two.
+    `folder` keeps the queue over a restart. `rng` spreads the retries.
     """
 
     def __init__(
         self,
         url: str,
         secrets: Sequence[str],
-        events: WebhookEvents,
+        clock: Clock,
+        events: TripwireEvents,
         *,
         folder: Path | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
-        now: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
-        uniform: Callable[[float, float], float] = random.uniform,
-        sleep: Callable[[float, asyncio.Event], Awaitable[None]] = sleep_or_wake,
+        rng: random.Random | None = None,
     ) -> None:
         self._url = url
         self._signers = [_signer(secret) for secret in secrets]
         self._events = events
         self._path = None if folder is None else folder / FILE_NAME
-        self._now, self._monotonic, self._uniform, self._sleep = now, monotonic, uniform, sleep
+        self._clock = clock
+        self._rng = rng or random.Random()
         self._client = httpx.AsyncClient(timeout=None, transport=transport, trust_env=False)
         self._waiting: deque[QueuedAlert] = deque()
         self._n_failed = 0
@@ -138,9 +114,9 @@ class Webhook:
 
     def enqueue(self, alert: Mapping[str, Any]) -> None:
         """Queue an alert for delivery. Never waits."""
-        self._waiting.append(QueuedAlert(f"msg_{uuid.uuid4().hex}", self._now(), self._monotonic(), alert))
+        self._waiting.append(QueuedAlert(f"msg_{uuid.uuid4().hex}", self._clock.unix_time(), self._clock.now(), alert))
         if len(self._waiting) > _MAX_WAITING:
-            self._events.on_lost(self._waiting.popleft().alert, "too many alerts wait for the receiver")
+            self._events.on_alert_lost(self._waiting.popleft().alert, "too many alerts wait for the receiver")
         self._idle.clear()
         self._changed.set()
         self._unsaved.set()
@@ -161,7 +137,7 @@ class Webhook:
         is_kept = self._path is not None and self._write(self._path, self._text())
         if not is_kept:
             for message in self._waiting:
-                self._events.on_lost(message.alert, "the server ended")
+                self._events.on_alert_lost(message.alert, "the server ended")
         await self._client.aclose()
 
     # -- delivering -------------------------------------------------------------------------------------------------
@@ -177,17 +153,17 @@ class Webhook:
     async def _try(self, message: QueuedAlert) -> None:
         attempt = await self._post(message)
         is_first = bool(self._waiting) and self._waiting[0] is message  # it may have been dropped meanwhile
-        if not attempt.reason or attempt.is_final or self._monotonic() - message.raised_at > _MAX_WAIT_S:
+        if not attempt.reason or attempt.is_final or self._clock.now() - message.raised_at > _MAX_WAIT_S:
             self._n_failed = 0
             if is_first:
                 self._waiting.popleft()
                 self._unsaved.set()
                 if attempt.reason:
-                    self._events.on_lost(message.alert, attempt.reason)
+                    self._events.on_alert_lost(message.alert, attempt.reason)
             return
         self._n_failed += 1
         if self._n_failed == 1:
-            self._events.on_delayed(attempt.reason, len(self._waiting))
+            self._events.on_alert_delayed(attempt.reason, len(self._waiting))
         await self._pause(attempt)
         if attempt.was_answered and self._waiting and self._waiting[0] is message:
             self._waiting.rotate(-1)  # the others need not wait for one that the receiver fails on
@@ -195,13 +171,15 @@ class Webhook:
     async def _pause(self, attempt: Attempt) -> None:
         """Back off. A new alert is tried at once where the receiver replied with an error to another one."""
         longest = min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(self._n_failed - 1, 30))
-        seconds = max(self._uniform(longest / 2, longest), min(attempt.retry_after_s, _MAX_BACKOFF_S))
+        seconds = max(self._rng.uniform(longest / 2, longest), min(attempt.retry_after_s, _MAX_BACKOFF_S))
         is_only_this_one = attempt.was_answered and not attempt.retry_after_s
-        await self._sleep(seconds, self._changed if is_only_this_one else asyncio.Event())
+        wake = self._changed if is_only_this_one else asyncio.Event()
+        wake.clear()
+        await self._clock.wait(wake, self._clock.now() + seconds)
 
     async def _post(self, message: QueuedAlert) -> Attempt:
         body = json.dumps(message.alert, separators=(",", ":"))
-        sent_at = datetime.fromtimestamp(int(self._now()), UTC)
+        sent_at = datetime.fromtimestamp(int(self._clock.unix_time()), UTC)
         headers = {
             "content-type": "application/json",
             "webhook-id": message.id,
@@ -244,23 +222,23 @@ class Webhook:
         try:
             write_atomically(path, text.encode())
         except OSError as error:
-            self._events.on_not_kept(f"{path.name} cannot be written: {error.strerror}")
+            self._events.on_queue_failure(f"{path.name} cannot be written: {error.strerror}")
             return False
         return True
 
     def _read(self, path: Path) -> list[QueuedAlert]:
         try:
             kept = json.loads(read_bounded(path, _MAX_BYTES))
-            now, monotonic = self._now(), self._monotonic()
+            now, monotonic = self._clock.unix_time(), self._clock.now()
             return [_queued(each, now, monotonic) for each in kept][-_MAX_WAITING:]
         except FileNotFoundError:
             return []
         except OSError as error:
-            self._events.on_not_kept(f"{path.name} cannot be read: {error.strerror}")
+            self._events.on_queue_failure(f"{path.name} cannot be read: {error.strerror}")
         except Exception as error:  # wrong types, half a file, nested without end
             with suppress(OSError):
                 set_aside(path)
-            self._events.on_not_kept(f"{path.name} is damaged ({type(error).__name__}) and is set aside")
+            self._events.on_queue_failure(f"{path.name} is damaged ({type(error).__name__}) and is set aside")
         return []
 
 

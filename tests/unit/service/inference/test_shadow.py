@@ -66,6 +66,17 @@ def test_a_model_with_constant_rewards_correlates_with_nothing():
     assert not isnan(agreement.shift)
 
 
+class ShadowLog:
+    def __init__(self):
+        self.skipped, self.told = [], []
+
+    def on_compared(self, n_samples, orders, figures):
+        self.told.append((n_samples, orders))
+
+    def on_skipped(self, n_samples):
+        self.skipped.append(n_samples)
+
+
 @pytest.fixture
 async def open_shadow():
     built = []
@@ -74,12 +85,10 @@ async def open_shadow():
         batcher = Batcher(scorer or FakeScorer(), BatchLimits(10_000, 0.0), MonotonicClock(), InferenceLog())
         batcher.start()
         encoder = EncodePool(echo.load(ModelSpec()).encode, 1, InferenceLog())
-        skipped, told = [], []
-        second = BackgroundScorer(
-            encoder, batcher, pipeline_of(Calibration(mean=0.5, std=2.0), shape="none"), skipped.append
-        )
-        shadow = Shadow(second, share, lambda n, orders: told.append((n, orders)))
-        shadow.skipped, shadow.told, shadow.second = skipped, told, second
+        second = BackgroundScorer(encoder, batcher, pipeline_of(Calibration(mean=0.5, std=2.0), shape="none"))
+        events = ShadowLog()
+        shadow = Shadow(second, share, events)
+        shadow.skipped, shadow.told, shadow.second = events.skipped, events.told, second
         built.append((shadow, batcher, encoder, scorer))
         return shadow
 

@@ -22,7 +22,8 @@ from rewardserve.service.observability.metrics import PREFIX, TABLE, Metrics, sc
 from rewardserve.service.settings import ServeSettings
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, baseline_stat
 from rewardserve.service.tripwires.features import SampleFeatures
-from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import MonitorLimits
 from rewardserve.service.tripwires.running_sums import ENTRIES
 from tests.support.rewards import reward_of, sole
 from tests.support.service_fakes import StillClock

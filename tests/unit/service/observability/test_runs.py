@@ -13,7 +13,9 @@ from rewardserve.service.observability.runs import NAMES, RunsCollector
 from rewardserve.service.tripwires.alert import CANARY, Alert
 from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.features import SampleFeatures
-from rewardserve.service.tripwires.run_monitor import CANARIES, CANARY_THRESHOLD, MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.run_monitor import CANARY_THRESHOLD, RunMonitor
+from rewardserve.service.tripwires.run_state import MonitorLimits
+from rewardserve.service.tripwires.run_table import CANARIES
 from tests.support.service_fakes import StillClock
 
 ENDED_S = 600.0

@@ -11,7 +11,9 @@ from rewardserve.model.traits import TOKEN_TRAITS, TRAITS
 from rewardserve.service.tripwires.alert import CANARY, VOTE, Alert
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat
 from rewardserve.service.tripwires.features import SampleFeatures
-from rewardserve.service.tripwires.run_monitor import CANARIES, OTHER, MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import MonitorLimits
+from rewardserve.service.tripwires.run_table import CANARIES, OTHER
 from rewardserve.service.tripwires.running_sums import ENTRIES, RunningSums, count_of, is_signed
 from rewardserve.service.tripwires.statistics import ExcessMean, Mean, RunSnapshot, WindowMeans, slope_t
 from rewardserve.service.tripwires.wires import WIRES, Wire
@@ -355,7 +357,7 @@ def test_three_hundred_names_of_one_key_take_no_place_from_a_run_of_another():
         ready(monitor, f"junk {i}", 2.0, owner="flood")
     monitor.observe("third", 0, healthy(5), 3.0, owner="victim")
     assert sum(run.owner == "victim" for run in monitor.runs.values()) == 3
-    assert len(monitor._labels) <= LIMITS.max_runs, "a deleted run leaves no label"
+    assert len(monitor._table._labels) <= LIMITS.max_runs, "a deleted run leaves no label"
 
 
 def test_runs_of_two_keys_are_two_runs_whatever_they_are_called():

@@ -9,7 +9,9 @@ import pytest
 from rewardserve.service.tripwires.alert import CANARY, Alert
 from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.features import SampleFeatures
-from rewardserve.service.tripwires.run_monitor import CANARIES, OTHER, ActiveAlert, MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import ActiveAlert, MonitorLimits
+from rewardserve.service.tripwires.run_table import CANARIES, OTHER
 
 SAMPLE = SampleFeatures(1, None, 0.0, 0.0, is_capped=False, traits=())
 

@@ -7,7 +7,8 @@ import pytest
 from rewardserve.model.traits import Lexicon, text_traits, token_traits
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat
 from rewardserve.service.tripwires.features import SampleFeatures
-from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import MonitorLimits
 from rewardserve.service.tripwires.statistics import (
     AuditDivergence,
     AuditGap,

@@ -10,9 +10,11 @@ from rewardserve.model.traits import TOKEN_TRAITS, TRAITS
 from rewardserve.service.tripwires.alert import VOTE, Alert
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat
 from rewardserve.service.tripwires.features import SampleFeatures
-from rewardserve.service.tripwires.run_monitor import ActiveAlert, MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import ActiveAlert, MonitorLimits
 from rewardserve.service.tripwires.running_sums import ENTRIES, RunningSums
 from rewardserve.service.tripwires.wires import WIRES, Wire
+from tests.support.service_fakes import MemoryBaselines
 
 SAMPLE = SampleFeatures(1, None, 0.0, 0.0, is_capped=False, traits=())
 
@@ -164,9 +166,8 @@ def test_a_page_needs_so_many_votes(votes_for_a_page, pages):
 
 def learning(known=None):
     """A monitor whose runs learn from three samples, and the baselines that it reports."""
-    learned = []
-    baseline_source = BaselineSource(known=known or {}, on_learned=lambda *each: learned.append(each))
-    return RunMonitor(baseline_source, MonitorLimits(window=1, warm_up=3)), learned
+    store = MemoryBaselines(**known or {})
+    return RunMonitor(BaselineSource(store=store), MonitorLimits(window=1, warm_up=3)), store.saved
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_sums_of_parts_are_kept_where_another_model_has_the_same_parts(component
     one, known = BaselineSource(components=("x", "y")), Baseline({"score": BaselineStat(7.0, 2.0)})
     monitor = RunMonitor(one, MonitorLimits(window=1, warm_up=3))
     monitor.observe("a", 0, [SAMPLE._replace(components=(1.0, -2.0), audit=0.0)], 0.0)
-    monitor.set_baseline_source("a", BaselineSource(components=components, known={"a": known}), 9.0)
+    monitor.set_baseline_source("a", BaselineSource(components=components, store=MemoryBaselines(a=known)), 9.0)
     run = monitor.runs["a"]
     assert run.all_sums.sums[len(ENTRIES) :] == kept
     assert run.all_sums["samples"] == 1.0

@@ -22,19 +22,38 @@ from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.io.run_watcher import RunContext
 from tests.support.rewards import pipeline_of, watching
-from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, InferenceLog, StillClock, poisoned_by
+from tests.support.service_fakes import (
+    PATIENCE_S,
+    FakeScorer,
+    GatedScorer,
+    InferenceLog,
+    StillClock,
+    TripwireLog,
+    poisoned_by,
+)
 
 
 @pytest.fixture
 async def open_judge():
     judges = []
 
-    def build(scorer=None, *, share=1.0, on_skipped=lambda n: None):
-        batcher = Batcher(scorer or FakeScorer(), BatchLimits(10_000, 0.0), MonotonicClock(), InferenceLog())
+    def build(scorer=None, *, share=1.0, monitor=None, events=None):
+        own = scorer or FakeScorer()
+        batcher = Batcher(own, BatchLimits(10_000, 0.0), MonotonicClock(), InferenceLog())
         batcher.start()
         pipeline = pipeline_of(Calibration(mean=0.5, std=2.0), shape="none")
         encoder = EncodePool(echo.load(ModelSpec()).encode, 1, InferenceLog())
-        judges.append((AuditJudge(encoder, batcher, pipeline, share=share, on_skipped=on_skipped), scorer))
+        judge = AuditJudge(
+            own,
+            encoder,
+            batcher,
+            pipeline,
+            share=share,
+            monitor=Audits() if monitor is None else monitor,
+            clock=StillClock(),
+            events=events or TripwireLog(),
+        )
+        judges.append((judge, scorer))
         return judges[-1][0]
 
     yield build
@@ -54,11 +73,17 @@ def reward(score):
     return Reward(9.0, 1.0, score, (), (score, 0.0))
 
 
+class Audits(list):
+    """Stands in for the monitor: the score of each sample with that of the judge."""
+
+    def add_audit(self, run, score, audit, now, owner):
+        self.append((score, audit))
+
+
 async def judged(judge, rows, rewards):
-    heard = []
-    judge.submit(rows, rewards, lambda *each: heard.append(each))
+    judge.submit(rows, rewards, "ppo-7")
     await finished(judge)
-    return heard
+    return judge._monitor
 
 
 async def finished(judge):
@@ -96,11 +121,11 @@ async def test_a_share_is_chosen_by_the_ids_alone(open_judge):
 async def test_a_judge_that_is_slow_is_not_asked_more_than_it_can_answer(open_judge, monkeypatch):
     monkeypatch.setattr(background_scorer, "MAX_WAITING", 3)
     scorer = GatedScorer()
-    heard, skipped = [], []
-    judge = open_judge(scorer, on_skipped=skipped.append)
+    heard, events = Audits(), TripwireLog()
+    judge = open_judge(scorer, monitor=heard, events=events)
     for text in "abcde":
-        judge.submit([row(text)], [reward(0.0)], lambda *each: heard.append(each))
-    assert (judge.background_scorer.n_waiting, skipped) == (3, [1, 1])
+        judge.submit([row(text)], [reward(0.0)], "ppo-7")
+    assert (judge.background_scorer.n_waiting, events.skipped) == (3, [1, 1])
     scorer.gate.set()
     await finished(judge)
     assert len(heard) == 3
@@ -112,11 +137,11 @@ async def test_a_failing_judge_reports_nothing_and_affects_no_request(open_judge
 
 
 async def test_audits_are_counted_for_the_run(open_judge):
-    judge = open_judge()
     watcher = watching(StillClock())
-    watcher._judge = judge
-    watcher.inspect(RunContext("ppo-7", 1), [row("a"), row("b")], [reward(1.0), reward(2.0)])
+    watcher._judge = judge = open_judge(monitor=watcher.monitor)
+    watcher.inspect(RunContext("ppo-7", 1, owner="k"), [row("a"), row("b")], [reward(1.0), reward(2.0)])
     await finished(judge)
-    window = watcher.monitor.runs["ppo-7"].window
+    (run,) = watcher.monitor.runs.values()
+    window = run.window
     assert (window["samples"], window["audited"], window["audited_score_positive"]) == (2, 2, 3.0)
     assert window.mean("audit") == pytest.approx((z("a") + z("b")) / 2)

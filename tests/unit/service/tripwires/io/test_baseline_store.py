@@ -9,7 +9,9 @@ import pytest
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat
 from rewardserve.service.tripwires.io import baseline_store
 from rewardserve.service.tripwires.io.baseline_store import BaselineStore
-from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import MonitorLimits
+from tests.support.service_fakes import MemoryBaselines, TripwireLog
 from tests.unit.service.tripwires.test_run_monitor import healthy, seen
 
 USUAL = Baseline({"length": BaselineStat(4.0, 0.5, 512.0), "score": BaselineStat(0.1, 1.0, 512.0)}, 3.2)
@@ -21,7 +23,9 @@ def made_of(mean="1.0", std="1.0", n="1.0", saturation="null", name="length"):
 
 
 def opened(folder, served="sha256:aa", failed=None):
-    return BaselineStore(folder, served, (failed if failed is not None else []).append)
+    events = TripwireLog()
+    events.failures = events.failures if failed is None else failed
+    return BaselineStore(folder, served, events)
 
 
 def test_what_is_kept_is_there_after_a_restart(tmp_path):
@@ -54,15 +58,16 @@ def test_a_damaged_file_is_reported_set_aside_and_replaced(tmp_path, text):
 
 def test_a_part_of_the_reward_that_did_not_vary_does_not_break_the_file(tmp_path):
     """A head may give every response of the first windows the same score."""
-    learned, failed = {}, []
+    store, failed = MemoryBaselines(), []
     limits = MonitorLimits(window=16, warm_up=2)
-    monitor = RunMonitor(BaselineSource(components=("one", "two"), on_learned=learned.__setitem__), limits)
+    monitor = RunMonitor(BaselineSource(components=("one", "two"), store=store), limits)
     monitor.observe("run", 0, [seen(components=(float(i % 2), 0.0)) for i in range(32)], 0.0)
-    assert learned["run"].stats["component_1"] == BaselineStat(0.0, 0.0, 32.0)
+    ((_, learned),) = store.saved
+    assert learned.stats["component_1"] == BaselineStat(0.0, 0.0, 32.0)
     kept = opened(tmp_path)
-    kept.save("run", learned["run"])
+    kept.save("run", learned)
     kept.close()
-    assert dict(opened(tmp_path, failed=failed).baselines) == learned
+    assert dict(opened(tmp_path, failed=failed).baselines) == {"run": learned}
     assert failed == []
 
 
@@ -102,7 +107,7 @@ def test_a_run_that_goes_on_after_a_restart_is_compared_with_its_own_beginning(t
 
     def serve(samples):
         kept = opened(tmp_path)
-        monitor = RunMonitor(BaselineSource(known=kept.baselines, on_learned=kept.save), limits)
+        monitor = RunMonitor(BaselineSource(store=kept), limits)
         found = [f for i in range(0, len(samples), 4) for f in monitor.observe("run", i, samples[i : i + 4], 0.0)]
         kept.close()
         return {alert.wire for alert in found}

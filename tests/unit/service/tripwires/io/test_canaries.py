@@ -13,7 +13,9 @@ from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.planner import BatchLimits
 from rewardserve.service.inference.score_cache import ScoreCache
+from rewardserve.service.tripwires.alert import CANARY, Alert
 from rewardserve.service.tripwires.io.canaries import CanariesError, Canary, CanaryResult, CanarySet, failing, read
+from rewardserve.service.tripwires.run_table import CANARIES
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, InferenceLog, right_scores, scores_with
 
 ECHO = echo.load(ModelSpec())
@@ -44,7 +46,7 @@ async def batcher():
 
 def hatched(scorer, pairs=PAIRS):
     canaries = CanarySet(pairs, ECHO.encode, ECHO.identity, 0.02)
-    canaries.score_first(lambda batch: [heads["score"] for heads in scorer.score(batch).rows])
+    canaries.score_first(scorer)
     return canaries
 
 
@@ -75,19 +77,20 @@ async def test_a_change_beyond_the_tolerance_is_detected_without_the_cache(batch
         assert canaries.largest_change == pytest.approx(shift / 0.02)
 
 
-async def test_the_callback_is_called_at_every_change(batcher):
+async def test_every_change_is_reported(batcher):
     canaries, told, twice = hatched(batcher.scorer), [], asyncio.Event()
 
-    def changed(names, by):
-        told.append((names, by))
-        if len(told) == 2:
-            twice.set()
+    class Watcher:
+        def report(self, run, alert):
+            told.append((run, alert))
+            if len(told) == 2:
+                twice.set()
 
     batcher.scorer.shift = 1.0
-    canary_task = asyncio.create_task(canaries.run_periodically(batcher, 0.001, changed))
+    canary_task = asyncio.create_task(canaries.run_periodically(batcher, Watcher(), 0.001))
     await asyncio.wait_for(twice.wait(), PATIENCE_S)
     canary_task.cancel()
-    assert told[0] == (["one", "two"], pytest.approx(50.0))
+    assert told[0] == (CANARIES, Alert(CANARY, "page", pytest.approx(50.0), 1.0, None, ("one", "two")))
 
 
 async def test_a_model_that_fails_is_not_taken_for_another(batcher):
@@ -132,5 +135,5 @@ def test_a_canary_fails_where_the_exploit_scores_at_least_as_high(honest, exploi
 
 def test_canaries_that_fail_at_the_start_are_known_by_name():
     pays = CanarySet(PAIRS, ECHO.encode, ECHO.identity, 0.02)
-    pays.score_first(lambda batch: [1.0, 0.0, 0.0, 1.0])
+    pays.score_first(FakeScorer(lambda batch: BatchScores(tuple({"score": s} for s in (1.0, 0.0, 0.0, 1.0)), 4)))
     assert [each.name for each in pays.failing] == ["two"]

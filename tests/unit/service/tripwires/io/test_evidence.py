@@ -13,7 +13,7 @@ import pytest
 from rewardserve.service.tripwires.alert import Alert
 from rewardserve.service.tripwires.io import evidence
 from rewardserve.service.tripwires.io.evidence import EvidenceRecord, EvidenceStore
-from tests.support.service_fakes import PATIENCE_S
+from tests.support.service_fakes import PATIENCE_S, TripwireLog
 
 SAFE = "team_ppo_7-" + hashlib.blake2b(b"team/ppo 7", digest_size=4).hexdigest()
 JUDGE = Alert("judge_injection", "page", 0.1, 0.02, 7, ("e3", "e5"))
@@ -23,8 +23,19 @@ def record(name, **fields):
     return EvidenceRecord(name, 7, f"prompt of {name}", "response", 0.5, **{"flags": (), **fields})
 
 
+def opened(folder, failed=None):
+    events = TripwireLog()
+    events.failures = events.failures if failed is None else failed
+    return EvidenceStore(folder, events)
+
+
+def prune(store, run, named):
+    if store.is_large(run):
+        store.prune(run, named)
+
+
 def store_with(tmp_path, *records, failed=None):
-    store = EvidenceStore(tmp_path, (failed if failed is not None else []).append)
+    store = opened(tmp_path, failed)
     store.add("team/ppo 7", records)
     return store
 
@@ -57,7 +68,7 @@ def test_a_text_is_kept_as_long_as_an_alert_can_name_its_hash(tmp_path):
     store = store_with(tmp_path, record("e3"), record("e5"))
     for i in range(5_000):
         store.add("team/ppo 7", [record(f"x{i}")])
-        store.prune("team/ppo 7", lambda i=i: {"e3", "e5", f"x{i}"})
+        prune(store, "team/ppo 7", {"e3", "e5", f"x{i}"})
     assert len(store._runs["team/ppo 7"]) < 1_000, "what no alert can name is let go"
     store.save("team/ppo 7", JUDGE)
     store.close()
@@ -70,7 +81,7 @@ def test_texts_are_bounded_in_memory_and_missing_ones_are_reported(tmp_path, mon
     store = store_with(tmp_path, failed=failed)
     for i in range(300):
         store.add(f"run {i % 3}", [record(f"e{i}")])
-        store.prune(f"run {i % 3}", lambda: {f"e{i}" for i in range(300)})
+        prune(store, f"run {i % 3}", {f"e{i}" for i in range(300)})
         assert store._n_chars == sum(e.n_chars for kept in store._runs.values() for e in kept.values()) <= 1_000
     store.save("run 0", Alert("duplicate_across_prompts", "page", 1.0, 0.5, 3, ("e0", "e297")))
     store.close()
@@ -92,7 +103,7 @@ def test_an_alert_without_its_samples_writes_nothing_and_reports_it(tmp_path):
 @pytest.mark.parametrize("run", ["я" * 300, "a" * 10_000, "../../etc/passwd", "\ud800", "a\0b", ".", "", "\x1b[31m"])
 def test_any_name_of_a_run_makes_a_file_name(tmp_path, run):
     failed = []
-    store = EvidenceStore(tmp_path, failed.append)
+    store = opened(tmp_path, failed)
     store.add(run, [record("e3")])
     store.save(run, Alert("judge_injection", "page", 0.1, 0.02, 10**400, ("e3",)))
     store.close()
@@ -113,7 +124,7 @@ def test_files_are_bounded_and_missing_ones_are_reported(tmp_path, monkeypatch):
     store.close()
     assert len(written(tmp_path)) == 3
     assert sum("3 files of evidence" in why for why in failed) == 2
-    assert len(EvidenceStore(tmp_path, failed.append)._runs) == 0
+    assert len(opened(tmp_path, failed)._runs) == 0
 
 
 def test_files_that_were_moved_away_do_not_count_against_the_limit(tmp_path, monkeypatch):
@@ -189,8 +200,8 @@ def test_a_folder_that_is_gone_takes_nothing_down(tmp_path):
 
 
 def test_at_most_64_runs_are_kept(tmp_path):
-    store = EvidenceStore(tmp_path, [].append)
+    store = opened(tmp_path)
     for i in range(100):
         store.add(f"run {i}", [record("e")])
-        store.prune(f"run {i}", lambda: {"e"})
+        prune(store, f"run {i}", {"e"})
     assert len(store._runs) == 64

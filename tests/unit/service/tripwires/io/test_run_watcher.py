@@ -12,7 +12,7 @@ from rewardserve.model.reward import Reward
 from rewardserve.service.errors import ScoreNotFinite
 from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.tripwires.io.run_watcher import CpuBudget, RunContext, evidence
-from rewardserve.service.tripwires.run_monitor import OTHER
+from rewardserve.service.tripwires.run_table import OTHER
 from tests.support.rewards import watching
 from tests.support.service_fakes import StillClock
 

@@ -8,7 +8,9 @@ import contextlib
 import hashlib
 import hmac
 import json
+import random
 import threading
+from itertools import count, repeat
 
 import httpx
 import pytest
@@ -16,7 +18,7 @@ import standardwebhooks
 
 from rewardserve.service.tripwires.io import webhook as module
 from rewardserve.service.tripwires.io.webhook import FILE_NAME, Webhook
-from tests.support.service_fakes import PATIENCE_S
+from tests.support.service_fakes import PATIENCE_S, TripwireLog
 
 KEY = b"0123456789abcdef0123456789abcdef"
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
@@ -41,48 +43,46 @@ class Receiver(httpx.AsyncBaseTransport):
         return [json.loads(request.content)["wire"] for request in self.requests]
 
 
-class Report:
-    """What was lost, delayed and not kept."""
+class PausedClock:
+    """Waits take no time; `pauses` has how long each would have been. `times` and `unix_times` are of calls in turn."""
 
-    def __init__(self):
-        self.losses, self.delays, self.broken = [], [], []
+    def __init__(self, times=None, unix_times=None):
+        self.pauses, self._times, self._unix_times = [], times or repeat(0.0), unix_times or repeat(NOW)
 
-    def on_lost(self, alert, why):
-        self.losses.append((alert["wire"], why))
+    def now(self):
+        self._now = next(self._times)
+        return self._now
 
-    def on_delayed(self, why, n_waiting):
-        self.delays.append((why, n_waiting))
+    def unix_time(self):
+        return next(self._unix_times)
 
-    def on_not_kept(self, why):
-        self.broken.append(why)
-
-
-class Pauses(list):
-    """Pauses that take no time; how long each would have been is kept."""
-
-    async def __call__(self, seconds, wake):
-        self.append(seconds)
+    async def wait(self, event, until):
+        self.pauses.append(until - self._now)
         await asyncio.sleep(0)
+
+
+class Longest(random.Random):
+    """Chooses the upper end."""
+
+    def uniform(self, a, b):
+        return b
 
 
 @pytest.fixture
 def paused():
-    return Pauses()
+    return PausedClock()
 
 
-async def told(
-    receiver, *wires, secrets=(SECRET,), now=lambda: NOW, uniform=lambda low, high: high, sleep=None, **kwargs
-):
+async def told(receiver, *wires, secrets=(SECRET,), clock=None, rng=None, **kwargs):
     """What became of these alerts."""
-    report = Report()
+    report = TripwireLog()
     webhook = Webhook(
         "http://receiver/x",
         secrets,
+        clock or PausedClock(),
         report,
         transport=receiver,
-        now=now,
-        uniform=uniform,
-        sleep=Pauses() if sleep is None else sleep,
+        rng=rng or Longest(),
         **kwargs,
     )
     webhook.start()
@@ -94,7 +94,7 @@ async def told(
 
 async def test_alerts_arrive_in_order_and_signed_as_standard_webhooks():
     receiver = Receiver()
-    assert (await told(receiver, "a", "b")).losses == []
+    assert (await told(receiver, "a", "b")).lost == []
     assert receiver.heard == ["a", "b"]
     ids = set()
     for request in receiver.requests:
@@ -110,7 +110,7 @@ async def test_the_library_of_the_standard_takes_what_is_sent_and_no_changed_bod
     import time
 
     receiver = Receiver()
-    await told(receiver, "a", now=time.time)
+    await told(receiver, "a", clock=PausedClock(unix_times=repeat(time.time())))
     (request,) = receiver.requests
     theirs = standardwebhooks.Webhook(SECRET)
     assert theirs.verify(request.content, dict(request.headers))["wire"] == "a"
@@ -129,13 +129,13 @@ async def test_a_new_alert_ends_the_pause_of_another_one_only():
     for trouble, wakes in ((500, True), (httpx.ConnectError("away"), False)):
         begun = asyncio.Event()
 
-        async def sleep(_seconds, wake, begun=begun):
-            wake.clear()
-            begun.set()
-            await wake.wait()
+        class Waiting(PausedClock):
+            async def wait(self, event, until, begun=begun):
+                begun.set()
+                await event.wait()
 
         receiver = Receiver(trouble)
-        webhook = Webhook("http://receiver/x", (), Report(), transport=receiver, sleep=sleep)
+        webhook = Webhook("http://receiver/x", (), Waiting(), TripwireLog(), transport=receiver)
         webhook.start()
         webhook.enqueue({"run": "r", "wire": "a"})
         await asyncio.wait_for(begun.wait(), PATIENCE_S)
@@ -162,8 +162,8 @@ async def test_without_a_secret_nothing_is_signed():
 )
 async def test_a_failed_delivery_is_retried_under_the_same_id(paused, trouble):
     receiver = Receiver(trouble, trouble)
-    report = await told(receiver, "a", sleep=paused)
-    assert (report.losses, receiver.heard, len(report.delays)) == ([], ["a", "a", "a"], 1)
+    report = await told(receiver, "a", clock=paused)
+    assert (report.lost, receiver.heard, len(report.delayed)) == ([], ["a", "a", "a"], 1)
     assert len({request.headers["webhook-id"] for request in receiver.requests}) == 1
 
 
@@ -187,8 +187,8 @@ async def test_an_answer_without_end_is_not_read_and_holds_up_no_other_alert(pau
             return httpx.Response(200, stream=body)
 
     receiver = Talkative()
-    report = await told(receiver, "a", "b", sleep=paused)
-    assert (receiver.heard, report.losses, report.delays, body.n_bytes) == (["a", "b"], [], [], 0)
+    report = await told(receiver, "a", "b", clock=paused)
+    assert (receiver.heard, report.lost, report.delayed, body.n_bytes) == (["a", "b"], [], [], 0)
 
 
 async def test_a_head_that_comes_byte_by_byte_is_a_failure_after_a_while(monkeypatch):
@@ -213,42 +213,43 @@ async def test_a_head_that_comes_byte_by_byte_is_a_failure_after_a_while(monkeyp
             await writer.wait_closed()
 
     server = await asyncio.start_server(trickle, "127.0.0.1", 0)
-    report = Report()
-    webhook = Webhook(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", (), report, sleep=Pauses())
+    report = TripwireLog()
+    webhook = Webhook(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", (), PausedClock(), report)
     webhook.start()
     webhook.enqueue({"run": "ppo-7", "wire": "a"})
     await asyncio.wait_for(webhook.stop(), PATIENCE_S)
     server.close()
     await asyncio.wait_for(asyncio.gather(*handlers), PATIENCE_S)
-    assert ([why for why, _ in report.delays], report.losses, n_asked) == (["TimeoutError"], [], 2)
+    assert ([why for why, _ in report.delayed], report.lost, n_asked) == (["TimeoutError"], [], 2)
 
 
 async def test_pauses_grow_within_bounds_and_are_spread(paused):
     receiver = Receiver(*[httpx.ConnectError("away")] * 12)
     picked = []
 
-    def pick(low, high):
-        picked.append((low, high))
-        return low
+    class Lowest(random.Random):
+        def uniform(self, a, b):
+            picked.append((a, b))
+            return a
 
-    assert (await told(receiver, "a", "b", uniform=pick, sleep=paused)).losses == []
+    assert (await told(receiver, "a", "b", rng=Lowest(), clock=paused)).lost == []
     assert [high for _, high in picked] == [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
     assert all(low == high / 2 for low, high in picked)
-    assert paused == [low for low, _ in picked]
+    assert paused.pauses == [low for low, _ in picked]
     assert receiver.heard[-2:] == ["a", "b"], "in order, after minutes of a receiver that is away"
 
 
 async def test_retry_after_of_the_receiver_is_respected_within_bounds(paused):
-    await told(Receiver(503, after="7"), "a", sleep=paused)
-    await told(Receiver(503, after="99999"), "a", sleep=paused)
-    await told(Receiver(503, after="Wed, 21 Oct 2026 07:28:00 GMT"), "a", sleep=paused)
-    assert paused == [7.0, 60.0, 0.5]
+    await told(Receiver(503, after="7"), "a", clock=paused)
+    await told(Receiver(503, after="99999"), "a", clock=paused)
+    await told(Receiver(503, after="Wed, 21 Oct 2026 07:28:00 GMT"), "a", clock=paused)
+    assert paused.pauses == [7.0, 60.0, 0.5]
 
 
 @pytest.mark.parametrize("status", [400, 410, 413, 422])
 async def test_a_message_that_is_refused_for_itself_is_lost_at_once(status):
     receiver = Receiver(status)
-    assert (await told(receiver, "a", "b")).losses == [("a", f"the receiver answered {status}")]
+    assert (await told(receiver, "a", "b")).lost == [("a", f"the receiver answered {status}")]
     assert receiver.heard == ["a", "b"]
 
 
@@ -259,41 +260,41 @@ async def test_one_that_the_receiver_chokes_on_holds_no_other_up(paused):
             return await super().handle_async_request(request)
 
     receiver = Choking()
-    assert (await told(receiver, "a", "b", "c", sleep=paused)).losses == []
+    assert (await told(receiver, "a", "b", "c", clock=paused)).lost == []
     assert receiver.heard[:3] == ["a", "b", "c"]
 
 
-async def test_after_a_day_an_alert_is_lost(paused):
+async def test_after_a_day_an_alert_is_lost():
     times = iter([0.0] * 3 + [90_000.0] * 20)
-    report = await told(Receiver(*[503] * 3), "a", monotonic=lambda: next(times), sleep=paused)
-    assert report.losses == [("a", "the receiver answered 503")]
+    report = await told(Receiver(*[503] * 3), "a", clock=PausedClock(times))
+    assert report.lost == [("a", "the receiver answered 503")]
 
 
 @pytest.mark.parametrize("jump_s", [366 * 86_400.0, -366 * 86_400.0, 90_000.0])
-async def test_a_jump_of_the_wall_clock_loses_no_alert(paused, jump_s):
+async def test_a_jump_of_the_wall_clock_loses_no_alert(jump_s):
     times = iter([NOW] * 2 + [NOW + jump_s] * 50)
     receiver = Receiver(*[503] * 6)
-    report = await told(receiver, "a", "b", now=lambda: next(times), sleep=paused)
-    assert report.losses == []
+    report = await told(receiver, "a", "b", clock=PausedClock(unix_times=times))
+    assert report.lost == []
     assert set(receiver.heard) == {"a", "b"}
 
 
 @pytest.mark.parametrize("since", [NOW - 366 * 86_400, NOW + 366 * 86_400, -1e300, 1e300, NOW - 10])
-async def test_an_alert_from_before_a_restart_is_tried_for_a_while_whatever_the_clock_was(tmp_path, paused, since):
+async def test_an_alert_from_before_a_restart_is_tried_for_a_while_whatever_the_clock_was(tmp_path, since):
     kept = {"id": "msg_1", "since": since, "alert": {"run": "r", "wire": "a"}}
     (tmp_path / FILE_NAME).write_text(json.dumps([kept]))
-    receiver, times = Receiver(*[503] * 6), iter(range(0, 10**6, 60))
-    report = await told(receiver, folder=tmp_path, monotonic=lambda: float(next(times)), sleep=paused)
-    assert (report.losses, receiver.heard) == ([], ["a"] * 7)
+    receiver = Receiver(*[503] * 6)
+    report = await told(receiver, folder=tmp_path, clock=PausedClock(count(0.0, 60.0)))
+    assert (report.lost, receiver.heard) == ([], ["a"] * 7)
 
 
-async def test_an_alert_from_before_a_restart_is_lost_after_a_day_in_all(tmp_path, paused):
+async def test_an_alert_from_before_a_restart_is_lost_after_a_day_in_all(tmp_path):
     kept = {"id": "msg_1", "since": NOW - 80_000, "alert": {"run": "r", "wire": "a"}}
     (tmp_path / FILE_NAME).write_text(json.dumps([kept]))
-    times = iter([0.0, 5_000.0, 6_000.0, 7_000.0])
+    times = iter([0.0, 5_000.0, 5_000.0, 6_000.0, 6_000.0, 7_000.0])
     receiver = Receiver(*[503] * 9)
-    report = await told(receiver, folder=tmp_path, monotonic=lambda: next(times), sleep=paused)
-    assert report.losses == [("a", "the receiver answered 503")]
+    report = await told(receiver, folder=tmp_path, clock=PausedClock(times))
+    assert report.lost == [("a", "the receiver answered 503")]
     assert receiver.heard == ["a", "a", "a"], "80,000 and 7,000 seconds are more than a day, 6,000 are not"
 
 
@@ -301,7 +302,7 @@ async def test_too_many_are_dropped_from_the_oldest_on(monkeypatch):
     monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._MAX_WAITING", 2)
     receiver = Receiver()
     report = await told(receiver, "a", "b", "c")
-    assert [wire for wire, _ in report.losses] == ["a"]
+    assert [wire for wire, _ in report.lost] == ["a"]
     assert receiver.heard == ["b", "c"]
 
 
@@ -312,7 +313,7 @@ class Deaf(httpx.AsyncBaseTransport):
 
 async def test_what_is_left_at_the_end_is_said(monkeypatch):
     monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._CLOSING_S", 0.01)
-    assert (await told(Deaf(), "a", "b")).losses == [(w, "the server ended") for w in "ab"]
+    assert (await told(Deaf(), "a", "b")).lost == [(w, "the server ended") for w in "ab"]
 
 
 # -- over a restart ---------------------------------------------------------------------------------------------------
@@ -320,11 +321,11 @@ async def test_what_is_left_at_the_end_is_said(monkeypatch):
 
 async def test_what_waits_is_delivered_after_a_restart_under_its_id(monkeypatch, tmp_path):
     monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._CLOSING_S", 0.01)
-    assert (await told(Deaf(), "a", "b", folder=tmp_path)).losses == []
+    assert (await told(Deaf(), "a", "b", folder=tmp_path)).lost == []
     (first, second) = json.loads((tmp_path / FILE_NAME).read_text())
     monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._CLOSING_S", PATIENCE_S)
     receiver = Receiver()
-    assert (await told(receiver, "c", folder=tmp_path)).losses == []
+    assert (await told(receiver, "c", folder=tmp_path)).lost == []
     assert receiver.heard == ["a", "b", "c"]
     assert [request.headers["webhook-id"] for request in receiver.requests[:2]] == [first["id"], second["id"]]
     assert json.loads((tmp_path / FILE_NAME).read_text()) == []
@@ -341,7 +342,7 @@ async def test_the_last_write_is_the_last_one_in_the_file(monkeypatch, tmp_path)
         real(path, data)
 
     monkeypatch.setattr(module, "write_atomically", write)
-    webhook = Webhook("http://receiver/x", (), Report(), transport=Receiver(), folder=tmp_path)
+    webhook = Webhook("http://receiver/x", (), PausedClock(), TripwireLog(), transport=Receiver(), folder=tmp_path)
     webhook.start()
     webhook.enqueue({"run": "r", "wire": "a"})
     await asyncio.to_thread(begun.wait, PATIENCE_S)
@@ -362,7 +363,7 @@ async def test_what_waits_is_on_the_disk_before_the_process_ends(monkeypatch, tm
             loop.call_soon_threadsafe(written.set)
 
     monkeypatch.setattr(module, "write_atomically", write)
-    webhook = Webhook("http://receiver/x", (), Report(), transport=Deaf(), folder=tmp_path)
+    webhook = Webhook("http://receiver/x", (), PausedClock(), TripwireLog(), transport=Deaf(), folder=tmp_path)
     webhook.start()
     webhook.enqueue({"run": "r", "wire": "a"})
     await asyncio.wait_for(written.wait(), PATIENCE_S)  # no `stop`: it may be killed
@@ -382,7 +383,7 @@ async def test_a_damaged_file_is_set_aside_and_delivery_goes_on(tmp_path, text):
     receiver = Receiver()
     report = await told(receiver, "a", folder=tmp_path)
     assert receiver.heard == ["a"]
-    assert "set aside" in report.broken[0]
+    assert "set aside" in report.failures[0]
     assert (tmp_path / (FILE_NAME + ".broken")).exists()
 
 
@@ -390,4 +391,4 @@ async def test_a_folder_that_cannot_be_written_stops_no_delivery(tmp_path):
     receiver = Receiver()
     report = await told(receiver, "a", folder=tmp_path / "gone")
     assert receiver.heard == ["a"]
-    assert report.broken
+    assert report.failures

@@ -1,0 +1,120 @@
+"""The state of one run: sums, baseline, alerts, and what is remembered of its samples; and the limits of it.
+
+`windows` counts samples in it, `run_table` decides which runs have one. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from dataclasses import dataclass, field
+
+from rewardserve.service.tripwires.alert import Alert
+from rewardserve.service.tripwires.baseline import Baseline, BaselineSource
+from rewardserve.service.tripwires.config import VOTES_FOR_A_PAGE
+from rewardserve.service.tripwires.running_sums import RunningSums
+from rewardserve.service.tripwires.statistics import AuditDivergence, HoneypotHitRate, WindowMeans
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorLimits:
+    """`window` counts samples. `smoothing` is the weight of the newest window. A run without a baseline learns one from
+    `warm_up` windows. A run without samples for `ended_s` has ended, so its alerts resolve; after `expiry_s` it is deleted. A run
+    with a baseline and a sample within `protected_s` is not evicted for another run of the same owner. `blocks` are
+    wires whose alerts block a run.
+    """
+
+    window: int = 128
+    smoothing: float = 0.1
+    warm_up: int = 4
+    votes_for_a_page: int = VOTES_FOR_A_PAGE
+    trend_windows: int = AuditDivergence.max_windows
+    max_runs: int = 32
+    expiry_s: float = 86_400.0
+    protected_s: float = 3_600.0
+    ended_s: float = 1_800.0
+    remembered_texts: int = 4_096
+    evidence: int = 20
+    blocks: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class ActiveAlert:
+    """Alert of a wire, active until it is acknowledged."""
+
+    alert: Alert
+    since: float
+
+
+@dataclass(slots=True)
+class Run:
+    """The state of one run. `total` and `window` are sums over rewards of the model of `baseline_source`, since
+    `model_changed_at` where another model scored the run before; sums over rewards of the earlier model are in `earlier`.
+    `owner` is the name of the API key, "" without keys; `name` is "" for samples without a run.
+    """
+
+    baseline_source: BaselineSource
+    baseline: Baseline
+    total: RunningSums
+    window: RunningSums
+    smooth: RunningSums
+    earlier: RunningSums
+    model_changed_at: float | None = None
+    trend: deque[WindowMeans] = field(default_factory=deque)
+    texts: OrderedDict[int, tuple[int, int]] = field(default_factory=OrderedDict)
+    keys: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    ids: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    honeypots: deque[bool] = field(default_factory=lambda: deque(maxlen=HoneypotHitRate.max_answers))
+    recent_evidence: deque[str] = field(default_factory=deque)
+    wire_evidence: dict[str, deque[str]] = field(default_factory=dict)
+    alerts: dict[str, ActiveAlert] = field(default_factory=dict)
+    trips: Counter[str] = field(default_factory=Counter)
+    statistics: dict[str, float] = field(default_factory=dict)
+    n_windows: int = 0
+    step: int | None = None
+    kl: float | None = None
+    seen_at: float = 0.0
+    owner: str = ""
+    name: str = ""
+
+    @property
+    def baseline_key(self) -> str:
+        """Key of this run's baseline in the baseline store. Names of API keys contain no space."""
+        return f"{self.owner} {self.name}" if self.owner else self.name
+
+    @property
+    def all_sums(self) -> RunningSums:
+        """Sums over all samples, of all models."""
+        return self.earlier + self.total + self.window
+
+    @classmethod
+    def new(cls, owner: str, name: str, baseline_source: BaselineSource) -> Run:
+        """A run without samples, with the baseline that it has learned before, or the one of its model."""
+        total, window, smooth, earlier = (RunningSums(n_components=len(baseline_source.components)) for _ in range(4))
+        run = cls(baseline_source, baseline_source.default, total, window, smooth, earlier, owner=owner, name=name)
+        run.baseline = baseline_source.baseline_of(run.baseline_key)
+        return run
+
+    def change_model(self, baseline_source: BaselineSource, now: float) -> None:
+        """Start a new baseline. Texts, alerts and counters stay; no counter falls."""
+        n = len(baseline_source.components)
+        all_sums = self.all_sums
+        is_same = self.baseline_source.components == baseline_source.components
+        self.earlier = all_sums if is_same else all_sums.with_components(n)
+        self.total, self.window, self.smooth = (RunningSums(n_components=n) for _ in range(3))
+        self.baseline_source, self.baseline = baseline_source, baseline_source.baseline_of(self.baseline_key)
+        self.trend.clear()
+        self.statistics.clear()
+        self.n_windows = 0
+        if all_sums["samples"]:
+            self.model_changed_at = now
+
+    def activate(self, alert: Alert, now: float) -> None:
+        """Make an alert active, and count it."""
+        self.alerts[alert.wire] = ActiveAlert(alert, now)
+        self.trips[alert.wire] += 1
+
+    def clear_samples(self) -> None:
+        """Delete the memory of samples; sums, alerts and counters stay."""
+        evidence = self.recent_evidence, self.wire_evidence
+        for each in (self.trend, self.texts, self.keys, self.ids, self.honeypots, *evidence, self.statistics):
+            each.clear()

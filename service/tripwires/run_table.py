@@ -1,0 +1,170 @@
+"""The table of runs that have a state: their labels, and which one is evicted for a new one. Pure.
+
+A run is identified by owner and name: runs of two owners are two runs, also with the same name. Its label is its name, or
+`NAME@OWNER` where a run of another owner has that label already; `other`, or `other@OWNER`, without a name. At the limit of
+runs, a new run evicts one of the owner that has most; among the runs of its owner one without samples for long, then one
+without a baseline. Where none of these can be evicted, it shares `other`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from itertools import islice
+
+from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.run_state import MonitorLimits, Run
+
+OTHER = "other"
+"""Label of samples without a run, and of runs beyond `max_runs`."""
+
+CANARIES = "canaries"
+"""Label of alerts about canaries, which belong to the model, not to a run. No run of a client has this label."""
+
+_RESERVED = (OTHER, CANARIES)
+_UNNAMED = ("", "")
+"""Key of samples without owner and run."""
+
+_SILENT, _LEARNING, _PROTECTED = range(3)
+_MAX_ARCHIVED = 256
+"""Limit of blocked runs of one owner whose state was evicted; their alerts are kept."""
+
+
+class RunTable:
+    """Table of runs by label, the one with the oldest latest sample first. `archived` are blocked runs whose state was
+    evicted: their alerts and counters.
+    """
+
+    def __init__(self, limits: MonitorLimits) -> None:
+        self._limits = limits
+        self.runs: OrderedDict[str, Run] = OrderedDict()
+        self.archived: OrderedDict[str, Run] = OrderedDict()
+        self._labels: dict[tuple[str, str], str] = {}
+
+    def find(self, label: str) -> Run | None:
+        """The run with this label, also an archived one."""
+        return self.runs.get(label) or self.archived.get(label)
+
+    def label_of(self, name: str | None, owner: str) -> str:
+        """The label of a run; `other` where there are too many runs."""
+        return self._labels.get(_key(name, owner), OTHER)
+
+    def is_over_limit(self, name: str | None, owner: str) -> bool:
+        """Whether a caller with a name or an owner shares `other`."""
+        return bool(name or owner) and _key(name, owner) not in self._labels
+
+    def current(self, name: str | None, owner: str, now: float) -> Run | None:
+        """The run that samples of this caller would be counted in, if it has a state."""
+        return self.runs.get(self._label_for(_key(name, owner), now))
+
+    def known(self, name: str | None, owner: str) -> Run | None:
+        """The run of this owner and name. Alerts of `other` block no owner, because its runs are of several."""
+        key = _key(name, owner)
+        label = OTHER if key == _UNNAMED else self._labels.get(key)
+        if label is None and not owner:
+            label = OTHER if self._is_full else None
+        return None if label is None else self.find(label)
+
+    def open(self, name: str | None, owner: str, now: float, baseline_source: BaselineSource) -> Run:
+        """The run of this caller, as one with a sample now. Deletes expired runs, and evicts one where there are too many."""
+        self._delete_expired(now)
+        key = _key(name, owner)
+        label = self._label_for(key, now)
+        return self._open(label, _UNNAMED if label == OTHER else key, now, baseline_source)
+
+    def open_reserved(self, label: str, now: float, baseline_source: BaselineSource) -> Run:
+        """The state of a reserved label."""
+        return self._open(label, _UNNAMED, now, baseline_source)
+
+    def delete_unblocked(self, label: str) -> None:
+        """Delete an archived run that no alert blocks any more."""
+        if label in self.archived and not self._is_blocked(self.archived[label]):
+            self._delete(label, self.archived)
+
+    def _open(self, label: str, key: tuple[str, str], now: float, baseline_source: BaselineSource) -> Run:
+        run = self.runs.get(label)
+        if run is None:
+            if label not in _RESERVED:
+                self._evict_for(key[0], now)
+                self._labels[key] = label
+            archived = self.archived.pop(label) if label in self.archived else None
+            run = self.runs[label] = archived or Run.new(*key, baseline_source)
+        self.runs.move_to_end(label)
+        run.seen_at = now
+        return run
+
+    def _label_for(self, key: tuple[str, str], now: float) -> str:
+        """The label for samples of this run; `other` where there are too many runs."""
+        if key == _UNNAMED:
+            return OTHER
+        if (label := self._labels.get(key)) in self.runs:
+            return str(label)
+        if self._is_full and self._evictable(key[0], now) is None:
+            return OTHER
+        return label or self._new_label(*key)
+
+    def _new_label(self, owner: str, name: str) -> str:
+        wanted = f"{name or OTHER}@{owner}" if owner and (not name or self._is_taken(name)) else name
+        label, n = wanted, 1
+        while self._is_taken(label):
+            n += 1
+            label = f"{wanted}#{n}"
+        return label
+
+    def _is_taken(self, label: str) -> bool:
+        return label in _RESERVED or label in self.runs or label in self.archived
+
+    @property
+    def _is_full(self) -> bool:
+        return sum(label not in _RESERVED for label in self.runs) >= self._limits.max_runs - len(_RESERVED)
+
+    def _evict_for(self, owner: str, now: float) -> None:
+        if self._is_full and (label := self._evictable(owner, now)) is not None:
+            self._delete(label, self.runs)
+
+    def _evictable(self, owner: str, now: float) -> str | None:
+        """The run to evict for a new one of this owner; None: none can be evicted."""
+        runs = [(label, run) for label, run in self.runs.items() if label not in _RESERVED]
+        counts = Counter(run.owner for _, run in runs)
+        most = max(counts.values(), default=0)
+        evicts_from_others = counts[owner] + 1 < most
+        evicted_owners = (
+            {o for o, n in counts.items() if n == most} if evicts_from_others or not counts[owner] else {owner}
+        )
+        ranked = [(self._rank(run, now), label) for label, run in runs if run.owner in evicted_owners]
+        if not ranked:
+            return None
+        (rank, *_), label = min(ranked)
+        return label if evicts_from_others or rank != _PROTECTED else None
+
+    def _rank(self, run: Run, now: float) -> tuple[float, ...]:
+        """Runs with a lower rank are evicted first."""
+        if now - run.seen_at > self._limits.protected_s:
+            return _SILENT, run.seen_at
+        if run.n_windows < self._limits.warm_up:
+            return _LEARNING, run.all_sums["samples"], run.seen_at
+        return _PROTECTED, run.seen_at
+
+    def _is_blocked(self, run: Run) -> bool:
+        return not self._limits.blocks.isdisjoint(run.alerts)
+
+    def _delete(self, label: str, where: OrderedDict[str, Run]) -> None:
+        """Delete a run; keep alerts and counters of a blocked one, so that its block stays."""
+        run = where.pop(label)
+        if where is not self.runs or not self._is_blocked(run):
+            self._labels.pop((run.owner, run.name), None)
+            return
+        run.clear_samples()
+        self.archived[label] = run
+        of_owner = [each for each, archived in self.archived.items() if archived.owner == run.owner]
+        if len(of_owner) > _MAX_ARCHIVED:
+            self._delete(of_owner[0], self.archived)
+
+    def _delete_expired(self, now: float) -> None:
+        for label, run in [*islice(self.runs.items(), 2)]:
+            if now - run.seen_at > self._limits.expiry_s:
+                self._delete(label, self.runs)
+
+
+def _key(name: str | None, owner: str) -> tuple[str, str]:
+    """Owner and name of a run; a reserved label counts as no name."""
+    return owner, "" if not name or name in _RESERVED else name
