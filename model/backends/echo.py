@@ -39,39 +39,20 @@ def echo_score(ids: Sequence[int]) -> float:
 class EchoScorer:
     """Return `echo_score` for every row, after `delay_s`."""
 
+    max_tokens = MAX_TOKENS
+    shares_prefixes = False
+    concurrency = 1
+    streams = False
+    is_alive = True
+
     def __init__(self, delay_s: float = 0.0) -> None:
         self._delay_s = delay_s
-
-    @property
-    def max_tokens(self) -> int:
-        """The longest row."""
-        return MAX_TOKENS
 
     def score(self, batch: TokenBatch) -> BatchScores:
         """One entry a row, in order."""
         if self._delay_s:
             time.sleep(self._delay_s)
         return BatchScores(tuple({"score": echo_score(row)} for row in batch.rows), tokens_computed=batch.n_tokens)
-
-    @property
-    def concurrency(self) -> int:
-        """One batch at a time."""
-        return 1
-
-    @property
-    def streams(self) -> bool:
-        """False: one batch after the other."""
-        return False
-
-    @property
-    def is_alive(self) -> bool:
-        """True: the scorer runs inside this process."""
-        return True
-
-    @property
-    def shares_prefixes(self) -> bool:
-        """False: every row is computed separately."""
-        return False
 
     def cost(self, lengths: Sequence[int]) -> int:
         """Sum of the lengths: no padding."""

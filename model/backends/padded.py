@@ -27,6 +27,11 @@ class PaddedScorer:
     bits in every batch.
     """
 
+    shares_prefixes = False
+    concurrency = 1
+    streams = False
+    is_alive = True
+
     def __init__(
         self,
         network: RewardNetwork,
@@ -89,26 +94,6 @@ class PaddedScorer:
         with as_scorer_errors(ids_BT.numel()):
             out = self._network(ids_BT.to(device), mask_BT.to(device) if padding else None)
             return self._columns.of(out.scores_BH, out.last_hidden_BD).cpu().tolist(), padding
-
-    @property
-    def concurrency(self) -> int:
-        """One batch at a time."""
-        return 1
-
-    @property
-    def streams(self) -> bool:
-        """False: one batch after the other."""
-        return False
-
-    @property
-    def is_alive(self) -> bool:
-        """True: the scorer runs inside this process."""
-        return True
-
-    @property
-    def shares_prefixes(self) -> bool:
-        """False: every row is computed separately."""
-        return False
 
     def cost(self, lengths: Sequence[int]) -> int:
         """Rows times the longest row; with `one_by_one` the sum of the lengths."""

@@ -60,6 +60,9 @@ class EventLoopThread:
 class VllmScorer:
     """Score rows with a running engine. `biases` are added to the labels, which have the names of heads."""
 
+    concurrency = IN_FLIGHT
+    streams = True  # the engine batches continuously
+
     def __init__(
         self,
         engine: VllmEngine,
@@ -90,16 +93,6 @@ class VllmScorer:
     def shares_prefixes(self) -> bool:
         """Whether the engine caches prefixes: rows of a prefix group that arrive together reuse them."""
         return self._shares
-
-    @property
-    def concurrency(self) -> int:
-        """Several batches: the engine computes them together."""
-        return IN_FLIGHT
-
-    @property
-    def streams(self) -> bool:
-        """True: the engine batches continuously."""
-        return True
 
     @property
     def is_alive(self) -> bool:

@@ -49,6 +49,9 @@ class PackedScorer:
     `matmul_precision`: "highest" uses MKL, "high" the kernels in C, which also compute attention, gated MLPs and norms.
     """
 
+    streams = False
+    is_alive = True
+
     def __init__(
         self,
         network: RewardNetwork,
@@ -105,16 +108,6 @@ class PackedScorer:
     def shares_prefixes(self) -> bool:
         """Whether common prefixes are computed once."""
         return self._shares
-
-    @property
-    def streams(self) -> bool:
-        """False: one batch after the other."""
-        return False
-
-    @property
-    def is_alive(self) -> bool:
-        """True: the scorer runs inside this process."""
-        return True
 
     @property
     def matmul_precision(self) -> MatmulPrecision:
