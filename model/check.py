@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import get_args
 
 from rewardserve.arguments import Parser
 from rewardserve.model.backends import LoadedModel, LoadError, ModelSpec, load
 from rewardserve.model.calibration import Calibration
-from rewardserve.model.layout_rules import Ending, ReadsAt
+from rewardserve.model.read_arguments import add_read_arguments, read_arguments
 from rewardserve.model.text.printable import printable
 
 
@@ -30,38 +29,14 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
-    parser.add_argument("--allow-pickle", action="store_true", help="read weights that are no safetensors")
-    parser.add_argument(
-        "--ignore-checkpoint-code",
-        action="store_true",
-        help="read a checkpoint with custom code (auto_map) without that code",
-    )
-    parser.add_argument(
-        "--template-date",
-        metavar="YYYY-MM-DD",
-        help="date for a chat template that uses the current date, where no contract has one",
-    )
-    parser.add_argument(
-        "--ending",
-        choices=get_args(Ending),
-        help="text that ends a row, where there is no contract; default: that of the layout's trainer",
-    )
-    parser.add_argument(
-        "--reads-at",
-        choices=get_args(ReadsAt),
-        help="token at which the score is read, where there is no contract; default: that of the layout's trainer",
-    )
+    add_read_arguments(parser)
     given = parser.parse_args(arguments)
     spec = ModelSpec(
         model=given.checkpoint,
         device=given.device,
         dtype=given.dtype,
         contract_mode="warn",
-        allow_pickle=given.allow_pickle,
-        ignore_checkpoint_code=given.ignore_checkpoint_code,
-        template_date=given.template_date,
-        ending=given.ending,
-        reads_at=given.reads_at,
+        **read_arguments(given),
     )
     try:
         loaded = load("torch", spec)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rewardserve.arguments import Parser
 from rewardserve.model.calibration import CalibrationError
@@ -34,7 +34,7 @@ from rewardserve.model.checkpoint.reading import resolve
 from rewardserve.model.checkpoint.writing import score_single_row
 from rewardserve.model.contract import FILE_NAME, N_PROBES, ContractUnreadable, read_samples, sample_from_dict
 from rewardserve.model.conversation import Sample, SampleError
-from rewardserve.model.layout_rules import Ending, ReadsAt
+from rewardserve.model.read_arguments import add_read_arguments, read_arguments
 from rewardserve.model.templates.chat_template import EncodingPolicyError
 from rewardserve.model.text.printable import printable
 
@@ -59,11 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     options = ReadOptions(
         dtype="float32",
-        allow_pickle=given.allow_pickle,
-        ignore_checkpoint_code=given.ignore_checkpoint_code,
-        template_date=given.template_date,
-        ending=given.ending,
-        reads_at=given.reads_at,
+        **read_arguments(given),
     )
     try:
         source = resolve(given.checkpoint, allow_pickle=options.allow_pickle)
@@ -170,13 +166,5 @@ def _parser() -> Parser:
         "folder", nargs="?", metavar="FOLDER", help="output folder; default: only the contract, beside the weights"
     )
     parser.add_argument("--probes", help="JSON lines file, one sample a line as for POST /score: golden samples")
-    parser.add_argument("--allow-pickle", action="store_true", help="read weights that are no safetensors")
-    parser.add_argument(
-        "--ignore-checkpoint-code",
-        action="store_true",
-        help="read a checkpoint with custom code (auto_map) without that code",
-    )
-    parser.add_argument("--template-date", metavar="YYYY-MM-DD", help="as for `rewardserve check`")
-    parser.add_argument("--ending", choices=get_args(Ending), help="as for `rewardserve check`")
-    parser.add_argument("--reads-at", choices=get_args(ReadsAt), help="as for `rewardserve check`")
+    add_read_arguments(parser)
     return parser
