@@ -16,12 +16,13 @@ HASHED ?= 0
 
 AREAS ?=
 GYM ?=
+STREAMS ?=
 DRILL ?=
 SOAK ?=
 MEMORY ?=
 OVERLOAD ?=
 
-.PHONY: help hashes image-digests setup serve test test-sweeps test-vllm test-trainers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check docs bench bench-peers bench-overhead bench-tripwires bench-load gym gym-report drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
+.PHONY: help hashes image-digests setup serve test test-sweeps test-vllm test-trainers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check docs bench bench-peers bench-overhead bench-tripwires bench-load gym gym-report streams drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -52,6 +53,7 @@ help:
 	@echo "make gym            over-optimisation with a known true reward: pipelines, and when the trip wires page"
 	@echo "make drill          real servers, Prometheus, Alertmanager: how soon an exploit raises an alert (DRILL=--data FOLDER)"
 	@echo "make gym-report     the same once more, and over HTTP through a real server, with a page of plots (runs/gym.html)"
+	@echo "make streams        the trip wires on streams of real text with exploits and honest change (DATA=folder with the preference files, STREAMS=--help)"
 	@echo "make soak           servers are killed under load: no sample lost, doubled or made up (SOAK=--backend=torch)"
 	@echo "make soak-memory    half an hour of mixed load: whether memory stays flat (MEMORY=--minutes=5)"
 	@echo "make overload       ten times more work than the server can do, for a minute (OVERLOAD=--backend=echo)"
@@ -209,6 +211,10 @@ gym-report: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m gym.alert_timing --json runs/gym.json $(GYM)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m gym.over_http --json runs/gym-over-http.json
 	@$(BIN)/python -m gym.report --json runs/gym.json runs/gym-over-http.json --out runs/gym.html
+
+streams: setup
+	@mkdir -p runs
+	@OMP_NUM_THREADS=1 $(BIN)/python -m gym.streams --data $(DATA) --json runs/streams.json $(STREAMS)
 
 drill: setup
 	@$(BIN)/python -m benchmarks.drill $(DRILL)

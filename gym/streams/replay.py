@@ -1,0 +1,245 @@
+"""Replay a stream through the parts of the server that score and watch a run, and record the alerts by step.
+
+Composed as in the server: `create_shared_resources`, `start_runtime`, then `Scoring.score` for every request, which passes its
+samples to the `RunWatcher`. Only the encoder and the scorers are tables of known ids and scores. The audit judge scores in the
+background, after the reply. Alerts are read as an operator reads them, from the reply of `GET /tripwires`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gym.streams.texts import Prompt, Steps, StreamSample
+from gym.streams.worlds import PLANTED_SCALE, Scale, Scored
+from rewardserve.model.backends import Identity, LoadedModel
+from rewardserve.model.contract import ContractReport, ScoringContract
+from rewardserve.model.conversation import Sample, SampleError
+from rewardserve.model.encoding import Encoded
+from rewardserve.model.reward import build_pipeline
+from rewardserve.model.scorer import BatchScores, HeadScores, TokenBatch
+from rewardserve.service.admission import Admission
+from rewardserve.service.api.routes.health import describe_runs
+from rewardserve.service.clock import MonotonicClock
+from rewardserve.service.models.deployment import Source
+from rewardserve.service.models.loading import PreparedModel
+from rewardserve.service.models.runtime import start_runtime
+from rewardserve.service.models.shared_resources import create_shared_resources
+from rewardserve.service.observability.metrics import Metrics
+from rewardserve.service.settings import Batching, Cache, ModelSettings, Tripwires
+from rewardserve.service.tripwires.io.run_watcher import RunContext
+
+RUN = "stream"
+END_ID = 0
+FIRST_PROMPT_ID = 1 << 24
+MAX_TOKENS = 1 << 20
+STEP_S = 30.0
+"""Seconds of the replay's clock between two steps."""
+
+Tokenize = Callable[[Sequence[str]], list[tuple[int, ...]]]
+"""Ids of each text, above `END_ID` and below `FIRST_PROMPT_ID`."""
+
+
+class ReplayEvent(NamedTuple):
+    """The first time in a stream that a wire, or another part that reports on a run, raised an alert of this severity."""
+
+    step: int
+    wire: str
+    severity: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Events of a stream in order; and after every step the votes by wire, of which `votes_for_a_page` are a page."""
+
+    events: tuple[ReplayEvent, ...]
+    votes: tuple[Mapping[str, int], ...]
+    votes_for_a_page: float
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The way in which samples arrive. `per_request` 0: a whole step. `judge_share` 0: no audit judge. `config`: of the wires."""
+
+    per_request: int = 0
+    judge_share: float = 0.1
+    config: Path | None = None
+
+
+class ReplayClock(MonotonicClock):
+    """The clock of the machine, moved on by the time between two steps."""
+
+    def __init__(self) -> None:
+        self.offset_s = 0.0
+
+    def now(self) -> float:
+        """Seconds since a fixed time in the past."""
+        return super().now() + self.offset_s
+
+
+@dataclass
+class TableEncoder:
+    """Encoder that knows the rows of one step."""
+
+    rows: dict[tuple[Prompt, str], Encoded] = field(default_factory=dict)
+
+    def __call__(self, sample: Sample) -> Encoded:
+        """Look up one sample."""
+        assert isinstance(sample.prompt, tuple)
+        assert sample.response is not None
+        return self.rows[sample.prompt, sample.response]
+
+    def many(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
+        """One entry a sample, in order."""
+        return [self(sample) for sample in samples]
+
+    def texts(self, sample: Sample) -> tuple[str, str]:
+        """Prompt and response of the sample."""
+        return sample.texts()
+
+    def is_rendered(self, prompt: str) -> bool:
+        """False: prompts are messages."""
+        return False
+
+
+@dataclass
+class TableScorer:
+    """Scorer that knows the heads of the rows of one step."""
+
+    scores: dict[tuple[int, ...], HeadScores] = field(default_factory=dict)
+    max_tokens: int = MAX_TOKENS
+    shares_prefixes: bool = False
+    concurrency: int = 1
+    streams: bool = False
+    is_alive: bool = True
+
+    def score(self, batch: TokenBatch) -> BatchScores:
+        """Look up every row."""
+        return BatchScores(tuple([self.scores[row] for row in batch.rows]), tokens_computed=batch.n_tokens)
+
+    def cost(self, lengths: Sequence[int]) -> int:
+        """Number of tokens."""
+        return sum(lengths)
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to release."""
+
+
+def replay(
+    steps: Steps,
+    scores: Sequence[Sequence[Scored]],
+    tokenize: Tokenize,
+    traffic: Traffic = Traffic(),
+    scale: Scale = PLANTED_SCALE,
+) -> Replay:
+    """Replay one stream."""
+    return asyncio.run(_replay(steps, scores, tokenize, traffic, scale))
+
+
+async def _replay(
+    steps: Steps, scores: Sequence[Sequence[Scored]], tokenize: Tokenize, traffic: Traffic, scale: Scale
+) -> Replay:
+    encoder, scorer, judge_scorer = TableEncoder(), TableScorer(), TableScorer()
+    settings = _settings(traffic)
+    served = _model("served", encoder, scorer, scale)
+    judge = _model("judge", encoder, judge_scorer, PLANTED_SCALE) if traffic.judge_share else None
+    clock, n_most = ReplayClock(), max(map(len, steps))
+    admission = Admission(n_most, n_most * MAX_TOKENS, clock)
+    resources = create_shared_resources(settings, admission, Metrics(), clock, audit=judge)
+    pipeline = build_pipeline(served.ensemble_members, settings.reward_settings())
+    runtime = start_runtime(resources, PreparedModel(served, pipeline), 1, Source("served", ""))
+    recorder = _Recorder()
+    prompt_ids: dict[Prompt, int] = {}
+    for number, (step, scored) in enumerate(zip(steps, scores, strict=True)):
+        _fill(step, scored, tokenize, prompt_ids, encoder, scorer, judge_scorer)
+        size = traffic.per_request or len(step)
+        for at in range(0, len(step), size):
+            samples = [Sample(prompt=s.prompt, response=s.response) for s in step[at : at + size]]
+            ids = [f"{number}-{at + i}" for i in range(len(samples))]
+            results = await runtime.scoring.score(samples, math.inf, RunContext(RUN, number, ids=ids))
+            assert all(result.failure is None for result in results), "every sample has a score"
+            if resources.judge is not None:
+                await asyncio.gather(*resources.judge.background_scorer.tasks)
+        recorder.read(number, describe_runs(resources.monitor, clock.now()))
+        clock.offset_s += STEP_S
+    await runtime.stop()
+    await resources.close()
+    return Replay(tuple(recorder.events), tuple(recorder.votes), settings.wire_config().votes_for_a_page)
+
+
+def _settings(traffic: Traffic) -> ModelSettings:
+    return ModelSettings(
+        tripwires=Tripwires(cpu_share=1.0, audit_share=traffic.judge_share or 1.0, config_file=traffic.config),
+        batching=Batching(linger_ms=0.0),
+        cache=Cache(scores=0),
+        encoder_threads=1,
+    )
+
+
+def _model(name: str, encoder: TableEncoder, scorer: TableScorer, scale: Scale) -> LoadedModel:
+    contract = ScoringContract(
+        template="", template_digest="", bos_id=None, end_text="", end_ids=(END_ID,), template_tail="",
+        ending="end_token", reads_at="last", skip_id=None, bos_without_template="none", tokenizes="whole", truncation="error",
+        max_tokens=MAX_TOKENS, pad_id=END_ID, tokenizer_digest=name, weights_digest=name, head_digest=name, dtype="float32",
+        heads=scale.heads, origin="inferred",
+    )  # fmt: skip
+    return LoadedModel(
+        identity=Identity(name, "Table", "table", "none", "float32", "cpu", scale.heads, 0, MAX_TOKENS),
+        scorer=scorer,
+        encode=encoder,
+        contract=contract,
+        report=ContractReport("inferred", (), 0, None),
+        calibration=scale.calibration,
+    )
+
+
+def _fill(
+    step: Sequence[StreamSample],
+    scored: Sequence[Scored],
+    tokenize: Tokenize,
+    prompt_ids: dict[Prompt, int],
+    encoder: TableEncoder,
+    scorer: TableScorer,
+    judge_scorer: TableScorer,
+) -> None:
+    """Set the rows of a step. The ids of a prompt are one id, because wires inspect the ids of responses alone."""
+    encoder.rows, scorer.scores, judge_scorer.scores = {}, {}, {}
+    for sample, (heads, audit), ids in zip(step, scored, tokenize([s.response for s in step]), strict=True):
+        prompt_id = prompt_ids.setdefault(sample.prompt, FIRST_PROMPT_ID + len(prompt_ids))
+        row = (prompt_id, *ids, END_ID)
+        encoder.rows[sample.prompt, sample.response] = Encoded(row, 1)
+        scorer.scores[row] = heads
+        judge_scorer.scores[row] = {"score": math.nan if audit is None else audit}
+
+
+class _Recorder:
+    """Reader of `GET /tripwires`: keeps the first alert of each wire and severity, and the votes of every step."""
+
+    def __init__(self) -> None:
+        self.events: list[ReplayEvent] = []
+        self.votes: list[Mapping[str, int]] = []
+        self._seen: set[tuple[str, str]] = set()
+
+    def read(self, step: int, described: Mapping[str, Any]) -> None:
+        """Record the alerts that are new."""
+        wires = {wire["wire"]: wire for wire in described["wires"]}
+        run = described["runs"].get(RUN, {"tripped": [], "statistics": {}})
+        for alert in run["tripped"]:
+            name, severity = alert["wire"], alert["severity"]
+            if (name, severity) not in self._seen:
+                self._seen.add((name, severity))
+                summary = wires[name]["summary"] if name in wires else name
+                text = f"{summary}: {alert['statistic']:.3g} > {alert['threshold']:.3g}"
+                self.events.append(ReplayEvent(step, name, severity, text))
+        self.votes.append(votes_of(wires, run["statistics"]))
+
+
+def votes_of(wires: Mapping[str, Mapping[str, Any]], statistics: Mapping[str, float]) -> dict[str, int]:
+    """Votes by wire: one beyond its threshold, two beyond twice the threshold, as `Wire.weight` counts them."""
+    over = {name: statistics.get(name, 0.0) / wire["threshold"] for name, wire in wires.items() if wire["votes"]}
+    return {name: 2 if ratio > 2.0 else 1 for name, ratio in over.items() if ratio > 1.0}

@@ -1,0 +1,92 @@
+"""Make and replay one stream: the work of a process of `python -m gym.streams`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gym.streams.outcomes import StreamOutcome
+from gym.streams.replay import Tokenize, replay
+from gym.streams.scores import Model, ScoreTable
+from gym.streams.streams import StreamSource, StreamSpec, read_recorded
+from gym.streams.texts import Steps, Texts, read_pairs
+from gym.streams.tokens import tokenizer_of
+from gym.streams.worlds import PLANTED_SCALE, BaseTexts, Quality, Scale, Scored, ScoredModel, real_scores
+from rewardserve.service.observability import logs
+
+
+@dataclass
+class World:
+    """Texts, scores and tokenizer of a process."""
+
+    source: StreamSource
+    base: BaseTexts
+    quality: Quality
+    served: ScoredModel
+    judge: ScoredModel | None
+    tokenize: Tokenize
+
+    @classmethod
+    def of(cls, given: argparse.Namespace) -> World:
+        """Read all that the arguments of the command name."""
+        texts = Texts(read_pairs(given.data) if given.data else [])
+        served = _scored_model(given.model, given.scores)
+        quality = Quality.of(texts, *((served.table, served.model) if given.quality == "model" else ()))
+        judge = _scored_model(given.judge, given.scores) if given.judge else None
+        source = StreamSource(texts, quality.is_better)
+        return cls(source, BaseTexts.of(texts), quality, served, judge, tokenizer_of(given.model))
+
+    def scores(self, spec: StreamSpec, steps: Steps) -> tuple[list[list[Scored]], Scale, float]:
+        """Scores of a stream, their scale, and the share of imputed ones."""
+        if spec.source == "recorded" and not spec.is_real:
+            assert spec.file is not None
+            rewards = read_recorded(spec.file)[1]
+            return [[Scored({"score": value}, None) for value in step] for step in rewards], PLANTED_SCALE, 0.0
+        if spec.is_real:
+            real = real_scores(steps, self.base, self.served, self.judge)
+            return real.scored, self.served.scale, real.imputed
+        return spec.planted.scores(steps, self.quality, spec.seed), PLANTED_SCALE, 0.0
+
+
+def _scored_model(checkpoint: str, folder: Path | None) -> ScoredModel:
+    model = Model.read(checkpoint)
+    return ScoredModel(model, ScoreTable.open(model, folder))
+
+
+_started: World | None = None
+
+
+def start(given: argparse.Namespace) -> None:
+    """Read texts and scores, once a process."""
+    global _started
+    logs.configure("critical", "text")
+    _started = World.of(given)
+
+
+def run(spec: StreamSpec) -> StreamOutcome:
+    """Make and replay one stream, in a process that has started."""
+    assert _started is not None, "the process has been started"
+    began = time.process_time()
+    steps = _started.source.steps(spec)
+    scored, scale, imputed = _started.scores(spec, steps)
+    has_judge = any(each.audit is not None for step in scored for each in step)
+    traffic = spec.traffic if has_judge else replace(spec.traffic, judge_share=0.0)
+    replayed = replay(steps, scored, _started.tokenize, traffic, scale)
+    return StreamOutcome(
+        settings=replace(spec, traffic=traffic, n_steps=len(steps)).settings,
+        pay=spec.pay,
+        stream=_started.source.title(spec),
+        is_exploit=spec.is_exploit,
+        seed=spec.seed,
+        samples=sum(map(len, steps)),
+        seconds=time.process_time() - began,
+        shares=tuple(sum(s.is_exploiting for s in step) / len(step) for step in steps)
+        if spec.is_exploit is not None
+        else None,
+        events=replayed.events,
+        votes=replayed.votes,
+        votes_for_a_page=replayed.votes_for_a_page,
+        imputed=imputed,
+    )

@@ -1,0 +1,135 @@
+"""The streams of a benchmark: which ones, with which settings, and their texts. Also files of others, and recorded runs."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from gym.streams.exploits import Corpus, Edit, draw, exploited
+from gym.streams.honest import HONEST, Better, Plan
+from gym.streams.replay import Traffic
+from gym.streams.texts import Steps, StreamSample, Texts, to_prompt
+from gym.streams.worlds import Planted
+from rewardserve.model.traits import Lexicon
+
+Source = Literal["drawn", "exploits", "honest", "honest file", "recorded"]
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """One stream with its settings. `name` is that of a function, for the sources that have several; `file` is its file.
+
+    `is_real`: scored by the model, else `planted`.
+    """
+
+    source: Source
+    name: str = ""
+    file: Path | None = None
+    seed: int = 0
+    n_steps: int = 60
+    batch: int = 128
+    top: float = 0.8
+    is_real: bool = False
+    planted: Planted = field(default_factory=Planted)
+    traffic: Traffic = field(default_factory=Traffic)
+
+    @property
+    def is_exploit(self) -> bool | None:
+        """Whether the stream has an exploit; None: not known."""
+        return None if self.source == "recorded" else self.source in ("drawn", "exploits")
+
+    @property
+    def pay(self) -> str:
+        """Pay of the exploit by the model and by the judge, in words; empty for other streams."""
+        if not self.is_exploit:
+            return ""
+        return "real" if self.is_real else f"+{self.planted.bonus:g}/-{self.planted.penalty:g}"
+
+    @property
+    def settings(self) -> str:
+        """The settings in words."""
+        planted = self.planted
+        judge = f"judge {self.traffic.judge_share:g}" if self.traffic.judge_share else "no judge"
+        wander = f" wander {planted.wander:g}" if planted.wander and self.traffic.judge_share else ""
+        size = self.traffic.per_request or "step"
+        return f"{'real' if self.is_real else 'planted'}, {judge}{wander}, {self.n_steps} steps, request {size}"
+
+
+@dataclass(frozen=True)
+class StreamSource:
+    """Maker of streams from one folder of texts."""
+
+    texts: Texts
+    is_better: Better
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """Words and sentences for literals."""
+        return Corpus.of(self.texts, Lexicon.read())
+
+    def title(self, spec: StreamSpec) -> str:
+        """Name of a stream for a table."""
+        return draw(spec.seed, self.corpus).name if spec.source == "drawn" else spec.name
+
+    def steps(self, spec: StreamSpec) -> Steps:
+        """Make the samples of a stream."""
+        if spec.source == "honest":
+            return HONEST[spec.name](Plan(self.texts, spec.seed, spec.n_steps, spec.batch, self.is_better))
+        if spec.source == "honest file":
+            assert spec.file is not None
+            made: Callable[[int], Any] = functions_of(spec.file, "HONEST")[spec.name]
+            return [[_sample(prompt, response) for prompt, response in step] for step in made(spec.seed)]
+        if spec.source == "recorded":
+            assert spec.file is not None
+            return read_recorded(spec.file)[0]
+        edit = self._edit(spec)
+        return exploited(self.texts.steps(spec.seed, spec.n_steps, spec.batch), edit, spec.seed, spec.top)
+
+    def _edit(self, spec: StreamSpec) -> Edit:
+        if spec.source == "drawn":
+            return draw(spec.seed, self.corpus).edit
+        assert spec.file is not None
+        edit: Edit = functions_of(spec.file, "EXPLOITS")[spec.name]
+        return edit
+
+
+def functions_of(file: Path, name: str) -> Mapping[str, Callable[..., Any]]:
+    """Run a Python file and return its dict of functions. Modules beside it can be imported by it."""
+    functions: Mapping[str, Callable[..., Any]] = getattr(_module_of(file.resolve()), name)
+    return functions
+
+
+_modules: dict[Path, ModuleType] = {}
+
+
+def _module_of(file: Path) -> ModuleType:
+    if file not in _modules:
+        spec = importlib.util.spec_from_file_location(f"stream_file_{file.stem}", file)
+        if spec is None or spec.loader is None:
+            raise ValueError(f"{file} is no Python file")
+        sys.path.append(str(file.parent))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        _modules[file] = module
+    return _modules[file]
+
+
+def read_recorded(file: Path) -> tuple[Steps, list[list[float]]]:
+    """Read a recorded run: a line a step, with `prompts`, `responses` and `rewards`. Return samples and rewards."""
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    steps = [[_sample(p, r) for p, r in zip(row["prompts"], row["responses"], strict=True)] for row in rows]
+    return steps, [[float(reward) for reward in row["rewards"]] for row in rows]
+
+
+def _sample(prompt: Any, response: str) -> StreamSample:
+    # An empty response has no score; a policy's is a space in such files.
+    return StreamSample(to_prompt(prompt), response, response)
