@@ -50,7 +50,7 @@ def planned(rows: Sequence[Row], budget: int) -> list[Batch]:
     limits = BatchLimits(max_tokens=_LARGEST, linger_s=0.0, target_tokens=budget)
     batches: list[Batch] = []
     while waiting:
-        batch = plan(list(waiting.values()), limits, sum, 0.0, shares_prefixes=True).batch
+        batch = plan(list(waiting.values()), limits, 0.0, shares_prefixes=True).batch
         batches.append([place for entry in batch for place in places[distinct[entry.entry_id]]])
         for entry in batch:
             del waiting[entry.entry_id]

@@ -253,8 +253,8 @@ def wires() -> list[WireEntry]:
     """The trip wires with the thresholds that are shipped."""
     return [
         WireEntry(
-            wire.name, wire.severity, wire.statistic.unit.measured(wire.threshold), wire.votes, wire.cause,
-            wire.summary, wire.confidence, wire.action,
+            wire.name, wire.severity, wire.statistic.unit.measured(wire.threshold), wire.votes, wire.text.cause,
+            wire.text.summary, wire.text.confidence, wire.text.action,
         )
         for wire in WIRES
     ]  # fmt: skip

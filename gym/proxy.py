@@ -101,6 +101,7 @@ class MultiModelScorer:
 
     models: Mapping[str, RewardModel]
     max_tokens: int = CAP
+    pads_rows: bool = False
     shares_prefixes: bool = False
     concurrency: int = 1
     streams: bool = False
@@ -122,10 +123,6 @@ class MultiModelScorer:
         scores_BH = self.scores_BH(from_rows(batch.rows, self.max_tokens))
         rows = tuple(dict(zip(self.heads, row, strict=True)) for row in scores_BH.tolist())
         return BatchScores(rows, tokens_computed=batch.n_tokens)
-
-    def cost(self, lengths: Sequence[int]) -> int:
-        """Number of tokens: a bag of words needs no padding."""
-        return sum(lengths)
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

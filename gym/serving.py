@@ -74,6 +74,7 @@ class ResponseScorer:
 
     models: MultiModelScorer
     max_tokens: int = MAX_TOKENS
+    pads_rows: bool = False
     shares_prefixes: bool = False
     concurrency: int = 1
     streams: bool = False
@@ -87,10 +88,6 @@ class ResponseScorer:
         if not all(answers):
             raise ScorerError("a row has no response")
         return self.models.score(TokenBatch(answers))
-
-    def cost(self, lengths: Sequence[int]) -> int:
-        """Number of tokens."""
-        return sum(lengths)
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

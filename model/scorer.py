@@ -78,6 +78,11 @@ class Scorer(Protocol):
         ...
 
     @property
+    def pads_rows(self) -> bool:
+        """Whether a batch takes as many token positions as its longest row for every row, and not the sum of their lengths."""
+        ...
+
+    @property
     def shares_prefixes(self) -> bool:
         """Whether common prefixes and equal rows of a batch are computed once."""
         ...
@@ -102,13 +107,6 @@ class Scorer(Protocol):
 
     def score(self, batch: TokenBatch) -> BatchScores:
         """Score every row, in order. Raise `OutOfMemory`, another `ScorerError`, or return one entry a row."""
-        ...
-
-    def cost(self, lengths: Sequence[int]) -> int:
-        """Token positions that a batch of rows with these lengths would take, padding included.
-
-        Where prefixes are shared, a length counts the tokens that the row adds to the batch; 0 for an equal row.
-        """
         ...
 
     def close(self) -> None:

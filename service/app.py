@@ -48,7 +48,7 @@ from rewardserve.service.auth.api_keys import ApiKeys, ApiKeysFile
 from rewardserve.service.auth.tls import ReloadingCertificate
 from rewardserve.service.clock import Clock, MonotonicClock
 from rewardserve.service.models.active_models import ActiveModels
-from rewardserve.service.models.checkpoint_watcher import Fingerprint, fingerprint, watch_checkpoints
+from rewardserve.service.models.checkpoint_watcher import CheckpointFiles, Fingerprint, fingerprint
 from rewardserve.service.models.deployment import Source
 from rewardserve.service.models.loading import PreparedModel, load_audit_model, prepare_model
 from rewardserve.service.models.registry import ModelRegistry, in_daemon_thread, tune_garbage_collector
@@ -58,6 +58,7 @@ from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.observability.tripwire_report import TripwireReport
 from rewardserve.service.settings import ServeSettings, is_loopback
+from rewardserve.service.storage.watched_files import watching
 from rewardserve.service.tripwires.io.webhook import Webhook
 
 _MAX_CONNECTIONS = 8192
@@ -181,7 +182,7 @@ def _host_policy(settings: ServeSettings) -> HostPolicy:
 
 @dataclass(frozen=True, slots=True)
 class _ServerEvents:
-    """Count and log the events of connections, requests, keys and certificates."""
+    """Count and log the events of connections, requests, keys, certificates and watched files."""
 
     metrics: Metrics
     log: logs.Logger
@@ -215,6 +216,9 @@ class _ServerEvents:
             self.log.info("certificate_read")
         else:
             self.log.error("tls_reload_failed", reason=problem)
+
+    def on_poll_failed(self, name: str, error: Exception) -> None:
+        self.log.error("file_watch_failed", file=name, exc_info=error)
 
 
 # -- running ----------------------------------------------------------------------------------------------------
@@ -278,7 +282,7 @@ async def serve(
     application = create_app(settings, keys)
     stops = contextlib.ExitStack()
     if application.key_file is not None:
-        stops.callback(application.key_file.start())
+        stops.enter_context(watching([application.key_file], application.events))
     webhook = _start_webhook(application, webhook_secrets)
     stop = _stop_event()
     asyncio.get_running_loop().set_exception_handler(_log_unhandled_exceptions(application.log))
@@ -303,7 +307,7 @@ async def serve(
         config.load()
         certificate = ReloadingCertificate(files, application.events)
         config.ssl = certificate.context
-        stops.callback(certificate.start())
+        stops.enter_context(watching([certificate], application.events))
     server = _UvicornServer(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
@@ -311,8 +315,9 @@ async def serve(
         registry = await _load_unless_stopped(application, stop, webhook)
         if registry is not None:
             on_ready(_describe(registry.serving))
-            async with _watching_checkpoints(application, registry, known), _listening_on_shared_port(shared, server):
-                await _wait_for_stop(stop, serving)
+            with _reloading_model(application, registry, known):
+                async with _listening_on_shared_port(shared, server):
+                    await _wait_for_stop(stop, serving)
             await _drain(application, registry)
     finally:
         if webhook is not None:
@@ -334,7 +339,7 @@ async def running_app(
     application = create_app(settings, keys)
     stops = contextlib.ExitStack()
     if application.key_file is not None:
-        stops.callback(application.key_file.start())
+        stops.enter_context(watching([application.key_file], application.events))
     webhook = _start_webhook(application, webhook_secrets)
     try:
         registry = await _load_unless_stopped(application, asyncio.Event(), webhook)
@@ -420,49 +425,59 @@ async def _drain(application: Application, registry: ModelRegistry) -> None:
         raise
 
 
-@dataclass(frozen=True, slots=True)
-class _CheckpointEvents:
-    """Load a new checkpoint, and log why one cannot be loaded."""
+class _ModelReloads:
+    """Load the model of the settings again, on SIGHUP and for a new checkpoint. Belongs to the event loop that creates it."""
 
-    registry: ModelRegistry
-    log: logs.Logger
+    def __init__(self, registry: ModelRegistry, log: logs.Logger) -> None:
+        self._registry = registry
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def on_new_checkpoint(self) -> None:
-        await self.registry.load_again()
+    def start(self) -> asyncio.Task[None]:
+        """Start to load the model, after a load in progress."""
+        task = self._loop.create_task(self._registry.load_again(), name="load again")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def on_signal(self) -> None:
+        """Load the model."""
+        self.start().add_done_callback(logs.log_task_exception)
+
+    def on_new_checkpoint(self) -> None:
+        """Load the model, and wait for it. On the thread that polls the files, which goes on with the next poll afterwards."""
+
+        async def load() -> None:
+            await self.start()
+
+        asyncio.run_coroutine_threadsafe(load(), self._loop).result()
 
     def on_unstable(self) -> None:
-        self.log.warning(
+        """Log why a new checkpoint is not loaded."""
+        self._log.warning(
             "checkpoint_never_still",
             reason="the checkpoint changes at every poll, so it is not loaded. Write it to another folder, then move a link to it.",
         )
 
-    def on_error(self, error: Exception) -> None:
-        self.log.error("checkpoint_watch_failed", exc_info=error)
-
-
-@contextlib.asynccontextmanager
-async def _watching_checkpoints(
-    application: Application, registry: ModelRegistry, known: Fingerprint
-) -> AsyncIterator[None]:
-    """While the body runs, load a model on SIGHUP and when the checkpoint of the model changes."""
-    loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
-
-    def load_again() -> None:
-        task = asyncio.create_task(registry.load_again(), name="load again")
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-        task.add_done_callback(logs.log_task_exception)
-
-    loop.add_signal_handler(signal.SIGHUP, load_again)
-    if every_s := application.settings.swap.watch_s:
-        folders = application.settings.watched_folders()
-        watching = watch_checkpoints(folders, known, every_s, _CheckpointEvents(registry, application.log))
-        tasks.add(asyncio.create_task(watching, name="checkpoint watcher"))
-    try:
-        yield
-    finally:
-        for task in tasks:
+    def cancel(self) -> None:
+        """Cancel the loads that wait or are in progress."""
+        for task in self._tasks:
             task.cancel()
+
+
+@contextlib.contextmanager
+def _reloading_model(application: Application, registry: ModelRegistry, known: Fingerprint) -> Iterator[None]:
+    """While the body runs, load the model again on SIGHUP and when the checkpoint of the model changes."""
+    settings, reloads = application.settings, _ModelReloads(registry, application.log)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloads.on_signal)
+    every_s = settings.swap.watch_s
+    files = [CheckpointFiles(settings.watched_folders(), known, every_s, reloads)] if every_s else []
+    try:
+        with watching(files, application.events):
+            yield
+    finally:
+        reloads.cancel()
 
 
 @contextlib.asynccontextmanager

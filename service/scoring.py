@@ -29,7 +29,8 @@ from rewardserve.service.inference.outcomes import RowOutcome, RowScored
 from rewardserve.service.inference.rewards import ScoredRow, compute_rewards
 from rewardserve.service.inference.shadow import Shadow
 from rewardserve.service.observability.metrics import Metrics
-from rewardserve.service.tripwires.io.run_watcher import Flags, RunContext, RunWatcher
+from rewardserve.service.tripwires.io.run_watcher import Flags, RunWatcher
+from rewardserve.service.tripwires.run_context import RunContext
 
 T = TypeVar("T")
 SampleOrError = Sample | SampleError

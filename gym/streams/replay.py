@@ -31,7 +31,7 @@ from rewardserve.service.models.runtime import start_runtime
 from rewardserve.service.models.shared_resources import create_shared_resources
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.settings import Batching, Cache, ModelSettings, Tripwires
-from rewardserve.service.tripwires.io.run_watcher import RunContext
+from rewardserve.service.tripwires.run_context import RunContext
 
 RUN = "stream"
 END_ID = 0
@@ -114,6 +114,7 @@ class TableScorer:
     scores: dict[tuple[int, ...], HeadScores] = field(default_factory=dict)
     max_tokens: int = MAX_TOKENS
     shares_prefixes: bool = False
+    pads_rows: bool = False
     concurrency: int = 1
     streams: bool = False
     is_alive: bool = True

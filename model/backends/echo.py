@@ -42,6 +42,7 @@ class EchoScorer:
     max_tokens = MAX_TOKENS
     shares_prefixes = False
     concurrency = 1
+    pads_rows = False
     streams = False
     is_alive = True
 
@@ -53,10 +54,6 @@ class EchoScorer:
         if self._delay_s:
             time.sleep(self._delay_s)
         return BatchScores(tuple({"score": echo_score(row)} for row in batch.rows), tokens_computed=batch.n_tokens)
-
-    def cost(self, lengths: Sequence[int]) -> int:
-        """Sum of the lengths: no padding."""
-        return sum(lengths)
 
     def close(self) -> None:
         """Do nothing: an echo model holds no memory."""

@@ -44,6 +44,11 @@ class EnsembleScorer:
         return min(scorer.max_tokens for scorer in self._scorers)
 
     @property
+    def pads_rows(self) -> bool:
+        """Whether a member pads: members run one after the other, and the largest batch in memory counts."""
+        return any(scorer.pads_rows for scorer in self._scorers)
+
+    @property
     def shares_prefixes(self) -> bool:
         """Whether all members share prefixes."""
         return all(scorer.shares_prefixes for scorer in self._scorers)
@@ -74,10 +79,6 @@ class EnsembleScorer:
             tokens_computed=sum(scores.tokens_computed for scores in scored),
             tokens_padding=sum(scores.tokens_padding for scores in scored),
         )
-
-    def cost(self, lengths: Sequence[int]) -> int:
-        """The largest cost of a member: members run one after the other, so their batches are never in memory together."""
-        return max(scorer.cost(lengths) for scorer in self._scorers)
 
     def close(self) -> None:
         """Close every member."""

@@ -55,6 +55,11 @@ class PaddedScorer:
         """Do nothing: this engine has no cache."""
 
     @property
+    def pads_rows(self) -> bool:
+        """Whether rows are in one forward."""
+        return not self._one_by_one
+
+    @property
     def max_tokens(self) -> int:
         """The longest row."""
         return self._max_tokens
@@ -94,10 +99,6 @@ class PaddedScorer:
         with as_scorer_errors(ids_BT.numel()):
             out = self._network(ids_BT.to(device), mask_BT.to(device) if padding else None)
             return self._columns.of(out.scores_BH, out.last_hidden_BD).cpu().tolist(), padding
-
-    def cost(self, lengths: Sequence[int]) -> int:
-        """Rows times the longest row; with `one_by_one` the sum of the lengths."""
-        return sum(lengths) if self._one_by_one else len(lengths) * max(lengths, default=0)
 
     def close(self) -> None:
         """Free the weights."""

@@ -61,6 +61,7 @@ class VllmScorer:
     """Score rows with a running engine. `biases` are added to the labels, which have the names of heads."""
 
     concurrency = IN_FLIGHT
+    pads_rows = False
     streams = True  # the engine batches continuously
 
     def __init__(
@@ -98,10 +99,6 @@ class VllmScorer:
     def is_alive(self) -> bool:
         """Whether the engine's processes run and return results."""
         return not (self._is_stuck or self._is_closed or self._engine.is_dead)
-
-    def cost(self, lengths: Sequence[int]) -> int:
-        """Sum of the lengths: no padding."""
-        return sum(lengths)
 
     def score(self, batch: TokenBatch) -> BatchScores:
         """Score every row, in order. Raise `OutOfMemory` or `ScorerError`."""

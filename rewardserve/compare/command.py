@@ -31,7 +31,7 @@ from rewardserve.model.traits import LexiconError
 from rewardserve.service.cli.options import complain, complain_of_model, end_process, from_command_line
 from rewardserve.service.errors import RequestRefused
 from rewardserve.service.observability import logs
-from rewardserve.service.offline.score_file import load_model, open_scoring, progress_bar, score_samples
+from rewardserve.service.offline.score_file import load_model, open_scoring, progress_bar, score_windows
 from rewardserve.service.settings import ModelSettings
 from rewardserve.training.config import ConfigError
 
@@ -110,7 +110,10 @@ def score(settings: CompareSettings, model: str, rows: Rows) -> Scores:
         with progress_bar() as progress:
             bar = progress.add_task(loaded.identity.name, total=len(rows.samples))
             async with open_scoring(of_model, loaded, pipeline) as scoring:
-                scored = await score_samples(scoring, rows.samples, lambda n: progress.advance(bar, n))
+                scored = []
+                async for results in score_windows(scoring, rows.samples):
+                    scored += results
+                    progress.advance(bar, len(results))
         raw = tuple(math.nan if each.reward is None else each.reward.raw for each in scored)
         failed = Counter(each.failure.code for each in scored if each.failure is not None)
         return Scores(model, loaded.contract.digest, raw, failed)

@@ -18,7 +18,7 @@ from rewardserve.service.api.names import check_run_name
 from rewardserve.service.api.structs import MAX_STEP
 from rewardserve.service.auth.api_keys import RunPermissions
 from rewardserve.service.errors import InvalidRequest, RunNotAllowed
-from rewardserve.service.tripwires.io.run_watcher import RunContext
+from rewardserve.service.tripwires.run_context import RunContext
 
 T = TypeVar("T")
 

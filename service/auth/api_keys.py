@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -24,7 +24,7 @@ from pathlib import Path
 from rewardserve.model.text.text_files import decode_text
 from rewardserve.service.auth.events import AuthEvents
 from rewardserve.service.auth.rate_limits import UNLIMITED, RateLimits
-from rewardserve.service.storage.files import FileState, error_reason, file_state, poll_in_thread, read_bounded
+from rewardserve.service.storage.files import FileState, error_reason, file_state, read_bounded
 
 SCOPES = ("score", "admin", "metrics")
 MIN_KEY_CHARS = 16
@@ -32,7 +32,6 @@ MIN_KEY_CHARS = 16
 
 _PLAIN_SCOPES = frozenset({"score", "metrics"})
 _PREFIX = "sha256:"
-_POLL_INTERVAL_S = 0.5
 _NAME_DIGITS = 12
 _MAX_BYTES = 4 * 2**20
 _LIMIT_NAMES = ("requests_per_s", "tokens_per_s", "burst_s")
@@ -289,6 +288,9 @@ class ApiKeysFile:
     called for every change, with the valid keys; `problem` is an error of the file that lasts for two consecutive polls.
     """
 
+    name = "keys"
+    interval_s = 0.5
+
     def __init__(self, path: Path, api_keys: ApiKeys, events: AuthEvents) -> None:
         self._path = path
         self._current = api_keys
@@ -302,10 +304,6 @@ class ApiKeysFile:
     def current(self) -> ApiKeys:
         """Return the keys that are valid now."""
         return self._current
-
-    def start(self) -> Callable[[], None]:
-        """Poll twice a second, until the returned function is called."""
-        return poll_in_thread(self.poll, _POLL_INTERVAL_S, "keys")
 
     def poll(self) -> None:
         """Read the file, unless two consecutive polls have read its current state."""

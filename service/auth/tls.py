@@ -7,14 +7,12 @@ open connections keep their certificate. Knows no HTTP.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rewardserve.service.auth.events import AuthEvents
-from rewardserve.service.storage.files import FileState, file_state, poll_in_thread, read_bounded
+from rewardserve.service.storage.files import FileState, file_state, read_bounded
 
-_POLL_INTERVAL_S = 1.0
 _MAX_BYTES = 4 * 2**20
 
 
@@ -71,16 +69,15 @@ class ReloadingCertificate:
     `events` receive every reload; invalid files are reported, and the previous certificate stays in use.
     """
 
+    name = "certificate"
+    interval_s = 1.0
+
     def __init__(self, files: TlsFiles, events: AuthEvents) -> None:
         self._files = files
         self._events = events
         self._last_state = self._state()
         self.context = self._current = create_ssl_context(files)
         self.context.sni_callback = self._select_context
-
-    def start(self) -> Callable[[], None]:
-        """Poll once a second, until the returned function is called."""
-        return poll_in_thread(self.poll, _POLL_INTERVAL_S, "certificate")
 
     def poll(self) -> None:
         """Read the files if one has changed."""

@@ -35,7 +35,7 @@ from rewardserve.service.inference.outcomes import (
     score_count_error,
     score_error,
 )
-from rewardserve.service.inference.planner import BatchLimits, added_lengths, plan
+from rewardserve.service.inference.planner import BatchLimits, added_lengths, batch_cost, plan
 from rewardserve.service.inference.queue import PendingRow, RequestQueue
 from rewardserve.service.inference.score_cache import ScoreCache
 from rewardserve.service.inference.watchdog import ScorerState, Watchdog
@@ -231,8 +231,8 @@ class Batcher:
         todo = plan(
             self._queue.entries,
             self._limits_of_next_batch(),
-            self._scorer.cost,
             now,
+            pads_rows=self._scorer.pads_rows,
             shares_prefixes=self._scorer.shares_prefixes,
             n_expected=self._n_expected,
             busy=bool(self._in_flight) and not self._scorer.streams,
@@ -365,7 +365,7 @@ class Batcher:
         """Lower the bound of the budget after out of memory. A single row says nothing about the budget of several."""
         if len(group) > 1:
             lengths = added_lengths(group, self._scorer.shares_prefixes)
-            half = max(1, self._scorer.cost(lengths) // 2)
+            half = max(1, batch_cost(lengths, self._scorer.pads_rows) // 2)
             self._limits = replace(self._limits, max_tokens=min(half, self._limits.max_tokens))
 
     def _result(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from rewardserve.model.scorer import HeadScores, Scorer, ScorerError, TokenBatch
+from rewardserve.model.backends import Identity
+from rewardserve.model.scorer import Scorer, ScorerError, TokenBatch
 
 _MAX_TOKENS = 4096  # a few seconds at start on a CPU, not a benchmark
 _GROUPINGS = 2
@@ -30,15 +31,15 @@ class NumericNoise:
     n_rows: int
 
 
-def numeric_noise(scorer: Scorer, raw: Callable[[HeadScores], float], rows: Sequence[TokenIds]) -> NumericNoise | None:
+def numeric_noise(scorer: Scorer, identity: Identity, rows: Sequence[TokenIds]) -> NumericNoise | None:
     """Measure the noise over these rows, or over the shorter ones where all are too much work; None where it cannot be measured."""
     chosen = _rows_within_budget(rows)
     if len(chosen) < 2:
         return None
     try:
-        alone = {row: raw(scorer.score(TokenBatch((row,))).rows[0]) for row in chosen}
+        alone = {row: identity.raw(scorer.score(TokenBatch((row,))).rows[0]) for row in chosen}
         differences = [
-            abs(raw(heads) - alone[row])
+            abs(identity.raw(heads) - alone[row])
             for group in _groups(chosen)
             for row, heads in zip(group, scorer.score(TokenBatch(group)).rows, strict=True)
         ]

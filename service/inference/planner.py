@@ -12,15 +12,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import attrgetter
 
 from rewardserve.model.common_prefix import ID_BYTES, common_prefix_length
-
-Cost = Callable[[Sequence[int]], int]
-"""Token positions of a batch of rows with these lengths. Never smaller for more rows."""
 
 MIN_SHARED_TOKENS = 16
 """Fewest tokens in common of a prefix group: computing fewer twice costs less than keeping the rows together."""
@@ -75,16 +72,16 @@ class Plan:
 def plan(
     entries: Sequence[QueueEntry],
     limits: BatchLimits,
-    cost: Cost,
     now: float,
     *,
+    pads_rows: bool = False,
     shares_prefixes: bool = False,
     n_expected: int = 0,
     busy: bool = False,
 ) -> Plan:
     """Plan the next batch, for a scorer that can take one. No two entries may stand for equal rows.
 
-    `shares_prefixes`: whether the scorer computes common beginnings once. `n_expected` counts rows that are being encoded.
+    `pads_rows`, `shares_prefixes`: as of the scorer. `n_expected` counts rows that are being encoded.
     `busy`: the scorer is working, so only a batch that cannot grow any more is started.
     """
     if not entries:
@@ -92,9 +89,9 @@ def plan(
     by_age = sorted(entries, key=_age)
     window = by_age[: limits.window]
     batch = (
-        _PrefixBatch(window, limits, cost).fill(window[0])
+        _PrefixBatch(window, limits, pads_rows).fill(window[0])
         if shares_prefixes
-        else _batch_by_length(window, limits, cost)
+        else _batch_by_length(window, limits, pads_rows)
     )
     if len(batch) == len(by_age):  # the queue would be empty, so later rows could still join this batch
         dispatch_at = by_age[0].arrived_at + limits.linger_s
@@ -105,8 +102,16 @@ def plan(
     return Plan(tuple(batch))
 
 
+def batch_cost(lengths: Sequence[int], pads_rows: bool) -> int:
+    """Token positions of a batch of rows with these lengths, padding included. Never smaller for more rows.
+
+    Where prefixes are shared, a length counts the tokens that the row adds to the batch; 0 for an equal row.
+    """
+    return len(lengths) * max(lengths, default=0) if pads_rows else sum(lengths)
+
+
 def added_lengths(entries: Sequence[QueueEntry], shares_prefixes: bool) -> list[int]:
-    """Tokens that each of these rows adds to a batch, as `cost` takes them. Sorted by key if they share prefixes."""
+    """Tokens that each of these rows adds to a batch, for `batch_cost`. Sorted by key if they share prefixes."""
     if not shares_prefixes:
         return [t.n_tokens for t in entries]
     return [t.n_tokens - max(0, n) for t, n in zip(entries, _shared_with_previous(entries), strict=False)]
@@ -120,32 +125,30 @@ _length = attrgetter("n_tokens")
 # -- rows without shared prefixes: by length -------------------------------------------------------------
 
 
-def _batch_by_length(by_age: Sequence[QueueEntry], limits: BatchLimits, cost: Cost) -> list[QueueEntry]:
+def _batch_by_length(by_age: Sequence[QueueEntry], limits: BatchLimits, pads_rows: bool) -> list[QueueEntry]:
     """The oldest row and the n nearest to it in length, or in age where the scorer does not pad; longest first."""
     lengths = [t.n_tokens for t in by_age]
     nearest = by_age
-    if cost(lengths) > sum(lengths):
+    if pads_rows:
         # The oldest itself comes first: at distance 0, and older than its equals.
         distances = [abs(n - lengths[0]) for n in lengths]
         order = sorted(range(len(by_age)), key=distances.__getitem__)
         nearest, lengths = [by_age[i] for i in order], [lengths[i] for i in order]
-
-    def fits(n: int) -> bool:
-        taken = cost(lengths[:n])
-        return taken <= limits.target and sum(lengths[:n]) >= (1.0 - limits.max_padding) * taken
-
-    return sorted(nearest[: _largest_fit(fits, len(nearest))], key=_length, reverse=True)
+    return sorted(nearest[: _largest_fit(lengths, limits, pads_rows)], key=_length, reverse=True)
 
 
-def _largest_fit(fits: Callable[[int], bool], most: int) -> int:
-    """Find by bisection an n in 1..most that fits while a larger one that was tried does not; 1 always fits."""
-    if fits(most):
-        return most
-    low, high = 1, most
+def _largest_fit(lengths: Sequence[int], limits: BatchLimits, pads_rows: bool) -> int:
+    """Find by bisection how many of the first rows fit while a larger number that was tried does not; 1 always fits."""
+    low, middle, high = 1, len(lengths), len(lengths) + 1
     while high - low > 1:
+        low, high = (middle, high) if _fits(lengths[:middle], limits, pads_rows) else (low, middle)
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def _fits(lengths: Sequence[int], limits: BatchLimits, pads_rows: bool) -> bool:
+    cost = batch_cost(lengths, pads_rows)
+    return cost <= limits.target and sum(lengths) >= (1.0 - limits.max_padding) * cost
 
 
 # -- rows with shared prefixes: by prefix group --------------------------------------------------------------------
@@ -163,11 +166,11 @@ class _PrefixBatch:
     Rows sorted by key are in depth-first order of the tree of all prefixes, so a prefix group is a range of them.
     """
 
-    def __init__(self, by_age: Sequence[QueueEntry], limits: BatchLimits, cost: Cost) -> None:
+    def __init__(self, by_age: Sequence[QueueEntry], limits: BatchLimits, pads_rows: bool) -> None:
         self._by_key = sorted(by_age, key=_key)
         self._shared = _shared_with_previous(self._by_key)
         self._limits = limits
-        self._cost = cost
+        self._pads_rows = pads_rows
         self._added_lengths: list[int] = []  # tokens that each selected row adds to the batch
         self._selected: list[_Range] = []
         self._split: deque[tuple[int, int]] = (
@@ -197,12 +200,14 @@ class _PrefixBatch:
     def _may_be_split(self, group: _Range, depth: int) -> bool:
         first, last = group
         prefix_selected = any(self._shared[i] <= 2 * depth for i in range(first + 1, last))
-        return prefix_selected and self._cost(self._lengths_of(group, 0)) > self._limits.target
+        return prefix_selected and batch_cost(self._lengths_of(group, 0), self._pads_rows) > self._limits.target
 
     def _add_range(self, group: _Range, depth: int) -> bool:
         """Select all of a group or none of it. The first group is always selected."""
         added = self._lengths_of(group, depth)
-        fits = not self._added_lengths or self._cost([*self._added_lengths, *added]) <= self._limit(depth)
+        fits = not self._added_lengths or batch_cost([*self._added_lengths, *added], self._pads_rows) <= self._limit(
+            depth
+        )
         if fits:
             self._added_lengths += added
             self._selected.append(group)

@@ -14,7 +14,7 @@ from typing import Protocol
 from rewardserve.service.errors import DigestNotServed, Loading, ShuttingDown, VersionGone
 from rewardserve.service.models.deployment import DeploymentStatus, Source
 from rewardserve.service.models.runtime import ModelRuntime
-from rewardserve.service.tripwires.io.run_watcher import RunContext
+from rewardserve.service.tripwires.run_context import RunContext
 
 
 class ModelAdmin(Protocol):

@@ -7,7 +7,6 @@ polls, unless it has weights: those are never loaded while they change, which is
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from itertools import chain
@@ -77,33 +76,32 @@ def _without(paths: set[str], seen: Fingerprint) -> Fingerprint:
 
 
 class CheckpointEvents(Protocol):
-    """Receiver of the watcher's events."""
+    """Receiver of events of the watched checkpoint. Called on a thread."""
 
-    async def on_new_checkpoint(self) -> None:
-        """There is a new, complete checkpoint."""
+    def on_new_checkpoint(self) -> None:
+        """There is a new, complete checkpoint. No poll happens meanwhile."""
         ...
 
     def on_unstable(self) -> None:
         """A new checkpoint has kept changing; called at every tenth poll."""
         ...
 
-    def on_error(self, error: Exception) -> None:
-        """A poll has failed unexpectedly, as where no thread can be started; polling goes on."""
-        ...
 
+class CheckpointFiles:
+    """The files of the checkpoint at these paths, to be watched. `known` is the fingerprint of the loaded one."""
 
-async def watch_checkpoints(
-    paths: Sequence[Path], known: Fingerprint, every_s: float, events: CheckpointEvents
-) -> None:
-    """Poll until cancelled. Polls run on a thread: a network folder may hang."""
-    watcher = CheckpointWatcher(known)
-    while True:
-        await asyncio.sleep(every_s)
-        try:
-            found = watcher.poll(await asyncio.to_thread(fingerprint, paths))
-            if found == "new":
-                await events.on_new_checkpoint()
-            elif found == "unstable":
-                events.on_unstable()
-        except Exception as error:
-            events.on_error(error)
+    name = "checkpoint"
+
+    def __init__(self, paths: Sequence[Path], known: Fingerprint, interval_s: float, events: CheckpointEvents) -> None:
+        self.interval_s = interval_s
+        self._paths = paths
+        self._watcher = CheckpointWatcher(known)
+        self._events = events
+
+    def poll(self) -> None:
+        """Compare the files with the known checkpoint."""
+        found = self._watcher.poll(fingerprint(self._paths))
+        if found == "new":
+            self._events.on_new_checkpoint()
+        elif found == "unstable":
+            self._events.on_unstable()

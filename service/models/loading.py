@@ -48,7 +48,7 @@ def measure_noise(settings: ModelSettings, loaded: LoadedModel) -> NumericNoise 
     rows = [probe.ids for probe in loaded.contract.probes]
     if not rows and loaded.identity.n_parameters:
         rows = synthetic_rows(loaded.identity.max_tokens)
-    noise = numeric_noise(loaded.scorer, loaded.identity.raw, rows)
+    noise = numeric_noise(loaded.scorer, loaded.identity, rows)
     if settings.deterministic and noise is not None and noise.max > 0.0:
         raise LoadError(
             f"REWARD_DETERMINISTIC=1, but a score depends on what else is in its batch, by up to {noise.max:.1e} "

@@ -94,20 +94,15 @@ async def open_scoring(settings: ModelSettings, loaded: LoadedModel, pipeline: P
     await resources.close()
 
 
-async def score_samples(
-    scoring: Scoring, samples: Sequence[Sample | SampleError], advance: Callable[[int], None]
-) -> list[SampleResult]:
-    """Score samples in order; `advance` is called with the number of samples of each window."""
+async def score_windows(scoring: Scoring, samples: Sequence[Sample | SampleError]) -> AsyncIterator[list[SampleResult]]:
+    """Score samples in order, and yield the results of each window."""
 
     async def score(window: list[Sample | SampleError]) -> list[SampleResult]:
         return await scoring.score(window, math.inf)
 
-    found: list[SampleResult] = []
     cuts = (list(samples[at : at + WINDOW]) for at in range(0, len(samples), WINDOW))
-    async for window, results in _in_order(score, cuts):
-        found += results
-        advance(len(window))
-    return found
+    async for _, results in _in_order(score, cuts):
+        yield results
 
 
 async def _in_order(

@@ -8,9 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -82,21 +80,6 @@ def file_state(path: Path) -> FileState:
     except OSError as error:
         return (error.errno or 0,)
     return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_mode
-
-
-def poll_in_thread(poll: Callable[[], None], every_s: float, name: str) -> Callable[[], None]:
-    """Call `poll` on a separate thread until the returned function is called. A hanging file system blocks only that thread.
-
-    `poll` must not raise.
-    """
-    stopped = threading.Event()
-
-    def run() -> None:
-        while not stopped.wait(every_s):
-            poll()
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return stopped.set
 
 
 def set_aside(path: Path) -> Path:

@@ -16,7 +16,7 @@ from rewardserve.service.tripwires.alert import CANARY, VOTE
 from rewardserve.service.tripwires.config import WireConfig
 from rewardserve.service.tripwires.promql import SHIPPED_WINDOWS, SUMS, Windows, added, moments, without
 from rewardserve.service.tripwires.statistics import MIN_AUDITED, AuditDivergence
-from rewardserve.service.tripwires.wires import ALERT_TEXTS, Wire
+from rewardserve.service.tripwires.wires import ALERT_TEXTS, ALERT_UNITS, Wire
 
 RUNBOOK = "docs/how-to/runbook.md"
 _LINK = f"{{{{ with $externalLabels.runbook }}}}{{{{ . }}}}{{{{ else }}}}{RUNBOOK}{{{{ end }}}}"
@@ -155,7 +155,7 @@ def _wire_alert(wire: Wire) -> Rule:
 
 def _vote_alert(config: WireConfig) -> Rule:
     votes = config.votes_for_a_page
-    measured = f"The wires have {ALERT_TEXTS[VOTE].unit.template()}; {votes} make a page."
+    measured = f"The wires have {ALERT_UNITS[VOTE].template()}; {votes} make a page."
     return _alert(VOTE, f"rewardserve:tripwire_votes:recent >= {votes}", "page", measured)
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.support.checkpoints import reward_model
-from tests.support.service_server import ROOT, TIMEOUT_S
+from tests.support.command import run_command
 
 WORDS = ("stone", "river", "table", "cloud", "paper", "green", "seven", "north")
 
@@ -24,15 +21,6 @@ def models(tmp_path_factory):
     for seed, name in enumerate(("a", "b")):
         reward_model(folder / name, seed=seed)
     return folder / "a", folder / "b"
-
-
-def compare(*arguments, env=None):
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "rewardserve", "compare", *map(str, arguments)],
-        cwd=ROOT, env=clean | (env or {}), capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
 
 
 def text(rng, n):
@@ -61,7 +49,7 @@ def by_transformers(folder, prompt, response):
 def test_pairs_are_judged_as_transformers_scores_them(models, labelled, tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in labelled))
-    code, out, said = compare(*models, path, "--json", "--device=cpu")
+    code, out, said = run_command("compare", *models, path, "--json", "--device=cpu")
     assert code == 0, said
     found = json.loads(out)
     diffs = [
@@ -82,7 +70,7 @@ def test_pairs_are_judged_as_transformers_scores_them(models, labelled, tmp_path
 def test_as_text_a_model_agrees_with_itself(models, labelled, tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in labelled))
-    code, out, _ = compare(models[0], models[0], path, "--device=cpu")
+    code, out, _ = run_command("compare", models[0], models[0], path, "--device=cpu")
     assert code == 0
     assert f"A  {models[0]}  sha256:" in out
     assert "36 labelled pairs, 12 prompts" in out
@@ -95,7 +83,7 @@ def test_responses_without_labels_are_ordered_within_their_prompt(models, tmp_pa
     rows = [{"prompt": f"stone {i % 4}", "response": text(rng, 3 + i % 3)} for i in range(20)]
     path = tmp_path / "responses.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"prompt": "p", "response": ""}\n')
-    code, out, said = compare(*models, path, "--json", "--device=cpu")
+    code, out, said = run_command("compare", *models, path, "--json", "--device=cpu")
     assert code == 3
     assert "1 of 21 rows are left out (empty_response 1)" in said
     found = json.loads(out)
@@ -111,7 +99,7 @@ def test_a_sample_that_a_model_gives_no_score_is_counted_and_left_out(models, tm
     path = tmp_path / "rows.jsonl"
     long = {"prompt": "p", "chosen": "stone " * 300, "rejected": "river"}
     path.write_text(json.dumps(long) + "\n" + json.dumps(long | {"chosen": "cloud"}) + "\n")
-    code, out, said = compare(*models, path, "--json", "--device=cpu", "--max-input-tokens=64")
+    code, out, said = run_command("compare", *models, path, "--json", "--device=cpu", "--max-input-tokens=64")
     assert code == 3
     assert "A gave 1 of 3 responses no score (input_too_long 1)" in said
     assert json.loads(out)["n_pairs"] == 1
@@ -130,7 +118,7 @@ def test_what_cannot_be_compared_is_said_in_words(models, tmp_path, arguments, c
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
     given = [each.format(a=models[0], b=models[1], rows=rows) for each in arguments]
-    ended, out, said = compare(*given, "--device=cpu")
+    ended, out, said = run_command("compare", *given, "--device=cpu")
     assert (ended, out, "Traceback" in said) == (code, "", False)
     assert words in said
     assert said.startswith("rewardserve compare: ") or code == 1

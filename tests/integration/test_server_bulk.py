@@ -16,6 +16,7 @@ import pytest
 from rewardserve.model.backends.echo import echo_score
 from rewardserve.service.offline.input_file import InputDigest, NotContinuable, read_line
 from rewardserve.service.offline.output_file import Marks, Output
+from tests.support.command import run_command
 from tests.support.service_server import ROOT, TIMEOUT_S
 from tests.support.small_disk import SmallDisk, why_none
 
@@ -43,15 +44,17 @@ def command(source, target, *flags, backend="echo"):
     return [sys.executable, "-c", program, str(source), str(target), f"--backend={backend}", *flags]
 
 
-def score_file(source, target, *flags, **kwargs):
+def score_file(source, target, *flags, backend="echo"):
+    """The exit code and stderr of `rewardserve score`, run in this process."""
+    code, _, said = run_command("score", source, target, f"--backend={backend}", *flags)
+    return code, said
+
+
+def score_file_in_a_process(source, target, *flags, **kwargs):
     done = subprocess.run(
         command(source, target, *flags, **kwargs),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+        cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
     return done.returncode, done.stderr
 
 
@@ -61,7 +64,7 @@ def rows(path):
 
 def test_every_line_is_answered_in_order(files):
     source, target = files
-    assert score_file(source, target)[0] == 0
+    assert score_file_in_a_process(source, target)[0] == 0
     out = rows(target)
     assert [r["id"] for r in out] == [str(i) for i in range(N_LINES)]
     assert [r["raw"] for r in out] == [score_of("x" * (i % 97) + str(i)) for i in range(N_LINES)]
@@ -294,10 +297,8 @@ def test_an_input_cannot_be_its_own_output_and_a_pipe_is_no_file(files, tmp_path
 
 
 def test_help_says_what_may_change_between_two_runs():
-    done = subprocess.run(
-        command("--help", "x"), cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
-    said = " ".join(done.stdout.split())
+    _, out, _ = run_command("score", "--help")
+    said = " ".join(out.split())
     assert "An existing file is continued if its lines of INPUT are unchanged (by digest)" in said
     assert "Complete lines may be appended between two runs" in said
 
@@ -314,11 +315,9 @@ def test_standard_input_and_output_are_no_files(files, tmp_path):
 
 
 def test_help_calls_the_two_files_by_one_name_each():
-    done = subprocess.run(
-        command("--help", "x"), cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
-    assert not re.search(r"\b(IN|OUT)\b", done.stdout)
-    assert {"INPUT", "OUTPUT"} <= set(re.findall(r"\b[A-Z]+\b", done.stdout))
+    _, out, _ = run_command("score", "--help")
+    assert not re.search(r"\b(IN|OUT)\b", out)
+    assert {"INPUT", "OUTPUT"} <= set(re.findall(r"\b[A-Z]+\b", out))
 
 
 @pytest.mark.skipif(bool(why_none()), reason=why_none())
@@ -362,5 +361,5 @@ def test_a_line_has_its_number_as_id_and_keeps_its_own():
 
 def test_a_promise_of_equal_bits_that_is_broken_scores_nothing(files):
     source, target = files
-    exit_code, said = score_file(source, target, "--model=noisy:", "--deterministic=1", backend="drill")
+    exit_code, said = score_file_in_a_process(source, target, "--model=noisy:", "--deterministic=1", backend="drill")
     assert (exit_code, "REWARD_DETERMINISTIC=1, but" in said, target.read_bytes()) == (1, True, b"")

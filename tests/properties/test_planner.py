@@ -13,16 +13,7 @@ from rewardserve.model.common_prefix import ID_BYTES, row_key
 from rewardserve.service.inference.planner import MIN_SHARED_TOKENS, BatchLimits, Plan, QueueEntry, added_lengths, plan
 from tests.support.service_fakes import n_distinct_beginnings
 
-
-def padded(lengths):
-    return len(lengths) * max(lengths)
-
-
-def packed(lengths):
-    return sum(lengths)
-
-
-COSTS = st.sampled_from([padded, packed])
+PADS = st.booleans()
 TIMES = st.floats(0, 100)
 LIMITS = st.builds(
     BatchLimits,
@@ -81,38 +72,41 @@ def rest(entries, batch):
 
 
 EITHER = st.one_of(
-    st.tuples(queues(min_size=1), LIMITS, COSTS, st.just(False)),
-    st.tuples(groups(min_size=1), FAMILY_LIMITS, st.just(packed), st.just(True)),
+    st.tuples(queues(min_size=1), LIMITS, PADS, st.just(False)),
+    st.tuples(groups(min_size=1), FAMILY_LIMITS, st.just(False), st.just(True)),
 )
 
 
 @given(queue=EITHER, now=TIMES, n_expected=st.integers(0, 3), busy=st.booleans())
 def test_no_entry_is_in_a_batch_twice(queue, now, n_expected, busy):
-    entries, limits, cost, shares_prefixes = queue
-    batch = plan(entries, limits, cost, now, shares_prefixes=shares_prefixes, n_expected=n_expected, busy=busy).batch
+    entries, limits, pads_rows, shares_prefixes = queue
+    batch = plan(
+        entries, limits, now, pads_rows=pads_rows, shares_prefixes=shares_prefixes, n_expected=n_expected, busy=busy
+    ).batch
     assert len(set(batch)) == len(batch)
     assert set(batch) <= set(entries)
 
 
 @given(queue=EITHER, now=TIMES)
 def test_the_oldest_is_always_in_the_batch(queue, now):
-    entries, limits, cost, shares_prefixes = queue
-    assert entries[0] in plan(entries, limits, cost, now, shares_prefixes=shares_prefixes).batch
+    entries, limits, pads_rows, shares_prefixes = queue
+    assert entries[0] in plan(entries, limits, now, pads_rows=pads_rows, shares_prefixes=shares_prefixes).batch
 
 
-@given(entries=queues(min_size=1), limits=LIMITS, cost=COSTS, now=TIMES)
-def test_a_batch_of_several_keeps_to_the_budget_and_to_the_padding(entries, limits, cost, now):
-    lengths = [t.n_tokens for t in plan(entries, limits, cost, now).batch]
+@given(entries=queues(min_size=1), limits=LIMITS, pads_rows=PADS, now=TIMES)
+def test_a_batch_of_several_keeps_to_the_budget_and_to_the_padding(entries, limits, pads_rows, now):
+    lengths = [t.n_tokens for t in plan(entries, limits, now, pads_rows=pads_rows).batch]
     if len(lengths) > 1:
-        assert cost(lengths) <= limits.target
-        assert cost(lengths) - sum(lengths) <= limits.max_padding * cost(lengths) * (1 + 1e-9)
+        cost = len(lengths) * max(lengths) if pads_rows else sum(lengths)
+        assert cost <= limits.target
+        assert cost - sum(lengths) <= limits.max_padding * cost * (1 + 1e-9)
 
 
 @given(entries=groups(min_size=1), limits=FAMILY_LIMITS)
 def test_a_batch_of_prefix_groups_keeps_to_the_budget_and_exceeds_what_is_enough_only_for_a_long_beginning(
     entries, limits
 ):
-    batch = plan(entries, limits, packed, 0.0, shares_prefixes=True).batch
+    batch = plan(entries, limits, 0.0, shares_prefixes=True).batch
     if len(batch) > 1:
         assert computed(batch) <= limits.max_tokens
         longest = max(in_common(ids_of(a), ids_of(b)) for a, b in combinations(batch, 2))
@@ -121,7 +115,7 @@ def test_a_batch_of_prefix_groups_keeps_to_the_budget_and_exceeds_what_is_enough
 
 @given(entries=groups(min_size=2), limits=FAMILY_LIMITS)
 def test_a_prefix_group_that_fits_in_a_batch_is_not_split_apart(entries, limits):
-    in_flight = set(plan(entries, limits, packed, 0.0, shares_prefixes=True).batch)
+    in_flight = set(plan(entries, limits, 0.0, shares_prefixes=True).batch)
     for a, b in combinations(entries, 2):
         beginning = ids_of(a)[: in_common(ids_of(a), ids_of(b))]
         group = {t for t in entries if ids_of(t)[: len(beginning)] == beginning}
@@ -141,7 +135,7 @@ def test_a_prefix_group_that_does_not_fit_is_scored_in_as_few_pieces_as_possible
     a_piece = max(1, (limit - n_prompt) // n_answer)
     n_pieces = 0
     while waiting:
-        waiting, n_pieces = rest(waiting, plan(waiting, limits, packed, 0.0, shares_prefixes=True).batch), n_pieces + 1
+        waiting, n_pieces = rest(waiting, plan(waiting, limits, 0.0, shares_prefixes=True).batch), n_pieces + 1
     assert n_pieces == math.ceil(n_rows / a_piece)
 
 
@@ -152,14 +146,14 @@ def test_the_turns_of_one_conversation_are_not_scored_one_by_one(n_turns, n_turn
     longest, total = n_turn * n_turns, 0
     limits = BatchLimits(max(target, longest), 0.0, target)
     while waiting:
-        batch = plan(waiting, limits, packed, 0.0, shares_prefixes=True).batch
+        batch = plan(waiting, limits, 0.0, shares_prefixes=True).batch
         waiting, total = rest(waiting, batch), total + computed(batch)
     assert total <= 2 * longest
 
 
 @given(entries=groups(min_size=1))
 def test_what_rows_add_to_a_batch_is_never_less_than_what_is_computed(entries):
-    batch = plan(entries, BatchLimits(10**6, 0.0), packed, 0.0, shares_prefixes=True).batch
+    batch = plan(entries, BatchLimits(10**6, 0.0), 0.0, shares_prefixes=True).batch
     lengths = added_lengths(batch, shares_prefixes=True)
     assert computed(batch) <= sum(lengths) < computed(batch) + MIN_SHARED_TOKENS * len(batch)
     assert added_lengths(batch, shares_prefixes=False) == [t.n_tokens for t in batch]
@@ -168,10 +162,12 @@ def test_what_rows_add_to_a_batch_is_never_less_than_what_is_computed(entries):
 @given(queue=EITHER)
 def test_no_entry_starves(queue):
     """Behind k older entries an entry waits for k batches at most, whatever the lengths and the groups."""
-    entries, limits, cost, shares_prefixes = queue
+    entries, limits, pads_rows, shares_prefixes = queue
     waiting, n_batches = entries, 0
     while waiting:
-        waiting = rest(waiting, plan(waiting, limits, cost, now=1000.0, shares_prefixes=shares_prefixes).batch)
+        waiting = rest(
+            waiting, plan(waiting, limits, now=1000.0, pads_rows=pads_rows, shares_prefixes=shares_prefixes).batch
+        )
         assert all(t.entry_id >= n_batches for t in waiting)
         n_batches += 1
     assert n_batches <= len(entries)
@@ -179,32 +175,32 @@ def test_no_entry_starves(queue):
 
 @given(queue=EITHER, order=st.randoms(use_true_random=False))
 def test_a_plan_is_a_function_of_what_it_is_given(queue, order):
-    entries, limits, cost, shares_prefixes = queue
+    entries, limits, pads_rows, shares_prefixes = queue
     shuffled = order.sample(entries, len(entries))
-    assert plan(entries, limits, cost, 0.0, shares_prefixes=shares_prefixes) == plan(
-        shuffled, limits, cost, 0.0, shares_prefixes=shares_prefixes
+    assert plan(entries, limits, 0.0, pads_rows=pads_rows, shares_prefixes=shares_prefixes) == plan(
+        shuffled, limits, 0.0, pads_rows=pads_rows, shares_prefixes=shares_prefixes
     )
 
 
 @given(queue=EITHER, now=TIMES)
 def test_an_entry_that_waits_for_others_is_planned_again_within_the_linger(queue, now):
-    entries, limits, cost, shares_prefixes = queue
-    p = plan(entries, limits, cost, now, shares_prefixes=shares_prefixes, n_expected=1)
+    entries, limits, pads_rows, shares_prefixes = queue
+    p = plan(entries, limits, now, pads_rows=pads_rows, shares_prefixes=shares_prefixes, n_expected=1)
     if not p.batch:
         assert now < p.replan_at <= entries[0].arrived_at + limits.linger_s
 
 
 @given(queue=EITHER)
 def test_beside_a_busy_scorer_only_a_batch_that_leaves_entries_behind_is_started(queue):
-    entries, limits, cost, shares_prefixes = queue
-    free = plan(entries, limits, cost, 0.0, shares_prefixes=shares_prefixes)
-    busy = plan(entries, limits, cost, 0.0, shares_prefixes=shares_prefixes, busy=True)
+    entries, limits, pads_rows, shares_prefixes = queue
+    free = plan(entries, limits, 0.0, pads_rows=pads_rows, shares_prefixes=shares_prefixes)
+    busy = plan(entries, limits, 0.0, pads_rows=pads_rows, shares_prefixes=shares_prefixes, busy=True)
     assert busy == (free if rest(entries, free.batch) else Plan(()))
 
 
 @pytest.mark.parametrize("shares_prefixes", [False, True])
 def test_an_empty_queue_has_nothing_to_look_at_again(shares_prefixes):
-    assert plan([], BatchLimits(10, 0.0), padded, 0.0, shares_prefixes=shares_prefixes) == Plan(())
+    assert plan([], BatchLimits(10, 0.0), 0.0, pads_rows=True, shares_prefixes=shares_prefixes) == Plan(())
 
 
 def test_a_key_holds_every_id_in_as_many_bytes():

@@ -17,7 +17,6 @@ from rewardserve.model.backends import Identity
 from rewardserve.model.scorer import DISTANCE, Scorer, TokenBatch
 
 __all__ = [
-    "test_a_batch_costs_no_less_than_its_longest_row",
     "test_a_longest_row_and_one_of_a_single_token_are_scored",
     "test_a_row_scores_what_an_independent_reference_says",
     "test_a_score_does_not_depend_on_the_company",
@@ -25,6 +24,7 @@ __all__ = [
     "test_equal_rows_have_equal_scores",
     "test_every_row_has_every_head_in_its_order",
     "test_no_more_is_computed_than_there_is",
+    "test_only_a_scorer_that_says_so_pads",
     "test_who_calls_at_the_same_time_gets_his_own",
 ]
 
@@ -113,9 +113,10 @@ def test_no_more_is_computed_than_there_is(scorer_under_test):
     assert done.tokens_padding >= 0
 
 
-def test_a_batch_costs_no_less_than_its_longest_row(scorer_under_test):
-    assert scorer_under_test.scorer.cost([3, 9, 5]) >= 17
-    assert scorer_under_test.scorer.cost([3, 9]) <= scorer_under_test.scorer.cost([3, 9, 5])
+def test_only_a_scorer_that_says_so_pads(scorer_under_test):
+    done = scorer_under_test.scorer.score(TokenBatch(scorer_under_test.rows((3, 9, 5), seed=11)))
+    most = (3 * 9 - 17) * scorer_under_test.n_forwards if scorer_under_test.scorer.pads_rows else 0
+    assert done.tokens_padding <= most
 
 
 def test_a_scorer_is_alive(scorer_under_test):

@@ -21,7 +21,7 @@ from pathlib import Path
 from rewardserve.model.backends import BACKENDS, LoadedModel, LoadError, ModelSpec, SampleEncoder, echo
 from rewardserve.model.contract import Probe
 from rewardserve.model.scorer import BatchScores, OutOfMemory, ScorerError, TokenBatch
-from tests.support.service_fakes import FakeScorer, one_too_few, right_scores, scores_with
+from tests.support.service_fakes import FakeScorer, Untrue, one_too_few, right_scores, scores_with
 
 
 def pass_gate(fifo: str) -> None:
@@ -53,7 +53,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     elif kind == "dies-after":
         return replace(loaded, scorer=_Mortal(int(words)))
     elif kind == "bad-cost":
-        return replace(loaded, scorer=_CostsNothing())
+        return replace(loaded, scorer=_StopsThePlanner())
     elif kind in BEHAVIOURS:
         return replace(loaded, scorer=FakeScorer(BEHAVIOURS[kind](words)))
     return loaded
@@ -115,9 +115,8 @@ class _Choking(SampleEncoder):
         return [self(sample) for sample in samples]
 
 
-class _CostsNothing(FakeScorer):
-    def cost(self, lengths):
-        raise ZeroDivisionError
+class _StopsThePlanner(FakeScorer):
+    pads_rows = Untrue()
 
 
 def _by_company(batch: TokenBatch) -> BatchScores:

@@ -83,11 +83,19 @@ class MemoryBaselines:
         self.saved.append((run, baseline))
 
 
+class Untrue:
+    """A flag that raises where it is read."""
+
+    def __bool__(self):
+        raise ZeroDivisionError
+
+
 class FakeScorer:
     """Scores like echo, records its batches, and has the cost of a padded batch."""
 
     max_tokens = 1_000_000
     concurrency = 1
+    pads_rows = True
     streams = False
     is_alive = True
 
@@ -102,9 +110,6 @@ class FakeScorer:
     @property
     def shares_prefixes(self) -> bool:
         return False
-
-    def cost(self, lengths: Sequence[int]) -> int:
-        return len(lengths) * max(lengths)
 
     def close(self) -> None:
         """Do nothing."""
@@ -139,12 +144,11 @@ class SharingScorer(FakeScorer):
     def score(self, batch: TokenBatch) -> BatchScores:
         return replace(super().score(batch), tokens_computed=n_distinct_beginnings(batch.rows))
 
+    pads_rows = False
+
     @property
     def shares_prefixes(self) -> bool:
         return True
-
-    def cost(self, lengths: Sequence[int]) -> int:
-        return sum(lengths)
 
 
 def n_distinct_beginnings(rows: Sequence[tuple[int, ...]]) -> int:

@@ -100,7 +100,7 @@ def test_a_beginning_that_comes_again_is_not_computed_again_unless_every_row_is_
 
 def test_deterministic_means_the_same_bits_in_any_company(served):
     loaded, _ = served
-    noise = numeric_noise(loaded.scorer, loaded.identity.raw, synthetic_rows(loaded.identity.max_tokens))
+    noise = numeric_noise(loaded.scorer, loaded.identity, synthetic_rows(loaded.identity.max_tokens))
     assert noise is not None
     assert noise.max < 1e-4
     if not loaded.scorer.shares_prefixes:

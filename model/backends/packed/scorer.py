@@ -49,6 +49,7 @@ class PackedScorer:
     `matmul_precision`: "highest" uses MKL, "high" the kernels in C, which also compute attention, gated MLPs and norms.
     """
 
+    pads_rows = False
     streams = False
     is_alive = True
 
@@ -136,10 +137,6 @@ class PackedScorer:
                 for i, row in zip(indices, columns, strict=True):
                     scores[i] = dict(zip(names, row, strict=True))
         return BatchScores(tuple(scores), tokens_computed=n_computed)
-
-    def cost(self, lengths: Sequence[int]) -> int:
-        """Sum of the lengths: no padding."""
-        return sum(lengths)
 
     def close(self) -> None:
         """Free the weights and the cached prefixes."""

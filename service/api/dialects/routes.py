@@ -33,7 +33,7 @@ from rewardserve.service.errors import InvalidRequest, Loading, ModelNotServed, 
 from rewardserve.service.models.active_models import ActiveModels
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError, SampleResult
-from rewardserve.service.tripwires.io.run_watcher import RunContext
+from rewardserve.service.tripwires.run_context import RunContext
 
 T = TypeVar("T")
 BodyReader = Callable[[], Awaitable[tuple[BodyFormat, Any]]]

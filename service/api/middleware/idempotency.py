@@ -24,7 +24,7 @@ from rewardserve.service.api.deadline import read_deadline
 from rewardserve.service.api.headers import header
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import DeadlineExceeded, InvalidRequest, KeyReused
-from rewardserve.service.tripwires.io.run_watcher import RunContext
+from rewardserve.service.tripwires.run_context import RunContext
 
 HEADER = b"idempotency-key"
 _MAX_KEY_BYTES = 255

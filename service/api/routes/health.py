@@ -136,8 +136,9 @@ def describe_runs(monitor: RunMonitor, now: float) -> dict[str, Any]:
     """Build the reply of `GET /tripwires` without canaries. `now` is by the clock of the monitor; times in the reply are UTC."""
     wall = datetime.now(UTC)
     wires = [
-        {"wire": w.name, "severity": w.severity, "votes": w.votes, "cause": w.cause, "threshold": w.threshold,
-         "unit": w.statistic.unit.text, "summary": w.summary, "confidence": w.confidence, "action": w.action}
+        {"wire": w.name, "severity": w.severity, "votes": w.votes, "cause": w.text.cause, "threshold": w.threshold,
+         "unit": w.statistic.unit.text, "summary": w.text.summary,
+         "confidence": w.text.confidence, "action": w.text.action}
         for w in monitor.wires
     ]  # fmt: skip
     runs = {

@@ -13,7 +13,7 @@ from rewardserve.service.tripwires.incidents import IncidentTracker
 from rewardserve.service.tripwires.io.events import TripwireEvents
 from rewardserve.service.tripwires.io.webhook import Webhook
 from rewardserve.service.tripwires.run_monitor import RunMonitor
-from rewardserve.service.tripwires.wires import ALERT_TEXTS
+from rewardserve.service.tripwires.wires import ALERT_TEXTS, ALERT_UNITS
 
 
 class AlertSender:
@@ -30,10 +30,10 @@ class AlertSender:
         state = self._monitor.runs.get(run)
         notification = self._incidents.notification_for(run, alert, state.alerts if state is not None else ())
         if self._webhook is not None and notification is not None:
-            text = ALERT_TEXTS[alert.wire]
+            text, unit = ALERT_TEXTS[alert.wire], ALERT_UNITS[alert.wire]
             self._webhook.enqueue({"run": run, **alert._asdict(), "summary": text.summary, "confidence": text.confidence,
                                    "action": text.action,
-                                   "statistic_text": text.unit.measured(alert.statistic),
-                                   "threshold_text": text.unit.measured(alert.threshold), **notification._asdict(),
+                                   "statistic_text": unit.measured(alert.statistic),
+                                   "threshold_text": unit.measured(alert.threshold), **notification._asdict(),
                                    **model})  # fmt: skip
         self._events.on_alert(run, alert)

@@ -24,10 +24,10 @@ _MAX_VALUE = 1e100
 
 
 class BaselineStore:
-    """Baselines by run. `served` identifies model and pipeline."""
+    """Baselines by run. `served`: hexadecimal digest of model and pipeline."""
 
     def __init__(self, folder: Path, served: str, events: TripwireEvents) -> None:
-        self._path = folder / f"baselines-{served.rpartition(':')[2][:16]}.json"
+        self._path = folder / f"baselines-{served[:16]}.json"
         self._events = events
         remove_stale_temp_files(folder)
         self._baselines = self._read()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any
 
 from rewardserve.model.backends import SampleEncoder
 from rewardserve.model.conversation import Sample, SampleError
@@ -26,6 +26,7 @@ from rewardserve.service.tripwires.incidents import most_severe_first
 from rewardserve.service.tripwires.io.alert_sender import AlertSender
 from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.io.evidence import EvidenceRecord, EvidenceStore
+from rewardserve.service.tripwires.run_context import RunContext
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.wires import FLAGGED_TRAITS
 
@@ -39,20 +40,6 @@ _BURST_S = 2.0
 
 _FIRST_COST_S = 100e-6
 _SMOOTHING = 0.1
-
-
-class RunContext(NamedTuple):
-    """The training run of a request, as its client gives it. `kl`: of the policy from its start, in nats. `ids`: of
-    the samples; None for one without. `owner`: the name of the API key, "" without keys; `is_bound`: that key may send
-    certain runs only.
-    """
-
-    run: str | None = None
-    step: int | None = None
-    kl: float | None = None
-    ids: Sequence[str | None] = ()
-    owner: str = ""
-    is_bound: bool = False
 
 
 class CpuBudget:

@@ -326,7 +326,7 @@ def test_an_alert_names_run_and_step(tmp_path):
     at = seconds(QUIET + EXPLOIT)
     expected = {
         **rule["annotations"], "run": RUN, "step": str(QUIET + EXPLOIT - 1),
-        "summary": f"{RUN}: {next(w.summary for w in WIRES if w.name == 'kl')}",
+        "summary": f"{RUN}: {ALERT_TEXTS['kl'].summary}",
         "description": rule["annotations"]["description"].replace('{{ printf "%.4g" $value }}', "7.071"),
         "runbook_url": "docs/how-to/runbook.md#rewardkl",
     }  # fmt: skip
@@ -371,7 +371,7 @@ def test_an_alert_gives_its_value_with_unit_and_threshold_and_an_absolute_link_w
         "judge_injection is at 0.03119 phrases per response; the threshold is 0.02 phrases per response. Confidence: "
         + ALERT_TEXTS["judge_injection"].confidence
     )
-    summary = f"{RUN}: {next(w.summary for w in WIRES if w.name == 'judge_injection')}"
+    summary = f"{RUN}: {ALERT_TEXTS['judge_injection'].summary}"
     labels = {"run": RUN, "severity": "page", "wire": "judge_injection", "cause": "policy", **JOB}
     annotations = described("judge_injection", said, summary=summary, runbook_url=f"{link}#rewardjudgeinjection")
     test["alert_rule_test"] = [expected_alert(at, "RewardJudgeInjection", labels, annotations)]

@@ -86,9 +86,10 @@ def test_a_member_that_has_lost_count_is_the_batchers_business():
     assert len(scorer.score(TokenBatch(ROWS)).rows) == 2
 
 
-def test_what_a_batch_costs_is_what_the_dearest_member_takes():
+def test_a_batch_is_padded_if_one_member_pads():
     padded, plain = FakeScorer(), echo.EchoScorer()
     scorer = EnsembleScorer([("a", padded), ("b", plain)])
-    assert scorer.cost([1, 9]) == 18
+    assert scorer.pads_rows
+    assert not EnsembleScorer([("a", plain), ("b", plain)]).pads_rows
     assert (scorer.shares_prefixes, scorer.concurrency, scorer.max_tokens) == (False, 1, plain.max_tokens)
     assert isinstance(scorer.score(TokenBatch(ROWS)), BatchScores)

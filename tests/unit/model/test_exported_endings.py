@@ -20,7 +20,7 @@ from rewardserve.model.scorer import TokenBatch
 from tests.support.checkpoints import openrlhf, sequence_classifier
 from tests.support.tiny import CHATML, tiny_tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_rendering_processes")]
 
 TALKS = (
     (("user", "What is two plus two?"), ("assistant", "Four, of course.")),

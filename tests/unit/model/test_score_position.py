@@ -30,7 +30,7 @@ from tests.support.checkpoints import (
 )
 from tests.support.tiny import CHATML, tiny_tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_rendering_processes")]
 
 END, PAD = 2, 4
 CHAT = (Message("user", "What is two plus two?"), Message("assistant", "Four, of course."))

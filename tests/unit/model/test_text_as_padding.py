@@ -15,7 +15,7 @@ from rewardserve.model.export import main as export
 from tests.support.checkpoints import edit_json, sequence_classifier
 from tests.support.tiny import CHATML, tiny_tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_rendering_processes")]
 
 CHAT = (Message("user", "Hi"), Message("assistant", "Great!!!"))
 TURNS = [{"role": m.role, "content": m.content} for m in CHAT]

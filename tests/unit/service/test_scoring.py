@@ -29,7 +29,15 @@ from rewardserve.service.inference.score_cache import ScoreCache
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.scoring import Comparison, Scoring, _chunks, _gather_all, rank
 from tests.support.rewards import sole, watching
-from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, InferenceLog, poisoned_by, scores_with
+from tests.support.service_fakes import (
+    PATIENCE_S,
+    FakeScorer,
+    GatedScorer,
+    InferenceLog,
+    Untrue,
+    poisoned_by,
+    scores_with,
+)
 
 RAW = st.floats(-1e6, 1e6)
 ANY_RAW = st.floats(allow_nan=False, allow_infinity=False)
@@ -187,7 +195,7 @@ async def test_a_cancelled_request_frees_its_seats_at_once(open_scoring):
 
 async def test_when_the_batcher_dies_the_request_is_refused_not_forgotten(open_scoring):
     scorer = FakeScorer()
-    scorer.cost = lambda lengths: None
+    scorer.pads_rows = Untrue()
     with pytest.raises(BatcherStopped):
         await asyncio.wait_for(open_scoring(scorer).score([Sample(text=t) for t in TEXTS]), PATIENCE_S)
 

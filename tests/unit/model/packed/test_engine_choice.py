@@ -42,7 +42,7 @@ def test_a_model_whose_tokens_meet_outside_of_attention_has_a_forward_for_every_
     assert any("rows are not padded: scores differ" in note for note in notes)
     done = scorer.score(TokenBatch(tuple(rows)))
     assert [heads["score"] for heads in done.rows] == pytest.approx(expected, abs=1e-6)
-    assert (done.tokens_padding, scorer.cost([3, 40, 1])) == (0, 44)
+    assert (done.tokens_padding, scorer.pads_rows) == (0, False)
 
 
 def test_packed_that_was_asked_for_and_is_not_possible_is_refused_in_words():

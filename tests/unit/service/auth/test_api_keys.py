@@ -430,10 +430,9 @@ def test_a_file_is_not_read_again_while_it_stays_as_it_is(world, monkeypatch):
     assert file.current().find(b"new-key") is not None
 
 
-def test_the_file_is_looked_at_twice_a_second_until_told_otherwise(world, monkeypatch):
+def test_the_file_is_looked_at_twice_a_second(world):
     _, _, file = world
-    monkeypatch.setattr("rewardserve.service.auth.api_keys.poll_in_thread", lambda *given: given)
-    assert file.start() == (file.poll, 0.5, "keys")
+    assert (file.name, file.interval_s) == ("keys", 0.5)
 
 
 def test_a_file_that_another_takes_the_place_of_is_read_again(world):

@@ -21,7 +21,7 @@ from rewardserve.service.errors import (
 from rewardserve.service.inference.batch_size import BatchSizeController
 from rewardserve.service.inference.batcher import FAILING_AFTER, Batcher
 from rewardserve.service.inference.outcomes import RowScored
-from rewardserve.service.inference.planner import BatchLimits
+from rewardserve.service.inference.planner import BatchLimits, batch_cost
 from tests.support.service_fakes import (
     PATIENCE_S,
     FakeScorer,
@@ -29,6 +29,7 @@ from tests.support.service_fakes import (
     InferenceLog,
     SharingScorer,
     StillClock,
+    Untrue,
     no_memory_above,
     one_too_few,
     poisoned_by,
@@ -109,7 +110,7 @@ async def test_out_of_memory_halves_the_batch_and_lowers_the_budget(drive):
     scorer = FakeScorer(no_memory_above(3))
     batcher = drive(scorer)
     assert [raw(o) for o in await batcher.score(ROWS)] == [echo_score(r) for r in ROWS]
-    assert batcher.limits.max_tokens == scorer.cost([3, 3, 3, 3, 3]) // 2
+    assert batcher.limits.max_tokens == batch_cost([3] * 5, pads_rows=True) // 2
     scorer.batches.clear()
     assert [raw(o) for o in await batcher.score(ROWS)] == [echo_score(r) for r in ROWS]
     assert max(map(len, scorer.batches)) <= 3, "a batch that did not fit once was tried again"
@@ -269,7 +270,7 @@ async def test_abort_refuses_what_is_left_and_does_not_wait_for_the_forward(driv
 
 async def test_when_the_batching_task_ends_all_requests_get_an_error(drive):
     scorer = FakeScorer()
-    scorer.cost = lambda lengths: 1 / 0
+    scorer.pads_rows = Untrue()
     batcher = drive(scorer)
     for _ in range(2):
         with pytest.raises(BatcherStopped):

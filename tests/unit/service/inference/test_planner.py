@@ -10,10 +10,6 @@ from rewardserve.service.inference.planner import BatchLimits, QueueEntry, plan
 NO_LINGER = BatchLimits(max_tokens=100, linger_s=0.0)
 
 
-def padded(lengths):
-    return len(lengths) * max(lengths)
-
-
 def queue(*lengths, at=0.0):
     return [QueueEntry(i, n, at + i, b"") for i, n in enumerate(lengths)]
 
@@ -23,55 +19,55 @@ def selected(p):
 
 
 def test_a_batch_is_the_oldest_entry_and_those_nearest_in_length():
-    p = plan(queue(20, 90, 21, 19, 80, 20), NO_LINGER, padded, now=50.0)
+    p = plan(queue(20, 90, 21, 19, 80, 20), NO_LINGER, now=50.0, pads_rows=True)
     assert sorted(selected(p)) == [0, 3, 5] or sorted(selected(p)) == [0, 2, 3, 5]
 
 
 def test_an_entry_that_exceeds_the_budget_is_alone_in_its_batch():
-    p = plan(queue(5_000, 10, 10), NO_LINGER, padded, now=50.0)
+    p = plan(queue(5_000, 10, 10), NO_LINGER, now=50.0, pads_rows=True)
     assert selected(p) == [0]
 
 
 def test_where_nothing_is_padded_the_next_oldest_share_a_batch_whatever_their_length():
-    p = plan(queue(20, 90, 21), BatchLimits(max_tokens=110, linger_s=0.0), sum, now=50.0)
+    p = plan(queue(20, 90, 21), BatchLimits(max_tokens=110, linger_s=0.0), now=50.0)
     assert selected(p) == [1, 0], "the longest first"
 
 
 def test_a_batch_may_be_as_large_and_as_padded_as_allowed_and_is_sorted_by_length():
-    assert selected(plan(queue(50, 50, 50), NO_LINGER, padded, now=50.0)) == [0, 1]
+    assert selected(plan(queue(50, 50, 50), NO_LINGER, now=50.0, pads_rows=True)) == [0, 1]
     limits = BatchLimits(max_tokens=1_000, linger_s=0.0, max_padding=0.25)
-    assert selected(plan(queue(5, 10), limits, padded, now=50.0)) == [1, 0]
-    assert selected(plan(queue(4, 10), limits, padded, now=50.0)) == [0]
-    assert selected(plan(queue(15, 16, 20, 14), limits, padded, now=50.0)) == [2, 1, 0, 3]
+    assert selected(plan(queue(5, 10), limits, now=50.0, pads_rows=True)) == [1, 0]
+    assert selected(plan(queue(4, 10), limits, now=50.0, pads_rows=True)) == [0]
+    assert selected(plan(queue(15, 16, 20, 14), limits, now=50.0, pads_rows=True)) == [2, 1, 0, 3]
 
 
 def test_only_the_oldest_are_considered():
     limits = BatchLimits(max_tokens=100, linger_s=0.0, window=2)
-    assert selected(plan(queue(10, 10, 10), limits, padded, now=50.0)) == [0, 1]
+    assert selected(plan(queue(10, 10, 10), limits, now=50.0, pads_rows=True)) == [0, 1]
     assert limits.target == 100
     assert BatchLimits(100, 0.0, target_tokens=40).target == 40
     assert BatchLimits(100, 0.0, target_tokens=400).target == 100
 
 
 def test_short_rows_do_not_share_a_batch_with_a_long_one_that_would_pad_them():
-    p = plan(queue(10, 10, 90), BatchLimits(max_tokens=1_000, linger_s=0.0, max_padding=0.25), padded, now=50.0)
+    p = plan(queue(10, 10, 90), BatchLimits(max_tokens=1_000, linger_s=0.0, max_padding=0.25), now=50.0, pads_rows=True)
     assert sorted(selected(p)) == [0, 1]
 
 
 def test_the_oldest_waits_for_expected_rows_but_only_for_the_linger():
     limits = BatchLimits(max_tokens=100, linger_s=2.0)
-    early = plan(queue(10, at=10.0), limits, padded, now=11.0, n_expected=1)
+    early = plan(queue(10, at=10.0), limits, now=11.0, pads_rows=True, n_expected=1)
     assert (selected(early), early.replan_at) == ([], 12.0)
-    assert selected(plan(queue(10, at=10.0), limits, padded, now=12.0, n_expected=1)) == [0]
+    assert selected(plan(queue(10, at=10.0), limits, now=12.0, pads_rows=True, n_expected=1)) == [0]
 
 
 def test_no_batch_lingers_without_expected_rows():
-    p = plan(queue(10, at=10.0), BatchLimits(max_tokens=100, linger_s=2.0), padded, now=10.0)
+    p = plan(queue(10, at=10.0), BatchLimits(max_tokens=100, linger_s=2.0), now=10.0, pads_rows=True)
     assert selected(p) == [0]
 
 
 def test_a_full_batch_does_not_wait():
-    p = plan(queue(60, 60, at=10.0), BatchLimits(max_tokens=100, linger_s=9.0), padded, now=11.0, n_expected=5)
+    p = plan(queue(60, 60, at=10.0), BatchLimits(max_tokens=100, linger_s=9.0), now=11.0, pads_rows=True, n_expected=5)
     assert selected(p) == [0]
 
 
@@ -83,7 +79,7 @@ def rows(*token_lists):
 
 
 def with_prefix_group(entries, **limits):
-    return sorted(selected(plan(entries, BatchLimits(linger_s=0.0, **limits), sum, now=50.0, shares_prefixes=True)))
+    return sorted(selected(plan(entries, BatchLimits(linger_s=0.0, **limits), now=50.0, shares_prefixes=True)))
 
 
 PREAMBLE = (*range(20),)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import threading
-from contextlib import asynccontextmanager
-from types import SimpleNamespace
 
 import pytest
 
-from rewardserve.service.models.checkpoint_watcher import CheckpointWatcher, fingerprint, watch_checkpoints
+from rewardserve.service.models.checkpoint_watcher import CheckpointFiles, CheckpointWatcher, fingerprint
 
 
 def seen(**versions):
@@ -151,65 +148,30 @@ def test_a_checkpoint_that_is_being_deleted_and_written_raises_nothing(tmp_path)
         writer.join()
 
 
-@asynccontextmanager
-async def looking(folder, news, failed=pytest.fail, unsettled=pytest.fail):
-    events = SimpleNamespace(on_new_checkpoint=news, on_error=failed, on_unstable=unsettled)
-    task = asyncio.create_task(watch_checkpoints([folder], KNOWN, 0.001, events))
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+class Told(list):
+    def on_new_checkpoint(self):
+        self.append("new")
+
+    def on_unstable(self):
+        self.append("unstable")
 
 
-async def test_a_new_checkpoint_is_reported(tmp_path):
+def test_a_new_checkpoint_is_reported_once(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    told = asyncio.Event()
-
-    async def news():
-        told.set()
-
-    async with looking(tmp_path, news):
-        await asyncio.wait_for(told.wait(), 10.0)
+    told = Told()
+    files = CheckpointFiles([tmp_path], KNOWN, 60.0, told)
+    for _ in range(4):
+        files.poll()
+    assert (files.name, files.interval_s, told) == ("checkpoint", 60.0, ["new"])
 
 
-async def test_polling_goes_on_after_an_unexpected_failure(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    failures, told = [], asyncio.Event()
-
-    async def news():
-        if not failures:
-            raise RuntimeError("can't start new thread")
-        told.set()
-
-    def failed(error):
-        failures.append(error)
-        (tmp_path / "config.json").write_text("{ }")
-
-    async with looking(tmp_path, news, failed):
-        await asyncio.wait_for(told.wait(), 10.0)
-    assert [str(error) for error in failures] == ["can't start new thread"]
-
-
-async def test_a_checkpoint_that_keeps_changing_is_reported(tmp_path):
-    told = asyncio.Event()
-
-    async def news():
-        pytest.fail("half a checkpoint")
-
-    class Restless:
-        """A folder whose weights are others whenever they are looked at."""
-
-        def __init__(self):
-            self.n = 0
-
-        def __fspath__(self):
-            self.n += 1
-            (tmp_path / "model.safetensors").write_bytes(b"x" * self.n)
-            return str(tmp_path)
-
-    async with looking(Restless(), news, unsettled=told.set):
-        await asyncio.wait_for(told.wait(), 10.0)
+def test_a_checkpoint_that_keeps_changing_is_reported(tmp_path):
+    told = Told()
+    files = CheckpointFiles([tmp_path], KNOWN, 60.0, told)
+    for n in range(1, 21):
+        (tmp_path / "model.safetensors").write_bytes(b"x" * n)
+        files.poll()
+    assert told == ["unstable", "unstable"]
 
 
 def _link_to(folder, target):

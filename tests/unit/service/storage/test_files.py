@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import threading
 
 import pytest
 
 from rewardserve.service.storage import files
 from rewardserve.service.storage.files import (
     error_reason,
-    poll_in_thread,
     read_bounded,
     remove_stale_temp_files,
     set_aside,
@@ -114,19 +112,6 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path, make):
     with pytest.raises(ValueError, match="no regular file"):
         read_bounded(tmp_path / "file", 100)
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_what_a_repeated_look_waits_for_holds_up_no_other_thread():
-    waits, go_on = threading.Event(), threading.Event()
-
-    def look():
-        waits.set()
-        go_on.wait(30)
-
-    stop = poll_in_thread(look, 0.001, "test")
-    assert waits.wait(30)
-    stop()
-    go_on.set()
 
 
 def test_an_error_without_words_is_named():

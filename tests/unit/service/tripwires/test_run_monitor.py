@@ -16,7 +16,7 @@ from rewardserve.service.tripwires.run_state import MonitorLimits
 from rewardserve.service.tripwires.run_table import CANARIES, OTHER
 from rewardserve.service.tripwires.running_sums import ENTRIES, RunningSums, count_of, is_signed
 from rewardserve.service.tripwires.statistics import ExcessMean, Mean, RunSnapshot, WindowMeans, slope_t
-from rewardserve.service.tripwires.wires import WIRES, Wire
+from rewardserve.service.tripwires.wires import WIRES, AlertText, Wire
 
 USUAL = {"length": BaselineStat(4.0, 0.5), "repetition": BaselineStat(0.05, 0.05), "missing_end": BaselineStat(0.0, 0.1),
          "flattery": BaselineStat(0.0, 0.5), "refusal": BaselineStat(0.0, 0.5), "markup": BaselineStat(0.1, 0.2),
@@ -130,8 +130,8 @@ def test_several_wires_together_page():
     assert page.statistic >= 3.0
 
 
-def test_a_wire_has_one_vote_beyond_its_threshold_two_beyond_twice_as_much_and_none_without_a_say():
-    wire = Wire("w", lambda view: None, 0.4, votes=True)
+def test_a_wire_has_one_vote_beyond_its_threshold_two_beyond_twice_as_much_and_none_where_it_does_not_vote():
+    wire = Wire("w", lambda view: None, 0.4, votes=True, text=AlertText("", "", ""))
     assert [wire.weight(s) for s in (None, -9.0, 0.4, 0.41, 0.8, 0.81)] == [0, 0, 0, 1, 1, 2]
     assert replace(wire, votes=False).weight(9.0) == 0
 

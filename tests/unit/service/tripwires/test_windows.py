@@ -13,7 +13,7 @@ from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import ActiveAlert, MonitorLimits
 from rewardserve.service.tripwires.running_sums import ENTRIES, RunningSums
-from rewardserve.service.tripwires.wires import WIRES, Wire
+from rewardserve.service.tripwires.wires import WIRES, AlertText, Wire
 from tests.support.service_fakes import MemoryBaselines
 
 SAMPLE = SampleFeatures(1, None, 0.0, 0.0, is_capped=False, traits=())
@@ -143,8 +143,9 @@ def test_audited_windows_are_a_trend_of_bounded_length():
 
 
 def of_votes(*statistics):
-    """A wire with votes for each number, which it says whatever it looks at."""
-    return [Wire(f"w{i}", lambda _, s=s: s, 0.4, votes=True) for i, s in enumerate(statistics)]
+    """A wire with votes for each number, which is its statistic of any window."""
+    text = AlertText("", "", "")
+    return [Wire(f"w{i}", lambda _, s=s: s, 0.4, votes=True, text=text) for i, s in enumerate(statistics)]
 
 
 @pytest.mark.parametrize(("votes_for_a_page", "pages"), [(2, True), (3, True), (4, False)])

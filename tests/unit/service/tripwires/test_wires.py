@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rewardserve.service.tripwires.alert import CANARY, VOTE
-from rewardserve.service.tripwires.wires import ALERT_TEXTS, FLAGGED_TRAITS, WIRES, _gym, cause_of
+from rewardserve.service.tripwires.wires import ALERT_TEXTS, ALERT_UNITS, FLAGGED_TRAITS, WIRES, _gym, cause_of
 
 
 def test_figures_of_the_gym_are_written_with_both_kinds_of_runs_and_none_for_no_alert_at_all():
@@ -13,19 +13,19 @@ def test_figures_of_the_gym_are_written_with_both_kinds_of_runs_and_none_for_no_
     ]
 
 
-def test_every_wire_has_its_texts_and_so_have_the_vote_and_the_canaries():
-    assert set(ALERT_TEXTS) == {wire.name for wire in WIRES} | {VOTE, CANARY}
+def test_every_wire_the_vote_and_the_canaries_have_texts_and_a_unit():
+    assert set(ALERT_TEXTS) == set(ALERT_UNITS) == {wire.name for wire in WIRES} | {VOTE, CANARY}
     for name, text in ALERT_TEXTS.items():
-        assert all((text.summary, text.confidence, text.action, text.unit.text)), name
-    assert (ALERT_TEXTS[VOTE].unit.text, ALERT_TEXTS[CANARY].unit.text) == (
+        assert all((text.summary, text.confidence, text.action, ALERT_UNITS[name].text)), name
+    assert [ALERT_UNITS[name].text for name in (VOTE, CANARY)] == [
         "votes",
         "times the change that numeric noise allows",
-    )
+    ]
 
 
 def test_the_traits_that_flag_a_sample_are_those_that_no_honest_response_has():
     assert {"judge_injection", "empty_opener", "foreign_script", "control_tokens"} == FLAGGED_TRAITS
 
 
-def test_a_name_that_no_wire_has_has_the_policy_as_its_cause():
+def test_the_cause_of_an_unknown_wire_is_the_policy():
     assert cause_of("no wire") == "policy"

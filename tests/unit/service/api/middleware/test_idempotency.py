@@ -12,7 +12,7 @@ from starlette.responses import Response
 from rewardserve.service.api.deadline import read_deadline
 from rewardserve.service.api.middleware.idempotency import Idempotency
 from rewardserve.service.errors import DeadlineExceeded, InvalidRequest, KeyReused, Overloaded
-from rewardserve.service.tripwires.io.run_watcher import RunContext
+from rewardserve.service.tripwires.run_context import RunContext
 from tests.support.service_fakes import PATIENCE_S, StillClock
 
 

@@ -20,7 +20,7 @@ from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.planner import BatchLimits
 from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.tripwires.io.audit import AuditJudge
-from rewardserve.service.tripwires.io.run_watcher import RunContext
+from rewardserve.service.tripwires.run_context import RunContext
 from tests.support.rewards import pipeline_of, watching
 from tests.support.service_fakes import (
     PATIENCE_S,

@@ -1,0 +1,124 @@
+"""The e-process against drift. The references are the formulas written out, and simulated runs."""
+
+from __future__ import annotations
+
+from math import prod, sqrt
+from random import Random
+
+import pytest
+
+from rewardserve.service.tripwires import drift
+from rewardserve.service.tripwires.drift import BAND, STARTS, DriftTest
+
+SHORT, LONG = STARTS
+
+
+def windows(rng: Random, n: int, size: int, shift=lambda _: 0.0, std: float = 1.0):
+    return [[rng.gauss(shift(i), std) for _ in range(size)] for i in range(n)]
+
+
+def fed(each, test: DriftTest | None = None) -> DriftTest:
+    test = test or DriftTest()
+    for window in each:
+        test.add_window(window)
+    return test
+
+
+def alarm(each) -> int | None:
+    test = DriftTest()
+    for i, window in enumerate(each):
+        test.add_window(window)
+        if test.e_value >= 1_000:
+            return i
+    return None
+
+
+def test_the_wealth_is_the_mixture_over_the_windows_at_which_bets_begin():
+    start, later = windows(Random(1), 4, 32), windows(Random(2), 3, 5, lambda _: 1.5)
+    test = fed(start + later)
+    values = [each for window in start for each in window]
+    mean = sum(values) / 128
+    std = sqrt(sum((each - mean) ** 2 for each in values) / 127)
+    clipped = [max(-4, min(4, (each - mean) / std)) for each in values]
+    offset, delta = sum(clipped) / 128, BAND + 3 / sqrt(128)
+    bets = [[max(-4, min(4, (y - mean) / std - offset)) for y in window] for window in later]
+    expected = 0.0
+    for bet in (0.02, 0.05, 0.1, 0.17):
+        gains = [prod(1 + bet * (y - delta) for y in window) for window in bets]
+        expected += sum(prod(gains[k:]) / ((k + 1) * (k + 2)) for k in range(3)) / 4
+    of_short = expected + 1 / 4  # change points to come
+    assert test.e_value == pytest.approx((of_short + 1.0) / 2)
+    assert test.start is not None
+    assert (test.start.n, test.start.std) == (128, pytest.approx(std))
+    assert test.start.mean == pytest.approx(mean + offset * std)
+
+
+def test_nothing_is_bet_before_the_start_of_the_run_is_known():
+    test = fed([[0.0, 1.0]] * 63 + [[]])
+    assert (test.start, test.shift, test.e_value) == (None, None, 1.0)
+    assert fed([[0.0, 1.0]], test).start is not None
+    assert fed([[0.1] * 1_000] * 3).start is None
+    assert fed([[0.1] * 1_000] * 4).start is not None
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda r: r.gauss(0, 1), lambda r: r.choice((-1, 5)), lambda r: r.gauss(0, 1) / (r.random() + 0.05)]
+)
+@pytest.mark.parametrize("size", [3, 40])
+def test_a_run_that_does_not_change_raises_no_alarm(draw, size):
+    for seed in range(12):
+        rng = Random(seed)
+        assert alarm([[draw(rng) for _ in range(size)] for _ in range(400)]) is None
+
+
+@pytest.mark.parametrize("n", [60, 120, 240, 480])
+def test_growth_is_seen_at_every_speed(n):
+    for seed in range(3):
+        at = alarm(windows(Random(seed), n, 128, lambda i, n=n: 2.4 * 0.8 * i / (n - 1)))
+        assert at is not None
+        assert 0.8 * at / (n - 1) < 0.35
+
+
+def test_a_growth_within_the_band_is_tolerated_and_a_fall_is_none():
+    assert alarm(windows(Random(3), 600, 64, lambda i: min(0.2, i / 100))) is None
+    assert alarm(windows(Random(3), 600, 64, lambda i: -i / 50)) is None
+
+
+def test_the_band_grows_with_how_far_a_judge_wanders():
+    n_alarms = 0
+    for seed in range(8):
+        rng, wander, each = Random(seed), 0.0, []
+        for _ in range(250):
+            wander = 0.95 * wander + 0.16 * sqrt(1 - 0.95**2) * rng.gauss(0, 1)
+            each.append([rng.gauss(wander, 1) for _ in range(64)])
+        n_alarms += alarm(each) is not None
+    assert n_alarms <= 1
+
+
+def test_wandering_is_a_fall_that_the_spread_of_prompts_does_not_explain():
+    wanders, grows, spreads = drift._Wander(), drift._Wander(), drift._Wander()
+    rng = Random(4)
+    for i in range(320):
+        wanders.add_window([rng.gauss(0.5 * (-1) ** (i // 16), 1) for _ in range(50)])
+        grows.add_window([rng.gauss(i / 50, 1) for _ in range(50)])
+        spreads.add_window([rng.gauss(0, 1) for _ in range(50)])
+    # Half of the moves are falls of 1, whose mean square is twice the variance between both levels.
+    assert wanders.std == pytest.approx(sqrt(0.5), abs=0.1)
+    assert grows.std == 0.0
+    assert spreads.std < 0.05
+
+
+def test_a_restart_bets_again_against_the_same_start():
+    test = fed(windows(Random(5), 40, 64, lambda i: 2.0 * (i >= 8)))
+    start = test.start
+    assert test.e_value > 1e6
+    assert test.shift == pytest.approx(2.0, abs=0.2)
+    test.restart()
+    assert (test.e_value, test.shift, test.start) == (1.0, 0.0, start)
+    assert fed(windows(Random(6), 20, 64, lambda _: 2.0), test).e_value > 1_000
+
+
+def test_numbers_without_a_difference_and_huge_ones_stay_finite():
+    test = fed([[0.5] * 64] * 10 + [[1e308] * 64] * 300)
+    assert 1e90 < test.e_value < float("inf")
+    assert fed([[-1e308] * 64] * 300, test).e_value < float("inf")
