@@ -11,7 +11,8 @@ import pytest
 
 from tests.integration.test_server_bulk import command, rows, score_file
 from tests.support.checkpoints import reward_model
-from tests.support.service_server import ROOT, TIMEOUT_S, Server
+from tests.support.server_in_process import serve_in_process
+from tests.support.service_server import ROOT, TIMEOUT_S
 
 N_LINES = 1100
 SAME = 1e-4  # of the largest score: kernels differ a little with the shape of the batch
@@ -60,7 +61,7 @@ def source(tmp_path_factory):
 def served(checkpoint, source):
     """What a server answers for the same lines."""
     samples = [{"id": str(i)} | json.loads(line) for i, line in enumerate(source.read_text().splitlines())]
-    with Server(f"{checkpoint}") as server:
+    with serve_in_process(f"{checkpoint}") as server:
         return [r for i in range(0, N_LINES, 300) for r in server.score(*samples[i : i + 300]).json()["results"]]
 
 

@@ -13,7 +13,7 @@ from rewardserve.model.conversation import Sample
 from rewardserve.service.cli import score
 from rewardserve.service.settings import ScoreSettings
 from tests.support.checkpoints import hidden_reference, reward_model
-from tests.support.service_server import Server
+from tests.support.server_in_process import serve_in_process
 
 WORDS = ("solar", "panels", "turn", "light", "into", "power", "on", "most", "roofs", "every", "clear", "day")
 SAMPLES = [{"prompt": f"question {i}", "response": "two plus two is four " * (1 + i % 4)} for i in range(12)]
@@ -43,7 +43,7 @@ def checkpoints(tmp_path_factory):
 
 def replies(*flags):
     """What a server says to callers: the same samples twice, the second time from its cache, and a comparison."""
-    with Server(*flags) as server:
+    with serve_in_process(*flags) as server:
         scored = [server.score(*SAMPLES) for _ in range(2)]
         compared = server.client.post("/compare", json={"comparisons": [COMPARISON]})
         counted = server.metric("rewardserve_run_sum_total", of="distances")
@@ -94,7 +94,7 @@ def test_a_run_whose_states_leave_the_usual_is_noted_and_one_whose_states_stay_i
             assert server.client.post("/score", json={"run": run, "step": step, "samples": samples}).status_code == 200
         return server.client.get("/tripwires").json()["runs"][run]
 
-    with Server(f"{checkpoints / 'told'}", *flags) as server:
+    with serve_in_process(f"{checkpoints / 'told'}", *flags) as server:
         steady = train(server, "steady", 40, honest)
         assert abs(steady["statistics"]["distance"]) < 0.5
         assert "distance" not in {alert["wire"] for alert in steady["tripped"]}

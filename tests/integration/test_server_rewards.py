@@ -9,7 +9,8 @@ import pytest
 
 from rewardserve.model.calibration import Calibration, HeadCalibration
 from tests.support.checkpoints import reward_model
-from tests.support.service_server import TIMEOUT_S, Server
+from tests.support.command import run_command
+from tests.support.server_in_process import serve_in_process
 
 CALIBRATION = Calibration(
     mean=0.5, std=2.0, temperature=0.8, cap_low=-3.0, cap_high=3.0, n=100, length_curve=((0.0, -1.0), (6.0, 1.0)),
@@ -42,7 +43,7 @@ def results(server, samples=SAMPLES):
 
 def test_every_stage_is_told_and_they_sum_to_the_reward(checkpoints):
     flags = ["--length-debias=0.5", "--penalties.missing-end=1.5", "--penalties.repetition=2", "--shape=none"]
-    with Server(f"{checkpoints / 'one'}", *flags) as server:
+    with serve_in_process(f"{checkpoints / 'one'}", *flags) as server:
         plain, cut_off, _ = results(server)
     assert list(plain["stages"]) == ["combined", "debias", "missing_end", "repetition"]
     for result in (plain, cut_off):
@@ -56,7 +57,7 @@ def test_every_stage_is_told_and_they_sum_to_the_reward(checkpoints):
 
 
 def test_par_compares_with_the_references_of_the_caller(checkpoints):
-    with Server(f"{checkpoints / 'one'}", "--shape=par", "--slope=2") as server:
+    with serve_in_process(f"{checkpoints / 'one'}", "--shape=par", "--slope=2") as server:
         *_, own = results(server)
         (frozen,) = results(server, [{k: v for k, v in SAMPLES[2].items() if k != "reference_rewards"}])
 
@@ -69,11 +70,11 @@ def test_par_compares_with_the_references_of_the_caller(checkpoints):
 
 def test_an_ensemble_is_served_like_a_model(checkpoints):
     models = f"--ensemble=a={checkpoints / 'one'},b={checkpoints / 'two'}"
-    with Server(models, "--combine.method=softmin", "--combine.beta=0.5") as server:
+    with serve_in_process(models, "--combine.method=softmin", "--combine.beta=0.5") as server:
         together, model = results(server), server.client.get("/model").json()
     alone = []
     for name in ("one", "two"):
-        with Server(f"{checkpoints / name}", "--shape=none") as server:
+        with serve_in_process(f"{checkpoints / name}", "--shape=none") as server:
             alone.append([r["reward"] for r in results(server)])
     for result, a, b in zip(together, *alone, strict=True):
         expected = -0.5 * math.log((math.exp(-a / 0.5) + math.exp(-b / 0.5)) / 2)
@@ -83,7 +84,7 @@ def test_an_ensemble_is_served_like_a_model(checkpoints):
 
 
 def test_the_heads_of_one_model_may_be_members(checkpoints):
-    with Server(f"{checkpoints / 'one'}", "--combine.method=min", "--shape=none") as server:
+    with serve_in_process(f"{checkpoints / 'one'}", "--combine.method=min", "--shape=none") as server:
         for result in results(server):
             z = {"good": result["heads"]["good"] / 1.5, "kind": (result["heads"]["kind"] - 1.0) / 0.5}
             assert result["reward"] == pytest.approx(min(z.values()), abs=1e-6)
@@ -105,7 +106,5 @@ def test_a_server_that_cannot_keep_its_word_does_not_start(tmp_path, flags, word
     config = json.loads((tmp_path / "bare" / "config.json").read_text())
     config = {k: v for k, v in config.items() if k not in ("mean", "std")}
     (tmp_path / "bare" / "config.json").write_text(json.dumps(config))
-    server = Server(f"{tmp_path / 'bare'}", *flags, wait_for=None)
-    with server:
-        server.wait_for(words)
-        assert server.process.wait(TIMEOUT_S) != 0
+    code, _, said = run_command("serve", "--port=0", tmp_path / "bare", *flags)
+    assert (code, words in said) == (1, True), said

@@ -20,7 +20,26 @@ LISTENING = re.compile(r"listening on (https?://\S+)")
 READY = re.compile(r"is ready")
 
 
-class Server:
+class Api:
+    """What a test asks a running server, with a client of it."""
+
+    def __init__(self, client: httpx.Client):
+        self.client = client
+
+    def score(self, *samples, **headers):
+        body = json.dumps({"samples": list(samples)})  # ASCII: the encoder of httpx cannot write a lone surrogate
+        named = {k.replace("_", "-"): v for k, v in headers.items()}
+        return self.client.post("/score", content=body, headers={"content-type": "application/json"} | named)
+
+    def metric(self, name, **labels):
+        from prometheus_client.parser import text_string_to_metric_families
+
+        text = self.client.get("/metrics").text
+        found = [s for family in text_string_to_metric_families(text) for s in family.samples if s.name == name]
+        return sum(s.value for s in found if labels.items() <= s.labels.items())
+
+
+class Server(Api):
     """`rewardserve serve` with these flags. `lines` has its output. `tls`: the client's verification of the server."""
 
     def __init__(self, *flags, module="rewardserve", env=None, wait_for=READY, patience_s=TIMEOUT_S, port=0, tls=True):
@@ -42,7 +61,7 @@ class Server:
             self.process.kill()
             self.ended()
             raise
-        self.client = httpx.Client(base_url=self.url, timeout=patience_s, verify=tls)
+        super().__init__(httpx.Client(base_url=self.url, timeout=patience_s, verify=tls))
 
     def _read(self):
         for line in self.process.stderr:
@@ -63,18 +82,6 @@ class Server:
     @property
     def log(self):
         return "".join(self.lines)
-
-    def score(self, *samples, **headers):
-        body = json.dumps({"samples": list(samples)})  # ASCII: the encoder of httpx cannot write a lone surrogate
-        named = {k.replace("_", "-"): v for k, v in headers.items()}
-        return self.client.post("/score", content=body, headers={"content-type": "application/json"} | named)
-
-    def metric(self, name, **labels):
-        from prometheus_client.parser import text_string_to_metric_families
-
-        text = self.client.get("/metrics").text
-        found = [s for family in text_string_to_metric_families(text) for s in family.samples if s.name == name]
-        return sum(s.value for s in found if labels.items() <= s.labels.items())
 
     def signal(self, number=signal.SIGTERM):
         self.process.send_signal(number)
