@@ -155,7 +155,7 @@ def seconds(scrapes):
     return SCRAPE_S * scrapes - 5
 
 
-@pytest.mark.sweep(8)
+@pytest.mark.sweep(6)
 @needs_promtool
 @pytest.mark.parametrize("wire", sorted(EXPLOITS))
 def test_each_alert_fires_on_its_exploit_and_not_before_and_clears_after(wire, tmp_path):
@@ -172,7 +172,7 @@ def test_each_alert_fires_on_its_exploit_and_not_before_and_clears_after(wire, t
     assert promtool(tmp_path, rules_text(WireConfig()), [case(wire, exploited(wire, 1), questions)]) is None
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @needs_promtool
 @pytest.mark.parametrize("wire", ["length_high", "judge_injection", "component_share", VOTE])
 def test_it_does_not_matter_how_many_replicas_serve_a_run(wire, tmp_path):

@@ -69,7 +69,7 @@ def _little(monkeypatch):
     monkeypatch.setattr(jinja_process, "MAX_CPU_S", 1)
 
 
-@pytest.mark.sweep(6)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE)
 def test_a_template_that_takes_too_much_is_refused_and_ends(template):
     with pytest.raises((TemplateBroken, TemplateRefuses)):

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 ALL = sorted({(layout, template) for layout, template, _ in score_table.combinations()})
 
 
-@pytest.mark.sweep(16)
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize(("layout", "template"), ALL, ids=[" / ".join(each) for each in ALL])
 def test_a_score_is_that_of_the_layouts_own_code(layout, template):
     pads = [pad for a, b, pad in score_table.combinations() if (a, b) == (layout, template)]
