@@ -32,9 +32,12 @@ from gym.streams.worlds import Planted
 def main() -> int:
     """Command-line entry."""
     given = _arguments()
+    if given.show:
+        _print([outcome for file in given.show for outcome in outcomes.load(file)])
+        return 0
     os.environ["OMP_NUM_THREADS"] = "1"
     specs = list(_specs(given))
-    if given.world == "real" and not given.recorded:
+    if given.world == "real":
         _fill_tables(given, specs)
     replayed = _run_all(given, specs)
     _print(replayed)
@@ -105,10 +108,17 @@ def _arguments() -> argparse.Namespace:
     add("--base-rows", type=int, help="base texts that are scored; default: all")
     add("--config", type=Path, help="TOML file of the trip wires")
     add("--processes", type=int, default=min(2, os.cpu_count() or 1))
+    add(
+        "--show",
+        nargs="+",
+        type=Path,
+        default=(),
+        help="print the tables of these outcomes of --json, and replay nothing",
+    )
     add("--json", type=Path, help="file for the outcome of every stream")
     given = parser.parse_args()
-    if given.data is None and given.recorded is None:
-        parser.error("give --data or --recorded")
+    if given.data is None and given.recorded is None and not given.show:
+        parser.error("give --data, --recorded or --show")
     if len(given.bonus) != len(given.penalty):
         parser.error("give as many --penalty as --bonus")
     return given

@@ -75,7 +75,7 @@ def run(spec: StreamSpec) -> StreamOutcome:
     traffic = spec.traffic if has_judge else replace(spec.traffic, judge_share=0.0)
     replayed = replay(steps, scored, _started.tokenize, traffic, scale)
     return StreamOutcome(
-        settings=replace(spec, traffic=traffic, n_steps=len(steps)).settings,
+        settings=replace(spec, traffic=traffic).settings,
         pay=spec.pay,
         stream=_started.source.title(spec),
         is_exploit=spec.is_exploit,

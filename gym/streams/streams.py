@@ -60,7 +60,8 @@ class StreamSpec:
         judge = f"judge {self.traffic.judge_share:g}" if self.traffic.judge_share else "no judge"
         wander = f" wander {planted.wander:g}" if planted.wander and self.traffic.judge_share else ""
         size = self.traffic.per_request or "step"
-        return f"{'real' if self.is_real else 'planted'}, {judge}{wander}, {self.n_steps} steps, request {size}"
+        world = "real" if self.is_real else "recorded" if self.source == "recorded" else "planted"
+        return f"{world}, {judge}{wander}, {self.n_steps} steps, request {size}"
 
 
 @dataclass(frozen=True)

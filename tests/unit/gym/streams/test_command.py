@@ -50,10 +50,13 @@ def test_all_sources_are_replayed_and_saved(folder, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "by wire" in printed
     assert "6 streams" in printed
+    monkeypatch.setattr(sys, "argv", ["streams", "--show", str(out)])
+    assert command.main() == 0
+    assert capsys.readouterr().out.splitlines()[1:] == printed.splitlines()[1:]  # but the load of the machine
 
 
 def test_data_or_a_recorded_run_must_be_given(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["streams"])
     with pytest.raises(SystemExit):
         command.main()
-    assert "--data or --recorded" in capsys.readouterr().err
+    assert "--data, --recorded or --show" in capsys.readouterr().err
