@@ -15,7 +15,6 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from typing import Any, cast
 
 import uvicorn
@@ -24,6 +23,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from rewardserve import __version__
 from rewardserve.model.backends import LoadedModel
 from rewardserve.service.admission import Admission
 from rewardserve.service.api import error_responses, openapi
@@ -98,7 +98,7 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
     )
     api = FastAPI(
         title="RewardServe",
-        version=version("rewardserve"),
+        version=__version__,
         description="Serve reward models to RLHF training.",
         redirect_slashes=False,
         dependencies=[Depends(check_same_route)],

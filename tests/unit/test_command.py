@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import runpy
 import signal
 import subprocess
 import sys
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,17 @@ def test_help_and_version_import_no_large_library(arguments):
     )
     code, said, _ = run("-c", program)
     assert (code, said.splitlines()[-1]) == (0, "[]")
+
+
+def test_a_checkout_that_is_not_installed_can_be_imported(monkeypatch):
+    path = str(ROOT / "rewardserve/__init__.py")
+    assert runpy.run_path(path)["__version__"] == version("rewardserve")
+
+    def not_installed(distribution):
+        raise PackageNotFoundError(distribution)
+
+    monkeypatch.setattr("importlib.metadata.version", not_installed)
+    assert runpy.run_path(path)["__version__"] == "0"
 
 
 def test_the_version_is_that_of_the_distribution(capsys):

@@ -5,12 +5,12 @@ The replies correspond to `/livez`, `/readyz` and `GET /model`, in the format of
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from rewardserve import __version__
 from rewardserve.service.api import openapi
 from rewardserve.service.api.dialects.dialect import check_model, check_version
 from rewardserve.service.api.dialects.kserve import FIXED_NAMES, TENSORS, render_error
@@ -50,7 +50,7 @@ def kserve_health_routes(active_models: ActiveModels, aliases: frozenset[str]) -
     @router.get("/v2", responses=openapi.in_any_shape(openapi.errors()))
     async def server() -> Response:
         """Describe the server: name, version and extensions."""
-        return json_response({"name": "rewardserve", "version": version("rewardserve"), "extensions": []})
+        return json_response({"name": "rewardserve", "version": __version__, "extensions": []})
 
     @router.get("/v2/health/live", responses=openapi.in_any_shape(openapi.errors(500, words=LIVE, is_open=True)))
     async def live() -> Response:
