@@ -28,7 +28,7 @@ from rewardserve.model.backends import LoadedModel
 from rewardserve.service.admission import Admission
 from rewardserve.service.api import error_responses, openapi
 from rewardserve.service.api.dialects import DIALECTS, pairs
-from rewardserve.service.api.dialects.routes import DialectPolicy, dialect_routes, value_endpoint_of
+from rewardserve.service.api.dialects.routes import DialectEndpoint, DialectPolicy, dialect_routes
 from rewardserve.service.api.events import ConnectionEnd, RequestRecord
 from rewardserve.service.api.http.load_shedder import LoadShedder
 from rewardserve.service.api.http.protocol import ConnectionLimits, Connections, HttpProtocol
@@ -107,15 +107,12 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
     )
     aliases = settings.aliases()
     policy = DialectPolicy(settings.overload_status, aliases, {"on_failure": settings.verify_on_failure})
-    score_pairs = value_endpoint_of(pairs.SCORE, active_models, server_limits, clock, policy)
     scoring = [
         scoring_routes(
             active_models,
             server_limits,
             clock,
-            pairs.has_pairs,
-            score_pairs,
-            [form.body for form in pairs.SCORE.body_formats],
+            DialectEndpoint(pairs.SCORE, active_models, server_limits, clock, policy),
         ),
         dialect_routes(DIALECTS, active_models, server_limits, clock, policy),
     ]

@@ -17,7 +17,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -97,38 +97,35 @@ async def read_body(
     decoder: msgspec.json.Decoder[W],
     schema: type[M],
     parts: JsonLimits,
-    is_foreign: Callable[[Any], bool] = lambda _: False,
+    foreign_fields: Collection[str] = (),
 ) -> W | M:
-    """Read the body with `decoder`, or else with the equivalent `schema`.
-
-    Raise the errors of `decode`, `UnsupportedMediaType`, and `ForeignBody` for a body that `decoder` refuses and `is_foreign`
-    accepts.
+    """Read the body with `decoder`, or else with the equivalent `schema`. Raise the errors of `decode`, and
+    `UnsupportedMediaType`.
     """
     _check_media_type(request)
     content = await request.body()
     if len(content) > parts.always_allowed_bytes:
         await _check_limits(content, parts)
     if len(content) > MAX_LOOP_BYTES:
-        return await asyncio.to_thread(decode, content, decoder, schema, is_foreign)
+        return await asyncio.to_thread(decode, content, decoder, schema, foreign_fields)
     try:
         return _decode_fast(content, decoder)
     except (ValueError, RecursionError) as error:
-        return await run_off_loop(content, _decode_slow, content, decoder, schema, error, is_foreign)
+        return await run_off_loop(content, _decode_slow, content, decoder, schema, error, foreign_fields)
 
 
-async def read_dialect_body(request: Request, parts: JsonLimits, read_as: Callable[[Any], T]) -> T:
-    """Read a body in the wire format of another server. `read_as` converts the JSON. Raise its errors and those of `read_body`."""
+async def read_json_body(request: Request, parts: JsonLimits) -> Any:
+    """Read the JSON of a body in the wire format of another server. Raise the errors of `read_body`."""
     _check_media_type(request)
     content = await request.body()
     if len(content) > parts.always_allowed_bytes:
         await _check_limits(content, parts)
     if len(content) > MAX_LOOP_BYTES:
-        return await asyncio.to_thread(lambda: read_as(decode_any(content)))
+        return await asyncio.to_thread(decode_any, content)
     try:
-        value = _decode_any_fast(content)
+        return _decode_any_fast(content)
     except (ValueError, RecursionError) as error:
-        value = await run_off_loop(content, _decode_any_slow, content, error)
-    return read_as(value)
+        return await run_off_loop(content, _decode_any_slow, content, error)
 
 
 async def run_off_loop(content: bytes, call: Callable[..., T], *arguments: Any, most: int = _MAX_SLOW_BYTES) -> T:
@@ -205,13 +202,15 @@ def decode(
     content: bytes,
     decoder: msgspec.json.Decoder[W],
     schema: type[M],
-    is_foreign: Callable[[Any], bool] = lambda _: False,
+    foreign_fields: Collection[str] = (),
 ) -> W | M:
-    """Decode a request, with the fast decoder if possible. Raise `InvalidJson`, `InvalidRequest` or `ForeignBody`."""
+    """Decode a request, with the fast decoder if possible. Raise `InvalidJson`, `InvalidRequest`, and `ForeignBody` for an object
+    with one of `foreign_fields` and without a required field of `schema`.
+    """
     try:
         return _decode_fast(content, decoder)
     except (ValueError, RecursionError) as error:
-        return _decode_slow(content, decoder, schema, error, is_foreign)
+        return _decode_slow(content, decoder, schema, error, foreign_fields)
 
 
 def decode_any(content: bytes) -> Any:
@@ -304,7 +303,7 @@ def _decode_slow(
     decoder: msgspec.json.Decoder[W],
     schema: type[M],
     error: Exception,
-    is_foreign: Callable[[Any], bool],
+    foreign_fields: Collection[str],
 ) -> W | M:
     """Read a body that the fast decoder has refused with `error`: raise a detailed error, or accept it after all.
 
@@ -317,7 +316,7 @@ def _decode_slow(
         value = decode_any(content)
     else:
         value = _decode_any_slow(content, error)
-    if is_foreign(value):
+    if foreign_fields and _is_foreign(value, schema, foreign_fields):
         raise ForeignBody(value)
     if len(content) <= _MAX_SLOW_BYTES:
         return check(value, schema)
@@ -327,6 +326,12 @@ def _decode_slow(
     except UnicodeEncodeError:
         raise InvalidRequest("a text holds a lone surrogate", field="$") from None
     return decoded
+
+
+def _is_foreign(value: Any, schema: type[BaseModel], foreign_fields: Collection[str]) -> bool:
+    if not isinstance(value, dict) or value.keys().isdisjoint(foreign_fields):
+        return False
+    return not any(name in value for name, field in schema.model_fields.items() if field.is_required())
 
 
 def _decode_any_slow(content: bytes, error: Exception) -> Any:

@@ -179,7 +179,7 @@ async def test_a_large_body_is_read_beside_the_event_loop_and_a_wrong_one_is_rea
         with suppress(RequestRefused):
             await body.read_body(Sent(content), ours, ScoreRequest, parts)
         with suppress(RequestRefused):
-            await body.read_dialect_body(Sent(content), parts, lambda value: value)
+            await body.read_json_body(Sent(content), parts)
         assert {here in ours.threads, here in theirs.threads} == {decoded_here}
     assert here not in again
 

@@ -194,6 +194,11 @@ class Dialect:
     fixed_names: frozenset[str] = frozenset()
     render_model_not_served: Callable[[ModelNotServed], Response] = not_found_as_vllm
 
+    @property
+    def text_fields(self) -> frozenset[str]:
+        """The fields of all body formats whose content is scored."""
+        return frozenset(name for form in self.body_formats for name in form.text_fields)
+
     def read(self, value: Any) -> tuple[BodyFormat, Any]:
         """Return the format of a body, and the body as its record. Raise `InvalidRequest` for a body in no format or in two, and
         the errors of `check_fields`.

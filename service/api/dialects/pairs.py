@@ -99,11 +99,6 @@ class RerankTextsRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     model: str | None = None
 
 
-def has_pairs(value: object) -> bool:
-    """Whether the JSON of a body has a format of pairs, and not that of this server."""
-    return isinstance(value, dict) and "samples" not in value and not value.keys().isdisjoint(_TEXTS)
-
-
 # -- pairs ------------------------------------------------------------------------------------------------------------
 
 
@@ -262,8 +257,6 @@ SCORE = Dialect(
     score_kind="raw",
     example_reply={**EXAMPLE_REPLY, "id": "score-1", "data": [{"index": 0, "object": "score", "score": 1.93}]},
 )
-
-_TEXTS = {name for form in SCORE.body_formats for name in form.text_fields}
 
 _DOCUMENTS = BodyFormat(
     text_fields=("query", "documents"),

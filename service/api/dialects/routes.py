@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
+from msgspec import UNSET
 from starlette.responses import Response
 
 from rewardserve.service.api import body, openapi, run_context
@@ -36,8 +37,6 @@ from rewardserve.service.scoring import SampleOrError, SampleResult
 from rewardserve.service.tripwires.run_context import RunContext
 
 T = TypeVar("T")
-BodyReader = Callable[[], Awaitable[tuple[BodyFormat, Any]]]
-"""Function that returns the format of a body, and the body as its record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def dialect_routes(
     for dialect in dialects:
         router.add_api_route(
             dialect.path,
-            endpoint_of(dialect, active_models, server_limits, clock, policy),
+            _route_of(DialectEndpoint(dialect, active_models, server_limits, clock, policy)),
             methods=["POST"],
             summary=f"For {dialect.clients}",
             **openapi.foreign_operation(
@@ -77,90 +76,79 @@ def dialect_routes(
     return router
 
 
-def endpoint_of(
-    dialect: Dialect, active_models: ActiveModels, server_limits: ServerLimits, clock: Clock, policy: DialectPolicy
-) -> Endpoint:
-    """Create the endpoint of one wire format."""
-    answer = _handler_of(dialect, active_models, server_limits, clock, policy)
-    parts = body.JsonLimits.of(server_limits.max_samples_per_request, server_limits.admission_max_tokens)
+class DialectEndpoint:
+    """The endpoint of one wire format."""
 
-    async def endpoint(request: Request) -> Response:
-        return await answer(request, lambda: body.read_dialect_body(request, parts, dialect.read))
-
-    return endpoint
-
-
-def value_endpoint_of(
-    dialect: Dialect, active_models: ActiveModels, server_limits: ServerLimits, clock: Clock, policy: DialectPolicy
-) -> Callable[[Request, Any], Awaitable[Response]]:
-    """Create the endpoint of one wire format for requests whose JSON is already decoded."""
-    answer = _handler_of(dialect, active_models, server_limits, clock, policy)
-
-    async def endpoint(request: Request, value: Any) -> Response:
-        async def read() -> tuple[BodyFormat, Any]:
-            return dialect.read(value)
-
-        return await answer(request, read)
-
-    return endpoint
-
-
-def _handler_of(
-    dialect: Dialect, active_models: ActiveModels, server_limits: ServerLimits, clock: Clock, policy: DialectPolicy
-) -> Callable[[Request, BodyReader], Awaitable[Response]]:
-    async def answer(request: Request, read: BodyReader) -> Response:
-        try:
-            return await _handle(dialect, read, request, active_models, server_limits, clock, policy)
-        except ModelNotServed as error:
-            return dialect.render_model_not_served(error)
-        except RequestRefused as error:
-            return dialect.render_error(error, policy.overload_status)
-
-    return answer
-
-
-async def _handle(
-    dialect: Dialect,
-    read: BodyReader,
-    request: Request,
-    active_models: ActiveModels,
-    server_limits: ServerLimits,
-    clock: Clock,
-    policy: DialectPolicy,
-) -> Response:
-    began = clock.now()
-    deadline = read_deadline(request, clock)
-    parameters = run_context.read_parameters(request.scope, {*dialect.options, "value"})
-    context = run_context.run_context_of(request.scope, parameters.run, parameters.step)
-    score_kind = _score_kind(parameters.options.get("value"), dialect)
-    _check_options(parameters.options, dialect)
-    body_format, content = await read()
-    applies_sigmoid = _is_activated(body_format, content, has_value="value" in parameters.options)
-    accepted = policy.aliases | dialect.fixed_names
-    named = request.path_params.get("model") or body_format.model(content)
-
-    async def scored() -> tuple[ModelRuntime, Sequence[SampleResult]]:
-        runtime = active_models.for_request(context.run, parameters.model_digests)
-        check_model(named, runtime, accepted)
-        check_version(request.path_params.get("version"), runtime)
-        samples = await body.run_off_loop(
-            await request.body(), body_format.to_samples, content, runtime, most=body.MAX_LOOP_BYTES
+    def __init__(
+        self,
+        dialect: Dialect,
+        active_models: ActiveModels,
+        server_limits: ServerLimits,
+        clock: Clock,
+        policy: DialectPolicy,
+    ) -> None:
+        self.dialect = dialect
+        self._active_models = active_models
+        self._server_limits = server_limits
+        self._clock = clock
+        self._policy = policy
+        self._json_limits = body.JsonLimits.of(
+            server_limits.max_samples_per_request, server_limits.admission_max_tokens
         )
-        if not samples and not body_format.may_be_empty:
-            raise InvalidRequest(
-                f"{body_format.text_fields[-1]} is empty: there is nothing to score", field=body_format.text_fields[-1]
-            )
-        server_limits.check_sample_count(len(samples), "samples")
-        set_log_fields(request, run=context.run, step=context.step, samples=len(samples), version=runtime.version)
-        return runtime, await _score(runtime, samples, deadline, context)
 
-    retry = _AdmissionRetry(min(deadline, began + dialect.queue_timeout_s), clock, active_models)
-    runtime, results = await cancel_on_disconnect(request, retry.run(scored))
-    set_is_final(request, results)
-    options = {**policy.options, **parameters.options}
-    scored_request = ScoredRequest(runtime, results, score_kind, options, clock.now() - began, applies_sigmoid)
-    reply = body_format.to_reply(content, scored_request)
-    return json_response(reply, headers={**runtime.headers, **dialect.headers(content, scored_request)})
+    async def answer(self, request: Request, value: Any = UNSET) -> Response:
+        """Answer a request, or return the refusal in this format. `value`: the JSON of its body, where it is decoded already."""
+        try:
+            return await self._score(request, value)
+        except ModelNotServed as error:
+            return self.dialect.render_model_not_served(error)
+        except RequestRefused as error:
+            return self.dialect.render_error(error, self._policy.overload_status)
+
+    async def _score(self, request: Request, value: Any) -> Response:
+        dialect, clock, policy = self.dialect, self._clock, self._policy
+        began = clock.now()
+        deadline = read_deadline(request, clock)
+        parameters = run_context.read_parameters(request.scope, {*dialect.options, "value"})
+        context = run_context.run_context_of(request.scope, parameters.run, parameters.step)
+        score_kind = _score_kind(parameters.options.get("value"), dialect)
+        _check_options(parameters.options, dialect)
+        if value is UNSET:
+            value = await body.read_json_body(request, self._json_limits)
+        raw = await request.body()
+        body_format, content = await body.run_off_loop(raw, dialect.read, value, most=body.MAX_LOOP_BYTES)
+        applies_sigmoid = _is_activated(body_format, content, has_value="value" in parameters.options)
+        accepted = policy.aliases | dialect.fixed_names
+        named = request.path_params.get("model") or body_format.model(content)
+
+        async def scored() -> tuple[ModelRuntime, Sequence[SampleResult]]:
+            runtime = self._active_models.for_request(context.run, parameters.model_digests)
+            check_model(named, runtime, accepted)
+            check_version(request.path_params.get("version"), runtime)
+            samples = await body.run_off_loop(raw, body_format.to_samples, content, runtime, most=body.MAX_LOOP_BYTES)
+            if not samples and not body_format.may_be_empty:
+                field = body_format.text_fields[-1]
+                raise InvalidRequest(f"{field} is empty: there is nothing to score", field=field)
+            self._server_limits.check_sample_count(len(samples), "samples")
+            set_log_fields(request, run=context.run, step=context.step, samples=len(samples), version=runtime.version)
+            return runtime, await _score(runtime, samples, deadline, context)
+
+        retry = _AdmissionRetry(min(deadline, began + dialect.queue_timeout_s), clock, self._active_models)
+        runtime, results = await cancel_on_disconnect(request, retry.run(scored))
+        set_is_final(request, results)
+        options = {**policy.options, **parameters.options}
+        scored_request = ScoredRequest(runtime, results, score_kind, options, clock.now() - began, applies_sigmoid)
+        reply = body_format.to_reply(content, scored_request)
+        return json_response(reply, headers={**runtime.headers, **dialect.headers(content, scored_request)})
+
+
+def _route_of(endpoint: DialectEndpoint) -> Endpoint:
+    """A function for FastAPI, whose only parameter is the request."""
+
+    async def route(request: Request) -> Response:
+        return await endpoint.answer(request)
+
+    return route
 
 
 async def _score(

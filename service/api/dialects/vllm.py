@@ -8,7 +8,6 @@ The contract fixes special tokens, template and truncation: the end token, at wh
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any
 from uuid import uuid4
@@ -99,16 +98,14 @@ class MessagesRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
 
 
 class PoolingInputRequest(InputRequest, frozen=True, gc=False, kw_only=True):
-    """`InputRequest`, with the task and the encoding of the numbers."""
+    """`InputRequest`, with the encoding of the numbers."""
 
-    task: str | None = None
     encoding_format: Encoding = "float"
 
 
 class PoolingMessagesRequest(MessagesRequest, frozen=True, gc=False, kw_only=True):
-    """`MessagesRequest`, with the task and the encoding of the numbers."""
+    """`MessagesRequest`, with the encoding of the numbers."""
 
-    task: str | None = None
     encoding_format: Encoding = "float"
 
 
@@ -187,19 +184,6 @@ def _is_single(body: TextRequest | IdsRequest) -> bool:
     return bool(body.input_ids) and not isinstance(body.input_ids[0], list)
 
 
-def _checking_task(
-    to_samples: Callable[[Any, ModelRuntime], list[SampleOrError]],
-) -> Callable[[Any, ModelRuntime], list[SampleOrError]]:
-    def checked(body: PoolingInputRequest | PoolingMessagesRequest, runtime: ModelRuntime) -> list[SampleOrError]:
-        if body.task not in (None, "classify", "reward", "score"):
-            raise InvalidRequest(
-                "task: a reward model has one score a text: send classify, or leave it out", field="task"
-            )
-        return to_samples(body, runtime)
-
-    return checked
-
-
 def _pooling_reply(body: PoolingInputRequest | PoolingMessagesRequest, scored_request: ScoredRequest) -> Any:
     data = [
         {"index": i, "object": "pooling", "data": vector(number, body.encoding_format)}
@@ -257,18 +241,22 @@ CLASSIFY = Dialect(
 CLASSIFY_V1 = replace(CLASSIFY, path="/v1/classify", clients="clients of SGLang")
 """As `/classify`. SGLang's reply to this path has a softmax, which is always 1 for one score."""
 
-_POOLING = replace(_INPUT, to_reply=_pooling_reply, accepted_values={**VECTORS, **_CHAT_DEFAULTS, "dimensions": (1,)})
+_POOLING = replace(
+    _INPUT,
+    to_reply=_pooling_reply,
+    accepted_values={**VECTORS, **_CHAT_DEFAULTS, "task": ("classify", "reward", "score"), "dimensions": (1,)},
+)
 
 POOLING = Dialect(
     path="/pooling",
     clients="clients of vLLM",
     body_formats=(
-        replace(_POOLING, body=PoolingInputRequest, to_samples=_checking_task(_input_samples)),
+        replace(_POOLING, body=PoolingInputRequest),
         replace(
             _POOLING,
             text_fields=("messages",),
             body=PoolingMessagesRequest,
-            to_samples=_checking_task(_message_samples),
+            to_samples=_message_samples,
         ),
     ),
     score_kind="raw",

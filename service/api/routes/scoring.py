@@ -5,8 +5,7 @@ FastAPI documents these routes; `middleware.fast_router` calls them.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -14,6 +13,7 @@ from starlette.responses import Response
 
 from rewardserve.service.api import body, openapi, run_context, structs
 from rewardserve.service.api.deadline import read_deadline
+from rewardserve.service.api.dialects.routes import DialectEndpoint
 from rewardserve.service.api.http.disconnects import cancel_on_disconnect
 from rewardserve.service.api.replies import compare_reply, score_reply
 from rewardserve.service.api.request_state import set_is_final, set_log_fields
@@ -40,16 +40,13 @@ def scoring_routes(
     active_models: ActiveModels,
     server_limits: ServerLimits,
     clock: Clock,
-    has_pairs: Callable[[Any], bool],
-    score_pairs: Callable[[Request, Any], Awaitable[Response]],
-    pair_bodies: Sequence[Any] = (),
+    pairs: DialectEndpoint,
 ) -> APIRouter:
-    """Create the scoring routes. A body for which `has_pairs` is true has another wire format: `score_pairs` answers it.
-
-    `pair_bodies` are the records of such bodies, for the documentation.
-    """
+    """Create the scoring routes. `pairs` answers bodies of `POST /score` that have its fields."""
     router = APIRouter(tags=["scoring"])
     parts = body.JsonLimits.of(server_limits.max_samples_per_request, server_limits.admission_max_tokens)
+
+    pair_fields, pair_bodies = pairs.dialect.text_fields, [form.body for form in pairs.dialect.body_formats]
 
     @router.post(
         "/score", response_model=ScoreReply | openapi.ForeignReply, **openapi.operation(ScoreRequest, pair_bodies)
@@ -60,9 +57,9 @@ def scoring_routes(
         active_models.current()  # without a model, refuse the request before reading its body
         parameters = run_context.read_parameters(request.scope, {"value"})
         try:
-            payload = await body.read_body(request, _scores, ScoreRequest, parts, has_pairs)
+            payload = await body.read_body(request, _scores, ScoreRequest, parts, pair_fields)
         except body.ForeignBody as foreign:
-            return await score_pairs(request, foreign.value)
+            return await pairs.answer(request, foreign.value)
         if parameters.options:
             raise InvalidRequest(
                 "value is for other wire formats: leave it out, as the results here have all scores", field="value"

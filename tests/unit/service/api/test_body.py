@@ -464,15 +464,20 @@ class Deep(msgspec.Struct):
 def test_what_is_known_for_anothers_is_handed_on_as_values(n_bytes):
     content = padded(b'{"inputs":["a"]}', n_bytes)
     with pytest.raises(ForeignBody) as theirs:
-        decode(content, is_foreign=lambda value: "inputs" in value)
+        decode(content, foreign_fields={"inputs", "texts"})
     assert theirs.value.value == {"inputs": ["a"]}
     assert theirs.value.args == ()
-    assert said(decode, content, is_foreign=lambda value: "other" in value)[0] is InvalidRequest
-    assert said(decode, content)[0] is InvalidRequest, "without an opinion, everything is ours"
+    assert said(decode, content, foreign_fields={"other"})[0] is InvalidRequest
+    assert said(decode, content)[0] is InvalidRequest, "without foreign fields, everything is ours"
+
+
+@pytest.mark.parametrize("content", [b'{"inputs":["a"],"samples":5}', b'["inputs"]', b'"inputs"'])
+def test_a_body_with_a_required_field_of_ours_or_without_fields_is_ours(content):
+    assert said(decode, content, foreign_fields={"inputs"})[0] is InvalidRequest
 
 
 def test_what_is_ours_is_not_asked_about():
-    assert decode(ONE, is_foreign=lambda _: pytest.fail("asked")) == SCORED
+    assert decode(ONE, foreign_fields={"samples"}) == SCORED
 
 
 # -- media types ------------------------------------------------------------------------------------------------------------
@@ -492,7 +497,7 @@ TYPES = [
 async def test_bodies_are_json_and_not_compressed(headers, message):
     readers = [
         lambda sent: body.read_body(sent, DECODER, ScoreRequest, MANY),
-        lambda sent: body.read_dialect_body(sent, MANY, lambda value: value),
+        lambda sent: body.read_json_body(sent, MANY),
         lambda sent: body.read_admin_body(sent, ScoreRequest),
     ]
     for read in readers:
@@ -526,10 +531,7 @@ async def test_a_body_of_a_mebibyte_is_read_by_the_event_loop_and_a_larger_one_b
     monkeypatch.setattr(body, "_value_decoder", theirs)
     sent = Request(padded(ONE, n_bytes))
     assert await body.read_body(sent, ours, ScoreRequest, MANY) == SCORED
-    assert await body.read_dialect_body(sent, MANY, lambda value: (value, threading.get_ident())) == (
-        {"samples": [{"text": "x"}]},
-        theirs.threads[0],
-    )
+    assert await body.read_json_body(sent, MANY) == {"samples": [{"text": "x"}]}
     assert [thread == threading.get_ident() for thread in (*ours.threads, *theirs.threads)] == [here, here]
 
 
@@ -539,8 +541,12 @@ async def test_a_wrong_body_is_read_again_by_the_event_loop_only_where_it_is_sma
     monkeypatch.setattr(body, "parse", lambda *a, **k: threads.append(threading.get_ident()) or parse(*a, **k))
     sent = Request(padded(b'{"samples":[{"text":"\\ud800"}]}', n_bytes))
     assert (await body.read_body(sent, DECODER, ScoreRequest, MANY)).samples[0].text == "\ud800"
-    assert await body.read_dialect_body(sent, MANY, lambda value: value) == {"samples": [{"text": "\ud800"}]}
+    assert await body.read_json_body(sent, MANY) == {"samples": [{"text": "\ud800"}]}
     assert [thread == threading.get_ident() for thread in threads] == [here, here]
+
+
+async def _converted(sent):
+    return body.convert(await body.read_json_body(sent, MANY), structs.ScoreRequestStruct)
 
 
 @pytest.mark.parametrize("n_bytes", [CARE, CARE + 1, LOOP + 1])
@@ -549,8 +555,7 @@ async def test_what_is_wrong_is_told_in_the_same_words_wherever_it_is_read(conte
     sent = Request(padded(content, n_bytes))
     for read, expected in (
         (body.read_body(sent, DECODER, ScoreRequest, MANY), lambda: decode(sent.content)),
-        (body.read_dialect_body(sent, MANY, lambda value: body.convert(value, structs.ScoreRequestStruct)),
-         lambda: body.convert(body.decode_any(sent.content), structs.ScoreRequestStruct)),
+        (_converted(sent), lambda: body.convert(body.decode_any(sent.content), structs.ScoreRequestStruct)),
     ):  # fmt: skip
         with pytest.raises((InvalidRequest, InvalidJson)) as refused:
             await read
@@ -561,7 +566,7 @@ async def test_what_is_wrong_is_told_in_the_same_words_wherever_it_is_read(conte
 async def test_what_is_anothers_is_told_at_any_size(n_bytes):
     sent = Request(padded(b'{"inputs":["a"]}', n_bytes))
     with pytest.raises(ForeignBody) as theirs:
-        await body.read_body(sent, DECODER, ScoreRequest, MANY, lambda value: "inputs" in value)
+        await body.read_body(sent, DECODER, ScoreRequest, MANY, {"inputs"})
     assert theirs.value.value == {"inputs": ["a"]}
     with pytest.raises(InvalidRequest):
         await body.read_body(sent, DECODER, ScoreRequest, MANY)
@@ -573,7 +578,7 @@ async def test_parts_are_counted_before_anything_is_read(n_bytes):
     sent = Request(padded(b'{"samples":[{"text":"x"}]}', n_bytes))
     for read in (
         body.read_body(sent, DECODER, ScoreRequest, few),
-        body.read_dialect_body(sent, few, lambda value: value),
+        body.read_json_body(sent, few),
     ):
         with pytest.raises(InvalidRequest, match=MANY_PARTS):
             await read
@@ -750,10 +755,10 @@ async def test_a_body_of_no_more_bytes_than_parts_is_not_looked_at_for_parts(mon
     monkeypatch.setattr(body, "_check_limits", lambda *_: pytest.fail("looked at"))
     exact, one_less = JsonLimits(*[len(ONE)] * 3), JsonLimits(*[len(ONE) - 1] * 3)
     await body.read_body(Request(ONE), DECODER, ScoreRequest, exact)
-    await body.read_dialect_body(Request(ONE), exact, lambda value: value)
+    await body.read_json_body(Request(ONE), exact)
     for read in (
         body.read_body(Request(ONE), DECODER, ScoreRequest, one_less),
-        body.read_dialect_body(Request(ONE), one_less, id),
+        body.read_json_body(Request(ONE), one_less),
     ):
         with pytest.raises(pytest.fail.Exception):
             await read
