@@ -277,10 +277,6 @@ async def serve(
     within the drain timeout.
     """
     application = create_app(settings, keys)
-    stops = contextlib.ExitStack()
-    if application.key_file is not None:
-        stops.enter_context(watching([application.key_file], application.events))
-    webhook = _start_webhook(application, webhook_secrets)
     stop = _stop_event()
     asyncio.get_running_loop().set_exception_handler(_log_unhandled_exceptions(application.log))
     config = uvicorn.Config(
@@ -300,26 +296,24 @@ async def serve(
         proxy_headers=False,
         lifespan="off",
     )
+    certificate = None
     if (files := settings.tls_files()) is not None:
         config.load()
         certificate = ReloadingCertificate(files, application.events)
         config.ssl = certificate.context
-        stops.enter_context(watching([certificate], application.events))
     server = _UvicornServer(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
-        known = fingerprint(settings.watched_folders())
-        registry = await _load_unless_stopped(application, stop, webhook)
-        if registry is not None:
-            on_ready(_describe(registry.serving))
-            with _reloading_model(application, registry, known):
-                async with _listening_on_shared_port(shared, server):
-                    await _wait_for_stop(stop, serving)
-            await _drain(application, registry)
+        async with _background_work(application, webhook_secrets, certificate) as webhook:
+            known = fingerprint(settings.watched_folders())
+            registry = await _load_unless_stopped(application, stop, webhook)
+            if registry is not None:
+                on_ready(_describe(registry.serving))
+                with _reloading_model(application, registry, known):
+                    async with _listening_on_shared_port(shared, server):
+                        await _wait_for_stop(stop, serving)
+                await _drain(application, registry)
     finally:
-        if webhook is not None:
-            await webhook.stop()
-        stops.close()
         server.should_exit = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(serving, _MAX_CLOSING_S)
@@ -334,21 +328,13 @@ async def running_app(
     Leaving the block waits for the accepted requests. Raises the exceptions of `serve`.
     """
     application = create_app(settings, keys)
-    stops = contextlib.ExitStack()
-    if application.key_file is not None:
-        stops.enter_context(watching([application.key_file], application.events))
-    webhook = _start_webhook(application, webhook_secrets)
-    try:
+    async with _background_work(application, webhook_secrets) as webhook:
         registry = await _load_unless_stopped(application, asyncio.Event(), webhook)
         assert registry is not None, "no stop was requested"
         try:
             yield application, registry
         finally:
             await _drain(application, registry)
-    finally:
-        if webhook is not None:
-            await webhook.stop()
-        stops.close()
 
 
 def _limits(settings: ServeSettings) -> ConnectionLimits:
@@ -358,14 +344,22 @@ def _limits(settings: ServeSettings) -> ConnectionLimits:
     return ConnectionLimits(n, settings.head_timeout_s, settings.body_timeout_s)
 
 
-def _start_webhook(application: Application, secrets: Sequence[str]) -> Webhook | None:
-    settings = application.settings
-    if not settings.webhook_url:
-        return None
-    events = TripwireReport(application.metrics)
-    webhook = Webhook(settings.webhook_url, secrets, application.clock, events, folder=settings.tripwires.state_dir)
-    webhook.start()
-    return webhook
+@contextlib.asynccontextmanager
+async def _background_work(
+    application: Application, webhook_secrets: Sequence[str], certificate: ReloadingCertificate | None = None
+) -> AsyncIterator[Webhook | None]:
+    """While the body runs, watch the files of keys and certificate, and deliver alerts. Yield the webhook if there is one."""
+    settings, webhook = application.settings, None
+    if settings.webhook_url:
+        events, folder = TripwireReport(application.metrics), settings.tripwires.state_dir
+        webhook = Webhook(settings.webhook_url, webhook_secrets, application.clock, events, folder=folder)
+        webhook.start()
+    try:
+        with watching([file for file in (application.key_file, certificate) if file is not None], application.events):
+            yield webhook
+    finally:
+        if webhook is not None:
+            await webhook.stop()
 
 
 async def _load_unless_stopped(
