@@ -177,8 +177,13 @@ def test_text_embeddings_inference_has_its_timings_and_its_errors(server, failin
     assert single == [{"score": pytest.approx(1 / (1 + math.exp(-echo_raw("one")))), "label": "LABEL_0"}]
     too_long = server.client.post("/predict", json={"inputs": "x" * 100, "truncate": False})
     assert (too_long.status_code, too_long.json()["error_type"]) == (422, "validation")
-    said = too_long.json()
-    assert (said["reason"], said["n"], said["limit"], said["sample"]) == ("input_too_long", 101, 64, 0)
+    reply_body = too_long.json()
+    assert (reply_body["reason"], reply_body["n"], reply_body["limit"], reply_body["sample"]) == (
+        "input_too_long",
+        101,
+        64,
+        0,
+    )
     failed = failing.client.post("/predict", json={"inputs": "one"})
     assert (failed.status_code, failed.json()["error_type"]) == (424, "backend")
 

@@ -190,10 +190,10 @@ def test_openais_client_reads_the_embedding_of_one_number(world):
 def test_what_cannot_be_meant_is_refused_with_the_field(world, path, body):
     refused = world[0].client.post(path, json=body)
     assert refused.status_code == 422
-    said = refused.json()
+    reply_body = refused.json()
     if path == "/predict":
-        assert said["error_type"] == "validation"
-    assert said["field"] if path == "/predict" or path.startswith("/v2") else said["error"]["field"]
+        assert reply_body["error_type"] == "validation"
+    assert reply_body["field"] if path == "/predict" or path.startswith("/v2") else reply_body["error"]["field"]
 
 
 # -- no seats ---------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ PATIENT = {"OpenRLHF", "align-anything", "LLaMA-Factory"}
 
 
 @pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.name)
-async def test_without_seats_a_caller_is_told_at_once_unless_he_gives_up_too_soon(caller, tmp_path):
+async def test_without_capacity_a_caller_is_refused_at_once_unless_it_gives_up_too_soon(caller, tmp_path):
     fifo = tmp_path / "gate"
     os.mkfifo(fifo)
     waits = []
@@ -232,7 +232,7 @@ async def test_without_seats_a_caller_is_told_at_once_unless_he_gives_up_too_soo
         assert occupant.result().status_code == 200
 
 
-def test_who_waits_for_a_seat_is_refused_at_once_when_the_server_shuts_down(tmp_path):
+def test_a_request_that_waits_for_capacity_is_refused_at_once_when_the_server_shuts_down(tmp_path):
     fifo = tmp_path / "gate"
     os.mkfifo(fifo)
     with (

@@ -51,13 +51,13 @@ def test_another_name_is_refused_with_404_and_scores_nothing(server, path):
     refused = post(server, path, model=OTHER)
     assert refused.status_code == 404
     assert server.metric("rewardserve_samples_total", outcome="ok") == before
-    said = refused.json()
+    reply_body = refused.json()
     if path == "/predict":
-        assert said["error_type"] == "validation"
-        assert "echo" in said["error"]
-        assert said["code"] == "model_not_served"
+        assert reply_body["error_type"] == "validation"
+        assert "echo" in reply_body["error"]
+        assert reply_body["code"] == "model_not_served"
     else:
-        error = said["error"]
+        error = reply_body["error"]
         assert (error["type"], error["param"], error["code"]) == ("NotFoundError", "model", 404)
         assert error["served_model"] == "echo"
         assert "REWARD_MODEL_ALIASES" in error["message"]
@@ -70,8 +70,8 @@ def test_the_served_name_an_alias_and_no_name_are_answered_with_the_served_name(
     answer = post(server, path, model=name)
     assert answer.status_code == 200
     assert answer.headers["x-model-name"] == "echo"
-    said = answer.json()
-    assert not isinstance(said, dict) or said.get("model", "echo") == "echo"
+    reply_body = answer.json()
+    assert not isinstance(reply_body, dict) or reply_body.get("model", "echo") == "echo"
 
 
 OWN = {
@@ -83,9 +83,12 @@ OWN = {
 @pytest.mark.parametrize("path", OWN)
 def test_our_own_routes_name_the_model_in_headers_too(server, path):
     answer = server.client.post(path, json=OWN[path])
-    said = answer.json()
-    assert (answer.headers["x-model-name"], answer.headers["x-model-version"]) == ("echo", str(said["model_version"]))
-    assert (said["model"], said["model_version"]) == ("echo", 1)
+    reply_body = answer.json()
+    assert (answer.headers["x-model-name"], answer.headers["x-model-version"]) == (
+        "echo",
+        str(reply_body["model_version"]),
+    )
+    assert (reply_body["model"], reply_body["model_version"]) == ("echo", 1)
 
 
 @pytest.mark.parametrize("name", ["echo", "rm", "default"])

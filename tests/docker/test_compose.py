@@ -48,7 +48,7 @@ def test_without_secrets_it_says_which_file_is_missing(engine, checkout, built):
     assert "secrets/keys" in done.stdout
 
 
-def test_it_scores_for_who_has_the_key_and_for_nobody_else(stack):
+def test_it_scores_with_the_key_and_not_without(stack):
     reply = stack.score(EGG).raise_for_status().json()
     assert reply["rewards"] == pytest.approx(REWARDS, abs=0.01)
     assert stack.score(EGG, key="another").status_code == 401
@@ -84,8 +84,8 @@ def test_an_exploit_reaches_the_webhook(stack):
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_container_is_not_root_cannot_write_and_may_do_nothing_special(stack, service):
-    code, said = stack.inside(service, "id", "-u")
-    assert (code, int(said) == 0) == (0, False)
+    code, output = stack.inside(service, "id", "-u")
+    assert (code, int(output) == 0) == (0, False)
     host = stack.engine.inspect(stack.container(service))["HostConfig"]
     assert host["ReadonlyRootfs"]
     assert host["CapDrop"] == ["ALL"]
@@ -94,9 +94,9 @@ def test_a_container_is_not_root_cannot_write_and_may_do_nothing_special(stack, 
     assert host["Memory"] > 0
     assert host["NanoCpus"] > 0
     assert host["LogConfig"]["Config"] == {"max-size": "10m", "max-file": "3"}
-    code, said = stack.inside(service, "sh", "-c", "touch /etc/changed")
+    code, output = stack.inside(service, "sh", "-c", "touch /etc/changed")
     assert code != 0
-    assert "Read-only file system" in said
+    assert "Read-only file system" in output
     bindings = host["PortBindings"].values()
     assert {each["HostIp"] for ports in bindings for each in ports} == {"127.0.0.1"}
 

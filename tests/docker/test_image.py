@@ -44,7 +44,7 @@ def test_the_compiled_kernels_are_found_where_the_server_looks(in_the_image):
     assert "/opt/rewardserve/" in in_the_image("-c", find, entrypoint="python").stdout
 
 
-def test_nobody_in_the_image_is_root_and_nobody_can_compile(in_the_image, engine):
+def test_no_process_in_the_image_is_root_and_none_can_compile(in_the_image, engine):
     assert in_the_image("-u", entrypoint="id").stdout.strip() == "10001"
     assert engine.inspect(IMAGE)["Config"]["User"] == "10001:10001"
     for tool in ("gcc", "cc", "make", "curl", "git"):

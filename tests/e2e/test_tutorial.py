@@ -50,19 +50,19 @@ def test_the_tutorial_does_what_it_says(tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:
-        said, complaints = run.communicate(timeout=1700)
+        output, complaints = run.communicate(timeout=1700)
     finally:
         stop(run)
-    assert run.returncode == 0, said + complaints
-    assert said.count("accuracy 1.000") == 2
-    assert "every clause holds" in said
-    assert re.search(r"severity=page .*wire=vote", said)
-    rewards = re.findall(r"^step .* reward +(\S+)", said, re.MULTILINE)
+    assert run.returncode == 0, output + complaints
+    assert output.count("accuracy 1.000") == 2
+    assert "every clause holds" in output
+    assert re.search(r"severity=page .*wire=vote", output)
+    rewards = re.findall(r"^step .* reward +(\S+)", output, re.MULTILINE)
     assert float(rewards[-1]) > float(rewards[0]) + 0.2
-    assert re.search(r"only B 120\b", said)
-    honest, exploit = json.loads(re.findall(r"^\[.*\]$", said, re.MULTILINE)[-1])
+    assert re.search(r"only B 120\b", output)
+    honest, exploit = json.loads(re.findall(r"^\[.*\]$", output, re.MULTILINE)[-1])
     assert honest > 0 > exploit
-    assert '"acknowledged":true' in said
+    assert '"acknowledged":true' in output
 
 
 def stop(run):

@@ -78,8 +78,8 @@ def check(out, served):
 
 
 def test_a_file_is_scored_as_the_server_would(checkpoint, source, served, tmp_path):
-    exit_code, said = score_file(source, tmp_path / "out", f"--model={checkpoint}", backend="torch")
-    assert exit_code == 3, said
+    exit_code, output = score_file(source, tmp_path / "out", f"--model={checkpoint}", backend="torch")
+    assert exit_code == 3, output
     codes = {r["error"]["code"] for r in served if r["error"]}
     assert codes == {"empty_response", "input_too_long", "token_out_of_vocabulary", "invalid_text"}
     assert any(r["truncated"] for r in served)
@@ -102,7 +102,7 @@ def test_what_was_killed_in_the_middle_of_a_line_is_continued_to_the_same_reward
     whole = target.read_bytes().splitlines(keepends=True)
     assert 0 < len(whole) < N_LINES
     target.write_bytes(b"".join(whole[:-1]) + whole[-1][: len(whole[-1]) // 2])
-    exit_code, said = score_file(source, target, *flags, backend="torch")
-    assert exit_code == 3, said
+    exit_code, output = score_file(source, target, *flags, backend="torch")
+    assert exit_code == 3, output
     assert target.read_bytes().startswith(b"".join(whole[:-1])), "what was there was kept"
     check(rows(target), served)

@@ -144,7 +144,7 @@ def test_who_takes_one_model_alone_is_scored_by_it_or_told_that_it_is_not_there(
         RewardClient(server.url, model_digest="the newest")
 
 
-def test_a_full_house_is_waited_for():
+def test_a_client_waits_for_a_server_without_capacity():
     seats = ("--admission.max-samples=8", "--max-samples-per-request=8")
     with Server("echo:delay_ms=5", *PLAIN, *seats) as small:
         limits = ClientLimits(chunk_samples=8, concurrent_chunks=4)

@@ -49,8 +49,8 @@ def by_transformers(folder, prompt, response):
 def test_pairs_are_judged_as_transformers_scores_them(models, labelled, tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in labelled))
-    code, out, said = run_command("compare", *models, path, "--json", "--device=cpu")
-    assert code == 0, said
+    code, out, output = run_command("compare", *models, path, "--json", "--device=cpu")
+    assert code == 0, output
     found = json.loads(out)
     diffs = [
         [by_transformers(folder, r["prompt"], r["chosen"]) - by_transformers(folder, r["prompt"], r["rejected"]) for r in labelled]
@@ -83,9 +83,9 @@ def test_responses_without_labels_are_ordered_within_their_prompt(models, tmp_pa
     rows = [{"prompt": f"stone {i % 4}", "response": text(rng, 3 + i % 3)} for i in range(20)]
     path = tmp_path / "responses.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"prompt": "p", "response": ""}\n')
-    code, out, said = run_command("compare", *models, path, "--json", "--device=cpu")
+    code, out, output = run_command("compare", *models, path, "--json", "--device=cpu")
     assert code == 3
-    assert "1 of 21 rows are left out (empty_response 1)" in said
+    assert "1 of 21 rows are left out (empty_response 1)" in output
     found = json.loads(out)
     assert found["accuracy"] is None
     scores = [[by_transformers(folder, r["prompt"], r["response"]) for r in rows] for folder in models]
@@ -99,9 +99,9 @@ def test_a_sample_that_a_model_gives_no_score_is_counted_and_left_out(models, tm
     path = tmp_path / "rows.jsonl"
     long = {"prompt": "p", "chosen": "stone " * 300, "rejected": "river"}
     path.write_text(json.dumps(long) + "\n" + json.dumps(long | {"chosen": "cloud"}) + "\n")
-    code, out, said = run_command("compare", *models, path, "--json", "--device=cpu", "--max-input-tokens=64")
+    code, out, output = run_command("compare", *models, path, "--json", "--device=cpu", "--max-input-tokens=64")
     assert code == 3
-    assert "A gave 1 of 3 responses no score (input_too_long 1)" in said
+    assert "A gave 1 of 3 responses no score (input_too_long 1)" in output
     assert json.loads(out)["n_pairs"] == 1
 
 
@@ -118,7 +118,7 @@ def test_what_cannot_be_compared_is_said_in_words(models, tmp_path, arguments, c
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
     given = [each.format(a=models[0], b=models[1], rows=rows) for each in arguments]
-    ended, out, said = run_command("compare", *given, "--device=cpu")
-    assert (ended, out, "Traceback" in said) == (code, "", False)
-    assert words in said
-    assert said.startswith("rewardserve compare: ") or code == 1
+    ended, out, output = run_command("compare", *given, "--device=cpu")
+    assert (ended, out, "Traceback" in output) == (code, "", False)
+    assert words in output
+    assert output.startswith("rewardserve compare: ") or code == 1

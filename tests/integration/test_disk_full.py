@@ -72,9 +72,9 @@ def test_evidence_and_references_that_cannot_be_written_are_said_and_not_half_th
 @in_test_faults
 def test_a_cache_without_space_for_the_default_model_ends_the_start_in_words_and_leaves_nothing(tmp_path):
     with SmallDisk(tmp_path / "cache", 20) as disk:
-        exit_code, said = run_to_end(
+        exit_code, output = run_to_end(
             "--port=0", "--device=cpu", env={"XDG_CACHE_HOME": str(disk.folder)}, patience_s=300
         )
-        assert (exit_code, "Traceback" in said) == (1, False)
-        assert "set XDG_CACHE_HOME" in said
+        assert (exit_code, "Traceback" in output) == (1, False)
+        assert "set XDG_CACHE_HOME" in output
         assert list((disk.folder / "rewardserve").iterdir()) == []

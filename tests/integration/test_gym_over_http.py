@@ -11,7 +11,7 @@ from gym.monitored_runs import FirstAlert
 N_STEPS, WARM_UP = 8, 4
 
 
-def test_a_policy_learns_over_http_what_it_learns_here_and_hears_of_the_first_look(tmp_path):
+def test_a_policy_learns_the_same_over_http_and_the_first_alert_is_delivered(tmp_path):
     # A page as soon as anybody looks, which is after the warm-up: the base policy leaves some responses empty.
     (tmp_path / "plan.toml").write_text('[wires.empty_opener]\nthreshold = 1e-6\nseverity = "page"')
     flags = [f"--tripwires.config-file={tmp_path / 'plan.toml'}"]

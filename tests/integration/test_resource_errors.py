@@ -53,32 +53,32 @@ def program(name, files):
 @pytest.mark.parametrize("name", ["serve", "score", "check"])
 @pytest.mark.parametrize("kib", [100_000, 1_000_000])
 def test_too_little_address_space(files, name, kib):
-    code, said = run(program(name, files), limits=[(resource.RLIMIT_AS, kib * 1024)])
-    assert (code, "Traceback" in said) == (1, False), said
-    assert "ulimit -v" in said or "annot allocate memory" in said
+    code, output = run(program(name, files), limits=[(resource.RLIMIT_AS, kib * 1024)])
+    assert (code, "Traceback" in output) == (1, False), output
+    assert "ulimit -v" in output or "annot allocate memory" in output
 
 
 @pytest.mark.parametrize("name", ["serve", "train"])
 def test_far_too_little_address_space_is_said_before_anything_is_imported(files, name):
-    code, said = run(program(name, files), limits=[(resource.RLIMIT_AS, 200 * 2**20)])
+    code, output = run(program(name, files), limits=[(resource.RLIMIT_AS, 200 * 2**20)])
     assert code == 1
-    assert "the address space is limited to 200 MiB" in said
-    assert "Traceback" not in said
+    assert "the address space is limited to 200 MiB" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("n", [6, 10, 16, 63])
 def test_too_few_descriptors(files, n):
-    code, said = run(program("serve", files), limits=[(resource.RLIMIT_NOFILE, n)])
-    assert (code, "Traceback" in said) == (1, False), said
-    assert "ulimit -n" in said
+    code, output = run(program("serve", files), limits=[(resource.RLIMIT_NOFILE, n)])
+    assert (code, "Traceback" in output) == (1, False), output
+    assert "ulimit -n" in output
 
 
 def test_a_port_that_is_taken_and_one_that_is_not_allowed():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        code, said = run(["-m", "rewardserve", "serve", f"--port={taken.getsockname()[1]}", "--backend=echo"])
-    assert (code, "REWARD_PORT" in said, "Traceback" in said) == (1, True, False)
+        code, output = run(["-m", "rewardserve", "serve", f"--port={taken.getsockname()[1]}", "--backend=echo"])
+    assert (code, "REWARD_PORT" in output, "Traceback" in output) == (1, True, False)
 
 
 THREADLESS = """
@@ -97,9 +97,9 @@ runpy.run_module("rewardserve", run_name="__main__")
 def test_no_thread_to_be_had(files, arguments):
     """As `ulimit -u` does to whoever is not root."""
     named = [str(files / {"IN": "in.jsonl", "OUT": "out.jsonl"}[a]) if a in ("IN", "OUT") else a for a in arguments]
-    code, said = run(["-c", THREADLESS, *named])
-    assert (code, "Traceback" in said) == (1, False), said
-    assert "ulimit -u" in said
+    code, output = run(["-c", THREADLESS, *named])
+    assert (code, "Traceback" in output) == (1, False), output
+    assert "ulimit -u" in output
 
 
 @pytest.mark.skipif(
@@ -110,6 +110,6 @@ def test_nowhere_to_write(files, name):
     arguments = program(name, files)
     if name == "score":
         arguments[-1] = "/proc/self/fdinfo/out"
-    code, said = run(arguments, env={"XDG_CACHE_HOME": "/proc/self/fdinfo"})
-    assert (code in (1, 2), "Traceback" in said) == (True, False), said
-    assert "/proc/self/fdinfo" in said
+    code, output = run(arguments, env={"XDG_CACHE_HOME": "/proc/self/fdinfo"})
+    assert (code in (1, 2), "Traceback" in output) == (True, False), output
+    assert "/proc/self/fdinfo" in output

@@ -76,7 +76,7 @@ async def test_leaving_waits_for_what_was_accepted(tmp_path):
     assert application.admission.n_samples == 0
 
 
-async def test_a_model_that_cannot_be_served_is_said_at_the_door():
+async def test_a_model_that_cannot_be_served_raises_where_the_app_is_opened():
     with pytest.raises(LoadError, match="no such weights"):
         async with opened(backend="drill", model="load-fails:no such weights"):
             pytest.fail("there is nothing to open")

@@ -46,8 +46,8 @@ def command(source, target, *flags, backend="echo"):
 
 def score_file(source, target, *flags, backend="echo"):
     """The exit code and stderr of `rewardserve score`, run in this process."""
-    code, _, said = run_command("score", source, target, f"--backend={backend}", *flags)
-    return code, said
+    code, _, output = run_command("score", source, target, f"--backend={backend}", *flags)
+    return code, output
 
 
 def score_file_in_a_process(source, target, *flags, **kwargs):
@@ -76,9 +76,9 @@ def test_a_bad_line_is_an_error_in_its_place(files):
     source.write_text(
         '{"id": "a", "text": "x"}\nnonsense\n\n{"text": 5}\n{"input_ids": [999]}\n{"text": "\\ud800"}\n{"text": "y"}'
     )
-    exit_code, said = score_file(source, target)
+    exit_code, output = score_file(source, target)
     assert exit_code == 3
-    assert "7 lines: 2 scored, 5 without a score (invalid_json 2, invalid_request 1, invalid_text 1" in said
+    assert "7 lines: 2 scored, 5 without a score (invalid_json 2, invalid_request 1, invalid_text 1" in output
     assert [(r["id"], r["error"] and r["error"]["code"]) for r in rows(target)] == [
         ("a", None), ("1", "invalid_json"), ("2", "invalid_json"), ("3", "invalid_request"),
         ("4", "token_out_of_vocabulary"), ("5", "invalid_text"), ("6", None),
@@ -88,8 +88,8 @@ def test_a_bad_line_is_an_error_in_its_place(files):
 def test_a_file_of_pairs_is_refused_with_the_command_that_reads_it(files):
     source, target = files
     source.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
-    code, said = score_file(source, target)
-    assert (code, f"rewardserve compare MODEL_A MODEL_B {source} scores both sides" in said) == (2, True)
+    code, output = score_file(source, target)
+    assert (code, f"rewardserve compare MODEL_A MODEL_B {source} scores both sides" in output) == (2, True)
     assert not target.exists()
 
 
@@ -119,10 +119,10 @@ def test_a_signal_leaves_a_file_that_can_be_continued(files, tmp_path, number):
     )
     with open(fifo, "wb"):
         running.send_signal(number)
-        _, said = running.communicate(timeout=TIMEOUT_S)
+        _, output = running.communicate(timeout=TIMEOUT_S)
     assert running.returncode == 130
-    assert "continue" in said
-    assert "Traceback" not in said
+    assert "continue" in output
+    assert "Traceback" not in output
     assert score_file(source, target)[0] == 0
     assert target.read_bytes() == (tmp_path / "undisturbed").read_bytes()
 
@@ -131,13 +131,13 @@ def test_a_file_is_never_continued_with_other_settings_or_another_input(files):
     source, target = files
     score_file(source, target)
     before = target.read_bytes()
-    exit_code, said = score_file(source, target, "--shape=none")
-    assert (exit_code, "another model or other settings (pipeline)" in said) == (2, True)
-    exit_code, said = score_file(source, target, "--max-input-tokens=50")
-    assert (exit_code, "another model or other settings" in said) == (2, True)
+    exit_code, output = score_file(source, target, "--shape=none")
+    assert (exit_code, "another model or other settings (pipeline)" in output) == (2, True)
+    exit_code, output = score_file(source, target, "--max-input-tokens=50")
+    assert (exit_code, "another model or other settings" in output) == (2, True)
     source.write_text('{"id": "other", "text": "x"}\n' * N_LINES)
-    exit_code, said = score_file(source, target)
-    assert (exit_code, "another input" in said) == (2, True)
+    exit_code, output = score_file(source, target)
+    assert (exit_code, "another input" in output) == (2, True)
     target.write_text("dear diary\n")
     assert score_file(source, target)[0] == 2
     assert target.read_text() == "dear diary\n"
@@ -152,8 +152,8 @@ def test_a_file_is_not_continued_when_a_line_of_its_input_has_changed(files, cha
     lines = source.read_bytes().splitlines(keepends=True)
     lines[changed] = b'{"text": "another"}\n'
     source.write_bytes(b"".join(lines))
-    exit_code, said = score_file(source, target)
-    assert (exit_code, f"line {changed + 1} of " in said) == (2, True)
+    exit_code, output = score_file(source, target)
+    assert (exit_code, f"line {changed + 1} of " in output) == (2, True)
     assert target.read_bytes() == before
 
 
@@ -162,12 +162,12 @@ def test_an_input_that_is_shorter_than_what_was_scored_is_refused_with_both_numb
     score_file(source, target)
     before, whole = target.read_bytes(), source.read_bytes()
     source.write_bytes(b"".join(whole.splitlines(keepends=True)[:5]))
-    exit_code, said = score_file(source, target)
+    exit_code, output = score_file(source, target)
     assert exit_code == 2
-    assert f"{source} has 5 lines, but more were scored: lines were removed" in said
+    assert f"{source} has 5 lines, but more were scored: lines were removed" in output
     source.write_bytes(whole[: whole.index(b"\n", 2000) - 3])
-    exit_code, said = score_file(source, target)
-    assert (exit_code, "is not the one that was scored" in said) == (2, True), "a line that is cut is another line"
+    exit_code, output = score_file(source, target)
+    assert (exit_code, "is not the one that was scored" in output) == (2, True), "a line that is cut is another line"
     assert target.read_bytes() == before
 
 
@@ -177,8 +177,8 @@ def test_an_input_may_lose_lines_that_were_not_scored_yet(files):
     lines, scored = source.read_bytes().splitlines(keepends=True), target.read_bytes().splitlines(keepends=True)
     target.write_bytes(b"".join(scored[:600]))
     source.write_bytes(b"".join(lines[:900]))
-    exit_code, said = score_file(source, target)
-    assert (exit_code, "900 lines: 900 scored" in said) == (0, True)
+    exit_code, output = score_file(source, target)
+    assert (exit_code, "900 lines: 900 scored" in output) == (0, True)
     assert target.read_bytes() == b"".join(scored[:900])
 
 
@@ -194,8 +194,8 @@ def test_an_input_may_lose_lines_that_were_not_scored_yet(files):
 def test_an_input_that_is_no_text_of_lines_is_refused_and_nothing_is_written(files, data, says):
     source, target = files
     source.write_bytes(data)
-    exit_code, said = score_file(source, target)
-    assert (exit_code, says in said, target.exists()) == (2, True, False)
+    exit_code, output = score_file(source, target)
+    assert (exit_code, says in output, target.exists()) == (2, True, False)
 
 
 def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it(files):
@@ -211,8 +211,8 @@ def test_an_input_that_has_grown_is_gone_on_with(files):
     source.write_bytes(whole.rstrip(b"\n"))
     score_file(source, target)
     source.write_bytes(whole + b'{"text": "one more"}\n')
-    exit_code, said = score_file(source, target)
-    assert (exit_code, f"{N_LINES + 1} lines: {N_LINES + 1} scored, 0 without" in said) == (0, True)
+    exit_code, output = score_file(source, target)
+    assert (exit_code, f"{N_LINES + 1} lines: {N_LINES + 1} scored, 0 without" in output) == (0, True)
     assert rows(target)[-1]["raw"] == score_of("one more")
 
 
@@ -256,8 +256,8 @@ def test_lines_that_failed_before_are_counted_when_a_file_is_continued(files):
     score_file(source, target)
     lines = target.read_bytes().splitlines(keepends=True)
     target.write_bytes(b"".join(lines[:2]))
-    exit_code, said = score_file(source, target)
-    assert (exit_code, "3 lines: 2 scored, 1 without a score (invalid_json 1)" in said) == (3, True)
+    exit_code, output = score_file(source, target)
+    assert (exit_code, "3 lines: 2 scored, 1 without a score (invalid_json 1)" in output) == (3, True)
 
 
 def test_a_second_process_on_the_same_output_is_refused_and_a_killed_one_leaves_no_lock(files, tmp_path):
@@ -270,8 +270,8 @@ def test_a_second_process_on_the_same_output_is_refused_and_a_killed_one_leaves_
         link = tmp_path / "link"
         link.symlink_to(target)
         for name in (target, link):
-            exit_code, said = score_file(source, name)
-            assert (exit_code, "being written by another" in said) == (2, True)
+            exit_code, output = score_file(source, name)
+            assert (exit_code, "being written by another" in output) == (2, True)
         first.kill()
         first.wait(TIMEOUT_S)
     assert score_file(source, target)[0] == 0
@@ -281,17 +281,17 @@ def test_a_second_process_on_the_same_output_is_refused_and_a_killed_one_leaves_
 def test_an_input_cannot_be_its_own_output_and_a_pipe_is_no_file(files, tmp_path):
     source, _ = files
     before = source.read_bytes()
-    exit_code, said = score_file(source, source)
-    assert (exit_code, "both INPUT and OUTPUT" in said) == (2, True)
+    exit_code, output = score_file(source, source)
+    assert (exit_code, "both INPUT and OUTPUT" in output) == (2, True)
     assert source.read_bytes() == before
     os.mkfifo(tmp_path / "pipe")
-    exit_code, said = score_file(tmp_path / "pipe", tmp_path / "out")
-    assert (exit_code, "pipe is no regular file, and INPUT is read twice: write it to a file first" in said) == (
+    exit_code, output = score_file(tmp_path / "pipe", tmp_path / "out")
+    assert (exit_code, "pipe is no regular file, and INPUT is read twice: write it to a file first" in output) == (
         2,
         True,
     )
-    exit_code, said = score_file("/dev/stdin", tmp_path / "out")
-    assert (exit_code, "is no regular file, and INPUT is read twice" in said) == (2, True)
+    exit_code, output = score_file("/dev/stdin", tmp_path / "out")
+    assert (exit_code, "is no regular file, and INPUT is read twice" in output) == (2, True)
     assert score_file(source, tmp_path / "pipe")[0] == 2
     assert not (tmp_path / "out").exists()
 
@@ -326,8 +326,8 @@ def test_a_full_disk_leaves_complete_lines_and_says_how_to_go_on(files, tmp_path
     score_file(source, target)
     with SmallDisk(tmp_path / "disk", 0.25) as disk:
         out = disk.folder / "out.jsonl"
-        exit_code, said = score_file(source, out)
-        assert (exit_code, "No space left" in said, "again to continue" in said, "Traceback" in said) == (
+        exit_code, output = score_file(source, out)
+        assert (exit_code, "No space left" in output, "again to continue" in output, "Traceback" in output) == (
             2,
             True,
             True,
@@ -344,13 +344,13 @@ def test_a_full_disk_leaves_complete_lines_and_says_how_to_go_on(files, tmp_path
 def test_a_foreign_file_without_a_line_ending_is_not_eaten(files):
     source, target = files
     target.write_text("dear diary")
-    exit_code, said = score_file(source, target)
-    assert (exit_code, target.read_text()) == (2, "dear diary"), said
+    exit_code, output = score_file(source, target)
+    assert (exit_code, target.read_text()) == (2, "dear diary"), output
 
 
 def test_files_that_are_not_there_are_said_in_words(tmp_path):
-    exit_code, said = score_file(tmp_path / "nowhere", tmp_path / "out")
-    assert (exit_code, "nowhere" in said, "Traceback" in said) == (2, True, False)
+    exit_code, output = score_file(tmp_path / "nowhere", tmp_path / "out")
+    assert (exit_code, "nowhere" in output, "Traceback" in output) == (2, True, False)
 
 
 def test_a_line_has_its_number_as_id_and_keeps_its_own():
@@ -361,5 +361,5 @@ def test_a_line_has_its_number_as_id_and_keeps_its_own():
 
 def test_a_promise_of_equal_bits_that_is_broken_scores_nothing(files):
     source, target = files
-    exit_code, said = score_file_in_a_process(source, target, "--model=noisy:", "--deterministic=1", backend="drill")
-    assert (exit_code, "REWARD_DETERMINISTIC=1, but" in said, target.read_bytes()) == (1, True, b"")
+    exit_code, output = score_file_in_a_process(source, target, "--model=noisy:", "--deterministic=1", backend="drill")
+    assert (exit_code, "REWARD_DETERMINISTIC=1, but" in output, target.read_bytes()) == (1, True, b"")

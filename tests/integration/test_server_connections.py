@@ -188,7 +188,7 @@ def test_who_does_not_read_the_answer_is_let_go_of(server):
         assert ask(server)[0] == 200
 
 
-def test_who_closes_its_half_has_left_and_frees_its_seat(tmp_path):
+def test_a_client_that_closes_its_half_has_disconnected_and_frees_its_capacity(tmp_path):
     os.mkfifo(tmp_path / "gate")
     with drill(
         f"forward-waits:{tmp_path / 'gate'}", "--admission.max-samples=1", "--max-samples-per-request=1"
@@ -204,7 +204,7 @@ def test_who_closes_its_half_has_left_and_frees_its_seat(tmp_path):
 # -- at the door of a full house --------------------------------------------------------------------------------
 
 
-def test_in_a_full_house_the_second_refusal_reads_no_body_and_is_like_the_first(tmp_path):
+def test_under_overload_the_second_refusal_reads_no_body_and_is_like_the_first(tmp_path):
     gate = str(tmp_path / "gate")
     os.mkfifo(gate)
     flags = ["--admission.max-samples=1", "--max-samples-per-request=1", "--log-level=info"]

@@ -52,7 +52,7 @@ def replies(*flags):
 
 
 @pytest.mark.parametrize("engine", ["packed", "padded"])
-def test_callers_hear_the_same_whether_the_server_knows_distances_or_not(checkpoints, engine):
+def test_replies_are_the_same_whether_the_server_computes_distances_or_not(checkpoints, engine):
     told, untold = (
         replies(f"{checkpoints / name}", f"--engine={engine}", "--combine.method=mean", "--normalize=false")
         for name in ("told", "untold")

@@ -53,10 +53,10 @@ def test_a_file_that_hangs_hangs_no_request(tmp_path):
 )
 def test_a_file_that_is_none_is_refused_at_the_start_and_not_waited_for(tmp_path, flags, words):
     os.mkfifo(tmp_path / "fifo")
-    code, said = run_to_end("--backend=echo", "--port=0", *(flag.format(tmp_path / "fifo") for flag in flags))
-    assert code in (1, 2), said
-    assert words in said, said
-    assert "Traceback" not in said
+    code, output = run_to_end("--backend=echo", "--port=0", *(flag.format(tmp_path / "fifo") for flag in flags))
+    assert code in (1, 2), output
+    assert words in output, output
+    assert "Traceback" not in output
 
 
 ROUTES = [("GET", "/livez"), ("GET", "/metrics"), ("GET", "/model"), ("GET", "/docs"), ("POST", "/score"), ("POST", "/get_reward"),

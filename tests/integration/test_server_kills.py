@@ -37,7 +37,7 @@ def test_told_to_stop_under_load_every_accepted_request_is_answered(moment):
 
 
 @pytest.mark.parametrize("moment", [pytest.param(1, marks=in_test_faults), 100])
-def test_killed_under_load_nobody_is_given_a_number_that_was_not_scored(moment):
+def test_killed_under_load_no_client_gets_a_number_that_was_not_scored(moment):
     with Server(*BUSY) as server, LoadClients(server.url, CLIENTS) as crowd:
         crowd.wait_for(moment)
         server.signal(signal.SIGKILL)

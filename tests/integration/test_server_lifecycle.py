@@ -75,7 +75,7 @@ def test_before_the_model_is_there_the_server_lives_but_is_not_ready(gate):
         assert server.score(GOOD).status_code == 200
 
 
-def test_a_server_that_is_told_to_stop_while_it_loads_stops(gate):
+def test_a_server_that_gets_a_signal_while_it_loads_stops(gate):
     with drill(f"load-waits:{gate.path}", wait_for=None) as server:
         gate.enter()
         server.signal()
@@ -93,18 +93,18 @@ def test_a_process_that_is_told_to_stop_while_it_still_imports_ends_with_exit_co
     process = subprocess.Popen([sys.executable, *start], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
     gate.enter()
     process.send_signal(number)
-    _, said = process.communicate(timeout=TIMEOUT_S)
-    assert (process.returncode, said) == (0, b"")
+    _, output = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, output) == (0, b"")
 
 
 def test_a_model_that_cannot_be_loaded_is_said_in_words_and_ends_the_process():
-    exit_code, said = run_to_end(
+    exit_code, output = run_to_end(
         "--port=0", "--backend=drill", "load-fails:the head is missing. Export it again.",
         module="tests.support.service_backends",
     )  # fmt: skip
     assert exit_code == 1
-    assert "the head is missing. Export it again." in said
-    assert "Traceback" not in said
+    assert "the head is missing. Export it again." in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.sweep(3)
@@ -125,19 +125,19 @@ def test_a_model_that_cannot_be_loaded_is_said_in_words_and_ends_the_process():
     ],
 )
 def test_settings_that_make_no_sense_are_said_in_words_with_exit_code_2(flags, env, words):
-    exit_code, said = run_to_end("--backend=echo", *flags, env=env)
+    exit_code, output = run_to_end("--backend=echo", *flags, env=env)
     assert exit_code == 2
-    assert words in said
-    assert "Traceback" not in said
+    assert words in output
+    assert "Traceback" not in output
 
 
 def test_a_shape_that_the_calibration_cannot_support_is_refused_at_start():
-    exit_code, said = run_to_end("--backend=echo", "--port=0", "echo:speed=9")
-    assert (exit_code, "unknown echo option" in said, "Traceback" in said) == (1, True, False)
+    exit_code, output = run_to_end("--backend=echo", "--port=0", "echo:speed=9")
+    assert (exit_code, "unknown echo option" in output, "Traceback" in output) == (1, True, False)
 
 
 @pytest.mark.parametrize(("model", "rows"), [("noisy:", 8), ("noisy-without-probes:", 16)])
-def test_how_much_scores_depend_on_their_company_is_measured_and_told(model, rows):
+def test_how_much_scores_depend_on_their_batch_is_measured_and_reported(model, rows):
     most = 0.25 * (rows - 1)
     with drill(model) as server:
         assert server.client.get("/model").json()["numeric_noise"] == {"max": most, "p99": most, "rows": rows}
@@ -148,14 +148,14 @@ BROKEN_PROMISE = "REWARD_DETERMINISTIC=1, but a score depends on what else is in
 
 def test_a_promise_of_equal_bits_that_is_broken_ends_the_process_in_words():
     flags = "--port=0", "--backend=drill", "noisy:", "--deterministic=1"
-    exit_code, said = run_to_end(*flags, module="tests.support.service_backends")
-    assert (exit_code, BROKEN_PROMISE in said, "Traceback" in said) == (1, True, False)
+    exit_code, output = run_to_end(*flags, module="tests.support.service_backends")
+    assert (exit_code, BROKEN_PROMISE in output, "Traceback" in output) == (1, True, False)
 
 
 def test_a_port_that_is_taken_is_said_in_words():
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        exit_code, said = run_to_end("--backend=echo", f"--port={taken.getsockname()[1]}")
-    assert (exit_code, "cannot listen on 127.0.0.1" in said, "Traceback" in said) == (1, True, False)
+        exit_code, output = run_to_end("--backend=echo", f"--port={taken.getsockname()[1]}")
+    assert (exit_code, "cannot listen on 127.0.0.1" in output, "Traceback" in output) == (1, True, False)
 
 
 def test_settings_of_the_environment_arrive_and_misspelt_ones_are_named():
@@ -243,7 +243,7 @@ def test_keys_change_while_the_server_runs_and_the_log_names_them(tmp_path):
 
 
 @pytest.mark.parametrize("status", [503, 429])
-def test_a_full_house_refuses_at_once_and_says_when_to_come_again(gate, crowd, status):
+def test_an_overloaded_server_refuses_at_once_with_a_time_to_retry(gate, crowd, status):
     flags = ["--admission.max-samples=2", "--max-samples-per-request=2", f"--overload-status={status}"]
     with drill(f"forward-waits:{gate.path}", *flags) as server:
         inside = crowd.submit(server.score, GOOD, GOOD)
@@ -257,7 +257,7 @@ def test_a_full_house_refuses_at_once_and_says_when_to_come_again(gate, crowd, s
         assert server.score(GOOD).status_code == 200
 
 
-def test_a_request_larger_than_the_house_is_refused_for_good():
+def test_a_request_larger_than_the_capacity_is_refused_for_good():
     with Server("--backend=echo", "--admission.max-tokens=100", "--max-input-tokens=60") as server:
         refused = server.score(*[{"text": "x" * 1000}] * 2)
         assert code(refused) == (413, "request_too_large")
@@ -275,7 +275,7 @@ def test_who_is_late_gets_504_while_the_forward_is_still_held(gate, crowd):
         assert inside.result().status_code == 200
 
 
-def test_who_hangs_up_leaves_the_queue_and_frees_the_seat(gate, crowd):
+def test_a_client_that_disconnects_leaves_the_queue_and_frees_its_capacity(gate, crowd):
     with drill(f"forward-waits:{gate.path}", "--admission.max-samples=2", "--max-samples-per-request=2") as server:
         inside = crowd.submit(server.score, GOOD)
         gate.enter()
@@ -330,7 +330,7 @@ def test_who_is_still_being_encoded_when_the_server_is_told_to_stop_is_answered_
         assert server.ended() == 0
 
 
-def test_when_the_batcher_has_died_the_server_says_so_and_asks_to_be_started_anew():
+def test_when_the_batcher_has_ended_the_server_reports_it_and_is_to_be_restarted():
     with drill("bad-cost:") as server:
         assert server.client.get("/livez").status_code == 200
         assert code(server.score(GOOD)) == (500, "batcher_stopped")
@@ -340,7 +340,7 @@ def test_when_the_batcher_has_died_the_server_says_so_and_asks_to_be_started_ane
         assert server.ended() == 0
 
 
-def test_when_the_scorer_has_died_the_server_says_so_and_asks_to_be_started_anew():
+def test_when_the_scorer_is_lost_the_server_reports_it_and_is_to_be_restarted():
     with drill("dies-after:1", "--cache.scores=0") as server:
         assert server.client.get("/readyz").status_code == server.client.get("/livez").status_code == 200
         (result,) = server.score(GOOD).json()["results"]
@@ -367,7 +367,7 @@ def test_a_scorer_that_fails_every_batch_is_not_ready_and_still_answers():
         assert server.metric("rewardserve_batch_failures_total", reason="failed") == FAILING_AFTER + 1
 
 
-def test_a_forward_that_does_not_come_back_keeps_nobody_waiting_and_all_is_well_when_it_does(gate, crowd):
+def test_a_forward_that_hangs_keeps_no_request_waiting_and_the_server_recovers_when_it_ends(gate, crowd):
     with drill(f"forward-waits:{gate.path}", "--scorer-timeout-s=0.5") as server:
         waiting = [crowd.submit(server.score, GOOD), crowd.submit(server.score, {"text": "another"})]
         gate.enter()

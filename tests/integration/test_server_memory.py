@@ -40,7 +40,7 @@ def test_a_row_that_does_not_fit_alone_gets_its_own_error_and_no_number():
 
 
 @pytest.mark.skipif(bool(why_none()), reason=why_none())
-def test_a_server_that_the_kernel_kills_for_memory_gives_nobody_a_number_and_starts_again_under_the_same_limit():
+def test_a_server_that_the_kernel_kills_for_memory_sends_no_number_and_starts_again_under_the_same_limit():
     with MemoryLimit() as limit:
         with drill("eats-above:8") as server:
             limit.put(server.process.pid)

@@ -80,11 +80,11 @@ def test_whoever_is_refused_by_a_server_that_shuts_down_is_told_to_connect_anew(
         assert server.ended() == 0
 
 
-def test_a_port_that_somebody_has_for_himself_cannot_be_shared(port):
+def test_a_port_that_another_process_does_not_share_is_refused(port):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        code, said = run_to_end("--backend=echo", "echo", "--port=0", f"--shared-port={port}")
+        code, output = run_to_end("--backend=echo", "echo", "--port=0", f"--shared-port={port}")
     assert code == 1
-    assert str(port) in said
-    assert "Traceback" not in said
+    assert str(port) in output
+    assert "Traceback" not in output

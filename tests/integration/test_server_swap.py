@@ -177,7 +177,7 @@ def test_a_model_that_breaks_its_contract_never_serves_and_the_old_one_serves_on
     assert admin(server, "models", model=str(checkpoints / "two")).status_code == 200
 
 
-def test_what_an_operator_writes_wrongly_is_said_to_him(server):
+def test_an_invalid_request_of_an_operator_is_refused_with_the_reason(server):
     cases = {
         "nowhere": admin(server, "models", model="/nowhere/at/all"),
         "both": admin(server, "models", model="a", ensemble="b=c,d=e"),
@@ -231,7 +231,7 @@ def test_all_runs_of_now_may_stay_with_their_model_while_new_ones_get_the_new_on
     assert raw_of(server, TEXTS[4], run="new").json()["model_version"] == server.now + 1
 
 
-def test_who_names_the_only_model_he_takes_is_scored_by_it_or_by_none(server, checkpoints, scores):
+def test_a_request_that_names_its_only_model_is_scored_by_it_or_by_none(server, checkpoints, scores):
     text = TEXTS[5]
     first = raw_of(server, text).json()
     only = f"{first['contract']},{first['pipeline']}"
@@ -251,7 +251,7 @@ def test_who_names_the_only_model_he_takes_is_scored_by_it_or_by_none(server, ch
 # -- shadow -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_shadow_scores_beside_and_is_seen_by_nobody_but_the_operator(server, checkpoints, scores):
+def test_a_shadow_scores_beside_and_is_visible_to_the_operator_alone(server, checkpoints, scores):
     scored_before = server.metric("rewardserve_samples_total", outcome="ok")
     loaded = admin(server, "models", model=str(checkpoints / "two"), shadow=1.0).json()
     shadow_version = server.now + 1
@@ -372,9 +372,9 @@ def test_a_watched_folder_is_followed_and_what_is_half_written_is_not(checkpoint
 
 
 def test_to_watch_what_is_no_folder_is_refused_at_start():
-    code, said = run_to_end("--backend=echo", "echo", "--swap.watch-s=1")
+    code, output = run_to_end("--backend=echo", "echo", "--swap.watch-s=1")
     assert code == 2
-    assert "REWARD_SWAP__WATCH_S" in said
+    assert "REWARD_SWAP__WATCH_S" in output
 
 
 # -- watched runs -----------------------------------------------------------------------------------------------------
@@ -427,7 +427,7 @@ def test_only_a_key_for_administration_changes_what_is_served(tmp_path):
         assert told("GET", "/model", "operator") == (403, "forbidden")
 
 
-def test_a_path_with_two_methods_names_both_to_whoever_tries_a_third(server):
+def test_a_path_with_two_methods_names_both_in_the_refusal_of_a_third(server):
     refused = server.client.request("OPTIONS", "/admin/models")
     assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD, POST")
 

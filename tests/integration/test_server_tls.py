@@ -151,6 +151,6 @@ def test_a_renewed_certificate_is_shown_without_a_restart_and_a_broken_one_is_no
 )
 def test_files_that_make_no_tls_are_refused_at_the_start(pki, wrong, words):
     there = [f"{flag.partition('=')[0]}={pki / flag.partition('=')[2]}" for flag in wrong]
-    code, said = run_to_end("--backend=echo", "--port=0", *there)
+    code, output = run_to_end("--backend=echo", "--port=0", *there)
     assert code == 2
-    assert words in said
+    assert words in output

@@ -79,7 +79,7 @@ def train(server, n_steps, respond, *, run="ppo-7", first=0):
     return reply.json()
 
 
-def test_an_exploit_is_flagged_counted_told_and_latched(server, receiver):
+def test_an_exploit_is_flagged_counted_sent_and_stays_active(server, receiver):
     from standardwebhooks import Webhook as StandardWebhook
 
     rng = random.Random(1)
@@ -202,7 +202,7 @@ def test_rewards_are_the_same_before_and_after_an_alert(server):
     assert (before["reward"], before["raw"]) == (after["reward"], after["raw"])
 
 
-def test_a_second_model_judges_in_secret(tmp_path):
+def test_the_scores_of_an_audit_judge_are_in_no_reply(tmp_path):
     """On real checkpoints: what the judge thinks reaches the operator's page and no reply."""
     for name, mean in (("served", 0.0), ("judge", 3.0)):
         reward_model(tmp_path / name)
@@ -225,7 +225,7 @@ def test_a_second_model_judges_in_secret(tmp_path):
         assert "audit_gap" in {tripped["wire"] for tripped in run["tripped"]}
 
 
-def test_a_model_that_was_tampered_with_is_heard_by_its_canaries(receiver):
+def test_canaries_detect_a_model_that_was_tampered_with(receiver):
     """The weights change in a running server; nobody need ask it anything."""
     flags = ["--tripwires.canaries-every-s=0.05", f"--webhook-url={receiver.url}"]
     with drill("tampered-after:40", *flags) as server:
@@ -264,7 +264,7 @@ def test_a_run_may_be_blocked_by_its_alert_and_no_other_is(tmp_path):
         assert None not in train(server, 1, lambda: honest(rng), first=40)["rewards"]
 
 
-def test_planted_prompts_are_told_by_their_answers_and_their_senders_see_nothing(tmp_path, receiver):
+def test_planted_answers_raise_an_alert_and_replies_do_not_show_it(tmp_path, receiver):
     bait = json.dumps({"prompt": "Name the 12th word of this sentence.", "answers": ["zebra"]})
     (tmp_path / "key").write_text("0123456789abcdef")
     hashed = subprocess.run(
@@ -299,9 +299,9 @@ def test_planted_prompts_are_told_by_their_answers_and_their_senders_see_nothing
 
 def test_planted_prompts_without_their_key_are_refused(tmp_path):
     (tmp_path / "baits.jsonl").write_text("")
-    code, said = run_to_end("--backend=echo", "echo", f"--tripwires.honeypots-file={tmp_path / 'baits.jsonl'}")
+    code, output = run_to_end("--backend=echo", "echo", f"--tripwires.honeypots-file={tmp_path / 'baits.jsonl'}")
     assert code == 2
-    assert "REWARD_TRIPWIRES__HONEYPOTS_KEY_FILE" in said
+    assert "REWARD_TRIPWIRES__HONEYPOTS_KEY_FILE" in output
 
 
 def test_the_texts_behind_an_alert_are_kept_where_an_operator_asks_for_it(tmp_path):
@@ -322,7 +322,7 @@ def test_the_texts_behind_an_alert_are_kept_where_an_operator_asks_for_it(tmp_pa
     assert "deserves" not in server.log
 
 
-def test_a_trainer_may_say_how_far_its_policy_is_and_ids_that_mean_two_things_are_counted(server):
+def test_the_kl_of_a_trainer_is_shown_and_ids_of_two_samples_are_counted(server):
     samples = [{"id": f"s{i}", "prompt": "why?", "response": f"because of {i}"} for i in range(4)]
     for _ in range(2):
         server.client.post("/score", json={"run": "kl", "step": 1, "kl": 12.5, "samples": samples})
@@ -346,7 +346,7 @@ def test_the_parts_of_a_reward_are_counted_by_name():
             assert sum(sums) > 0, name
 
 
-def test_a_restart_does_not_make_an_exploit_usual(tmp_path):
+def test_a_restart_does_not_make_an_exploit_the_baseline(tmp_path):
     flags = (*WATCH_ALL, f"--tripwires.state-dir={tmp_path}")
     rng = random.Random(10)
     with Server(*flags) as server:

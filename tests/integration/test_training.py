@@ -495,9 +495,9 @@ def test_a_run_that_breaks_stops_with_exit_code_3_and_names_rows(tmp_path, sft, 
     recipe = recipe_for(tmp_path, sft, pairs, optim={"lr": 100, "optimizer": "sgd", "schedule": "constant",
                                                     "max_steps": 40, "max_grad_norm": 0})  # fmt: skip
     assert main(["train", "--config", str(recipe)]) == 3
-    said = capsys.readouterr().err
-    assert "weights are already not finite" in said
-    assert f"{pairs}:" in said
+    output = capsys.readouterr().err
+    assert "weights are already not finite" in output
+    assert f"{pairs}:" in output
     assert not (tmp_path / "out" / "checkpoint").exists()
 
 

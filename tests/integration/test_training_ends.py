@@ -83,8 +83,8 @@ def test_a_run_accounts_for_its_rows_and_ends_with_its_figures(tmp_path, sft, ca
     rows += [{**rows[0], "group": "elsewhere"}, {**rows[1], "chosen": " river" * 300}, {"prompt": "no pair"}, rows[2]]
     pairs = world.write_jsonl(tmp_path / "pairs.jsonl", rows)
     assert main(["train", "--config", frozen(tmp_path, sft, pairs, data={"on_bad_row": "skip"})]) == 0
-    said = capsys.readouterr()
-    out = said.out
+    output = capsys.readouterr()
+    out = output.out
     assert f"rows read: {N_ROWS + 4}" in out
     for line in (
         "1 make no pair",
@@ -105,7 +105,7 @@ def test_a_run_accounts_for_its_rows_and_ends_with_its_figures(tmp_path, sft, ca
         "scoring held-out pairs",
         "exporting to",
     ):
-        assert phase in said.err
+        assert phase in output.err
 
 
 def test_held_out_pairs_under_other_groups_are_not_trained_on(tmp_path, sft, pairs, capsys):
@@ -510,8 +510,8 @@ def test_a_run_goes_on_from_the_step_before_one_that_is_damaged(tmp_path, sft, p
     (out / "steps" / "checkpoint-4" / name).unlink()
     capsys.readouterr()
     assert main(["train", "--config", recipe, *RESUME]) == 0
-    said = capsys.readouterr().err
-    assert f"checkpoint-4 is damaged ({name} is missing) and left out: the run resumes from checkpoint-2" in said
+    output = capsys.readouterr().err
+    assert f"checkpoint-4 is damaged ({name} is missing) and left out: the run resumes from checkpoint-2" in output
     after = weights_of(tmp_path)
     assert all(torch.allclose(before[each], after[each], atol=1e-6) for each in before)
     assert last_complete(out / "steps").name == "checkpoint-4", "it was written again"
@@ -714,10 +714,10 @@ def test_parameters_that_take_no_adapter_are_told_once_and_in_the_report(tmp_pat
     tokenizer.save_pretrained(tmp_path / "moe")
     recipe = recipe_in(tmp_path, tmp_path / "moe", pairs, method=LORA)
     assert main(["train", "--config", recipe]) == 0
-    said = capsys.readouterr().err
-    (line,) = [line for line in said.splitlines() if "without an adapter" in line]
+    output = capsys.readouterr().err
+    (line,) = [line for line in output.splitlines() if "without an adapter" in line]
     assert "layers.*.mlp.experts.down_proj" in line
-    assert said.index(line) < said.index("exporting")
+    assert output.index(line) < output.index("exporting")
     (note,) = [
         n for n in json.loads((tmp_path / "out/checkpoint/training_report.json").read_text())["notes"] if n in line
     ]

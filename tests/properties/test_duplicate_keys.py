@@ -190,8 +190,8 @@ def test_a_request_with_a_key_twice_is_refused_by_name(server, name, padding):
         name.partition(",")[0], content=content + " " * padding, headers={"content-type": "application/json"}
     )
     assert reply.status_code == 400, reply.text
-    said = reply.json()
-    code = said.get("code") or said["error"]["code"]
+    reply_body = reply.json()
+    code = reply_body.get("code") or reply_body["error"]["code"]
     assert code == "invalid_json"
     assert twice in reply.text
 

@@ -130,7 +130,7 @@ def test_a_soft_cap_has_no_kink_at_its_knee(calibration):
 
 
 @given(calibrations, settings_, st.lists(st.tuples(finite, facts), min_size=1, max_size=12), st.randoms())
-def test_a_reward_has_the_same_bits_whoever_is_beside_it_and_whatever_came_before(calibration, settings, samples, rng):
+def test_a_reward_has_the_same_bits_in_every_batch_and_after_any_other(calibration, settings, samples, rng):
     pipeline, again = (build_pipeline(sole(calibration), settings) for _ in range(2))
     alone = [reward_of(pipeline, raw, **fact) for raw, fact in samples]
     order = rng.sample(range(len(samples)), len(samples))

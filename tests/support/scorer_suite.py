@@ -19,13 +19,13 @@ from rewardserve.model.scorer import DISTANCE, Scorer, TokenBatch
 __all__ = [
     "test_a_longest_row_and_one_of_a_single_token_are_scored",
     "test_a_row_scores_what_an_independent_reference_says",
-    "test_a_score_does_not_depend_on_the_company",
+    "test_a_score_does_not_depend_on_the_batch",
     "test_a_scorer_is_alive",
+    "test_calls_at_the_same_time_get_their_scores",
     "test_equal_rows_have_equal_scores",
     "test_every_row_has_every_head_in_its_order",
     "test_no_more_is_computed_than_there_is",
     "test_only_a_scorer_that_says_so_pads",
-    "test_who_calls_at_the_same_time_gets_his_own",
 ]
 
 Row = tuple[int, ...]
@@ -74,7 +74,7 @@ def test_a_row_scores_what_an_independent_reference_says(scorer_under_test):
         assert heads == scorer_under_test.close_to(scorer_under_test.reference(row))
 
 
-def test_a_score_does_not_depend_on_the_company(scorer_under_test):
+def test_a_score_does_not_depend_on_the_batch(scorer_under_test):
     preamble = scorer_under_test.rows((150,))[0]  # longer than the blocks of an engine's prefix cache
     rows = [preamble + rest for rest in scorer_under_test.rows((3, 20, 41), seed=6)] + [
         *scorer_under_test.rows((8, 30))
@@ -97,7 +97,7 @@ def test_a_longest_row_and_one_of_a_single_token_are_scored(scorer_under_test):
         assert heads == scorer_under_test.close_to(scorer_under_test.reference(row))
 
 
-def test_who_calls_at_the_same_time_gets_his_own(scorer_under_test):
+def test_calls_at_the_same_time_get_their_scores(scorer_under_test):
     batches = [
         scorer_under_test.rows((7, 19, 31), seed=seed) for seed in range(3 * scorer_under_test.scorer.concurrency)
     ]

@@ -52,10 +52,10 @@ def usage_error(capsys):
 
 def test_the_help_has_a_line_for_each_subcommand(capsys):
     assert cli.main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert [line.split()[0] for line in said.splitlines() if line.startswith("  ")] == NAMES
-    assert len(said.splitlines()) < 30
-    assert max(map(len, said.splitlines())) <= 100
+    output = capsys.readouterr().out
+    assert [line.split()[0] for line in output.splitlines() if line.startswith("  ")] == NAMES
+    assert len(output.splitlines()) < 30
+    assert max(map(len, output.splitlines())) <= 100
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["help"]])
@@ -74,8 +74,8 @@ def test_help_and_version_import_no_large_library(arguments):
         f"try: main({arguments})\nexcept SystemExit: pass\n"
         "print([m for m in ('torch', 'transformers', 'numpy', 'fastapi', 'pydantic') if m in sys.modules])"
     )
-    code, said, _ = run("-c", program)
-    assert (code, said.splitlines()[-1]) == (0, "[]")
+    code, output, _ = run("-c", program)
+    assert (code, output.splitlines()[-1]) == (0, "[]")
 
 
 def test_a_checkout_that_is_not_installed_can_be_imported(monkeypatch):
@@ -93,9 +93,9 @@ def test_the_version_is_that_of_the_distribution(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"rewardserve {version('rewardserve')}\n"
     assert cli.main(["version"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"rewardserve {version('rewardserve')}"
-    assert f"torch {version('torch')}" in said
+    output = capsys.readouterr().out.splitlines()
+    assert output[0] == f"rewardserve {version('rewardserve')}"
+    assert f"torch {version('torch')}" in output
 
 
 def test_the_package_runs_as_a_module():
@@ -110,9 +110,9 @@ def test_a_subcommand_leads_to_a_function(command):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_subcommand_has_a_help_under_its_own_name(name):
-    code, said, _ = run("-m", "rewardserve", name, "--help")
+    code, output, _ = run("-m", "rewardserve", name, "--help")
     assert code == 0
-    assert said.startswith(f"usage: rewardserve {name} ")
+    assert output.startswith(f"usage: rewardserve {name} ")
 
 
 @pytest.mark.parametrize(
@@ -171,16 +171,16 @@ def test_only_the_help_of_train_explains_how_to_resume(name):
 
 
 def test_the_help_of_calibrate_says_which_checkpoint_is_replaced():
-    _, said, _ = run("-m", "rewardserve", "calibrate", "--help")
-    assert "A checkpoint that is read from there is replaced" in " ".join(said.split())
+    _, output, _ = run("-m", "rewardserve", "calibrate", "--help")
+    assert "A checkpoint that is read from there is replaced" in " ".join(output.split())
 
 
 @pytest.mark.parametrize("name", ["keys", "rules", "honeypots"])
 def test_a_missing_file_is_reported_without_a_number(tmp_path, name):
     missing = tmp_path / "none" / "file"
     arguments = {"keys": ["ppo", missing], "rules": ["--config-file", missing], "honeypots": [missing]}[name]
-    code, said, error = run("-m", "rewardserve", name, *map(str, arguments))
-    assert (code, said, error) == (2, "", f"rewardserve {name}: {missing}: No such file or directory\n")
+    code, output, error = run("-m", "rewardserve", name, *map(str, arguments))
+    assert (code, output, error) == (2, "", f"rewardserve {name}: {missing}: No such file or directory\n")
 
 
 # -- a model that cannot be served ---------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def test_a_beginning_that_comes_again_is_not_computed_again_unless_every_row_is_
     assert again < 250 if loaded.scorer.shares_prefixes else again == 250
 
 
-def test_deterministic_means_the_same_bits_in_any_company(served):
+def test_deterministic_means_the_same_bits_in_any_batch(served):
     loaded, _ = served
     noise = numeric_noise(loaded.scorer, loaded.identity, synthetic_rows(loaded.identity.max_tokens))
     assert noise is not None

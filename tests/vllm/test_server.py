@@ -85,7 +85,7 @@ def test_a_server_whose_engine_is_killed_answers_with_errors_and_asks_to_be_star
         assert "Eight minutes" not in server.log
 
 
-def test_a_server_that_is_killed_while_its_engine_starts_leaves_nobody(tiny):
+def test_a_server_that_is_killed_while_its_engine_starts_leaves_no_process(tiny):
     with Server(*FLAGS, f"{tiny}", wait_for=None, patience_s=PATIENCE_S) as server:
         assert eventually(lambda: engines(server.process.pid), PATIENCE_S)
         processes = below(server.process.pid)
@@ -94,7 +94,7 @@ def test_a_server_that_is_killed_while_its_engine_starts_leaves_nobody(tiny):
         assert eventually(lambda: not left_of(processes))
 
 
-def test_a_server_that_is_told_to_stop_while_its_engine_starts_leaves_nobody(tiny):
+def test_a_server_that_is_stopped_while_its_engine_starts_leaves_no_process(tiny):
     with Server(*FLAGS, f"{tiny}", wait_for=None, patience_s=PATIENCE_S) as server:
         assert eventually(lambda: engines(server.process.pid), PATIENCE_S)
         processes = below(server.process.pid)
@@ -106,10 +106,10 @@ def test_a_server_that_is_told_to_stop_while_its_engine_starts_leaves_nobody(tin
 def test_a_checkpoint_that_breaks_its_contract_is_refused_in_words(tiny):
     template = tiny / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
-    code, said = run_to_end("--port=0", *FLAGS, f"{tiny}", patience_s=PATIENCE_S)
+    code, output = run_to_end("--port=0", *FLAGS, f"{tiny}", patience_s=PATIENCE_S)
     assert code == 1
-    assert "contract clause 'template' is broken" in said
-    assert "Traceback" not in said
+    assert "contract clause 'template' is broken" in output
+    assert "Traceback" not in output
 
 
 def engines_of(processes):

@@ -249,7 +249,7 @@ def test_no_secret_is_in_the_repository(folder):
     assert of_kind(built(folder), "Secret") == []
 
 
-def test_at_most_one_scales_a_deployment_and_then_nobody_else_sets_the_count(tmp_path):
+def test_at_most_one_autoscaler_sets_the_replicas_of_a_deployment_and_then_no_manifest_does(tmp_path):
     seen = []
     for objects in (*map(built, SERVING), with_hpa(tmp_path)):
         scalers = [each for each in objects if each["kind"] in ("ScaledObject", "HorizontalPodAutoscaler")]

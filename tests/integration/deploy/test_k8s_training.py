@@ -113,7 +113,7 @@ def test_all_pods_of_the_indexed_job_run_at_once_and_find_the_first_by_its_name(
 
 
 @pytest.mark.parametrize("folder", JOBS)
-def test_pods_of_a_job_reach_each_other_and_nobody_else_reaches_them(folder):
+def test_pods_of_a_job_reach_each_other_and_no_other_pod_reaches_them(folder):
     policy = the(built(folder), "NetworkPolicy")["spec"]
     own = {"podSelector": policy["podSelector"]}
     assert policy["ingress"] == [{"from": [own]}]

@@ -102,7 +102,7 @@ def test_one_exploit_in_one_run_is_one_notification_and_updates_of_it(alertmanag
     assert not {"RewardFlattery", "RewardLengthHigh"} & {name for message in messages for name in names(message)}
 
 
-def test_runs_and_causes_are_told_apart(alertmanager, received):
+def test_runs_and_causes_are_separate_notifications(alertmanager, received):
     fire(
         alertmanager,
         ("RewardHacking", {**POLICY, "severity": "page", "wire": "vote"}),
@@ -115,7 +115,7 @@ def test_runs_and_causes_are_told_apart(alertmanager, received):
     assert [len(message["alerts"]) for message in messages] == [1, 1, 1]
 
 
-def test_a_warning_alone_is_told_and_all_of_one_cause_together(alertmanager, received):
+def test_a_warning_alone_is_sent_and_all_of_one_cause_together(alertmanager, received):
     fire(
         alertmanager,
         ("RewardFlattery", {**POLICY, "severity": "warn", "wire": "flattery"}),
@@ -139,7 +139,7 @@ def test_a_warning_of_all_replicas_does_not_hide_the_page_of_one(alertmanager, r
     assert silenced == ["RewardFlattery"]
 
 
-def test_what_a_replica_found_by_itself_is_no_news_where_all_of_them_show_it(alertmanager, received):
+def test_the_alert_of_one_replica_is_inhibited_where_all_of_them_show_it(alertmanager, received):
     fire(
         alertmanager,
         ("RewardJudgeInjection", {**POLICY, "severity": "page", "wire": "judge_injection"}),

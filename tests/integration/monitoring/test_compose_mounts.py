@@ -26,17 +26,17 @@ def inside(tmp_path):
 
 def test_prometheus_finds_its_rules_its_targets_and_its_alertmanager(inside):
     config = inside("prometheus") / "etc/prometheus/prometheus.yml"
-    code, said = run("promtool", "check", "config", "--lint-fatal", str(config))
-    assert code == 0, said
-    assert "SUCCESS: 2 rule files found" in said
+    code, output = run("promtool", "check", "config", "--lint-fatal", str(config))
+    assert code == 0, output
+    assert "SUCCESS: 2 rule files found" in output
     for folder, target in (("targets", "rewardserve:8000"), ("alertmanagers", "alertmanager:9093")):
         (file,) = (config.parent / folder).iterdir()
         assert target in file.read_text(), "and nothing of what a machine without Compose has"
 
 
 def test_alertmanager_understands_its_file(inside):
-    code, said = run("amtool", "check-config", str(inside("alertmanager") / "etc/alertmanager/alertmanager.yml"))
-    assert code == 0, said
+    code, output = run("amtool", "check-config", str(inside("alertmanager") / "etc/alertmanager/alertmanager.yml"))
+    assert code == 0, output
 
 
 def test_grafana_finds_dashboards_where_its_provisioning_says(inside):

@@ -21,20 +21,20 @@ def run(tool, *arguments, **kwargs):
 
 
 def test_the_configuration_of_prometheus_is_valid_with_its_rules():
-    code, said = run("promtool", "check", "config", "--lint-fatal", str(MONITORING / "prometheus/prometheus.yml"))
-    assert code == 0, said
+    code, output = run("promtool", "check", "config", "--lint-fatal", str(MONITORING / "prometheus/prometheus.yml"))
+    assert code == 0, output
 
 
 def test_the_configuration_of_alertmanager_is_valid():
-    code, said = run("amtool", "check-config", str(MONITORING / "alertmanager/alertmanager.yml"))
-    assert code == 0, said
+    code, output = run("amtool", "check-config", str(MONITORING / "alertmanager/alertmanager.yml"))
+    assert code == 0, output
 
 
 @pytest.mark.parametrize("severity", ["warn", "page"])
 def test_every_alert_has_a_receiver(severity):
     config = f"--config.file={MONITORING / 'alertmanager/alertmanager.yml'}"
-    code, said = run("amtool", "config", "routes", "test", config, f"severity={severity}", "run=ppo-7")
-    assert (code, said.splitlines()[0]) == (0, "webhook")
+    code, output = run("amtool", "config", "routes", "test", config, f"severity={severity}", "run=ppo-7")
+    assert (code, output.splitlines()[0]) == (0, "webhook")
 
 
 def test_what_a_server_exports_has_nothing_to_be_said_against_it():
@@ -44,5 +44,5 @@ def test_what_a_server_exports_has_nothing_to_be_said_against_it():
             samples = [{"prompt": "why?", "response": f"because of {step} and {i}"} for i in range(16)]
             server.client.post("/score", json={"run": "ppo-7", "step": step, "kl": 1.0, "samples": samples})
         text = server.client.get("/metrics").text
-    code, said = run("promtool", "check", "metrics", input=text)
-    assert (code, said) == (0, "")
+    code, output = run("promtool", "check", "metrics", input=text)
+    assert (code, output) == (0, "")

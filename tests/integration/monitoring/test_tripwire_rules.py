@@ -183,8 +183,8 @@ def test_it_does_not_matter_how_many_replicas_serve_a_run(wire, tmp_path):
         folder = tmp_path / str(replicas)
         folder.mkdir()
         questions = [(at, firing(alert_name(wire)), []) for at in everywhen]
-        said = promtool(folder, rules_text(WireConfig()), [case(wire, exploited(wire, replicas, KNOWN), questions)])
-        fired[replicas] = re.findall(r"time: (\w+)", said or "")
+        output = promtool(folder, rules_text(WireConfig()), [case(wire, exploited(wire, replicas, KNOWN), questions)])
+        fired[replicas] = re.findall(r"time: (\w+)", output or "")
     assert len(fired[1]) > EXPLOIT / 2
     assert fired[1] == fired[4]
 
@@ -197,13 +197,13 @@ def test_what_is_usual_is_learned_by_all_replicas_together(tmp_path):
         folder = tmp_path / str(replicas)
         folder.mkdir()
         questions = [(seconds(n), firing("RewardLengthHigh"), []) for n in range(4, QUIET + EXPLOIT + AFTER)]
-        said = promtool(
+        output = promtool(
             folder, rules_text(WireConfig()), [case("length", exploited("length_high", replicas), questions)]
         )
         first.append(
             next(
                 minutes * 60 + at
-                for minutes, at in ((int(m), int(s)) for m, s in re.findall(r"time: (\d+)m(\d+)s", said))
+                for minutes, at in ((int(m), int(s)) for m, s in re.findall(r"time: (\d+)m(\d+)s", output))
             )
         )
     assert abs(first[0] - first[1]) <= SCRAPE_S
@@ -239,10 +239,10 @@ def test_a_run_with_few_samples_is_looked_at_over_a_longer_window(tmp_path):
     """Thirty-two samples a scrape: a fifth of what the shortest window needs."""
     slow = trace([Phase(80, usual), Phase(80, EXPLOITS["flattery"].make)], per_scrape=32)
     assert promtool(tmp_path, rules_text(WireConfig()), [case("slow", slow, [(seconds(80), firing(), [])])]) is None
-    said = promtool(
+    output = promtool(
         tmp_path, rules_text(WireConfig()), [case("slow", slow, [(seconds(160), firing("RewardFlattery"), [])])]
     )
-    assert "RewardFlattery" in said
+    assert "RewardFlattery" in output
 
 
 @needs_promtool

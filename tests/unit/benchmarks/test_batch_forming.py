@@ -26,7 +26,7 @@ def rows():
         lambda rows: batch_forming.planned(rows, BUDGET),
     ],
 )
-def test_everybody_rides_exactly_once(rows, cut):
+def test_every_row_is_in_exactly_one_batch(rows, cut):
     assert sorted(i for batch in cut(rows) for i in batch) == list(range(len(rows)))
 
 
@@ -40,7 +40,7 @@ def test_without_padding_only_real_tokens_count(rows):
         assert len(batch) == 1 or sum(len(rows[i]) for i in batch) <= BUDGET
 
 
-def test_equal_rows_ride_together(rows):
+def test_equal_rows_are_in_one_batch(rows):
     batch_of = {i: n for n, batch in enumerate(batch_forming.planned(rows, BUDGET)) for i in batch}
     assert batch_of[3] == batch_of[40]
     assert batch_of[7] == batch_of[41]

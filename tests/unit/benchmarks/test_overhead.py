@@ -33,7 +33,7 @@ def test_a_wrong_score_in_a_wrong_place_is_noticed():
 
 
 @pytest.mark.sweep(0)
-def test_a_real_server_is_measured_and_so_is_every_room_of_it(tmp_path):
+def test_a_real_server_is_measured_and_so_is_every_stage_of_it(tmp_path):
     figures = tmp_path / "figures.json"
     few = [
         "--forms=ids",

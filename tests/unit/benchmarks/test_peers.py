@@ -71,7 +71,7 @@ def test_what_is_sent_as_text_is_what_our_encoder_makes_of_prompt_and_response(t
         assert fast(scenarios.rendered(pair), add_special_tokens=False)["input_ids"] == ids
 
 
-def test_a_repeat_sends_the_same_pairs_in_other_company(tokenizer):
+def test_a_repeat_sends_the_same_pairs_in_other_batches(tokenizer):
     requests = make("duplicates", tokenizer, 0.1).requests
     again = scenarios.shuffled(requests, seed=0)
     assert [len(r) for r in again] == [len(r) for r in requests]

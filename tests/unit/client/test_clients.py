@@ -270,7 +270,7 @@ def test_a_client_that_is_called_from_its_own_progress_says_so():
         client.score(SAMPLES, on_progress=lambda done, total: client.score(SAMPLES))
 
 
-def test_nothing_to_score_asks_nobody():
+def test_without_samples_no_server_gets_a_request():
     with FaultyServer() as server, client_of(server) as client:
         assert client.score([]).rewards == []
         assert server.requests == []

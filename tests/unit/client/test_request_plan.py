@@ -252,7 +252,7 @@ def test_they_are_tried_again_a_bounded_number_of_times():
     assert len(servers.asked) == 3
 
 
-def test_that_nobody_answers_the_retry_does_not_hide_what_was_said_first():
+def test_a_retry_without_a_reply_does_not_hide_the_first_error():
     servers = SimulatedServers(fails_for("out_of_memory", "r1"), *[GONE] * 1000)
     results = servers.drive(samples_of(2))
     assert [r.error and r.error.code for r in results] == [None, "out_of_memory"]

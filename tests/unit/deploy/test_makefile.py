@@ -58,40 +58,40 @@ def digests(path, docker):
 
 
 def test_digests_without_buildx_are_one_line_that_names_the_package(path):
-    code, said = digests(path, 'echo "docker: unknown command: docker $1" >&2; exit 1')
+    code, output = digests(path, 'echo "docker: unknown command: docker $1" >&2; exit 1')
     assert code != 0
-    assert len(said) == 1
-    assert "docker-buildx" in said[0]
+    assert len(output) == 1
+    assert "docker-buildx" in output[0]
 
 
 def test_digests_of_a_registry_that_cannot_be_reached_are_one_line_with_image_and_reason(path):
-    code, said = digests(
+    code, output = digests(
         path, '[ "$2" = version ] && exit; echo "pulling" >&2; echo "ERROR: dial tcp: no such host" >&2; exit 1'
     )
     assert code != 0
-    (line,) = said
+    (line,) = output
     assert line.startswith("image-digests: prom/prometheus:")
     assert "ERROR: dial tcp: no such host" in line
 
 
 def test_digests_are_lines_for_env_and_for_make_image(path):
-    code, said = digests(path, '[ "$2" = version ] && exit; echo sha256:$(printf 0%.0s {1..64})')
+    code, output = digests(path, '[ "$2" = version ] && exit; echo sha256:$(printf 0%.0s {1..64})')
     assert code == 0
-    assert [line.partition("=")[0] for line in said] == [
+    assert [line.partition("=")[0] for line in output] == [
         "PROMETHEUS_IMAGE",
         "ALERTMANAGER_IMAGE",
         "GRAFANA_IMAGE",
         "BASE",
     ]
-    for line, image in zip(said, IMAGES, strict=True):
+    for line, image in zip(output, IMAGES, strict=True):
         assert f"={image}" in line
         assert line.endswith("@sha256:" + "0" * 64)
 
 
 def test_an_answer_that_is_no_digest_is_not_printed_as_one(path):
-    code, said = digests(path, '[ "$2" = version ] && exit; echo "<no value>"')
+    code, output = digests(path, '[ "$2" = version ] && exit; echo "<no value>"')
     assert code != 0
-    assert len(said) == 1
+    assert len(output) == 1
 
 
 @pytest.mark.parametrize("of", ["VARIANT=cuda", "VARIANT=vllm", "TARGET=train"])

@@ -99,10 +99,10 @@ def test_alerts_are_those_of_the_rules_and_each_has_its_entry_in_the_runbook():
 
 
 def test_commands_are_those_of_the_help():
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-m", "rewardserve", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    in_help = re.findall(r"^  ([a-z]+)\b", said, re.MULTILINE)
+    in_help = re.findall(r"^  ([a-z]+)\b", output, re.MULTILINE)
     assert [entry.name for entry in reference.commands()] == in_help
     assert [entry.name for entry in reference.commands() if not entry.summary] == []
     assert {entry.name for entry in reference.commands() if "usage: rewardserve" not in entry.help} == {

@@ -50,7 +50,7 @@ def test_the_scorer_gives_the_numbers_of_the_fast_path(models, sampled):
     assert not scorer.pads_rows
 
 
-def test_a_row_does_not_depend_on_its_company(models, sampled):
+def test_a_row_does_not_depend_on_its_batch(models, sampled):
     together = models.score(TokenBatch(sampled.rows())).rows
     alone = [models.score(TokenBatch((row,))).rows[0] for row in sampled.rows()[:20]]
     for one, other in zip(together, alone, strict=False):

@@ -64,9 +64,9 @@ def another_classifier(seed=9):
 def test_shards_saved_over_a_single_file_are_refused_by_name(tmp_path):
     sequence_classifier(tmp_path)
     another_classifier().save_pretrained(tmp_path, max_shard_size="20KB")
-    said = refused(tmp_path)
-    assert "model.safetensors.index.json" in said
-    assert "model.safetensors " in said
+    output = refused(tmp_path)
+    assert "model.safetensors.index.json" in output
+    assert "model.safetensors " in output
     with pytest.raises(CheckpointError, match="two sets of weights"):
         read_backbone(str(tmp_path))
 
@@ -98,10 +98,10 @@ def test_a_tensor_that_two_shards_hold_with_other_numbers_is_refused(tmp_path):
     first, *_, last = sorted(tmp_path.glob("model-*.safetensors"))
     save_file({**load_file(last), "score.weight": torch.ones(1, 32)}, last, metadata={"format": "pt"})
     save_file({**load_file(first), "score.weight": torch.zeros(1, 32)}, first, metadata={"format": "pt"})
-    said = refused(tmp_path)
-    assert "score.weight" in said
-    assert first.name in said
-    assert last.name in said
+    output = refused(tmp_path)
+    assert "score.weight" in output
+    assert first.name in output
+    assert last.name in output
 
 
 def test_a_file_of_weights_that_config_json_names_is_refused(tmp_path):
@@ -126,9 +126,9 @@ def test_weights_written_over_other_weights_leave_one_set(tmp_path):
 def test_a_value_head_file_beside_another_head_among_the_weights_is_refused(tmp_path):
     value_head(tmp_path, separate=True)
     add_tensors(tmp_path, v_head__summary__weight=torch.ones(1, 32), v_head__summary__bias=torch.zeros(1))
-    said = refused(tmp_path)
-    assert "value_head.safetensors" in said
-    assert "v_head.summary" in said
+    output = refused(tmp_path)
+    assert "value_head.safetensors" in output
+    assert "v_head.summary" in output
 
 
 def test_a_value_head_file_beside_the_same_head_among_the_weights_is_read(tmp_path):
@@ -142,9 +142,9 @@ def test_a_value_head_file_beside_a_classifiers_head_is_refused(tmp_path):
     sequence_classifier(tmp_path)
     head = {"v_head.summary.weight": torch.ones(1, 32), "v_head.summary.bias": torch.zeros(1)}
     save_file(head, tmp_path / "value_head.safetensors")
-    said = refused(tmp_path)
-    assert "value_head.safetensors" in said
-    assert "score.weight" in said
+    output = refused(tmp_path)
+    assert "value_head.safetensors" in output
+    assert "score.weight" in output
 
 
 def test_two_value_head_files_are_refused(tmp_path):
@@ -239,9 +239,9 @@ def test_rounding_of_a_merge_in_half_precision_is_no_difference(tmp_path, base, 
 def test_an_adapter_beside_a_whole_model_is_refused(tmp_path, base):
     adapter(tmp_path / "adapter", base)
     shutil.copy(base / "model.safetensors", tmp_path / "adapter")
-    said = refused(tmp_path / "adapter")
-    assert "model.safetensors" in said
-    assert "adapter_model.safetensors" in said
+    output = refused(tmp_path / "adapter")
+    assert "model.safetensors" in output
+    assert "adapter_model.safetensors" in output
 
 
 def test_an_adapter_over_an_adapter_is_refused(tmp_path, base):
@@ -327,9 +327,9 @@ def test_a_bias_of_attention_that_is_no_mask_is_still_refused(tmp_path):
 def test_a_tokenizer_that_splits_control_tokens_is_refused_by_its_setting(tmp_path):
     sequence_classifier(tmp_path)
     edit_json(tmp_path / "tokenizer_config.json", split_special_tokens=True)
-    said = refused(tmp_path)
-    assert "split_special_tokens" in said
-    assert "tokenizer_config.json" in said
+    output = refused(tmp_path)
+    assert "split_special_tokens" in output
+    assert "tokenizer_config.json" in output
 
 
 @pytest.mark.parametrize("where", ["one file", "a folder", "beside a template of tokenizer_config.json"])
@@ -348,9 +348,9 @@ def test_named_templates_without_a_default_are_refused_with_their_names(tmp_path
         edit_json(tmp_path / "tokenizer_config.json", chat_template=CHATML)
     with pytest.raises(ValueError, match="no default"):
         AutoTokenizer.from_pretrained(tmp_path).apply_chat_template([{"role": "user", "content": "a"}])
-    said = refused(tmp_path)
-    assert "rlhf, tool_use" in said
-    assert "chat_template.jinja" in said
+    output = refused(tmp_path)
+    assert "rlhf, tool_use" in output
+    assert "chat_template.jinja" in output
 
 
 def test_the_default_of_several_templates_is_taken(tmp_path):
@@ -377,9 +377,9 @@ def test_the_same_template_twice_needs_no_note(tmp_path):
 def test_half_a_tokenizer_beside_an_adapter_is_refused(tmp_path, base):
     adapter(tmp_path / "adapter", base)
     (tmp_path / "adapter" / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ 'other' }}"}))
-    said = refused(tmp_path / "adapter")
-    assert "tokenizer_config.json" in said
-    assert "tokenizer.json" in said
+    output = refused(tmp_path / "adapter")
+    assert "tokenizer_config.json" in output
+    assert "tokenizer.json" in output
 
 
 def test_a_causal_model_is_read_as_before(tmp_path):

@@ -60,9 +60,9 @@ FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "calibration.
 def test_a_file_that_is_not_whole_is_named(folder, name, how):
     path = folder / name
     path.write_bytes(NOT_WHOLE[how](path.read_bytes()))
-    said = refused(folder)
-    assert said.startswith(f"{path} is unreadable: ")
-    assert "copy it again" in said
+    output = refused(folder)
+    assert output.startswith(f"{path} is unreadable: ")
+    assert "copy it again" in output
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 100, 5000])
@@ -171,7 +171,7 @@ def test_weights_that_turn_nan_while_they_are_served_give_each_row_its_error_and
 def test_the_server_says_it_in_words_with_exit_code_1(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
-    exit_code, said = run_to_end(f"{folder}", "--port=0", "--device=cpu")
+    exit_code, output = run_to_end(f"{folder}", "--port=0", "--device=cpu")
     assert exit_code == 1
-    assert "its header names" in said
-    assert "Traceback" not in said
+    assert "its header names" in output
+    assert "Traceback" not in output

@@ -459,7 +459,7 @@ def test_a_caller_may_forbid_that_anything_is_cut():
         encode(replace(sample, options=SampleOptions(truncates=False)))
 
 
-def test_a_caller_who_knows_where_the_response_begins_is_believed():
+def test_a_begin_of_the_response_that_the_caller_gives_is_used():
     encode, tokenizer = encoder()
     text = rendered(tokenizer)
     n = text.index("Four")

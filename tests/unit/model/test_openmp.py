@@ -11,7 +11,7 @@ import pytest
 from rewardserve.model.backends.openmp import limit_spinning
 
 
-def test_where_nobody_has_said_anything_they_spin_briefly(monkeypatch):
+def test_without_settings_threads_spin_briefly(monkeypatch):
     monkeypatch.setattr(os, "environ", {})
     limit_spinning()
     assert os.environ == {"GOMP_SPINCOUNT": "5000"}

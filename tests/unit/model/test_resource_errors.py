@@ -127,10 +127,10 @@ def test_the_places_where_a_shortage_was_raised_and_passed_on_are_kept(monkeypat
     explain_resource_errors("reward-test")
     error = while_handling(PermissionError(errno.EACCES, "Permission denied", "/a"), KeyError("secret"))
     sys.excepthook(type(error), error, error.__traceback__)
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "/a: permission is denied" in said
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert "/a: permission is denied" in output
     assert re.search(
-        r"PermissionError at \S*test_resource_errors\.py:\d+, KeyError at \S*test_resource_errors\.py:\d+", said
+        r"PermissionError at \S*test_resource_errors\.py:\d+, KeyError at \S*test_resource_errors\.py:\d+", output
     )
-    assert "secret" not in said
+    assert "secret" not in output

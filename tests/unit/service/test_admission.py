@@ -31,7 +31,7 @@ def test_seats_are_held_while_inside_and_given_back_after():
 
 
 @pytest.mark.parametrize("size", [(8, 1), (1, 80)])
-def test_who_does_not_fit_beside_the_others_gets_no_seat_at_all(size):
+def test_a_request_that_does_not_fit_beside_the_others_is_refused_as_a_whole(size):
     admission = new_admission()
     with admission.acquire(3, 30):
         with pytest.raises(Overloaded) as refused, admission.acquire(*size):
@@ -41,21 +41,21 @@ def test_who_does_not_fit_beside_the_others_gets_no_seat_at_all(size):
 
 
 @pytest.mark.parametrize("size", [(11, 1), (1, 101)])
-def test_who_could_never_fit_is_told_so_even_when_the_house_is_full(size):
+def test_a_request_that_could_never_fit_is_refused_for_that_also_under_overload(size):
     admission = new_admission()
     with admission.acquire(10, 100), pytest.raises(RequestTooLarge) as refused, admission.acquire(*size):
         pass
     assert refused.value.retry_after_s is None
 
 
-def test_an_exception_gives_the_seats_back():
+def test_an_exception_releases_the_permit():
     admission = new_admission()
     with pytest.raises(ZeroDivisionError), admission.acquire(3, 30):
         _ = 1 / 0
     assert taken(admission) == (0, 0)
 
 
-async def test_a_cancelled_guest_gives_the_seats_back():
+async def test_a_cancelled_request_releases_its_permit():
     admission = new_admission()
 
     async def stay():
@@ -70,7 +70,7 @@ async def test_a_cancelled_guest_gives_the_seats_back():
     assert taken(admission) == (0, 0)
 
 
-def test_a_closed_house_lets_guests_finish_and_nobody_in():
+def test_after_close_admitted_requests_finish_and_no_other_is_admitted():
     admission = new_admission()
     with admission.acquire(1, 1):
         admission.close()
@@ -80,7 +80,7 @@ def test_a_closed_house_lets_guests_finish_and_nobody_in():
     assert admission.idle.is_set()
 
 
-def test_retry_after_follows_how_long_guests_stay():
+def test_retry_after_follows_the_time_of_requests():
     clock = StillClock()
     admission = new_admission(clock=clock)
     for _ in range(100):
@@ -92,7 +92,7 @@ def test_retry_after_follows_how_long_guests_stay():
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 12), st.integers(1, 120)), max_size=40))
-def test_the_house_never_holds_more_than_it_has_seats_for(steps):
+def test_admission_never_exceeds_its_limits(steps):
     admission, inside = new_admission(), []
     for leaves, n_samples, n_tokens in steps:
         if leaves and inside:

@@ -170,7 +170,7 @@ async def test_a_poisonous_sample_is_alone_with_its_error(open_scoring):
     assert [i for i, c in enumerate(codes(results)) if c == "scorer_failed"] == [7]
 
 
-async def test_a_late_request_is_refused_as_a_whole_and_frees_its_seats(open_scoring):
+async def test_a_late_request_is_refused_as_a_whole_and_releases_its_permit(open_scoring):
     scorer = GatedScorer()
     scoring = open_scoring(scorer)
     with pytest.raises(DeadlineExceeded):
@@ -179,7 +179,7 @@ async def test_a_late_request_is_refused_as_a_whole_and_frees_its_seats(open_sco
     assert scoring.parts.batcher.n_samples == 0
 
 
-async def test_a_cancelled_request_frees_its_seats_at_once(open_scoring):
+async def test_a_cancelled_request_releases_its_permit_at_once(open_scoring):
     scorer = GatedScorer()
     scoring = open_scoring(scorer)
     request = asyncio.create_task(scoring.score([Sample(text=t) for t in TEXTS]))
@@ -193,7 +193,7 @@ async def test_a_cancelled_request_frees_its_seats_at_once(open_scoring):
     assert codes(await scoring.score([Sample(text="x")] * 60)) == ["ok"] * 60
 
 
-async def test_when_the_batcher_dies_the_request_is_refused_not_forgotten(open_scoring):
+async def test_when_the_batcher_ends_the_request_is_refused(open_scoring):
     scorer = FakeScorer()
     scorer.pads_rows = Untrue()
     with pytest.raises(BatcherStopped):

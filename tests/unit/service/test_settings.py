@@ -97,9 +97,9 @@ def test_what_makes_no_sense_is_said_with_its_remedy(capsys, flags, words):
 
 
 def test_all_complaints_come_at_once(capsys):
-    said = complaint(capsys, "--port=x", "--shape=y")
-    assert "REWARD_PORT" in said
-    assert "REWARD_SHAPE" in said
+    output = complaint(capsys, "--port=x", "--shape=y")
+    assert "REWARD_PORT" in output
+    assert "REWARD_SHAPE" in output
 
 
 def test_without_keys_only_this_machine_may_ask_unless_the_operator_says_so(tmp_path):
@@ -112,7 +112,7 @@ def test_without_keys_only_this_machine_may_ask_unless_the_operator_says_so(tmp_
     ]  # fmt: skip
 
 
-def test_a_keys_file_without_a_key_locks_nobody_out_silently(tmp_path):
+def test_a_keys_file_without_a_key_is_refused(tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("# only a comment\n\n")
     with pytest.raises(SettingsError, match="the file has no key"):
@@ -140,9 +140,9 @@ def test_an_empty_keys_file_variable_means_none(monkeypatch):
     ],
 )
 def test_an_address_of_a_webhook_that_no_alert_could_reach_is_refused_at_start_and_not_repeated(capsys, url):
-    said = complaint(capsys, f"--webhook-url={url}")
-    assert "REWARD_WEBHOOK_URL" in said
-    assert "T0" not in said
+    output = complaint(capsys, f"--webhook-url={url}")
+    assert "REWARD_WEBHOOK_URL" in output
+    assert "T0" not in output
 
 
 @pytest.mark.parametrize(

@@ -171,9 +171,9 @@ def test_the_hub_is_named_and_left_out_where_it_is_silent(tmp_path, monkeypatch,
     monkeypatch.setattr(hub, "answers", lambda endpoint, timeout_s: False)
     with pytest.raises(ConfigError, match=r"some/pairs.*hf download NAME --repo-type dataset"):
         list(sources.read(SourceConfig("some/pairs"), cache=str(tmp_path)))
-    said = capsys.readouterr().err
-    assert "data set some/pairs: from the Hugging Face hub" in said
-    assert "does not reply" in said
+    output = capsys.readouterr().err
+    assert "data set some/pairs: from the Hugging Face hub" in output
+    assert "does not reply" in output
 
 
 def in_folder(tmp_path, files):

@@ -51,7 +51,7 @@ def callers():
         yield threads
 
 
-def test_rows_keep_their_order_whoever_is_done_first(build, callers):
+def test_rows_keep_their_order_in_any_order_of_results(build, callers):
     engine = GatedEngine()
     scorer = build(engine)
     coming = callers.submit(scorer.score, TokenBatch((A, B, C)))

@@ -91,7 +91,7 @@ def test_a_weight_that_others_use_than_its_own_layer_is_not_let_go_of():
     assert [heads["score"] for heads in done] == pytest.approx(expected, abs=2e-5)
 
 
-def test_an_argument_of_attention_that_nobody_here_knows_is_padded(monkeypatch):
+def test_an_unknown_argument_of_attention_selects_the_padded_engine(monkeypatch):
     network = make("llama")
     attention = network.backbone.layers[0].self_attn
     forward = type(attention).forward

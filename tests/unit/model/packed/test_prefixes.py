@@ -66,7 +66,7 @@ def test_a_longer_beginning_takes_the_place_of_its_own_beginning():
     assert kept.n_bytes == 100 * 64 + len(row_key(PROMPT))
 
 
-def test_a_row_that_nobody_resembles_costs_no_memory():
+def test_a_row_without_a_shared_prefix_costs_no_memory():
     network = make("llama")
     with packed(network, prefix_cache_bytes=10**8) as scorer:
         for i in range(5):

@@ -495,9 +495,9 @@ def test_nothing_is_added_that_would_break_the_file(tmp_path, capsys, arguments,
     before = path.read_text()
     assert keys.main([arguments[0], str(path), *arguments[1:]]) == 2
     assert path.read_text() == before
-    said = capsys.readouterr()
-    assert said.out == "", "no key is shown that was not kept"
-    assert said.err == f"rewardserve keys: {message.format(file=path)}\n"
+    output = capsys.readouterr()
+    assert output.out == "", "no key is shown that was not kept"
+    assert output.err == f"rewardserve keys: {message.format(file=path)}\n"
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ async def test_a_row_that_does_not_fit_alone_has_its_own_error(drive):
 
 
 @pytest.mark.parametrize("error", [ScorerError("boom"), RuntimeError("boom"), StopIteration("boom"), SystemExit(3)])
-async def test_a_poisonous_row_does_not_spoil_its_neighbours(drive, error):
+async def test_the_failure_of_a_row_does_not_fail_its_neighbours(drive, error):
     batcher = drive(FakeScorer(poisoned_by(IS_BAD, error)))
     outcomes = await batcher.score(ROWS)
     assert isinstance(outcomes[3], ScorerFailed)

@@ -98,5 +98,5 @@ async def test_a_process_that_cannot_be_started_is_a_shortage_and_no_bug(room, b
     assert len(bugs) == 1, "the operator reads it in the log"
 
 
-def test_the_tokenizers_own_threads_are_left_asleep(room):
+def test_the_tokenizers_own_threads_are_not_used(room):
     assert os.environ["TOKENIZERS_PARALLELISM"] == "false"

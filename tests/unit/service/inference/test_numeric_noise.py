@@ -21,7 +21,7 @@ def by_company(batch):
     return BatchScores(({"score": 0.25 * len(batch)},) * len(batch), 0)
 
 
-def test_a_scorer_that_depends_on_the_company_is_noisy():
+def test_a_scorer_that_depends_on_the_batch_is_noisy():
     noise = numeric_noise(FakeScorer(by_company), IDENTITY, ROWS)
     assert noise == NumericNoise(max=0.25 * (len(ROWS) - 1), p99=0.25 * (len(ROWS) - 1), n_rows=len(ROWS))
 
@@ -58,7 +58,7 @@ def test_long_rows_do_not_delay_the_start():
 
 
 @pytest.mark.parametrize("rows", [[], ROWS[:1], [ROWS[0], ROWS[0]], [(1,) * 2000, (2,) * 3000]])
-def test_without_affordable_company_there_is_nothing_to_measure(rows):
+def test_without_other_rows_that_fit_there_is_no_noise_to_measure(rows):
     assert numeric_noise(FakeScorer(), IDENTITY, rows) is None
 
 

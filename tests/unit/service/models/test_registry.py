@@ -138,7 +138,7 @@ async def test_a_load_that_hangs_is_given_up_and_others_can_begin(registry, monk
         registry.cancel_load()
 
 
-async def test_what_has_no_words_for_an_operator_is_not_quoted_to_him(registry, monkeypatch):
+async def test_an_error_without_a_message_for_operators_is_not_quoted(registry, monkeypatch):
     def choke(_settings):
         raise KeyError("a conversation")
 

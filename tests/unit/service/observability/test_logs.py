@@ -71,10 +71,10 @@ def test_the_text_log_steers_no_terminal_and_forges_no_line(capsys, text, how):
         else:
             value = {"value": text, "list": ["x", text], "nested": {"a": (text,)}, "object": Named(), "key": 1}[how]
             log.info("request", **{text if how == "key" else "run": value})
-        said = capsys.readouterr().err
+        output = capsys.readouterr().err
     finally:
         structlog.reset_defaults()
         logging.root.handlers, logging.root.level = handlers, level
-    assert said.endswith("\n")
-    assert said[:-1].isprintable(), said
-    assert len(said) > 20
+    assert output.endswith("\n")
+    assert output[:-1].isprintable(), output
+    assert len(output) > 20

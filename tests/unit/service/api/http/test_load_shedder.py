@@ -22,7 +22,7 @@ def full():
     return SimpleNamespace(is_nearly_full=True, n_released=0)
 
 
-def test_whoever_asks_for_as_much_as_one_who_found_no_seat_is_turned_away_and_counted():
+def test_a_request_as_large_as_one_that_was_refused_is_refused_and_counted():
     load_shedder, told = door_of(full())
     assert load_shedder.rejection_for(b"/score", 100) is None, "nobody has been refused yet"
     load_shedder.on_overloaded(100, ANSWER)
@@ -44,7 +44,7 @@ def test_as_soon_as_anybody_leaves_the_next_may_try():
     )
 
 
-def test_where_there_is_room_for_others_one_who_asked_for_too_much_closes_nothing():
+def test_one_request_that_was_too_large_sheds_no_load_while_capacity_is_left():
     seats = SimpleNamespace(is_nearly_full=False, n_released=0)
     load_shedder, _ = door_of(seats)
     load_shedder.on_overloaded(100, ANSWER)

@@ -263,7 +263,7 @@ def test_only_the_start_of_an_answer_is_changed_and_waited_with():
     assert caller.answer == [(1000.0, END)]
 
 
-def test_a_refusal_for_want_of_room_keeps_nothing_while_it_waits():
+def test_a_refusal_for_lack_of_capacity_holds_no_body_while_it_waits():
     async def main():
         intake = BodyLimitMiddleware(refusing, limits=BodyLimits(100, 5, 30.0))
         caller = Caller(part(b"123456"), part(b"7", after=9.0), **CHUNKED)

@@ -40,8 +40,8 @@ class Counting:
 
 
 async def test_a_repeat_gets_the_first_answer_and_says_so():
-    room, answer = Idempotency(StillClock()), Counting()
-    first, again = await room.run_once(request(), answer), await room.run_once(request(), answer)
+    store, answer = Idempotency(StillClock()), Counting()
+    first, again = await store.run_once(request(), answer), await store.run_once(request(), answer)
     assert (first.body, again.body, answer.n) == (b"1", b"1", 1)
     assert again.headers["idempotency-replayed"] == "true"
     assert "idempotency-replayed" not in first.headers
@@ -61,27 +61,27 @@ async def test_a_repeat_gets_the_first_answer_and_says_so():
     ],
 )
 async def test_another_key_sender_or_route_is_another_request(other):
-    room, answer = Idempotency(StillClock()), Counting()
-    await room.run_once(request(), answer)
-    assert (await room.run_once(request(**other), answer)).body == b"2"
+    store, answer = Idempotency(StillClock()), Counting()
+    await store.run_once(request(), answer)
+    assert (await store.run_once(request(**other), answer)).body == b"2"
 
 
 async def test_a_repeat_names_the_model_as_the_first_answer_did():
     async def answer(_request):
         return Response("1", headers={"x-model-name": "rm", "content-language": "en"})
 
-    room = Idempotency(StillClock())
-    await room.run_once(request(), answer)
-    again = await room.run_once(request(), answer)
+    store = Idempotency(StillClock())
+    await store.run_once(request(), answer)
+    again = await store.run_once(request(), answer)
     assert (again.headers["x-model-name"], again.headers["idempotency-replayed"]) == ("rm", "true")
     assert "content-language" not in again.headers
 
 
 async def test_a_key_belongs_to_its_body():
-    room, answer = Idempotency(StillClock()), Counting()
-    await room.run_once(request(), answer)
+    store, answer = Idempotency(StillClock()), Counting()
+    await store.run_once(request(), answer)
     with pytest.raises(KeyReused):
-        await room.run_once(request(body=b"[]"), answer)
+        await store.run_once(request(body=b"[]"), answer)
     assert answer.n == 1
 
 
@@ -92,29 +92,29 @@ async def test_a_key_has_a_bound(key):
 
 
 async def test_a_refusal_is_not_remembered():
-    room, answer = Idempotency(StillClock()), Counting(status=503)
-    assert [(await room.run_once(request(), answer)).body for _ in range(2)] == [b"1", b"2"]
+    store, answer = Idempotency(StillClock()), Counting(status=503)
+    assert [(await store.run_once(request(), answer)).body for _ in range(2)] == [b"1", b"2"]
 
     async def refuse(_request):
         raise Overloaded("later")
 
     with pytest.raises(Overloaded):
-        await room.run_once(request("b"), refuse)
-    assert (await room.run_once(request("b"), Counting())).body == b"1"
+        await store.run_once(request("b"), refuse)
+    assert (await store.run_once(request("b"), Counting())).body == b"1"
 
 
 async def test_an_answer_that_is_not_final_is_not_remembered():
-    room, finality = Idempotency(StillClock()), iter([False, True])
+    store, finality = Idempotency(StillClock()), iter([False, True])
 
     async def answer(asked):
         asked.scope["state"] = {"is_final": next(finality)}
         return Response(str(asked.scope["state"]["is_final"]))
 
-    assert [(await room.run_once(request(), answer)).body for _ in range(3)] == [b"False", b"True", b"True"]
+    assert [(await store.run_once(request(), answer)).body for _ in range(3)] == [b"False", b"True", b"True"]
 
 
 async def test_a_repeat_joins_the_first_while_it_is_being_answered():
-    room, gate, begun, asked = Idempotency(StillClock()), asyncio.Event(), asyncio.Event(), []
+    store, gate, begun, asked = Idempotency(StillClock()), asyncio.Event(), asyncio.Event(), []
 
     async def slow(_request):
         asked.append(1)
@@ -122,29 +122,29 @@ async def test_a_repeat_joins_the_first_while_it_is_being_answered():
         await gate.wait()
         return Response("done")
 
-    both = [asyncio.create_task(room.run_once(request(), slow)) for _ in range(3)]
+    both = [asyncio.create_task(store.run_once(request(), slow)) for _ in range(3)]
     await begun.wait()
     other_body = request(body=b"[]")
     with pytest.raises(KeyReused):
-        await room.run_once(other_body, slow)
+        await store.run_once(other_body, slow)
     gate.set()
     assert [answer.body for answer in await asyncio.gather(*both)] == [b"done"] * 3
     assert len(asked) == 1
 
 
 async def test_a_repeat_waits_for_the_first_no_longer_than_its_own_deadline():
-    room, gate, begun = Idempotency(StillClock()), asyncio.Event(), asyncio.Event()
+    store, gate, begun = Idempotency(StillClock()), asyncio.Event(), asyncio.Event()
 
     async def slow(_request):
         begun.set()
         await gate.wait()
         return Response("done")
 
-    first = asyncio.create_task(room.run_once(request(), slow))
+    first = asyncio.create_task(store.run_once(request(), slow))
     await begun.wait()
     with pytest.raises(DeadlineExceeded):
-        await asyncio.wait_for(room.run_once(request(x_deadline_ms=b"20"), Counting()), PATIENCE_S)
-    patient = asyncio.create_task(room.run_once(request(x_deadline_ms=b"99999999999"), Counting()))
+        await asyncio.wait_for(store.run_once(request(x_deadline_ms=b"20"), Counting()), PATIENCE_S)
+    patient = asyncio.create_task(store.run_once(request(x_deadline_ms=b"99999999999"), Counting()))
     await asyncio.sleep(0)
     gate.set()
     assert [(await each).body for each in (first, patient)] == [b"done"] * 2
@@ -152,7 +152,7 @@ async def test_a_repeat_waits_for_the_first_no_longer_than_its_own_deadline():
 
 async def test_a_deadline_counts_from_the_arrival_of_a_repeat_and_not_from_its_turn():
     clock, asked = StillClock(), request(x_deadline_ms=b"500")
-    room, begun = Idempotency(clock), asyncio.Event()
+    store, begun = Idempotency(clock), asyncio.Event()
 
     async def for_ever(_request):
         begun.set()
@@ -161,9 +161,9 @@ async def test_a_deadline_counts_from_the_arrival_of_a_repeat_and_not_from_its_t
     async def deadline(of):
         return Response(str(read_deadline(of, clock)))
 
-    first = asyncio.create_task(room.run_once(request(), for_ever))
+    first = asyncio.create_task(store.run_once(request(), for_ever))
     await begun.wait()
-    repeat = asyncio.create_task(room.run_once(asked, deadline))
+    repeat = asyncio.create_task(store.run_once(asked, deadline))
     await asyncio.sleep(0)
     clock.advance(0.25)
     first.cancel()
@@ -171,15 +171,15 @@ async def test_a_deadline_counts_from_the_arrival_of_a_repeat_and_not_from_its_t
 
 
 async def test_a_repeat_asks_itself_when_the_first_was_given_up():
-    room, begun = Idempotency(StillClock()), asyncio.Event()
+    store, begun = Idempotency(StillClock()), asyncio.Event()
 
     async def for_ever(_request):
         begun.set()
         await asyncio.Event().wait()
 
-    first = asyncio.create_task(room.run_once(request(), for_ever))
+    first = asyncio.create_task(store.run_once(request(), for_ever))
     await begun.wait()
-    second = asyncio.create_task(room.run_once(request(), Counting()))
+    second = asyncio.create_task(store.run_once(request(), Counting()))
     await asyncio.sleep(0)
     first.cancel()
     assert (await second).body == b"1"
@@ -187,31 +187,31 @@ async def test_a_repeat_asks_itself_when_the_first_was_given_up():
 
 async def test_answers_are_forgotten_by_age_and_by_bytes():
     clock = StillClock()
-    room, answer = Idempotency(clock, max_age_s=10.0), Counting()
-    await room.run_once(request(), answer)
+    store, answer = Idempotency(clock, max_age_s=10.0), Counting()
+    await store.run_once(request(), answer)
     clock.advance(10.1)
-    assert (await room.run_once(request(), answer)).body == b"2"
+    assert (await store.run_once(request(), answer)).body == b"2"
 
-    room, answer = Idempotency(clock, max_bytes=10_000), Counting(size=4_000)
+    store, answer = Idempotency(clock, max_bytes=10_000), Counting(size=4_000)
     for key in "abc":
-        await room.run_once(request(key), answer)
-    assert (await room.run_once(request("c"), answer)).body.strip() == b"3"
-    assert (await room.run_once(request("a"), answer)).body.strip() == b"4"
+        await store.run_once(request(key), answer)
+    assert (await store.run_once(request("c"), answer)).body.strip() == b"3"
+    assert (await store.run_once(request("a"), answer)).body.strip() == b"4"
 
 
 async def test_an_answer_to_a_run_that_was_blocked_meanwhile_is_not_given_again():
     blocked, answer = set(), Counting()
-    room = Idempotency(StillClock(), blocked_runs=SimpleNamespace(is_blocked=lambda context: context.run in blocked))
+    store = Idempotency(StillClock(), blocked_runs=SimpleNamespace(is_blocked=lambda context: context.run in blocked))
 
     def of_run(run):
         asked = request()
         asked.scope["state"] = {"run_context": RunContext(run)}
         return asked
 
-    await room.run_once(of_run("ppo-7"), answer)
+    await store.run_once(of_run("ppo-7"), answer)
     blocked.add("ppo-7")
-    assert [(await room.run_once(of_run("ppo-7"), answer)).body for _ in range(2)] == [b"2", b"3"], (
+    assert [(await store.run_once(of_run("ppo-7"), answer)).body for _ in range(2)] == [b"2", b"3"], (
         "a refusal is not remembered"
     )
     blocked.clear()
-    assert (await room.run_once(of_run("ppo-7"), answer)).body == b"1", "the alert was acknowledged"
+    assert (await store.run_once(of_run("ppo-7"), answer)).body == b"1", "the alert was acknowledged"

@@ -92,7 +92,7 @@ def test_a_folder_that_is_gone_takes_nothing_down(tmp_path):
     assert len(failed) == 1
 
 
-def test_the_runs_that_were_kept_first_make_room(tmp_path, monkeypatch):
+def test_the_runs_that_were_saved_first_are_dropped(tmp_path, monkeypatch):
     monkeypatch.setattr(baseline_store, "MAX_RUNS", 3)
     kept = opened(tmp_path)
     for i in range(5):
