@@ -19,7 +19,7 @@ PACKAGES = ("model", "service", "training")
 LIMITS = {
     "files at the top of service": 7,
     "class names defined twice": 0,
-    "Callable parameters in service": 14,
+    "Callable parameters in service": 13,
     "import cycles": 0,
 }
 
