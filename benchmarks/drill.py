@@ -51,6 +51,8 @@ PAGE_LIMIT_S, WARN_LIMIT_S, ERRORS_LIMIT_S = 120.0, 300.0, 300.0
 RUN_ENDS_S = 60.0
 RESOLVE_LIMIT_S = RUN_ENDS_S + 60.0
 """Four evaluations later."""
+LEAST_SHARE_OF_RATE = 0.8
+"""The limits hold for runs at the stated rate: a drill with slower ones is no result."""
 _TIMEOUT_S = 330.0
 
 Texts = Iterator[dict[str, Any]]
@@ -113,6 +115,10 @@ CANARIES = ("canaries", "model")
 ERRORS = "RewardServerErrors"
 
 
+class ServerTooSlow(Exception):
+    """The server scored fewer samples than the drill needs; the message says how many, and what to change."""
+
+
 class AlertmanagerMessage(NamedTuple):
     """One POST of Alertmanager with a firing alert."""
 
@@ -147,7 +153,10 @@ class Notifications:
 
 
 def main() -> int:
-    """Run the drill and print its report. Exit code 1 if a notification was late, missing, false, or duplicate."""
+    """Run the drill and print its report.
+
+    Exit code 1: a notification was late, missing, false, or duplicate. 2: this machine cannot run the drill.
+    """
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with preference files: thousands of responses")
     parser.add_argument("--healthy-s", type=float, default=240.0, help="seconds for which all runs are honest")
@@ -159,7 +168,11 @@ def main() -> int:
         print(f"not on the path: {', '.join(missing)} (Debian: {' '.join(missing)})", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        report = asyncio.run(drill(given, Path(folder), stack))
+        try:
+            report = asyncio.run(drill(given, Path(folder), stack))
+        except ServerTooSlow as error:
+            print(error, file=sys.stderr)
+            return 2
     print(tables.facts(machine.facts()))
     print(tables.table(report["rows"]))
     print(f"\n{report['samples']} samples; notifications while all runs were honest: {report['false'] or 'none'}; "
@@ -184,20 +197,25 @@ async def drill(given: argparse.Namespace, folder: Path, stack: ExitStack) -> di
         tasks = [
             asyncio.create_task(_stream(http, urls[0], each_run, pool, given.rate, onset, counts)) for each_run in RUNS
         ]
-        await _unless_one_fails(given.healthy_s, tasks)
-        early, began = list(notifications.messages), time.monotonic()
-        onset.set()
-        if given.backend == "torch":
-            os.kill(pids[1], signal.SIGUSR1)
-        os.kill(pids[2], signal.SIGUSR2)
-        tasks += [asyncio.create_task(_fail(http, urls[2], route, body)) for route, body in FAILING_REQUESTS.items()]
-        while time.monotonic() < began + _TIMEOUT_S and not (
-            all(notifications.of(*each) for each in awaited) and notifications.named(ERRORS)
-        ):
-            await _unless_one_fails(0.5, tasks)
-        await _unless_one_fails(60.0, tasks)  # further notifications about the same runs
-        for task in tasks:
-            task.cancel()
+        try:
+            await _unless_one_fails(given.healthy_s, tasks)
+            check_rate(sum(counts.values()), given.healthy_s, given.rate)
+            early, began = list(notifications.messages), time.monotonic()
+            onset.set()
+            if given.backend == "torch":
+                os.kill(pids[1], signal.SIGUSR1)
+            os.kill(pids[2], signal.SIGUSR2)
+            tasks += [
+                asyncio.create_task(_fail(http, urls[2], route, body)) for route, body in FAILING_REQUESTS.items()
+            ]
+            while time.monotonic() < began + _TIMEOUT_S and not (
+                all(notifications.of(*each) for each in awaited) and notifications.named(ERRORS)
+            ):
+                await _unless_one_fails(0.5, tasks)
+            await _unless_one_fails(60.0, tasks)  # further notifications about the same runs
+        finally:
+            for task in tasks:
+                task.cancel()
         resolved_after_s = await _seconds_until_resolved(http, prometheus)
     rows = [_row(notifications, *each, began) for each in awaited] + [_errors_row(notifications, began)]
     honest = sorted(
@@ -209,6 +227,16 @@ async def drill(given: argparse.Namespace, folder: Path, stack: ExitStack) -> di
     false = [str(message.labels) for message in early]
     return {"rows": rows, "samples": sum(counts.values()), "false": false, "honest": honest, "passed": passed,
             "resolved_after_s": resolved_after_s and round(resolved_after_s)}  # fmt: skip
+
+
+def check_rate(n_samples: int, seconds: float, rate: float) -> None:
+    """Raise `ServerTooSlow` if all runs together had far fewer samples than `rate` a second each."""
+    reached, wanted = n_samples / seconds, rate * len(RUNS)
+    if reached < LEAST_SHARE_OF_RATE * wanted:
+        raise ServerTooSlow(
+            f"the server scored {reached:.0f} samples a second, and the drill needs {wanted:.0f}: use --backend echo, or a "
+            "faster machine (with a lower --rate the runs are too short for the limits on delays)"
+        )
 
 
 async def _unless_one_fails(seconds: float, tasks: Sequence[asyncio.Task[None]]) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks.drill import SERVERS, Notifications
+from benchmarks.drill import RUNS, SERVERS, Notifications, ServerTooSlow, check_rate
 from benchmarks.webhook_receiver import WebhookRequest
 
 
@@ -15,6 +15,13 @@ def test_every_server_is_a_command_that_takes_the_flags_of_serve(module):
     done = subprocess.run([sys.executable, "-m", *module, "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--port" in done.stdout
+
+
+def test_a_drill_on_a_server_that_cannot_keep_up_is_no_result():
+    wanted = 12 * len(RUNS)
+    check_rate(wanted * 81, 100.0, 12.0)
+    with pytest.raises(ServerTooSlow, match=rf"scored 5 samples a second, and the drill needs {wanted}:"):
+        check_rate(500, 100.0, 12.0)
 
 
 def test_messages_of_alertmanager_are_kept_apart_from_alerts_of_servers():
