@@ -34,9 +34,10 @@ from typing import Any, Final, NamedTuple
 import httpx
 
 from benchmarks import machine, tables
-from benchmarks.peers.processes import PeerServer, free_port
+from benchmarks.peers.processes import PeerServer
 from benchmarks.texts import samples
 from benchmarks.webhook_receiver import WebhookRequest, receive_webhooks
+from rewardserve.bench.server_process import free_port
 from rewardserve.service.tripwires.honeypots import hashed
 
 ROOT = Path(__file__).resolve().parent.parent

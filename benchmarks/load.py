@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import signal
 import statistics
@@ -17,13 +18,12 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import httpx
-
-from benchmarks.server_process import ServerProcess
 from benchmarks.tables import report
 from benchmarks.texts import samples
+from rewardserve.bench.closed_loop import HttpOutcome, closed_loop, http_client, send
+from rewardserve.bench.server_process import ServerProcess
 
 SAME_REWARD = 2e-3  # float32 kernels differ a little with the shape of the batch
 
@@ -64,21 +64,29 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
     """Run one measurement."""
     pool = samples(given.data, given.texts)
     model = given.model or ("echo" if given.backend == "echo" else "")
-    with ServerProcess(f"--backend={given.backend}", *([f"{model}"] if model else []), inherit_stderr=True) as server:
+    with ServerProcess(
+        "--log-level=warning", f"--backend={given.backend}", *([f"{model}"] if model else []), log=sys.stderr.buffer
+    ) as server:
         counts, rss = ClientCounts(), [server.rss_mib()]
-        stop = time.monotonic() + given.seconds
-        limits = httpx.Limits(max_connections=given.clients + 4)
-        async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as http:
-            clients = [
-                asyncio.create_task(_client(http, pool, given.largest, i, stop, counts)) for i in range(given.clients)
-            ]
+        requests = _Requests(pool, given.largest, random.Random(0))
+        async with http_client(given.clients + 4, use_proxy=False) as http:
+            clients = asyncio.create_task(
+                closed_loop(
+                    http,
+                    f"{server.url}/score",
+                    requests,
+                    given.clients,
+                    lambda number, outcome: _count(requests.picks[number], outcome, counts),
+                    until=time.perf_counter() + given.seconds,
+                )
+            )
             watch = asyncio.create_task(_sample_rss(server, rss))
             started, cpu = time.monotonic(), server.cpu_s()
             await asyncio.sleep(given.seconds)
             cpu, wall = server.cpu_s() - cpu, time.monotonic() - started
-            await asyncio.gather(*clients)
+            await clients
             watch.cancel()
-            counted = (await http.get("/metrics")).text
+            counted = (await http.get(f"{server.url}/metrics")).text
         drained = await _terminate_under_load(server, pool, given)
     return {
         "requests": len(counts.latencies_s),
@@ -98,33 +106,43 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def _client(
-    http: httpx.AsyncClient, pool: list[dict[str, Any]], largest: int, seed: int, stop: float, counts: ClientCounts
-) -> None:
-    rng = random.Random(seed)
-    while time.monotonic() < stop:
-        picks = [rng.randrange(len(pool)) for _ in range(rng.randint(1, largest))]
-        started = time.monotonic()
-        reply = await http.post("/score", json=_body(pool, picks))
-        if reply.status_code == 503:
-            counts.n_refused += 1
-            await asyncio.sleep(0.1)
-            continue
-        counts.latencies_s.append(time.monotonic() - started)
-        counts.n_samples += len(picks)
-        _check(reply, picks, counts)
+class _Requests:
+    """Endless bodies of `POST /score`. `picks` has the numbers of the samples of each."""
+
+    def __init__(self, pool: list[dict[str, Any]], largest: int, rng: random.Random) -> None:
+        self._pool, self._largest, self._rng = pool, largest, rng
+        self.picks: list[list[int]] = []
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        """One more."""
+        picks = [self._rng.randrange(len(self._pool)) for _ in range(self._rng.randint(1, self._largest))]
+        self.picks.append(picks)
+        return _body(self._pool, picks)
 
 
-def _body(pool: list[dict[str, Any]], picks: list[int]) -> dict[str, Any]:
-    return {"run": "load", "samples": [{"id": f"{i}-{pick}", **pool[pick]} for i, pick in enumerate(picks)]}
-
-
-def _check(reply: httpx.Response, picks: list[int], counts: ClientCounts) -> None:
-    """Check status, ids and order, and that equal texts get equal rewards in any batch."""
-    if reply.status_code != 200:
-        counts.wrong.append(f"status {reply.status_code}")
+def _count(picks: list[int], outcome: HttpOutcome, counts: ClientCounts) -> None:
+    if outcome.status == 503:
+        counts.n_refused += 1
         return
-    results = reply.json()["results"]
+    counts.latencies_s.append(outcome.latency_s)
+    counts.n_samples += len(picks)
+    _check(outcome, picks, counts)
+
+
+def _body(pool: list[dict[str, Any]], picks: list[int]) -> bytes:
+    samples = [{"id": f"{i}-{pick}", **pool[pick]} for i, pick in enumerate(picks)]
+    return json.dumps({"run": "load", "samples": samples}).encode()
+
+
+def _check(outcome: HttpOutcome, picks: list[int], counts: ClientCounts) -> None:
+    """Check status, ids and order, and that equal texts get equal rewards in any batch."""
+    if outcome.status != 200:
+        counts.wrong.append(outcome.error or f"status {outcome.status}")
+        return
+    results = json.loads(outcome.content)["results"]
     if [r["id"] for r in results] != [f"{i}-{pick}" for i, pick in enumerate(picks)]:
         counts.wrong.append("ids or their order")
     for pick, result in zip(picks, results, strict=True):
@@ -147,23 +165,22 @@ async def _terminate_under_load(
     A request sent before the signal must get a reply or a documented refusal. A connection opened after it may also be
     refused, as no request was accepted on it.
     """
-    counts, rng = ClientCounts(), random.Random(99)
-    limits = httpx.Limits(max_connections=2 * given.clients)
-    async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as http:
+    counts, requests = ClientCounts(), _Requests(pool, given.largest, random.Random(99))
+    async with http_client(2 * given.clients, use_proxy=False) as http:
 
         async def one(*, may_find_it_closed: bool) -> None:
-            picks = [rng.randrange(len(pool)) for _ in range(rng.randint(1, given.largest))]
-            try:
-                reply = await http.post("/score", json=_body(pool, picks))
-            except httpx.TransportError:
+            body = next(requests)
+            picks = requests.picks[-1]
+            outcome = await send(http, f"{server.url}/score", body)
+            if outcome.error:
                 counts.n_closed += may_find_it_closed
                 counts.n_cut_off += not may_find_it_closed
                 return
-            if reply.status_code == 503:
+            if outcome.status == 503:
                 counts.n_refused += 1
                 return
             counts.latencies_s.append(0.0)
-            _check(reply, picks, counts)
+            _check(outcome, picks, counts)
 
         before = [asyncio.create_task(one(may_find_it_closed=False)) for _ in range(given.clients)]
         await asyncio.sleep(0.5)

@@ -11,9 +11,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TypeVar
+
+from rewardserve.bench.machine import cpu_name, instruction_set, library_version
 
 T = TypeVar("T")
 
@@ -58,13 +58,13 @@ def run_again_with(threads: int, *, malloc: bool) -> None:
 def facts() -> dict[str, str | int | float]:
     """Facts needed to interpret the figures. `load` is how busy the machine was before: other processes add noise."""
     return {
-        "cpu": _cpu_name(),
-        "instructions": _instructions(),
+        "cpu": cpu_name(),
+        "instructions": instruction_set(),
         "cores": os.cpu_count() or 0,
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "torch": _version("torch"),
-        "transformers": _version("transformers"),
+        "torch": library_version("torch"),
+        "transformers": library_version("transformers"),
         "threads": int(os.environ.get("OMP_NUM_THREADS", "0")),
         "malloc": "set" if all(os.environ.get(k) == v for k, v in MALLOC.items()) else "glibc's own",
     }
@@ -73,27 +73,3 @@ def facts() -> dict[str, str | int | float]:
 def spread(n: int, most: int) -> list[int]:
     """At most `most` numbers below n, evenly spaced."""
     return sorted({i * n // most for i in range(most)})
-
-
-def _cpu_name() -> str:
-    return _cpu_field("model name") or platform.processor() or platform.machine()
-
-
-def _instructions() -> str:
-    """Widest instruction set of the CPU that matters to matrix products."""
-    flags = _cpu_field("flags").split()
-    known = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2"}
-    return next((name for flag, name in known.items() if flag in flags), "others")
-
-
-def _cpu_field(name: str) -> str:
-    """Field of the first processor in /proc/cpuinfo; empty if absent."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"

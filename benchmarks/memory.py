@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks.server_process import ServerProcess
 from benchmarks.tables import report
+from rewardserve.bench.server_process import ServerProcess
 
 CALLS: dict[str, Any] = {
     "/score": lambda text: {
@@ -64,7 +64,7 @@ def main() -> int:
 async def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Run one measurement."""
     flags = (f"--backend={given.backend}", "--cache.scores=4096", "--cache.prefix-mib=16", "--tripwires.cpu-share=1")
-    with ServerProcess(*flags) as server:
+    with ServerProcess("--log-level=warning", *flags) as server:
         ended, until = Counter[str](), time.monotonic() + 60 * given.minutes
         clients = [asyncio.create_task(_client(server.port, i, until, given, ended)) for i in range(given.clients)]
         track = await _rss_track(server, until)

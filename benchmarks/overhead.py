@@ -26,8 +26,8 @@ from typing import cast
 import uvloop
 
 from benchmarks import component_cost, machine, tables, tokenizing
-from benchmarks.server_process import ServerProcess
 from benchmarks.traffic import Bodies, Case
+from rewardserve.bench.server_process import ServerProcess
 from rewardserve.model.backends.echo import END_ID, echo_score
 
 FORMS = ("ids", "text")
@@ -119,7 +119,7 @@ def over_http(given: argparse.Namespace, flags: Sequence[str]) -> list[CaseResul
     """Measure the real server over real connections."""
     cases = [Case(form, n) for form in given.forms for n in given.sizes]
     loads: dict[Case, list[RoundResult]] = {case: [] for case in cases}
-    with ServerProcess(*ECHO, *flags) as server:
+    with ServerProcess("--log-level=warning", *ECHO, *flags) as server:
         for round_ in range(given.rounds + 1):
             for case in cases:
                 bodies = Bodies(case, given.tokens, seed=round_)

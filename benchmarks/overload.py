@@ -21,8 +21,8 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.server_process import ServerProcess
 from benchmarks.tables import report
+from rewardserve.bench.server_process import ServerProcess
 
 LEAST_SHARE = 0.9
 
@@ -156,11 +156,11 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
         flags += [f"{given.model or 'echo:delay_ms=20'}", "--batching.max-tokens=4096"]
     elif given.model:
         flags += [f"{given.model}"]
-    with ServerProcess(*flags) as server:
+    with ServerProcess("--log-level=warning", *flags) as server:
         peak = await _peak(LoadGenerator(server.port, given.samples, given.words), given)
     capacity = max(2 * given.samples, int(peak * given.wait))
     capacity_flags = f"--admission.max-samples={capacity}", f"--max-samples-per-request={min(capacity, 1024)}"
-    with ServerProcess(*flags, *capacity_flags) as server:
+    with ServerProcess("--log-level=warning", *flags, *capacity_flags) as server:
         generator = LoadGenerator(
             server.port, given.samples, given.words, capacity // given.samples + given.connections
         )

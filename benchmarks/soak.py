@@ -28,8 +28,8 @@ from typing import Any, Self
 
 import httpx
 
-from benchmarks.peers.processes import free_port
 from benchmarks.tables import table
+from rewardserve.bench.server_process import free_port
 from rewardserve.model.backends.echo import echo_score
 from rewardserve_client import AsyncRewardClient, Backoff, RewardClient, Scores
 

@@ -22,9 +22,9 @@ from typing import Any
 
 import httpx
 
-from benchmarks.server_process import ServerProcess
 from benchmarks.tables import report
 from benchmarks.texts import samples
+from rewardserve.bench.server_process import ServerProcess
 
 Raws = list[float | None]
 
@@ -62,7 +62,7 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
     first = given.model or "default"  # the name of the embedded model in `POST /admin/models`
     pool, models = samples(None, given.texts), (first, given.other or first)
     flags = ["--backend=torch", "--cache.scores=0", *([f"{given.model}"] if given.model else [])]
-    with ServerProcess(*flags, inherit_stderr=True) as server:
+    with ServerProcess("--log-level=warning", *flags, log=sys.stderr.buffer) as server:
         limits = httpx.Limits(max_connections=given.clients + 4)
         async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits) as http:
             references = await _reference_scores(http, pool, models)

@@ -18,8 +18,8 @@ import uvloop
 from benchmarks import machine, tables
 from benchmarks.models import corpus
 from benchmarks.overhead import CLIENTS, ECHO, SINGLE_CLIENTS, drive
-from benchmarks.server_process import ServerProcess
 from benchmarks.traffic import Bodies, Case
+from rewardserve.bench.server_process import ServerProcess
 from rewardserve.model.backends import ModelSpec, echo
 from rewardserve.model.conversation import Sample
 from rewardserve.model.encoding import Encoded
@@ -51,7 +51,7 @@ def main() -> int:
     rates: dict[tuple[Case, bool], list[float]] = {}
     for round_ in range(given.rounds):
         for has_wires in (False, True):
-            with ServerProcess(*ECHO, *([] if has_wires else _OFF)) as server:
+            with ServerProcess("--log-level=warning", *ECHO, *([] if has_wires else _OFF)) as server:
                 for case in CASES:
                     rates.setdefault((case, has_wires), []).append(_rate(server, case, given.seconds, round_))
     shares = {

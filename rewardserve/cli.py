@@ -44,6 +44,7 @@ COMMANDS = {
         Command("serve", "[MODEL]", "serve a reward model over HTTP", "rewardserve.service.cli.serve:main", 64),
         Command("check", "[CHECKPOINT]", "verify a checkpoint, as a server would", "rewardserve.model.check:main"),
         Command("compare", "MODEL_A MODEL_B FILE", "compare two models on a file", "rewardserve.compare.command:main"),
+        Command("bench", "[MODEL]", "measure a model, or a running server", "rewardserve.bench.command:main", 64),
         Command("score", "INPUT OUTPUT", "score a file", "rewardserve.service.cli.score:main"),
     ),
     "Train": (

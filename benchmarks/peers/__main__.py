@@ -18,10 +18,11 @@ from benchmarks import machine, models, tables
 from benchmarks.peers import infinity, litserve, measurements, mosec, ours, plain, rayserve, vllm
 from benchmarks.peers.install import HOME, ROOT, NotInstalled, python_of
 from benchmarks.peers.measurements import PeerRun
-from benchmarks.peers.processes import NotStarted, PeerServer, free_port
+from benchmarks.peers.processes import NotStarted, PeerServer
 from benchmarks.peers.record import Launch, Peer
 from benchmarks.peers.scenarios import SCENARIOS, OpenLoopRate, Scenario, as_text, make_scenarios, run_scenario
 from benchmarks.workloads import tokenizer_of
+from rewardserve.bench.server_process import free_port
 
 PEERS: dict[str, Peer] = {
     peer.name: peer

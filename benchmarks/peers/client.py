@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Any
 
 import httpx
 
-_TIMEOUT_S = 600.0
+from rewardserve.bench.closed_loop import HttpOutcome, http_client, send
+from rewardserve.bench.closed_loop import closed_loop as run_closed_loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,42 +35,28 @@ def open_loop(url: str, bodies: Sequence[bytes], moments_s: Sequence[float], cli
 
 
 async def _closed_loop(url: str, bodies: Sequence[bytes], clients: int) -> list[HttpAnswer]:
-    answers: dict[int, HttpAnswer] = {}
-    turns = iter(range(len(bodies)))
-    async with _http(clients) as http:
-
-        async def client() -> None:
-            for i in turns:
-                answers[i] = await _post(http, url, bodies[i], time.perf_counter())
-
-        await asyncio.gather(*(client() for _ in range(clients)))
-    return [answers[i] for i in range(len(bodies))]
+    outcomes: dict[int, HttpOutcome] = {}
+    async with http_client(clients) as http:
+        await run_closed_loop(http, url, iter(bodies), clients, outcomes.__setitem__)
+    return [_answer(outcomes[i]) for i in range(len(bodies))]
 
 
 async def _open_loop(url: str, bodies: Sequence[bytes], moments_s: Sequence[float], clients: int) -> list[HttpAnswer]:
     started = time.perf_counter()
-    async with _http(clients) as http:
+    async with http_client(clients) as http:
 
         async def one(body: bytes, due: float) -> HttpAnswer:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            return await _post(http, url, body, due)
+            return _answer(await send(http, url, body, due))
 
         requests = [one(body, started + moment) for body, moment in zip(bodies, moments_s, strict=True)]
         return list(await asyncio.gather(*requests))
 
 
-async def _post(http: httpx.AsyncClient, url: str, body: bytes, since: float) -> HttpAnswer:
-    try:
-        reply = await http.post(url, content=body)
-    except httpx.HTTPError as error:
-        return HttpAnswer(None, type(error).__name__, time.perf_counter() - since)
-    latency_s = time.perf_counter() - since
-    if reply.status_code != httpx.codes.OK:
-        return HttpAnswer(None, f"{reply.status_code} {reply.text[:120]}", latency_s)
-    return HttpAnswer(reply.json(), "", latency_s)
-
-
-def _http(clients: int) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    timeout = httpx.Timeout(_TIMEOUT_S)
-    return httpx.AsyncClient(headers={"content-type": "application/json"}, limits=limits, timeout=timeout)
+def _answer(outcome: HttpOutcome) -> HttpAnswer:
+    if outcome.error:
+        return HttpAnswer(None, outcome.error, outcome.latency_s)
+    if outcome.status != httpx.codes.OK:
+        text = outcome.content.decode("utf-8", "replace")
+        return HttpAnswer(None, f"{outcome.status} {text[:120]}", outcome.latency_s)
+    return HttpAnswer(json.loads(outcome.content), "", outcome.latency_s)

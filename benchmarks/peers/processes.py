@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -129,14 +128,6 @@ def parse_stat(line: str) -> Process:
     pid, _, rest = line.partition(" (")
     fields = rest.rpartition(") ")[2].split()
     return Process(int(pid), int(fields[1]), int(fields[3]), sum(map(int, fields[11:15])) / _TICKS)
-
-
-def free_port() -> int:
-    """Free port of the loopback interface."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def _pss_kib(pid: int) -> int:

@@ -90,7 +90,7 @@ def from_command_line(
     parser.add_argument("-h", "--help", action=_Print, text=_help(program, settings, shown, options, switches))
     parser.add_argument("--help-all", action=_Print, text=_help(program, settings, options, options, switches))
     for argument in arguments:
-        if argument.partition("=")[0].removeprefix("--") in without:
+        if argument.partition("=")[0].removeprefix("--").replace("-", "_") in without:
             parser.error(f"unrecognized arguments: {argument}")
     source: Any = CliSettingsSource(settings, root_parser=parser)
     try:

@@ -67,11 +67,7 @@ def count_lines(source: Path, target: Path) -> int:
     if target.exists() and source.samefile(target):
         raise NotContinuable(f"{source} is both INPUT and OUTPUT; name another file for the results.")
     with source.open("rb") as lines:
-        start = lines.peek(4)
-        if start.startswith(_GZIP_MAGIC):
-            raise NotContinuable(f"{source} is gzipped; decompress it first.")
-        if (name := wide_encoding(start)) is not None:
-            raise NotContinuable(f"{source} is {name}; convert it to UTF-8 (iconv -f {name.lower()} -t utf-8).")
+        check_encoding(source, lines.peek(4))
         n_lines = 0
         for n_lines, text in enumerate(lines, 1):
             if n_lines == 1 and _is_pair(text):
@@ -80,6 +76,14 @@ def count_lines(source: Path, target: Path) -> int:
                     f"{source} scores both sides. A sample has a prompt and a response."
                 )
         return n_lines
+
+
+def check_encoding(source: Path, start: bytes) -> None:
+    """Raise `NotContinuable` if a file that begins so is not UTF-8."""
+    if start.startswith(_GZIP_MAGIC):
+        raise NotContinuable(f"{source} is gzipped; decompress it first.")
+    if (name := wide_encoding(start)) is not None:
+        raise NotContinuable(f"{source} is {name}; convert it to UTF-8 (iconv -f {name.lower()} -t utf-8).")
 
 
 def _is_pair(text: bytes) -> bool:

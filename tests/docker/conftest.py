@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.peers.processes import free_port
+from rewardserve.bench.server_process import free_port
 from tests.docker import engine as engines
 from tests.docker import images
 from tests.docker.packages import build_arguments

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rewardserve import cli
+from rewardserve.bench import command as bench
 from rewardserve.model.backends import LoadError
 from rewardserve.service.cli.options import complain_of_model, from_command_line, options_of
 from rewardserve.service.settings import ServeSettings
@@ -155,6 +156,16 @@ def test_an_option_before_the_subcommand_is_refused(usage_error):
         (["rules", "--windows", "5"], "'5' is not a window length"),
         (["honeypots"], "the following arguments are required: KEY_FILE"),
         (["version", "x"], "unrecognized arguments: x"),
+        (["bench", "--sampels=3"], "unrecognized arguments: --sampels; did you mean --samples?"),
+        (["bench", "--devise=cpu"], "unrecognized arguments: --devise; did you mean --device?"),
+        (["bench", "--keys-file=k"], "unrecognized arguments: --keys-file"),
+        (["bench", "a", "b"], "unrecognized arguments: b"),
+        (["bench", "--url=127.0.0.1:8000"], "'127.0.0.1:8000' is not an address such as http://127.0.0.1:8000"),
+        (["bench", "--url=http://h", "model"], "--url names a running server"),
+        (["bench", "--key-file=k"], "--key-file is for --url"),
+        (["bench", "--file=f", "--group=2"], "--group is for synthetic samples"),
+        (["bench", "--samples=0"], "'0' is not a whole number above zero"),
+        (["bench", "--seconds=nan"], "'nan' is not a number of seconds above zero"),
     ],
 )
 def test_an_error_of_usage_is_two_lines_that_name_the_help(usage_error, arguments, words):
@@ -162,6 +173,12 @@ def test_an_error_of_usage_is_two_lines_that_name_the_help(usage_error, argument
     assert first.startswith(f"rewardserve {arguments[0]}: ")
     assert words in first
     assert second == f"See rewardserve {arguments[0]} --help."
+
+
+def test_options_of_bench_are_no_settings_of_the_server():
+    own = {name for action in bench._parser()._actions for name in action.option_strings}
+    assert own & {option.name for option in options_of(ServeSettings)} == set()
+    assert set(bench.NOT_SERVED) <= {".".join(option.path) for option in options_of(ServeSettings)}
 
 
 @pytest.mark.parametrize("name", ["train", "finish", "evaluate", "calibrate", "crossvalidate"])
