@@ -252,8 +252,8 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
     if answer := good.get("content", {}).get("application/json"):
         parts.append(_content("Reply", answer))
     refusals = [
-        f"{status} {', '.join(dict.fromkeys(re.findall(r'`[a-z]+(?:_[a-z]+)*`', said['description'])))}"
-        for status, said in operation["responses"].items()
+        f"{status} {', '.join(dict.fromkeys(re.findall(r'`[a-z]+(?:_[a-z]+)*`', refusal['description'])))}"
+        for status, refusal in operation["responses"].items()
         if int(status) >= 400
     ]
     return "\n".join([*parts, f"Errors: {'; '.join(refusals)}.\n"])

@@ -74,7 +74,7 @@ def range_of(schema: Schema) -> str:
         "minimum": "at least {}", "exclusiveMinimum": "above {}", "maximum": "at most {}", "exclusiveMaximum": "below {}",
         "minLength": "at least {} characters", "maxLength": "at most {} characters", "pattern": "matches `{}`",
     }  # fmt: skip
-    bounds = [said.format(_number(one[name])) for name, said in words.items() if name in one]
+    bounds = [text.format(_number(one[name])) for name, text in words.items() if name in one]
     return ", ".join([type_of(one), *bounds])
 
 
@@ -215,14 +215,14 @@ def alerts() -> list[AlertEntry]:
 
 
 def _alert(rule: Mapping[str, Any]) -> AlertEntry:
-    said = rule["annotations"]
+    annotations = rule["annotations"]
     return AlertEntry(
         rule["alert"],
         rule["labels"]["severity"],
         rule.get("for", "at once"),
-        untemplated(said["summary"]),
-        untemplated(said["action"]),
-        said["runbook_url"].rpartition("#")[2],
+        untemplated(annotations["summary"]),
+        untemplated(annotations["action"]),
+        annotations["runbook_url"].rpartition("#")[2],
     )
 
 
@@ -360,15 +360,15 @@ _OF_SETTINGS = ("serve", "score", "version")
 
 
 def _help_of(command: Command) -> str:
-    said = io.StringIO()
+    printed = io.StringIO()
     columns = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "100"
     try:
-        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
             command.run(["--help"])
     finally:
         os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
-    return said.getvalue()
+    return printed.getvalue()
 
 
 # -- recipes ------------------------------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def load_error(error: BaseException, spec: EngineSpec) -> LoadError:
     """Explain why an engine did not start, with the operator's remedies."""
     lines = str(error).strip().splitlines()
     return LoadError(
-        f"vLLM cannot serve this model: {lines[0] if lines else type(error).__name__} (vLLM's own log, above, says more). "
+        f"vLLM cannot serve this model: {lines[0] if lines else type(error).__name__} (vLLM's own log, above, has more). "
         f"If it is short of memory: lower max_input_tokens={spec.max_tokens}, change "
         f"vllm.gpu_memory_utilization, or spread the model over more GPUs with vllm.tensor_parallel="
         f"{spec.options.tensor_parallel}. If it does not know the architecture: backend=torch."
