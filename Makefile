@@ -81,7 +81,8 @@ serve: setup
 # FAST=1: for the inner loop, the unit tests that take no time. A file's fixtures are made once, by the worker that has it.
 test: setup
 	@$(BIN)/python -m compileall -qq model service training client tests  # for the hundreds of processes that they start
-	@$(if $(FAST),SWEEPS=1) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(if $(FAST),-m 'not slow' tests/unit)
+	@# pytest keeps the modules of tests that it has rewritten, so that neither worker rewrites them in the next run.
+	@PYTHONDONTWRITEBYTECODE= $(if $(FAST),SWEEPS=1) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(if $(FAST),-m 'not slow' tests/unit)
 
 # All cases of the tests of which `make test` runs some.
 test-sweeps: setup
