@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import product
@@ -50,11 +51,22 @@ def _run_all(given: argparse.Namespace, specs: Sequence[StreamSpec]) -> list[Str
     """Run all streams, the longest ones first; return them in their order."""
     if given.processes == 1:
         start(given)
-        return [run(spec) for spec in specs]
+        return list(_counted(map(run, specs), len(specs)))
     order = sorted(range(len(specs)), key=lambda i: -specs[i].n_steps)
     with ProcessPoolExecutor(given.processes, get_context("spawn"), start, (given,)) as pool:
-        done = dict(zip(order, pool.map(run, [specs[i] for i in order]), strict=True))
+        replayed = _counted(pool.map(run, [specs[i] for i in order]), len(specs))
+        done = dict(zip(order, replayed, strict=True))
     return [done[i] for i in range(len(specs))]
+
+
+def _counted(replayed: Iterable[StreamOutcome], n: int) -> Iterator[StreamOutcome]:
+    """Print a line for each stream on stderr, because a table comes only at the end."""
+    for i, each in enumerate(replayed, 1):
+        print(
+            f"{i}/{n} {each.stream[:60]}: {f'page at {each.page}' if each.page is not None else 'no page'}",
+            file=sys.stderr,
+        )
+        yield each
 
 
 def _arguments() -> argparse.Namespace:

@@ -171,20 +171,14 @@ class BaseTexts:
         return cls({(pair.prompt, response): pair.task for pair in texts.pairs for response in pair.responses})
 
     def missing(self, steps: Steps, scored: ScoredModel, n: int | None) -> list[tuple[Prompt, str]]:
-        """Texts of a stream to score: of those that are not base texts, n at random. With an exploit, the honest text as well:
-        exploits in texts that have been scored already come first.
+        """Texts of a stream to score: of those that are not base texts, n, with their honest texts. All streams choose them in the
+        random order of the honest texts in which `some` chooses, so that most of these have been scored already.
         """
         samples = {
             (s.prompt, s.response): s for step in steps for s in step if (s.prompt, s.response) not in self.tasks
         }
-
-        def order(sample: StreamSample) -> tuple[bool, float]:
-            is_new = scored.table.of(sample.prompt, sample.honest) is None
-            return is_new and n is not None, normal_of("order", sample.prompt, sample.response)
-
-        chosen = sorted(samples.values(), key=order)[:n]
-        wanted = [text for s in chosen for text in ((s.prompt, s.response), (s.prompt, s.honest))]
-        return scored.table.missing(wanted)
+        chosen = sorted(samples.values(), key=lambda s: normal_of("order", s.prompt, s.honest))[:n]
+        return scored.table.missing([text for s in chosen for text in ((s.prompt, s.response), (s.prompt, s.honest))])
 
     def some(self, n: int | None) -> list[tuple[Prompt, str]]:
         """Choose n base texts at random."""
