@@ -1,6 +1,6 @@
 """What we promise holds in every wire format: the ids that training used, whatever the caller made of the text.
 
-A real checkpoint with a BOS in its template, in a server process; the reference is transformers on the templated text.
+A real checkpoint with a BOS in its template, behind a socket; the reference is transformers on the templated text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tests.contract import callers
 from tests.contract.table import CALLERS, RESPONSE
 from tests.support import checkpoints
-from tests.support.service_server import Server, drill
+from tests.support.server_in_process import serve_in_process
+from tests.support.service_server import drill
 from tests.support.tiny import CHATML, LLAMA3_LIKE
 
 TEMPLATES = {"chatml": (CHATML, {}), "bos": (LLAMA3_LIKE, {"bos": "<s>"})}
@@ -31,7 +32,7 @@ def world(request, tmp_path_factory):
     template, tokens = TEMPLATES[request.param]
     checkpoints.reward_model(folder, template=template, **tokens)
     flags = ("--device=cpu", "--dtype=float32", "--normalize=off", "--shape=none", "--model-aliases=rm")
-    with Server(f"{folder}", *flags) as server:
+    with serve_in_process(f"{folder}", *flags) as server:
         yield server, AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
@@ -201,9 +202,18 @@ def test_what_cannot_be_meant_is_refused_with_the_field(world, path, body):
 PATIENT = {"OpenRLHF", "align-anything", "LLaMA-Factory"}
 
 
+@pytest.fixture(scope="module")
+def one_seat(tmp_path_factory):
+    """A server for one sample at a time, and the path of a pipe at which its forwards wait while it is there."""
+    fifo = tmp_path_factory.mktemp("gate") / "gate"
+    flags = ("--admission.max-samples=1", "--max-samples-per-request=1", "--model-aliases=rm", "--cache.scores=0")
+    with drill(f"waits-while-there-is:{fifo}", *flags) as server:
+        yield server, fifo
+
+
 @pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.name)
-async def test_without_capacity_a_caller_is_refused_at_once_unless_it_gives_up_too_soon(caller, tmp_path):
-    fifo = tmp_path / "gate"
+async def test_without_capacity_a_caller_is_refused_at_once_unless_it_gives_up_too_soon(caller, one_seat):
+    server, fifo = one_seat
     os.mkfifo(fifo)
     waits = []
 
@@ -212,10 +222,10 @@ async def test_without_capacity_a_caller_is_refused_at_once_unless_it_gives_up_t
         gate.close()
         assert occupant.result().status_code == 200  # so there is a seat the next time
 
-    flags = ("--admission.max-samples=1", "--max-samples-per-request=1", "--model-aliases=rm")
-    with drill(f"forward-waits:{fifo}", *flags) as server, ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool:
         occupant = pool.submit(server.score, {"text": "occupies the only seat"})
         gate = open(fifo, "wb")  # noqa: SIM115, ASYNC230  # returns when the forward waits inside
+        fifo.unlink()  # later forwards do not wait
         if caller.name in PATIENT:
             asked = pool.submit(asyncio.run, caller.ask(server.url, RESPONSE, wait))
             assert not futures.wait([asked], timeout=0.5).done  # others are refused by then

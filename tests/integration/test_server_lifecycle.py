@@ -16,6 +16,7 @@ import pytest
 
 from rewardserve.model.backends.echo import echo_score
 from rewardserve.service.inference.batcher import FAILING_AFTER
+from tests.support.command import run_command
 from tests.support.service_server import ROOT, TIMEOUT_S, Server, drill, run_to_end, wait_until
 
 GOOD = {"prompt": "hi", "response": "yes"}
@@ -107,7 +108,6 @@ def test_a_model_that_cannot_be_loaded_is_said_in_words_and_ends_the_process():
     assert "Traceback" not in output
 
 
-@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("flags", "env", "words"),
     [
@@ -125,14 +125,14 @@ def test_a_model_that_cannot_be_loaded_is_said_in_words_and_ends_the_process():
     ],
 )
 def test_settings_that_make_no_sense_are_said_in_words_with_exit_code_2(flags, env, words):
-    exit_code, output = run_to_end("--backend=echo", *flags, env=env)
+    exit_code, _, output = run_command("serve", "--backend=echo", *flags, env=env)
     assert exit_code == 2
     assert words in output
     assert "Traceback" not in output
 
 
 def test_a_shape_that_the_calibration_cannot_support_is_refused_at_start():
-    exit_code, output = run_to_end("--backend=echo", "--port=0", "echo:speed=9")
+    exit_code, _, output = run_command("serve", "--backend=echo", "--port=0", "echo:speed=9")
     assert (exit_code, "unknown echo option" in output, "Traceback" in output) == (1, True, False)
 
 

@@ -9,8 +9,9 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from types import MappingProxyType
 from typing import NoReturn
 from unittest.mock import patch
 
@@ -19,13 +20,13 @@ import structlog
 from rewardserve.cli import main
 
 
-def run_command(*arguments: object) -> tuple[int, str, str]:
-    """Run `rewardserve ARGUMENTS` without the settings of the environment. Return its exit code, stdout and stderr."""
+def run_command(*arguments: object, env: Mapping[str, str] = MappingProxyType({})) -> tuple[int, str, str]:
+    """Run `rewardserve ARGUMENTS` with no settings in the environment but `env`. Return its exit code, stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
     with (
         redirect_stdout(out), redirect_stderr(err), _logging_restored(), patch.object(sys, "excepthook"),
-        patch.dict(os.environ, clean, clear=True), patch.object(os, "_exit", _end),
+        patch.dict(os.environ, clean | dict(env), clear=True), patch.object(os, "_exit", _end),
     ):  # fmt: skip
         try:
             code = main([str(each) for each in arguments])

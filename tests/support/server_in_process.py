@@ -37,8 +37,9 @@ def serve_in_process(*flags: str) -> Iterator[Api]:
         thread.start()
         try:
             server = ready.result(TIMEOUT_S)
-            with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=TIMEOUT_S) as client:
-                yield Api(client)
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            with httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
+                yield Api(url, client)
             server.should_exit = True
         finally:
             thread.join(TIMEOUT_S)

@@ -23,8 +23,8 @@ READY = re.compile(r"is ready")
 class Api:
     """What a test asks a running server, with a client of it."""
 
-    def __init__(self, client: httpx.Client):
-        self.client = client
+    def __init__(self, url: str, client: httpx.Client):
+        self.url, self.client = url, client
 
     def score(self, *samples, **headers):
         body = json.dumps({"samples": list(samples)})  # ASCII: the encoder of httpx cannot write a lone surrogate
@@ -61,7 +61,7 @@ class Server(Api):
             self.process.kill()
             self.ended()
             raise
-        super().__init__(httpx.Client(base_url=self.url, timeout=patience_s, verify=tls))
+        super().__init__(self.url, httpx.Client(base_url=self.url, timeout=patience_s, verify=tls))
 
     def _read(self):
         for line in self.process.stderr:
