@@ -21,9 +21,9 @@ from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.encoding import Encoded
 from rewardserve.model.scorer import TokenBatch
 from rewardserve.service import app
-from rewardserve.service.api import body, structs
+from rewardserve.service.api import body
 from rewardserve.service.api.replies import score_reply
-from rewardserve.service.api.schemas import ScoreRequest, to_sample
+from rewardserve.service.api.requests import ScoreRequest, to_sample
 from rewardserve.service.auth.api_keys import ApiKeys
 from rewardserve.service.models.deployment import Source
 from rewardserve.service.models.loading import PreparedModel, load_model
@@ -36,7 +36,7 @@ from rewardserve.service.settings import ServeSettings
 T = TypeVar("T")
 
 _REPEATS = 5
-_decoder = msgspec.json.Decoder(structs.ScoreRequestStruct)
+_decoder = msgspec.json.Decoder(ScoreRequest)
 
 MEANINGS = {
     "read": "the body -> samples",
@@ -132,7 +132,7 @@ def _now(work: Callable[[T], Any]) -> Callable[[T], Awaitable[Any]]:
 
 
 def _samples(content: bytes) -> list[Sample]:
-    samples = [to_sample(sample) for sample in body.decode(content, _decoder, ScoreRequest).samples]
+    samples = [to_sample(sample) for sample in body.decode(content, _decoder).samples]
     return [sample for sample in samples if isinstance(sample, Sample)]
 
 

@@ -37,7 +37,9 @@ from rewardserve.service.api.middleware.body_limits import BodyLimitMiddleware, 
 from rewardserve.service.api.middleware.fast_router import FastRouter
 from rewardserve.service.api.middleware.host_policy import HostPolicy
 from rewardserve.service.api.middleware.request_log import RequestLogMiddleware
+from rewardserve.service.api.requests import CompareRequest, ScoreRequest
 from rewardserve.service.api.route_policy import OPEN_PATHS, RoutePolicy, check_same_route
+from rewardserve.service.api.routes.admin import REQUESTS as ADMIN_REQUESTS
 from rewardserve.service.api.routes.admin import admin_routes
 from rewardserve.service.api.routes.health import health_routes
 from rewardserve.service.api.routes.kserve_health import kserve_health_routes
@@ -125,7 +127,8 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
     ]
     for router in routers:
         api.include_router(router)
-    openapi.install_openapi(api, [form.body for dialect in DIALECTS for form in dialect.body_formats], OPEN_PATHS)
+    of_dialects = [form.body for dialect in DIALECTS for form in dialect.body_formats]
+    openapi.install_openapi(api, [ScoreRequest, CompareRequest, *ADMIN_REQUESTS, *of_dialects], OPEN_PATHS)
     methods: dict[str, set[str]] = {}
     for route in [route for router in routers for route in router.routes if isinstance(route, APIRoute)]:
         methods.setdefault(route.path_format, set()).update(route.methods or ())

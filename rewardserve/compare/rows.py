@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rewardserve.model.conversation import Sample, SampleError
-from rewardserve.service.api import body
-from rewardserve.service.api.schemas import SampleIn, to_sample
+from rewardserve.service.api.requests import SampleIn, to_sample
+from rewardserve.service.api.validation import check
 from rewardserve.service.errors import InvalidJson, RequestRefused
 from rewardserve.training import data, sources
 from rewardserve.training.config import ConfigError, SourceConfig
@@ -91,7 +91,7 @@ def _sample(row: sources.SourceRow) -> Sample:
     if row.values is None:
         raise InvalidJson(row.error)
     filled: dict[str, Any] = {name: value for name, value in row.values.items() if value is not None}
-    sample = to_sample(body.check(filled, SampleIn))
+    sample = to_sample(check(filled, SampleIn))
     if isinstance(sample, SampleError):
         raise sample
     return sample

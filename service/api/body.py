@@ -1,7 +1,7 @@
 """Decode and validate the body of a request. Errors name the fault and its position, and never quote the body.
 
-A valid body is decoded in one pass by msgspec (`structs`). A body that msgspec refuses is read again slowly, as JSON and then
-by its pydantic schema, which report line, column and JSON path of the fault. Input that Python's parser accepts beyond JSON is
+A valid body is decoded in one pass by msgspec to a record of `requests`. A body that msgspec refuses is read again slowly, as JSON
+and then by `validation`, which report line, column and JSON path of the fault. Input that Python's parser accepts beyond JSON is
 refused here: NaN, Infinity, unlimited nesting or digits, and a duplicate key of an object.
 
 For a duplicate key some JSON parsers take the first value and some the last, so a proxy and this server could read different
@@ -17,25 +17,24 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
-from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from rewardserve.service.api import structs
+from rewardserve.service.api import requests
 from rewardserve.service.api.headers import header
+from rewardserve.service.api.validation import check, convert, invalid_request
 from rewardserve.service.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType
 
-M = TypeVar("M", bound=BaseModel)
-W = TypeVar("W", structs.ScoreRequestStruct, structs.CompareRequestStruct)
+S = TypeVar("S", bound=msgspec.Struct)
+R = TypeVar("R", requests.ScoreRequest, requests.CompareRequest)
 T = TypeVar("T")
 
 _MAX_ADMIN_BYTES = 1_048_576
 _MAX_FIELD_CHARS = 120
-_MAX_MESSAGE_CHARS = 200
 MAX_LOOP_BYTES = 1_048_576
 """Largest body that the event loop decodes itself, in a few milliseconds if it is valid; a thread decodes larger ones."""
 _MAX_SLOW_BYTES = 65_536
@@ -46,14 +45,10 @@ _ERROR_POSITION = re.compile(r" \(byte (\d+)\)$")
 _MAX_FIELDS = 64
 """More than any record has. pydantic describes each unknown field in about a kilobyte, so their number is limited."""
 
-NOT_READ = (
-    "this server does not read this field, so its content would be missing from the text that is scored. Render the conversation "
-    "with the chat template of the reward model and send the text, or leave the field out"
-)
-
 _raw_decoder = msgspec.json.Decoder(msgspec.Raw)
 _value_decoder = msgspec.json.Decoder()
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_encoder = msgspec.json.Encoder()
 _objects_decoder = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 
 _CHUNK_BYTES = 65_536
@@ -94,24 +89,21 @@ class ForeignBody(Exception):
 
 async def read_body(
     request: Request,
-    decoder: msgspec.json.Decoder[W],
-    schema: type[M],
+    decoder: msgspec.json.Decoder[R],
     parts: JsonLimits,
     foreign_fields: Collection[str] = (),
-) -> W | M:
-    """Read the body with `decoder`, or else with the equivalent `schema`. Raise the errors of `decode`, and
-    `UnsupportedMediaType`.
-    """
+) -> R:
+    """Read the body with `decoder`. Raise the errors of `decode`, and `UnsupportedMediaType`."""
     _check_media_type(request)
     content = await request.body()
     if len(content) > parts.always_allowed_bytes:
         await _check_limits(content, parts)
     if len(content) > MAX_LOOP_BYTES:
-        return await asyncio.to_thread(decode, content, decoder, schema, foreign_fields)
+        return await asyncio.to_thread(decode, content, decoder, foreign_fields)
     try:
         return _decode_fast(content, decoder)
     except (ValueError, RecursionError) as error:
-        return await run_off_loop(content, _decode_slow, content, decoder, schema, error, foreign_fields)
+        return await run_off_loop(content, _decode_slow, content, decoder, error, foreign_fields)
 
 
 async def read_json_body(request: Request, parts: JsonLimits) -> Any:
@@ -187,30 +179,29 @@ def check_json_limits(content: bytes, most: JsonLimits) -> None:
         )  # fmt: skip
 
 
-async def read_admin_body(request: Request, schema: type[M]) -> M:
-    """Read the small body of an admin request by its pydantic schema. Raise the errors of `read_body`, and `BodyTooLarge`."""
+async def read_admin_body(request: Request, record: type[S]) -> S:
+    """Read the small body of an admin request. Raise the errors of `read_body`, and `BodyTooLarge`."""
     _check_media_type(request)
     content = await request.body()
     if len(content) > _MAX_ADMIN_BYTES:
         raise BodyTooLarge(
             f"the body of an admin request is larger than {_MAX_ADMIN_BYTES} bytes", limit=_MAX_ADMIN_BYTES
         )
-    return check(parse(content), schema, "this field is unknown: leave it out")
+    return check(parse(content), record, "this field is unknown: leave it out")
 
 
 def decode(
     content: bytes,
-    decoder: msgspec.json.Decoder[W],
-    schema: type[M],
+    decoder: msgspec.json.Decoder[R],
     foreign_fields: Collection[str] = (),
-) -> W | M:
+) -> R:
     """Decode a request, with the fast decoder if possible. Raise `InvalidJson`, `InvalidRequest`, and `ForeignBody` for an object
-    with one of `foreign_fields` and without a required field of `schema`.
+    with one of `foreign_fields` and without a required field of the request.
     """
     try:
         return _decode_fast(content, decoder)
     except (ValueError, RecursionError) as error:
-        return _decode_slow(content, decoder, schema, error, foreign_fields)
+        return _decode_slow(content, decoder, error, foreign_fields)
 
 
 def decode_any(content: bytes) -> Any:
@@ -225,13 +216,13 @@ class _LostStrings(ValueError):
     """The body has more strings than its decoded value: an object has a duplicate key."""
 
 
-def _decode_fast(content: bytes, decoder: msgspec.json.Decoder[W]) -> W:
+def _decode_fast(content: bytes, decoder: msgspec.json.Decoder[R]) -> R:
     if len(content) <= MAX_LOOP_BYTES:
-        decoded: W = decoder.decode(content)
+        decoded: R = decoder.decode(content)
     else:
         decoded = msgspec.convert(_decode_values(content), decoder.type)
         _check_names(decoded)
-    if n_strings(content) != structs.n_strings(decoded):
+    if n_strings(content) != requests.n_strings(decoded):
         _decode_any_fast(content)  # a field at its default value, or a duplicate key
     return decoded
 
@@ -241,7 +232,7 @@ def _decode_any_fast(content: bytes) -> Any:
     # An object with as many colons as keys holds no other object.
     if not (isinstance(value, dict) and content.count(b":") == len(value)):
         try:
-            written = structs.dumps(value)
+            written = _encoder.encode(value)
         except OverflowError as error:  # a number of more than 64 bits
             raise _LostStrings from error
         if n_strings(content) != n_strings(written):
@@ -300,11 +291,10 @@ def n_strings(content: bytes) -> int:
 
 def _decode_slow(
     content: bytes,
-    decoder: msgspec.json.Decoder[W],
-    schema: type[M],
+    decoder: msgspec.json.Decoder[R],
     error: Exception,
     foreign_fields: Collection[str],
-) -> W | M:
+) -> R:
     """Read a body that the fast decoder has refused with `error`: raise a detailed error, or accept it after all.
 
     Small bodies get detailed errors. A large body is read again only for input that the fast decoder refuses and this server
@@ -316,10 +306,10 @@ def _decode_slow(
         value = decode_any(content)
     else:
         value = _decode_any_slow(content, error)
-    if foreign_fields and _is_foreign(value, schema, foreign_fields):
+    if foreign_fields and _is_foreign(value, decoder.type, foreign_fields):
         raise ForeignBody(value)
     if len(content) <= _MAX_SLOW_BYTES:
-        return check(value, schema)
+        return check(value, decoder.type)
     decoded = convert(value, decoder.type)
     try:
         _check_names(decoded)
@@ -328,10 +318,10 @@ def _decode_slow(
     return decoded
 
 
-def _is_foreign(value: Any, schema: type[BaseModel], foreign_fields: Collection[str]) -> bool:
+def _is_foreign(value: Any, record: type[msgspec.Struct], foreign_fields: Collection[str]) -> bool:
     if not isinstance(value, dict) or value.keys().isdisjoint(foreign_fields):
         return False
-    return not any(name in value for name, field in schema.model_fields.items() if field.is_required())
+    return not any(each.name in value for each in msgspec.structs.fields(record) if each.required)
 
 
 def _decode_any_slow(content: bytes, error: Exception) -> Any:
@@ -340,20 +330,8 @@ def _decode_any_slow(content: bytes, error: Exception) -> Any:
     return parse(content, number=_parse_float)
 
 
-def convert(value: Any, kind: type[T]) -> T:
-    """Convert `value` to a record. Raise `InvalidRequest` with the JSON path of the fault."""
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as invalid:
-        raise _invalid_request(invalid) from None
-    except UnicodeEncodeError:  # in a text outside the fields of a record
-        raise InvalidRequest("a text holds a lone surrogate", field="$") from None
-    except RecursionError:
-        raise InvalidRequest("the body is nested too deeply", field="$") from None
-
-
 def _check_names(decoded: Any) -> None:
-    """Raise `UnicodeEncodeError` for a lone surrogate in an id, which the schema refuses too."""
+    """Raise `UnicodeEncodeError` for a lone surrogate in an id, which `check` refuses too."""
     items = decoded.samples if hasattr(decoded, "samples") else decoded.comparisons
     "".join(each.id or "" for each in items).encode()
 
@@ -370,7 +348,7 @@ def _raise_for(content: bytes, error: Exception) -> None:
         except (ValueError, RecursionError) as broken:
             error = broken
         else:
-            raise _invalid_request(error)
+            raise invalid_request(error)
     if isinstance(error, RecursionError):
         raise InvalidJson("the body is nested too deeply")
     found = _ERROR_POSITION.search(str(error))
@@ -382,13 +360,6 @@ def _raise_for(content: bytes, error: Exception) -> None:
     reason = "Input data was truncated" if found is None else str(error)[: found.start()].rpartition(": ")[2]
     column = len(content[begin:at].decode("utf-8", "replace")) + 1
     raise InvalidJson(f"the body is not JSON: {reason}", line=content.count(b"\n", 0, at) + 1, column=column)
-
-
-def _invalid_request(error: msgspec.ValidationError) -> InvalidRequest:
-    """Convert an error of msgspec, without its quotation: for an invalid literal msgspec quotes the value in the body."""
-    reason, at, path = str(error).rpartition(" - at ")
-    reason, path = (reason, path.strip("`")[:_MAX_FIELD_CHARS]) if at else (path, "$")
-    return InvalidRequest(reason.partition(" '")[0][:_MAX_MESSAGE_CHARS], field=path)
 
 
 def parse(
@@ -422,24 +393,6 @@ def _number_too_long(content: bytes) -> InvalidJson:
     n = max(map(len, re.findall(rb"[0-9]{%d,}" % (limit + 1), content)), default=0)
     length, details = (f"of {n} digits", {"n_digits": n}) if n else ("of too many digits", {})
     return InvalidJson(f"the body has a number {length}; the limit is {limit}", limit=limit, **details)
-
-
-def check(value: Any, schema: type[M], unknown: str = NOT_READ) -> M:
-    """Validate `value` by `schema`. Raise `InvalidRequest` with the JSON path of the first fault.
-
-    `unknown` is the message for a field that is not in the schema.
-    """
-    try:
-        return schema.model_validate(value)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        # Of the branches of a union, the client probably meant the one with the deepest error.
-        chosen = max(found, key=lambda e: len(_path(e["loc"])))
-        field = _json_path(_path(chosen["loc"]))
-        reason = unknown if chosen["type"] == "extra_forbidden" else chosen["msg"]
-        raise InvalidRequest(f"{field}: {reason}", field=field, n_errors=len(found)) from None
-    except RecursionError:
-        raise InvalidRequest("the body is nested too deeply", field="$") from None
 
 
 def _check_media_type(request: Request) -> None:
@@ -481,13 +434,3 @@ def _parse_float(text: str) -> float:
 
 def _refuse_constant(name: str) -> None:
     raise InvalidJson(f"the body has {name}, which is not JSON")
-
-
-def _path(loc: Sequence[int | str]) -> tuple[int | str, ...]:
-    """Remove the names that pydantic gives to the branches of a union."""
-    return tuple(step for step in loc if step not in ("str", "list[MessageIn]"))
-
-
-def _json_path(path: Sequence[int | str]) -> str:
-    text = "$" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
-    return text[:_MAX_FIELD_CHARS].removeprefix("$.")

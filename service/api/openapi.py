@@ -12,13 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from rewardserve.service.api.names import MAX_NAME_CHARS
-from rewardserve.service.api.openapi_examples import add_examples
-from rewardserve.service.api.openapi_fields import VERIFY, describe_fields
-from rewardserve.service.api.schemas import CompareRequest, ErrorReply, ScoreRequest
-from rewardserve.service.api.structs import MAX_STEP
+from rewardserve.service.api.requests import MAX_STEP, StrictRecord
+from rewardserve.service.api.schemas import ERROR, CompareReply, ErrorReply, ScoreReply
 
-_REF = "#/components/schemas/{model}"
-_REF_OF_STRUCT = "#/components/schemas/{name}"
+_REF = "#/components/schemas/{name}"
 
 _FOREIGN = "`host_not_allowed` or `origin_not_allowed`: on a server without keys, an unknown host name or a page of another site"
 _FORBIDDEN = f"`forbidden`: the key lacks the scope of this route. {_FOREIGN}"
@@ -120,7 +117,7 @@ class ForeignError(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    error: str | dict[str, Any] = Field(description="message, or an object with one")
+    error: str | dict[str, Any] = Field(description="message, or an object with one", examples=[ERROR])
 
 
 class ForeignReply(BaseModel):
@@ -129,14 +126,13 @@ class ForeignReply(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-def operation(body: type[BaseModel], foreign: Sequence[Any] = ()) -> dict[str, Any]:
+def operation(body: type[StrictRecord], foreign: Sequence[Any] = ()) -> dict[str, Any]:
     """Build the arguments of a scoring route that reads `body`: its documentation and its errors.
 
     `foreign`: bodies of other wire formats that the route reads too.
     """
-    schema = _any_of([{"$ref": _REF.format(model=body.__name__)}, *_schemas(foreign)])
-    examples = {f"example {i}": {"value": each} for i, each in enumerate(body.model_json_schema().get("examples", []))}
-    content = {"application/json": {"schema": schema, "examples": examples}}
+    examples = {f"example {i}": {"value": each} for i, each in enumerate(body.EXAMPLES)}
+    content = {"application/json": {"schema": _schema([body, *foreign]), "examples": examples}}
     parameters = [*_REPLY_PARAMETERS, *_RUN_PARAMETERS, *([_VALUE] if foreign else [])]
     responses = errors(*(status for status in _ERRORS if status != 404 or foreign))
     return {
@@ -145,9 +141,9 @@ def operation(body: type[BaseModel], foreign: Sequence[Any] = ()) -> dict[str, A
     }
 
 
-def admin_operation(body: type[BaseModel], *statuses: int) -> dict[str, Any]:
+def admin_operation(body: type[StrictRecord], *statuses: int) -> dict[str, Any]:
     """Build the arguments of an admin route that reads `body`."""
-    content = {"application/json": {"schema": body.model_json_schema()}}
+    content = {"application/json": {"schema": _schema([body])}}
     return {
         "responses": errors(400, 408, 413, 415, *statuses, 503, words=ADMIN),
         "openapi_extra": {"requestBody": {"required": True, "content": content}},
@@ -158,8 +154,7 @@ def foreign_operation(
     path: str, bodies: Sequence[Any], example_reply: Any, options: Iterable[str] = ()
 ) -> dict[str, Any]:
     """Build the arguments of a route of another wire format: its bodies, an example reply, and its errors."""
-    schemas = [VERIFY if each.get("type") == "object" else each for each in _schemas(bodies)]
-    content = {"application/json": {"schema": _any_of(schemas)}}
+    content = {"application/json": {"schema": _schema(bodies)}}
     good = {"description": "Scores", "content": {"application/json": {"example": example_reply}}}
     optional = [_parameter("query", name, _STRING, _OPTIONS[name]) for name in sorted(options)]
     in_path = [_parameter("path", name, _STRING, _IN_PATH[name]) for name in _IN_PATH if f"{{{name}" in path]
@@ -172,11 +167,8 @@ def foreign_operation(
     }
 
 
-def _schemas(bodies: Sequence[Any]) -> Sequence[dict[str, Any]]:
-    return msgspec.json.schema_components(bodies, ref_template=_REF_OF_STRUCT)[0]
-
-
-def _any_of(schemas: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _schema(bodies: Sequence[Any]) -> dict[str, Any]:
+    schemas = msgspec.json.schema_components(bodies, ref_template=_REF)[0]
     return schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
 
 
@@ -196,28 +188,32 @@ def in_any_shape(responses: Mapping[int | str, dict[str, Any]]) -> dict[int | st
     return {status: {**error, "model": ErrorReply | ForeignError} for status, error in responses.items()}
 
 
-def install_openapi(app: FastAPI, foreign: Sequence[Any] = (), open_paths: frozenset[str] = frozenset()) -> None:
-    """Add the schemas of the bodies to the OpenAPI document; `foreign` are those of other wire formats."""
+def install_openapi(app: FastAPI, bodies: Sequence[Any], open_paths: frozenset[str] = frozenset()) -> None:
+    """Add the schemas of the bodies of all routes to the OpenAPI document."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app, foreign, open_paths)
+            app.openapi_schema = _document(app, bodies, open_paths)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation says
 
 
-def _document(app: FastAPI, foreign: Sequence[Any], open_paths: frozenset[str]) -> dict[str, Any]:
+def _document(app: FastAPI, bodies: Sequence[Any], open_paths: frozenset[str]) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
     )
-    _, bodies = models_json_schema([(ScoreRequest, "validation"), (CompareRequest, "validation")], ref_template=_REF)
-    _, others = msgspec.json.schema_components(foreign, ref_template=_REF_OF_STRUCT)
-    for name, schema in others.items():
-        describe_fields(name, schema)
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    schemas.update(bodies["$defs"] | others)
+    # FastAPI leaves the nulls out of examples.
+    _, replies = models_json_schema(
+        [(ScoreReply, "serialization"), (CompareReply, "serialization")], ref_template=_REF.format(name="{model}")
+    )
+    schemas |= replies["$defs"]
+    schemas |= msgspec.json.schema_components(bodies, ref_template=_REF)[1]
+    for body in bodies:
+        if examples := getattr(body, "EXAMPLES", ()):
+            schemas[body.__name__]["examples"] = list(examples)
     # FastAPI adds its validation error to every route with a path parameter; here these are strings, which are always valid.
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
@@ -232,7 +228,6 @@ def _document(app: FastAPI, foreign: Sequence[Any], open_paths: frozenset[str]) 
         for of_route in operations.values():
             of_route["security"] = [] if path in open_paths else [{"key": []}, {}]
             _describe_path_parameters(of_route)
-    add_examples(document)
     return document
 
 

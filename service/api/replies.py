@@ -11,12 +11,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from starlette.responses import Response
 
-from rewardserve.service.api import structs
 from rewardserve.service.errors import Failure
 from rewardserve.service.models.runtime import ModelRuntime, ResultFields
 from rewardserve.service.scoring import ComparisonResult, SampleResult
+
+_encoder = msgspec.json.Encoder()
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -61,7 +63,7 @@ def _fast_response(content: Any, checksum: float, headers: dict[str, str] | None
     if not math.isfinite(checksum):
         return json_response(content, headers=headers)
     try:
-        text = structs.dumps(content)
+        text = _encoder.encode(content)
     except UnicodeEncodeError:
         return json_response(content, headers=headers)
     return Response(text, headers=headers, media_type="application/json")

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 from starlette.types import Scope
 
 from rewardserve.service.api.names import check_run_name
-from rewardserve.service.api.structs import MAX_STEP
+from rewardserve.service.api.requests import MAX_STEP
 from rewardserve.service.auth.api_keys import RunPermissions
 from rewardserve.service.errors import InvalidRequest, RunNotAllowed
 from rewardserve.service.tripwires.run_context import RunContext

@@ -12,7 +12,8 @@ from typing import BinaryIO
 
 from rewardserve.model.text.text_files import wide_encoding
 from rewardserve.service.api import body
-from rewardserve.service.api.schemas import SampleIn
+from rewardserve.service.api.requests import SampleIn
+from rewardserve.service.api.validation import check
 from rewardserve.service.errors import Failure, RequestRefused
 
 WINDOW = 512
@@ -98,7 +99,7 @@ def _is_pair(text: bytes) -> bool:
 def read_line(number: int, text: bytes) -> Line:
     """Parse one line of input; its default id is its number, counted from 0."""
     try:
-        sample = body.check(body.parse(text), SampleIn)
+        sample = check(body.parse(text), SampleIn)
     except RequestRefused as error:
         return Line(str(number), None, Failure.of(error))
     return Line(str(number) if sample.id is None else sample.id, sample)

@@ -19,7 +19,7 @@ from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.reward import Pipeline
 from rewardserve.service.admission import Admission
 from rewardserve.service.api.replies import result
-from rewardserve.service.api.schemas import to_sample
+from rewardserve.service.api.requests import to_sample
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.models import loading
 from rewardserve.service.models.deployment import Source

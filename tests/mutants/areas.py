@@ -24,8 +24,16 @@ AREAS = {
         ),
     ),
     "request_limits": Area(
-        ("rewardserve/service/api/middleware/body_limits.py", "rewardserve/service/api/body.py"),
-        ("tests/unit/service/api/middleware/test_body_limits.py", "tests/unit/service/api/test_body.py"),
+        (
+            "rewardserve/service/api/middleware/body_limits.py",
+            "rewardserve/service/api/body.py",
+            "rewardserve/service/api/validation.py",
+        ),
+        (
+            "tests/unit/service/api/middleware/test_body_limits.py",
+            "tests/unit/service/api/test_body.py",
+            "tests/unit/service/api/test_validation.py",
+        ),
     ),
     "contract": Area(("rewardserve/model/contract.py",), ("tests/unit/model/test_contract_clauses.py",)),
     "encoding": Area(

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve.service.api import body, structs
+from rewardserve.service.api import body, requests
 from rewardserve.service.api.dialects import DIALECTS
-from rewardserve.service.api.schemas import CompareRequest, ScoreRequest
+from rewardserve.service.api.requests import CompareRequest, ScoreRequest
 from rewardserve.service.errors import InvalidJson, RequestRefused
 from tests.support.service_server import Server
 
@@ -83,10 +83,10 @@ def objects(value):
 
 
 READ = {
-    "ours": (OURS, lambda raw: body.decode(raw, msgspec.json.Decoder(structs.ScoreRequestStruct), ScoreRequest)),
+    "ours": (OURS, lambda raw: body.decode(raw, msgspec.json.Decoder(ScoreRequest))),
     "compared": (
         COMPARED,
-        lambda raw: body.decode(raw, msgspec.json.Decoder(structs.CompareRequestStruct), CompareRequest),
+        lambda raw: body.decode(raw, msgspec.json.Decoder(CompareRequest)),
     ),
     "another format": (ANYTHING, body.decode_any),
     "seldom": (ANYTHING, body.parse),
@@ -121,7 +121,7 @@ def test_strings_are_counted_as_python_reads_them(value):
 @given(OURS | COMPARED)
 def test_what_says_nothing_costs_no_second_reading(value):
     """But for a field that is null, empty or false, which a body may leave out."""
-    kind = structs.ScoreRequestStruct if "samples" in value else structs.CompareRequestStruct
+    kind = ScoreRequest if "samples" in value else CompareRequest
 
     def told(each):
         if isinstance(each, dict):
@@ -137,7 +137,7 @@ def test_what_says_nothing_costs_no_second_reading(value):
         decoded = msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError:
         return
-    assert structs.n_strings(decoded) == body.n_strings(raw)
+    assert requests.n_strings(decoded) == body.n_strings(raw)
 
 
 # -- over HTTP ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Whatever the bytes are: a request comes out, or a refusal in our own words. Nothing else, ever.
 
-Bodies have two readers, a fast one and a careful one. What the fast one reads, the careful one reads to the same end.
+Bodies have two readers, a fast one and a careful one, made from one record. What the fast one reads, the careful one reads to the
+same end.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from rewardserve.model.conversation import Sample, SampleError
-from rewardserve.service.api import body, structs
+from rewardserve.service.api import body
 from rewardserve.service.api.dialects.openrlhf import GET_REWARD
-from rewardserve.service.api.schemas import CompareRequest, ScoreRequest, to_comparison, to_sample
+from rewardserve.service.api.requests import CompareRequest, ScoreRequest, to_comparison, to_sample
+from rewardserve.service.api.validation import check
 from rewardserve.service.errors import InvalidJson, InvalidRequest, RequestRefused
 
 TEXT = st.text(st.characters(codec=None), max_size=8)  # lone surrogates included
@@ -58,10 +60,7 @@ COMPARE_REQUESTS = st.fixed_dictionaries(
     {"comparisons": st.lists(COMPARISONS, max_size=2)},
     optional={"run": TEXT, "step": st.integers(), "tie_margin": st.floats() | st.integers() | JSONS},
 )
-READERS = {
-    "/score": (msgspec.json.Decoder(structs.ScoreRequestStruct), ScoreRequest),
-    "/compare": (msgspec.json.Decoder(structs.CompareRequestStruct), CompareRequest),
-}
+DECODERS = {"/score": msgspec.json.Decoder(ScoreRequest), "/compare": msgspec.json.Decoder(CompareRequest)}
 
 
 @st.composite
@@ -86,7 +85,7 @@ PIECES = [b'"', b"\\", b",", b":", b"{", b"}", b"[", b"]", b"0", b"1", b"-", b".
 
 def plain(request):
     """What a request says, whichever reader it came from."""
-    if isinstance(request, structs.ScoreRequestStruct | ScoreRequest):
+    if isinstance(request, ScoreRequest):
         samples = [(s.id, told(outcome_of_sample, s)) for s in request.samples]
         return request.run, request.step, samples
     comparisons = [(c.id, to_comparison(c)) for c in request.comparisons]
@@ -112,14 +111,14 @@ def outcome(ask, *arguments):
 
 
 def assert_fast_is_careful(route, raw):
-    decoder, schema = READERS[route]
+    decoder = DECODERS[route]
     try:
         fast = decoder.decode(raw)
     except (ValueError, RecursionError):
         return False
-    careful = outcome(lambda: body.check(body.parse(raw), schema))
+    careful = outcome(lambda: check(body.parse(raw), decoder.type))
     if isinstance(careful, InvalidJson):  # a key twice: tests/properties/test_duplicate_keys.py
-        return isinstance(outcome(body.decode, raw, decoder, schema), InvalidJson)
+        return isinstance(outcome(body.decode, raw, decoder), InvalidJson)
     assert not isinstance(careful, RequestRefused), careful
     assert plain(fast) == plain(careful)
     return True
@@ -149,7 +148,7 @@ def test_what_the_fast_reader_accepts_as_comparisons_the_careful_one_accepts_wit
 
 @given(st.fixed_dictionaries({"samples": st.lists(SAMPLES, min_size=1, max_size=3)}))
 def test_what_the_careful_reader_accepts_the_fast_one_reads_unless_text_is_no_unicode(value):
-    careful = outcome(body.check, value, ScoreRequest)
+    careful = outcome(check, value, ScoreRequest)
     raw = json.dumps(value).encode()
     assume(not isinstance(careful, RequestRefused))
     assume("\\ud" not in raw.decode())
@@ -164,18 +163,18 @@ def test_any_bytes_are_json_or_refused(raw):
 
 @given(JSONS | st.fixed_dictionaries({"samples": st.lists(SAMPLES, max_size=3)}))
 def test_any_json_is_a_request_or_refused_with_the_path_of_the_offence(value):
-    asked = outcome(body.check, value, ScoreRequest)
+    asked = outcome(check, value, ScoreRequest)
     if isinstance(asked, RequestRefused):
         assert isinstance(asked, InvalidRequest)
         assert asked.details["field"]
     else:
         assert all(isinstance(to_sample(s), Sample | SampleError) for s in asked.samples)
-        assert plain(asked) == plain(body.decode(json.dumps(value).encode(), *READERS["/score"]))
+        assert plain(asked) == plain(body.decode(json.dumps(value).encode(), DECODERS["/score"]))
 
 
 @given(JSONS | st.fixed_dictionaries({"comparisons": st.lists(JSONS, max_size=3)}))
 def test_any_json_is_a_comparison_or_refused(value):
-    asked = outcome(body.check, value, CompareRequest)
+    asked = outcome(check, value, CompareRequest)
     if isinstance(asked, RequestRefused):
         assert isinstance(asked, InvalidRequest)
         assert asked.details["field"]
@@ -187,7 +186,7 @@ def test_any_json_is_a_comparison_or_refused(value):
 def test_a_refusal_names_the_place_and_never_what_was_there(secret):
     for value in ({"samples": secret}, {"samples": [{"prompt": {"x": secret}, "response": secret}]}, secret, [secret]):
         with pytest.raises(InvalidRequest) as refused:
-            body.check(value, ScoreRequest)
+            check(value, ScoreRequest)
         assert secret not in refused.value.message
     with pytest.raises(InvalidJson) as unread:
         body.parse(f'{{"samples": [{secret}'.encode())
@@ -219,12 +218,12 @@ def same(small, large):
 @example(b'{"samples":[{"text":"a","\\ud800":1}]}')
 def test_a_large_body_is_read_as_a_small_one(raw):
     padding = (" " * LARGE).encode("utf-16-le" if raw[:2] == b"\xff\xfe" else "utf-8")
-    same(*(outcome(body.decode, each, *READERS["/score"]) for each in (raw, raw + padding)))
+    same(*(outcome(body.decode, each, DECODERS["/score"]) for each in (raw, raw + padding)))
 
 
 @given(bodies(COMPARE_REQUESTS))
 def test_a_large_comparison_is_read_as_a_small_one(raw):
-    same(*(outcome(body.decode, each, *READERS["/compare"]) for each in (raw, raw + b" " * LARGE)))
+    same(*(outcome(body.decode, each, DECODERS["/compare"]) for each in (raw, raw + b" " * LARGE)))
 
 
 @given(bodies(st.fixed_dictionaries({"query": st.lists(TEXT), "prompts": st.lists(TEXT)}, optional={"x": JSONS})))
@@ -276,8 +275,8 @@ def test_what_is_decoded_in_steps_is_what_is_decoded_at_once(raw):
 @example(b'{"samples":[{"text":"a","text":"b"}]}')
 def test_a_request_is_read_in_steps_as_at_once(raw):
     with in_small_steps():
-        stepped = outcome(body.decode, raw, *READERS["/score"])
-    same(stepped, outcome(body.decode, raw, *READERS["/score"]))
+        stepped = outcome(body.decode, raw, DECODERS["/score"])
+    same(stepped, outcome(body.decode, raw, DECODERS["/score"]))
 
 
 def test_no_step_reads_more_than_some_numbers(monkeypatch):
@@ -306,7 +305,7 @@ def test_what_is_wrong_with_a_large_body_is_named_by_line_and_column_and_not_quo
         (b'{"samples":[\n {"text":"secret" !', 2, 19),
         (b'{"samples":[{"text":"secret', 1, 28),
     ):
-        refused = outcome(body.decode, b" " * LARGE + spoilt, *READERS["/score"])
+        refused = outcome(body.decode, b" " * LARGE + spoilt, DECODERS["/score"])
         assert isinstance(refused, InvalidJson)
         assert "secret" not in refused.message
         assert refused.details == {"line": line, "column": column + LARGE * (line == 1)}

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from rewardserve.model.conversation import Message
-from rewardserve.service.api import body, structs
+from rewardserve.service.api import body
 from rewardserve.service.api.dialects import DIALECTS
-from rewardserve.service.api.schemas import to_comparison, to_sample
+from rewardserve.service.api.requests import CompareRequest, SampleIn, ScoreRequest, to_comparison, to_sample
 from tests.security.attacks import BENIGN, attacks
 from tests.security.families import FAMILIES
 from tests.security.test_control_tokens import controls_of, world
@@ -104,12 +104,12 @@ def test_an_attack_on_our_own_routes_adds_no_control_token(name):
 def samples_of(text: str) -> list:
     said = [turn("user", text), turn("assistant", text)]
     bodies = [{"prompt": text, "response": text}, {"prompt": said[:1], "response": text}, {"messages": said * 2}]
-    asked = msgspec.json.decode(json.dumps({"samples": bodies}).encode(), type=structs.ScoreRequestStruct)
+    asked = msgspec.json.decode(json.dumps({"samples": bodies}).encode(), type=ScoreRequest)
     compared = {"comparisons": [{"prompt": text, "responses": [text, text + "x"]}]}
-    (comparison,) = msgspec.json.decode(json.dumps(compared).encode(), type=structs.CompareRequestStruct).comparisons
+    (comparison,) = msgspec.json.decode(json.dumps(compared).encode(), type=CompareRequest).comparisons
     made = to_comparison(comparison)
     return [to_sample(each) for each in asked.samples] + [
-        to_sample(structs.SampleStruct(prompt=made.prompt, response=response)) for response in made.responses
+        to_sample(SampleIn(prompt=made.prompt, response=response)) for response in made.responses
     ]
 
 

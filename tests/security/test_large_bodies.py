@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve.service.api import body, structs
+from rewardserve.service.api import body
 from rewardserve.service.api.dialects import DIALECTS
-from rewardserve.service.api.schemas import ScoreRequest
+from rewardserve.service.api.requests import ScoreRequest
 from rewardserve.service.errors import InvalidRequest, RequestRefused
 from tests.security.large_bodies import LARGE
 from tests.support.service_server import ROOT
@@ -37,7 +37,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def read_by_all(sent: bytes) -> None:
     """As the routes read it; a dialect of each kind of type."""
-    readers = [lambda: body.decode(sent, msgspec.json.Decoder(structs.ScoreRequestStruct), ScoreRequest)]
+    readers = [lambda: body.decode(sent, msgspec.json.Decoder(ScoreRequest))]
     readers += [lambda each=each: each.read(body.decode_any(sent)) for each in DIALECTS]
     with suppress(RequestRefused):
         body.check_json_limits(sent, body.JsonLimits.of(1024, 2**20))  # before any of them, with the same bounds
@@ -126,13 +126,11 @@ def test_a_request_of_the_largest_usual_shape_is_read():
 def test_an_object_of_many_fields_is_refused_in_few_words():
     sent = json.dumps({f"field-{i}": i for i in range(10_000)}).encode()
     with pytest.raises(InvalidRequest) as refused:
-        body.decode(sent, msgspec.json.Decoder(structs.ScoreRequestStruct), ScoreRequest)
+        body.decode(sent, msgspec.json.Decoder(ScoreRequest))
     assert refused.value.details == {"field": "$"}
     assert len(refused.value.message) < 200
     with pytest.raises(InvalidRequest) as refused:
-        body.decode(
-            sent[:40_000].rpartition(b",")[0] + b"}", msgspec.json.Decoder(structs.ScoreRequestStruct), ScoreRequest
-        )
+        body.decode(sent[:40_000].rpartition(b",")[0] + b"}", msgspec.json.Decoder(ScoreRequest))
     assert refused.value.details["field"] == "$"
     assert refused.value.details["n"] > 1000
 
@@ -174,10 +172,10 @@ async def test_a_large_body_is_read_beside_the_event_loop_and_a_wrong_one_is_rea
     here, parts = threading.get_ident(), body.JsonLimits.of(1024, 2**20)
     for n_bytes, decoded_here in ((2**21, False), (2**17, True)):
         content = b'{"samples":[{"text":"' + b"x" * n_bytes + tail
-        ours, theirs = Watched(structs.ScoreRequestStruct), Watched(Any)
+        ours, theirs = Watched(ScoreRequest), Watched(Any)
         monkeypatch.setattr(body, "_value_decoder", theirs)
         with suppress(RequestRefused):
-            await body.read_body(Sent(content), ours, ScoreRequest, parts)
+            await body.read_body(Sent(content), ours, parts)
         with suppress(RequestRefused):
             await body.read_json_body(Sent(content), parts)
         assert {here in ours.threads, here in theirs.threads} == {decoded_here}

@@ -11,15 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from starlette.responses import Response
 
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample, SampleError, SampleOptions, is_empty_value
-from rewardserve.service.api.body import NOT_READ, convert
 from rewardserve.service.api.error_responses import request_error_response
+from rewardserve.service.api.field_docs import MODEL, doc
 from rewardserve.service.api.replies import json_response
+from rewardserve.service.api.validation import NOT_READ, convert, suggest_given, suggest_known
 from rewardserve.service.errors import (
     Failure,
     InvalidRequest,
@@ -32,6 +33,14 @@ from rewardserve.service.errors import (
 )
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError, SampleResult
+
+ModelName = Annotated[
+    str | None,
+    doc(
+        "the name of the model in service, an alias or a digest; other names are refused with 404; empty: any model",
+        MODEL,
+    ),
+]
 
 ScoreKind = Literal["reward", "raw", "normalized"]
 """The score in a reply: the reward after the pipeline, the raw score of the value head, or the normalised score."""
@@ -154,7 +163,11 @@ class BodyFormat:
         field = name[:_MAX_FIELD_CHARS]
         # The message omits the value: it never holds a part of a body.
         only = f" It accepts the field with the value {' or '.join(map(repr, accepted))}." if accepted else ""
-        reason = REMEDIES.get(name) or f"{NOT_READ}.{only} Fields that it reads: {', '.join(sorted(self.read_fields))}"
+        known = sorted(self.read_fields)
+        reason = (
+            REMEDIES.get(name)
+            or f"{NOT_READ}.{only} Fields that it reads: {', '.join(known)}{suggest_known(name, known)}"
+        )
         raise InvalidRequest(f"{field}: {reason}", field=field)
 
 
@@ -223,7 +236,11 @@ class Dialect:
             self.body_formats[0],
         )
         missing = next((name for name in begun.text_fields if value.get(name) is None), begun.text_fields[0])
-        raise InvalidRequest(f"{missing}: {self._words(self.body_formats)}", field=missing)
+        known = {name for form in self.body_formats for name in (*form.text_fields, *form.read_fields)}
+        unknown = (name for name in value if name not in known)
+        raise InvalidRequest(
+            f"{missing}: {self._words(self.body_formats)}{suggest_given(missing, unknown)}", field=missing
+        )
 
     @staticmethod
     def _words(forms: Sequence[BodyFormat]) -> str:

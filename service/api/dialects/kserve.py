@@ -19,8 +19,9 @@ from starlette.responses import Response
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample
 from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest
 from rewardserve.service.api.error_responses import error_response
+from rewardserve.service.api.field_docs import RENDERED, doc
 from rewardserve.service.api.replies import json_response
-from rewardserve.service.api.structs import MAX_TOKENS
+from rewardserve.service.api.requests import MAX_TOKENS
 from rewardserve.service.errors import InvalidRequest, Overloaded, RequestRefused
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
@@ -43,26 +44,42 @@ _INPUTS = ({"sentences"}, {"tokens", "sequence_lengths"})
 class Tensor(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """An input tensor. `data` is flat, or nested by its shape. `parameters` describe how its bytes are sent."""
 
-    name: str
-    shape: list[Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]]
-    data: list[Any]
-    datatype: str = ""
-    parameters: dict[str, Any] | None = None
+    name: Annotated[str, doc("sentences, tokens or sequence_lengths", "sentences")]
+    shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]], doc("shape of data", [1, 1])]
+    data: Annotated[list[Any], doc("values, flat or nested by shape", [RENDERED])]
+    datatype: Annotated[str, doc("BYTES for sentences, INT64 for the others; optional", "BYTES")] = ""
+    parameters: Annotated[
+        dict[str, Any] | None,
+        doc(
+            "how the bytes of the tensor are sent; requests with binary_data_size are refused by their content type",
+            {"content_type": "str"},
+        ),
+    ] = None
 
 
 class OutputTensor(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """A requested output tensor. `parameters` describe how its bytes are sent."""
 
-    name: Literal["rewards"]
-    parameters: dict[str, Any] | None = None
+    name: Annotated[Literal["rewards"], doc("rewards", "rewards")]
+    parameters: Annotated[
+        dict[str, Any] | None, doc("how the bytes of the tensor are sent", {"content_type": "str"})
+    ] = None
 
 
 class InferRequest(msgspec.Struct, frozen=True, gc=False):
     """One inference request."""
 
-    inputs: list[Tensor]
-    id: str | None = None
-    outputs: list[OutputTensor] | None = None
+    inputs: Annotated[
+        list[Tensor],
+        doc(
+            "the tensor sentences, or tokens and sequence_lengths",
+            [{"name": "sentences", "datatype": "BYTES", "shape": [1, 1], "data": [RENDERED]}],
+        ),
+    ]
+    id: Annotated[str | None, doc("returned in the reply", "a")] = None
+    outputs: Annotated[
+        list[OutputTensor] | None, doc("names of the tensors to return: rewards", [{"name": "rewards"}])
+    ] = None
 
 
 def _to_samples(body: InferRequest, _runtime: ModelRuntime) -> list[SampleOrError]:

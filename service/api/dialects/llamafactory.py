@@ -14,7 +14,8 @@ import msgspec
 
 from rewardserve.model.conversation import Sample, SampleOptions
 from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest
-from rewardserve.service.api.structs import Tokens
+from rewardserve.service.api.field_docs import MODEL, RENDERED, doc
+from rewardserve.service.api.requests import Tokens
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
 
@@ -24,9 +25,19 @@ _QUEUE_TIMEOUT_S = 600.0
 class ScoreEvaluationRequest(msgspec.Struct, frozen=True, gc=False):
     """The fields of LLaMA-Factory's protocol; `messages` are whole texts."""
 
-    messages: Annotated[list[str], msgspec.Meta(min_length=1)]
-    model: str | None = None
-    max_length: Tokens | None = None
+    messages: Annotated[
+        list[str], msgspec.Meta(min_length=1), doc("whole conversations, decoded with special tokens", [RENDERED])
+    ]
+    model: Annotated[
+        str | None,
+        doc(
+            "the name of the model in service, an alias or a digest; `model`, which LLaMA-Factory always sends: any model",
+            MODEL,
+        ),
+    ] = None
+    max_length: Annotated[
+        Tokens | None, doc("lower limit in tokens: the prompt is cut from the left, never the end", 2048)
+    ] = None
 
 
 def _to_samples(body: ScoreEvaluationRequest, _runtime: ModelRuntime) -> list[SampleOrError]:

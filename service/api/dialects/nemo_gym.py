@@ -12,7 +12,9 @@ NeMo-RL ends a run whose `reward` is not the sum of its `reward_components`, so 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from rewardserve.model.conversation import FinishReason, InvalidMessages, Message, Sample
 from rewardserve.service.api.dialects.dialect import (
@@ -24,11 +26,51 @@ from rewardserve.service.api.dialects.dialect import (
     score_of,
 )
 from rewardserve.service.api.dialects.turns import check_known_fields, text_of, turns_of, type_of
+from rewardserve.service.api.field_docs import PROMPT, RESPONSE
 from rewardserve.service.errors import Failure, InvalidRequest, SampleRefused
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError, SampleResult
 
-EpisodeBody = dict[str, Any]
+EpisodeBody = Annotated[
+    dict[str, Any],
+    msgspec.Meta(
+        extra_json_schema={
+            "required": ["responses_create_params", "response"],
+            "properties": {
+                "responses_create_params": {
+                    "type": "object",
+                    "description": "the request to the policy, as in OpenAI's Responses API: `input`, `instructions`",
+                    "examples": [{"input": [{"role": "user", "content": PROMPT}]}],
+                },
+                "response": {
+                    "type": "object",
+                    "description": "the response of the policy, as in OpenAI's Responses API: `output`",
+                    "examples": [
+                        {
+                            "output": [
+                                {
+                                    "type": "message",
+                                    "role": "assistant",
+                                    "content": [{"type": "output_text", "text": RESPONSE}],
+                                }
+                            ]
+                        }
+                    ],
+                },
+                "mask_sample": {
+                    "type": "boolean",
+                    "description": "true: the episode is masked already, and stays masked",
+                    "examples": [False],
+                },
+                "instance_config": {
+                    "type": "object",
+                    "description": "returned with `mask_sample` added, where NeMo-RL reads it",
+                    "examples": [{"mask_sample": False}],
+                },
+            },
+        }
+    ),
+]
 """Plain JSON, since the reply repeats it unchanged."""
 
 _REQUEST_FIELDS = frozenset({

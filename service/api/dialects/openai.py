@@ -13,16 +13,18 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample, SampleOptions
-from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest
+from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ModelName, ScoredRequest
+from rewardserve.service.api.field_docs import RENDERED, doc
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
 
 TokenId = Annotated[int, msgspec.Meta(ge=0)]
-Inputs = str | list[Any]
-"""A text, a list of texts, token ids, or a list of lists of token ids."""
-
+Inputs = Annotated[
+    str | list[Any], doc("a rendered text, a list of them, token ids, or a list of lists of token ids", [RENDERED])
+]
 Encoding = Literal["float", "base64"]
+VectorEncoding = Annotated[Encoding, doc("float: numbers; base64: little-endian float32", "float")]
 
 IGNORED_FIELDS = frozenset({
     "user", "priority", "cache_salt", "extra_key", "rid", "log_metrics", "no_logs", "routing_key", "data_parallel_rank",
@@ -42,8 +44,8 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True, gc=False):
     """The fields of OpenAI's embeddings API."""
 
     input: Inputs
-    model: str | None = None
-    encoding_format: Encoding = "float"
+    model: ModelName = None
+    encoding_format: VectorEncoding = "float"
 
 
 def samples_of(inputs: Inputs, options: SampleOptions, field: str = "input") -> list[SampleOrError]:

@@ -7,12 +7,13 @@ keys for every sample. align-anything sends prompts and responses in separate li
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample
-from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest, sample_from_pair
+from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ModelName, ScoredRequest, sample_from_pair
+from rewardserve.service.api.field_docs import PROMPT, RENDERED, RESPONSE, doc
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError, SampleResult
@@ -25,17 +26,19 @@ _QUEUE_TIMEOUT_S = 60.0
 class QueryRequest(msgspec.Struct, frozen=True, gc=False):
     """OpenRLHF's fields."""
 
-    query: list[str]
-    prompts: list[str] | None = None
-    model: str | None = None
+    query: Annotated[list[str], doc("whole conversations, decoded with special tokens (OpenRLHF)", [RENDERED])]
+    prompts: Annotated[
+        list[str] | None, doc("the prompts of query, in the same order; null or empty: unknown", [PROMPT])
+    ] = None
+    model: ModelName = None
 
 
 class ResponsesRequest(msgspec.Struct, frozen=True, gc=False):
     """align-anything's fields."""
 
-    prompts: list[str]
-    responses: list[str]
-    model: str | None = None
+    prompts: Annotated[list[str], doc("the prompts of responses, in the same order (align-anything)", [PROMPT])]
+    responses: Annotated[list[str], doc("responses to prompts (align-anything)", [RESPONSE])]
+    model: ModelName = None
 
 
 def _query_samples(body: QueryRequest, _runtime: ModelRuntime) -> list[SampleOrError]:

@@ -24,6 +24,7 @@ from rewardserve.service.api.dialects import tei
 from rewardserve.service.api.dialects.dialect import (
     BodyFormat,
     Dialect,
+    ModelName,
     ScoredRequest,
     sample_from_pair,
     sample_or_error,
@@ -31,7 +32,8 @@ from rewardserve.service.api.dialects.dialect import (
 from rewardserve.service.api.dialects.openai import IGNORED_FIELDS, TokenId, usage
 from rewardserve.service.api.dialects.turns import check_known_fields, text_of
 from rewardserve.service.api.dialects.vllm import EXAMPLE_REPLY, TRUNCATION_FIELDS, VllmRequest, wants_activation
-from rewardserve.service.api.structs import MAX_TOKENS
+from rewardserve.service.api.field_docs import PROMPT, RESPONSE, doc
+from rewardserve.service.api.requests import MAX_TOKENS
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
@@ -45,58 +47,65 @@ Texts = Text | list[Text]
 class TextsRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
     """vLLM's fields for pairs."""
 
-    text_1: Texts
-    text_2: Texts
+    text_1: Annotated[Texts, doc("prompts: one text, or a list (vLLM)", PROMPT)]
+    text_2: Annotated[Texts, doc("responses to text_1: one text, or a list (vLLM)", [RESPONSE])]
 
 
 class DataRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
     """`TextsRequest` with other field names."""
 
-    data_1: Texts
-    data_2: Texts
+    data_1: Annotated[Texts, doc("as text_1", PROMPT)]
+    data_2: Annotated[Texts, doc("as text_2", [RESPONSE])]
 
 
 class DocumentsRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
     """`TextsRequest` with other field names."""
 
-    queries: Texts
-    documents: Texts
+    queries: Annotated[Texts, doc("as text_1", PROMPT)]
+    documents: Annotated[Texts, doc("as text_2, with queries", [RESPONSE])]
 
 
 class ItemsRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
     """`TextsRequest` with other field names."""
 
-    queries: Texts
-    items: Texts
+    queries: Annotated[Texts, doc("as text_1", PROMPT)]
+    items: Annotated[Texts, doc("as text_2, with queries", [RESPONSE])]
 
 
 class QueryItemsRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """SGLang's fields: a text and a list of texts, or token ids and a list of them."""
 
-    query: str | list[TokenId]
-    items: Text | list[Text | list[TokenId]]
-    item_first: bool = False
-    model: str | None = None
+    query: Annotated[str | list[TokenId], doc("the prompt of all items, as text or as token ids (SGLang)", PROMPT)]
+    items: Annotated[
+        Text | list[Text | list[TokenId]],
+        doc("responses to query, as texts or as lists of token ids (SGLang)", [RESPONSE]),
+    ]
+    item_first: Annotated[bool, doc("true: an item is the prompt, and the query is the response", False)] = False
+    model: ModelName = None
 
 
 class RerankRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
     """vLLM's fields for ranking, the same as those of Jina and Cohere."""
 
-    query: Text
-    documents: list[Text]
-    top_n: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)] | None = None
-    return_documents: bool = True
+    query: Annotated[Text, doc("the prompt of all documents", PROMPT)]
+    documents: Annotated[list[Text], doc("responses to rank: texts, or objects with a text", [RESPONSE])]
+    top_n: Annotated[
+        Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)] | None, doc("number of results to return; 0 or null: all", 1)
+    ] = None
+    return_documents: Annotated[bool, doc("false: return results without their documents", True)] = True
 
 
 class RerankTextsRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """text-embeddings-inference's fields for ranking."""
 
-    query: str
-    texts: list[str]
-    raw_scores: bool | None = None
-    truncate: bool | None = None
-    return_text: bool = False
-    model: str | None = None
+    query: Annotated[str, doc("the prompt of all texts", PROMPT)]
+    texts: Annotated[list[str], doc("responses to rank (text-embeddings-inference)", [RESPONSE])]
+    raw_scores: tei.RawScores = None
+    truncate: tei.Truncate = None
+    return_text: Annotated[bool, doc("true: return results with their texts (text-embeddings-inference)", False)] = (
+        False
+    )
+    model: ModelName = None
 
 
 # -- pairs ------------------------------------------------------------------------------------------------------------

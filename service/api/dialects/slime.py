@@ -6,7 +6,7 @@ slime takes the whole JSON of the reply as the reward: a bare number, or, with `
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -14,11 +14,13 @@ from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample
 from rewardserve.service.api.dialects.dialect import (
     BodyFormat,
     Dialect,
+    ModelName,
     ScoredRequest,
     sample_from_pair,
     sample_or_error,
 )
 from rewardserve.service.api.dialects.turns import turns_of
+from rewardserve.service.api.field_docs import PROMPT, RESPONSE, doc
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
 
@@ -26,9 +28,9 @@ from rewardserve.service.scoring import SampleOrError
 class SlimeRequest(msgspec.Struct, frozen=True, gc=False):
     """slime's fields."""
 
-    prompt: str | list[dict[str, Any]]
-    response: str
-    model: str | None = None
+    prompt: Annotated[str | list[dict[str, Any]], doc("a text, rendered or plain, or a list of messages", PROMPT)]
+    response: Annotated[str, doc("the response to score", RESPONSE)]
+    model: ModelName = None
 
 
 _REPLY_FIELDS = ("model", "raw", "normalized", "capped", "flags", "truncated")

@@ -6,15 +6,16 @@ A text is a rendered conversation, a pair is a prompt and its response. As in TE
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from starlette.responses import Response
 
 from rewardserve.model.conversation import Sample, SampleOptions
-from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest, sample_from_pair
+from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ModelName, ScoredRequest, sample_from_pair
 from rewardserve.service.api.dialects.vllm import LABEL
 from rewardserve.service.api.error_responses import error_response
+from rewardserve.service.api.field_docs import PROMPT, RESPONSE, doc
 from rewardserve.service.api.replies import json_response
 from rewardserve.service.errors import (
     InvalidRequest,
@@ -41,13 +42,24 @@ def wants_activation(body: Any) -> bool | None:
     return None if body.raw_scores is None else not body.raw_scores
 
 
+Truncate = Annotated[
+    bool | None, doc("false: refuse a text that is too long; default: cut the prompt from the left", True)
+]
+RawScores = Annotated[
+    bool | None, doc("true: return raw scores; default: their sigmoid, unless the URL has ?value=", True)
+]
+
+
 class PredictRequest(msgspec.Struct, frozen=True, gc=False):
     """TEI's fields."""
 
-    inputs: str | list[str | list[str]]
-    truncate: bool | None = None
-    raw_scores: bool | None = None
-    model: str | None = None
+    inputs: Annotated[
+        str | list[str | list[str]],
+        doc("a text, a pair of texts (prompt and response), or a list of such lists", [[PROMPT, RESPONSE]]),
+    ]
+    truncate: Truncate = None
+    raw_scores: RawScores = None
+    model: ModelName = None
 
 
 def _is_batch(body: PredictRequest) -> bool:

@@ -15,19 +15,20 @@ from uuid import uuid4
 import msgspec
 
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, FinishReason, Sample, SampleOptions
-from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest, sample_or_error
+from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ModelName, ScoredRequest, sample_or_error
 from rewardserve.service.api.dialects.openai import (
     EXAMPLE_USAGE,
     IGNORED_FIELDS,
     VECTORS,
-    Encoding,
     Inputs,
+    VectorEncoding,
     samples_of,
     usage,
     vector,
 )
 from rewardserve.service.api.dialects.turns import turns_of
-from rewardserve.service.api.structs import MAX_TOKENS
+from rewardserve.service.api.field_docs import MESSAGES, RENDERED, doc
+from rewardserve.service.api.requests import MAX_TOKENS
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
@@ -46,15 +47,22 @@ _CHAT_DEFAULTS: dict[str, tuple[object, ...]] = {"add_generation_prompt": (False
 _ACTIVATIONS = ("use_activation", "activation", "softmax")
 """The names of this field in versions of vLLM; for one score each means the sigmoid."""
 
+Softmax = Annotated[bool | None, doc("oldest name of use_activation; for one score it means the sigmoid", False)]
+
 
 class VllmRequest(msgspec.Struct, frozen=True, gc=False):
     """The common fields of vLLM's requests. -1 of `truncate_prompt_tokens` means the limit of the model."""
 
-    model: str | None = None
-    request_id: str = ""
-    use_activation: bool | None = None
-    activation: bool | None = None
-    truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKENS)] | None = None
+    model: ModelName = None
+    request_id: Annotated[str, doc("returned as a part of the id of the reply", "step-120-a")] = ""
+    use_activation: Annotated[
+        bool | None, doc("true: return the sigmoid of the raw score; default: the raw score", False)
+    ] = None
+    activation: Annotated[bool | None, doc("older name of use_activation", False)] = None
+    truncate_prompt_tokens: Annotated[
+        Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKENS)] | None,
+        doc("lower limit in tokens: the prompt is cut from the left, never the end; -1: the limit of the model", 2048),
+    ] = None
 
     @property
     def options(self) -> SampleOptions:
@@ -83,7 +91,7 @@ class InputRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
     """vLLM's fields for rendered texts or token ids."""
 
     input: Inputs
-    softmax: bool | None = None
+    softmax: Softmax = None
 
 
 class MessagesRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
@@ -92,40 +100,47 @@ class MessagesRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
     A chat template in the request is refused: with another template the score would not be the trained one.
     """
 
-    messages: list[dict[str, Any]]
-    continue_final_message: bool = False
-    softmax: bool | None = None
+    messages: Annotated[
+        list[dict[str, Any]], doc("a conversation; the last message is the assistant's and is scored (vLLM)", MESSAGES)
+    ]
+    continue_final_message: Annotated[bool, doc("true: the policy was cut off, so no end token is added", False)] = (
+        False
+    )
+    softmax: Softmax = None
 
 
 class PoolingInputRequest(InputRequest, frozen=True, gc=False, kw_only=True):
     """`InputRequest`, with the encoding of the numbers."""
 
-    encoding_format: Encoding = "float"
+    encoding_format: VectorEncoding = "float"
 
 
 class PoolingMessagesRequest(MessagesRequest, frozen=True, gc=False, kw_only=True):
     """`MessagesRequest`, with the encoding of the numbers."""
 
-    encoding_format: Encoding = "float"
+    encoding_format: VectorEncoding = "float"
 
 
 class SglangRequest(msgspec.Struct, frozen=True, gc=False):
     """The common fields of SGLang's requests. `rid` is the id of the request, or the ids of its texts."""
 
-    model: str | None = None
-    rid: str | list[str] | None = None
+    model: ModelName = None
+    rid: Annotated[
+        str | list[str] | None,
+        doc("returned as the id of the text; for a list of texts a list of ids (SGLang)", "step-120-a"),
+    ] = None
 
 
 class TextRequest(SglangRequest, frozen=True, gc=False, kw_only=True):
     """SGLang's fields for rendered texts."""
 
-    text: str | list[str]
+    text: Annotated[str | list[str], doc("a rendered text, or a list of them (SGLang)", RENDERED)]
 
 
 class IdsRequest(SglangRequest, frozen=True, gc=False, kw_only=True):
     """SGLang's fields for token ids."""
 
-    input_ids: list[Any]
+    input_ids: Annotated[list[Any], doc("token ids, or lists of them (SGLang)", [1, 4093, 338, 2])]
 
 
 def _input_samples(body: InputRequest, _runtime: ModelRuntime) -> list[SampleOrError]:

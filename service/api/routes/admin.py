@@ -8,44 +8,51 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
+import msgspec
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from msgspec import Meta
 from starlette.responses import Response
 
 from rewardserve.model.default import DEFAULT_MODEL
 from rewardserve.service.api import body, openapi
+from rewardserve.service.api.field_docs import MODEL, doc
 from rewardserve.service.api.names import MAX_NAME_CHARS, check_run_name
 from rewardserve.service.api.replies import info_response
-from rewardserve.service.api.structs import MAX_STEP
+from rewardserve.service.api.requests import MAX_STEP, StrictRecord
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.active_models import ActiveModels, ModelAdmin
 from rewardserve.service.models.deployment import Source
 
-ModelName = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
-Run = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
-Version = Annotated[int, Field(ge=1, le=MAX_STEP)]
+ModelName = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Run = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
+Version = Annotated[int, Meta(ge=1, le=MAX_STEP)]
 MAX_PINS = 1024
 _NAME_A_CHECKPOINT = f"name a checkpoint, or send {DEFAULT_MODEL} for the embedded default model"
 
 
-class LoadRequest(BaseModel):
+class LoadRequest(StrictRecord, frozen=True, gc=False):
     """The body of `POST /admin/models`."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    model: ModelName | None = Field(
-        None,
-        description="checkpoint folder on the server, or hub name; `default`: the embedded default model",
-    )
-    ensemble: ModelName | None = Field(
-        None, description="several models as one, instead of `model`: `name=model,name=model`"
-    )
-    shadow: float = Field(
-        0.0, ge=0.0, le=1.0, description="share of the prompts that the new model scores as a shadow; 0: switch at once"
-    )
-    pin: Literal["active"] | Annotated[list[Run], Field(max_length=MAX_PINS)] = Field(
-        [], description="runs that stay with their current model; active: all current runs"
-    )
+    model: Annotated[
+        ModelName | None,
+        doc("checkpoint folder on the server, or hub name; `default`: the embedded default model", MODEL),
+    ] = None
+    ensemble: Annotated[
+        ModelName | None,
+        doc(
+            "several models as one, instead of `model`: `name=model,name=model`",
+            "a=/models/step-1200,b=/models/step-900",
+        ),
+    ] = None
+    shadow: Annotated[
+        float,
+        Meta(ge=0.0, le=1.0),
+        doc("share of the prompts that the new model scores as a shadow; 0: switch at once", 0.1),
+    ] = 0.0
+    pin: Annotated[
+        Literal["active"] | Annotated[list[Run], Meta(max_length=MAX_PINS)],
+        doc("runs that stay with their current model; active: all current runs", ["ppo-7"]),
+    ] = msgspec.field(default_factory=list)
 
     @property
     def source(self) -> Source:
@@ -60,21 +67,20 @@ class LoadRequest(BaseModel):
         return Source("" if self.model == DEFAULT_MODEL else self.model or "", self.ensemble or "")
 
 
-class VersionRequest(BaseModel):
+class VersionRequest(StrictRecord, frozen=True, gc=False):
     """The body of the routes that select a loaded model."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    version: Version = Field(description="version of the model, as in GET /admin/models")
+    version: Annotated[Version, doc("version of the model, as in GET /admin/models", 2)]
 
 
-class PinRequest(BaseModel):
+class PinRequest(StrictRecord, frozen=True, gc=False):
     """The body of `POST /admin/pins`."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    run: Annotated[Run, doc("name of the run", "ppo-7")]
+    version: Annotated[Version | None, doc("version of the model; null: end the pin", 2)]
 
-    run: Run = Field(description="name of the run")
-    version: Version | None = Field(description="version of the model; null: end the pin")
+
+REQUESTS = (LoadRequest, VersionRequest, PinRequest)
 
 
 def admin_routes(active_models: ActiveModels) -> APIRouter:

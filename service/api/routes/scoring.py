@@ -11,29 +11,28 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from rewardserve.service.api import body, openapi, run_context, structs
+from rewardserve.service.api import body, openapi, run_context
 from rewardserve.service.api.deadline import read_deadline
 from rewardserve.service.api.dialects.routes import DialectEndpoint
 from rewardserve.service.api.http.disconnects import cancel_on_disconnect
 from rewardserve.service.api.replies import compare_reply, score_reply
 from rewardserve.service.api.request_state import set_is_final, set_log_fields
-from rewardserve.service.api.schemas import (
-    CompareReply,
+from rewardserve.service.api.requests import (
     CompareRequest,
     ComparisonIn,
     SampleIn,
-    ScoreReply,
     ScoreRequest,
     to_comparison,
     to_sample,
 )
+from rewardserve.service.api.schemas import CompareReply, ScoreReply
 from rewardserve.service.api.server_limits import ServerLimits
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.active_models import ActiveModels
 
-_scores = msgspec.json.Decoder(structs.ScoreRequestStruct)
-_comparisons = msgspec.json.Decoder(structs.CompareRequestStruct)
+_scores = msgspec.json.Decoder(ScoreRequest)
+_comparisons = msgspec.json.Decoder(CompareRequest)
 
 
 def scoring_routes(
@@ -57,7 +56,7 @@ def scoring_routes(
         active_models.current()  # without a model, refuse the request before reading its body
         parameters = run_context.read_parameters(request.scope, {"value"})
         try:
-            payload = await body.read_body(request, _scores, ScoreRequest, parts, pair_fields)
+            payload = await body.read_body(request, _scores, parts, pair_fields)
         except body.ForeignBody as foreign:
             return await pairs.answer(request, foreign.value)
         if parameters.options:
@@ -84,7 +83,7 @@ def scoring_routes(
         deadline = read_deadline(request, clock)
         active_models.current()
         parameters = run_context.read_parameters(request.scope)
-        payload = await body.read_body(request, _comparisons, CompareRequest, parts)
+        payload = await body.read_body(request, _comparisons, parts)
         n_responses = sum(len(c.responses) for c in payload.comparisons)
         server_limits.check_sample_count(n_responses, "responses")
         ids = _ids(payload.comparisons)
@@ -105,6 +104,6 @@ def scoring_routes(
     return router
 
 
-def _ids(payload: Sequence[SampleIn | structs.SampleStruct | ComparisonIn | structs.ComparisonStruct]) -> list[str]:
+def _ids(payload: Sequence[SampleIn | ComparisonIn]) -> list[str]:
     """Return the id of each result: that of the client, or the index. Several samples may have the same id."""
     return [str(i) if each.id is None else each.id for i, each in enumerate(payload)]

@@ -16,7 +16,8 @@ from docs.markdown import anchors
 from docs.markdown import text as markdown_text
 from rewardserve.service.api import body
 from rewardserve.service.api.error_responses import error_response
-from rewardserve.service.api.schemas import ScoreRequest
+from rewardserve.service.api.requests import ScoreRequest
+from rewardserve.service.api.validation import check
 from rewardserve.service.cli.options import from_command_line
 from rewardserve.service.errors import RequestRefused
 from rewardserve.service.observability.metrics import Metrics
@@ -196,7 +197,7 @@ def test_the_example_of_an_error_is_the_answer_of_the_server():
     page = (ROOT / "docs/reference/errors.md").read_text()
     sent = re.search(r"-d '(.+)'$", page, re.MULTILINE)[1]
     with pytest.raises(RequestRefused) as refused:
-        body.check(body.parse(sent.encode()), ScoreRequest)
+        check(body.parse(sent.encode()), ScoreRequest)
     assert error_response(refused.value).body.decode() in page.splitlines()[6]
 
 

@@ -10,12 +10,13 @@ from starlette.requests import Request
 
 from rewardserve.service.api import body
 from rewardserve.service.api.routes.admin import LoadRequest, PinRequest
+from rewardserve.service.api.validation import check
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.deployment import Source
 
 
 def source(**fields):
-    return body.check(fields, LoadRequest).source
+    return check(fields, LoadRequest).source
 
 
 def test_a_model_is_named_or_the_default_one_by_its_word():
@@ -57,5 +58,5 @@ def test_an_unknown_field_is_called_unknown_and_not_missing_from_a_text(schema, 
 
 def test_a_pin_names_a_run():
     with pytest.raises(InvalidRequest) as refused:
-        body.check({"run": "", "version": 1}, PinRequest)
+        check({"run": "", "version": 1}, PinRequest)
     assert refused.value.details["field"] == "run"
