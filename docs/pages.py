@@ -261,9 +261,10 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
 
 def _parameters(parameters: Iterable[Mapping[str, Any]]) -> str:
     rows = [
-        (code(p["name"]), p["in"], reference.range_of(p["schema"]), text(p.get("description", ""))) for p in parameters
+        (code(p["name"]), p["in"], reference.range_of(p["schema"]), text(p["description"]), code(str(p["example"])))
+        for p in parameters
     ]
-    return table(("parameter", "in", "values", "meaning"), rows)
+    return table(("parameter", "in", "values", "meaning", "example"), rows)
 
 
 def _content(what: str, content: Mapping[str, Any]) -> str:

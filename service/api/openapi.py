@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 
 from rewardserve.service.api.names import MAX_NAME_CHARS
 from rewardserve.service.api.requests import MAX_STEP, StrictRecord
-from rewardserve.service.api.schemas import ERROR, CompareReply, ErrorReply, ScoreReply
+from rewardserve.service.api.schemas import DIGEST, ERROR, CompareReply, ErrorReply, ScoreReply
 
 _REF = "#/components/schemas/{name}"
 
@@ -62,54 +62,67 @@ ADMIN = {
 _STRING = {"type": "string"}
 
 
-def _parameter(place: str, name: str, schema: Mapping[str, Any], description: str) -> dict[str, Any]:
-    return {"name": name, "in": place, "required": place == "path", "schema": schema, "description": description}
+def _parameter(place: str, name: str, schema: Mapping[str, Any], description: str, example: Any) -> dict[str, Any]:
+    return {
+        "name": name, "in": place, "required": place == "path", "schema": schema, "description": description, "example": example,
+    }  # fmt: skip
 
 
 _REPLY_PARAMETERS = [
     _parameter(
-        "header", "x-deadline-ms", {"type": "integer", "minimum": 0}, "deadline of the reply in milliseconds from now"
+        "header", "x-deadline-ms", {"type": "integer", "minimum": 0}, "deadline of the reply in milliseconds from now", 30_000
     ),
     _parameter(
         "header", "idempotency-key", {"type": "string", "maxLength": 255},
         "a retry with the same key gets the stored reply, and is scored and counted once; failures that may pass are not stored",
+        "ppo-7-120-3",
     ),
 ]  # fmt: skip
 _RUN_PARAMETERS = [
-    _parameter(place, name if place == "query" else f"x-{name.replace('_', '-')}", schema, description)
-    for name, schema, description in (
+    _parameter(place, name if place == "query" else f"x-{name.replace('_', '-')}", *described)
+    for name, *described in (
         (
             "run",
             {"type": "string", "maxLength": MAX_NAME_CHARS},
             "name of the training run; send it in the URL or in the header, not with two values",
+            "ppo-7",
         ),
         (
             "step",
             {"type": "integer", "minimum": 0, "maximum": MAX_STEP},
             "training step of the run; send it in the URL or in the header, not with two values",
+            120,
         ),
         (
             "model_digest",
             _STRING,
             "digests, as in replies, of the only model that may answer, separated by commas",
+            DIGEST,
         ),
     )
     for place in ("query", "header")
 ]
 _VALUE = _parameter(
     "query", "value", {"type": "string", "enum": ["reward", "raw", "normalized"]},
-    "the score of a sample in the reply, without an activation; default: see docs/how-to/trainers.md",
+    "the score of a sample in the reply, without an activation; default: see docs/how-to/trainers.md", "raw",
 )  # fmt: skip
 _OPTIONS = {
-    "reward_key": "reply with an object that has the reward under this name, instead of a bare number (slime --reward-key)",
-    "on_failure": "mask: mask an episode without a score; refuse: reply with an error; default: REWARD_VERIFY_ON_FAILURE",
+    "reward_key": (
+        "reply with an object that has the reward under this name, instead of a bare number (slime --reward-key)",
+        "score",
+    ),
+    "on_failure": (
+        "mask: mask an episode without a score; refuse: reply with an error; default: REWARD_VERIFY_ON_FAILURE",
+        "refuse",
+    ),
 }
 _IN_PATH = {
-    "model": "the name of the model in service, an alias, a digest, or reward_model",
-    "version": "version of the model within this process, `model_version` in replies",
-    "run": "name of the run",
-    "wire": "name of the trip wire",
+    "model": ("the name of the model in service, an alias, a digest, or reward_model", "reward_model"),
+    "version": ("version of the model within this process, `model_version` in replies", "2"),
+    "run": ("name of the run", "ppo-7"),
+    "wire": ("name of the trip wire", "repetition"),
 }
+"""Description and example."""
 
 
 class ForeignError(BaseModel):
@@ -151,13 +164,19 @@ def admin_operation(body: type[StrictRecord], *statuses: int) -> dict[str, Any]:
 
 
 def foreign_operation(
-    path: str, bodies: Sequence[Any], example_reply: Any, options: Iterable[str] = ()
+    path: str, bodies: Sequence[Any], example_reply: Any, options: Mapping[str, Collection[str]]
 ) -> dict[str, Any]:
-    """Build the arguments of a route of another wire format: its bodies, an example reply, and its errors."""
+    """Build the arguments of a route of another wire format: its bodies, an example reply, and its errors.
+
+    `options` are its query parameters with their permitted values; none: any value.
+    """
     content = {"application/json": {"schema": _schema(bodies)}}
     good = {"description": "Scores", "content": {"application/json": {"example": example_reply}}}
-    optional = [_parameter("query", name, _STRING, _OPTIONS[name]) for name in sorted(options)]
-    in_path = [_parameter("path", name, _STRING, _IN_PATH[name]) for name in _IN_PATH if f"{{{name}" in path]
+    optional = [
+        _parameter("query", name, {**_STRING, "enum": sorted(values)} if values else _STRING, *_OPTIONS[name])
+        for name, values in sorted(options.items())
+    ]
+    in_path = [_parameter("path", name, _STRING, *_IN_PATH[name]) for name in _IN_PATH if f"{{{name}" in path]
     return {
         "responses": {200: good, **in_any_shape(errors(*_ERRORS))},
         "openapi_extra": {
@@ -236,7 +255,7 @@ def _describe_path_parameters(of_route: dict[str, Any]) -> None:
         del of_route["responses"]["422"]
     for parameter in of_route.get("parameters", ()):
         if parameter["in"] == "path":
-            parameter.setdefault("description", _IN_PATH[parameter["name"]])
+            parameter["description"], parameter["example"] = _IN_PATH[parameter["name"]]
 
 
 def _error(text: str) -> dict[str, Any]:

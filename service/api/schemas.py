@@ -11,7 +11,7 @@ from rewardserve.service.api.field_docs import MODEL
 from rewardserve.service.errors import SAMPLE_CODES
 
 _SAMPLE_CODES = ", ".join(f"`{code}`" for code in SAMPLE_CODES)
-_DIGEST = "sha256:6f1d0c5e2b7a49d38c11f0e4a7b2956d0e8c3a51f4d27b69e0a1c85d3f4b2e70"
+DIGEST = "sha256:6f1d0c5e2b7a49d38c11f0e4a7b2956d0e8c3a51f4d27b69e0a1c85d3f4b2e70"
 ERROR = {
     "code": "input_too_long",
     "message": "the sample has 5012 tokens; the limit is 4096",
@@ -104,9 +104,9 @@ class ModelOut(BaseModel):
 
     model: str = Field(description="name of the model: the path or hub name from which it was loaded", examples=[MODEL])
     model_version: int = Field(description="version of the model within this process", examples=[2])
-    contract: str = Field(description="digest of the scoring contract", examples=[_DIGEST])
-    calibration: str | None = Field(description="digest of the calibration; null without one", examples=[_DIGEST])
-    pipeline: str = Field(description="digest of the reward pipeline", examples=[_DIGEST])
+    contract: str = Field(description="digest of the scoring contract", examples=[DIGEST])
+    calibration: str | None = Field(description="digest of the calibration; null without one", examples=[DIGEST])
+    pipeline: str = Field(description="digest of the reward pipeline", examples=[DIGEST])
 
 
 class ScoreReply(ModelOut):

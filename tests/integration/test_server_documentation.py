@@ -82,13 +82,38 @@ def test_every_record_and_route_says_what_it_is(document):
     assert [path for _, path, op in operations(document) if not (op.get("summary") and op.get("tags"))] == []
 
 
-def test_every_parameter_has_a_description_and_every_one_of_the_path_is_there(document):
+def test_every_parameter_has_a_description_and_an_example_and_every_one_of_the_path_is_there(document):
     for method, path, op in operations(document):
         parameters = op.get("parameters", [])
-        assert [p["name"] for p in parameters if not p.get("description")] == [], path
+        assert [p["name"] for p in parameters if len(p.get("description", "")) < 4] == [], path
+        assert [p["name"] for p in parameters if "example" not in p] == [], path
+        for parameter in parameters:
+            Draft202012Validator(parameter["schema"]).validate(parameter["example"])
         assert len({(p["in"], p["name"]) for p in parameters}) == len(parameters), path
         in_path = {p["name"] for p in parameters if p["in"] == "path"}
         assert in_path == {part[1:-1] for part in path.split("/") if part.startswith("{")}, (method, path)
+
+
+GOOD = {
+    "/score": {"samples": [{"text": "t"}]},
+    "/compare": {"comparisons": [{"prompt": "p", "responses": ["a", "b"]}]},
+    "/slime": {"prompt": "p", "response": "r"},
+    "/verify": {
+        "responses_create_params": {"input": "p"},
+        "response": {"output": [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "r"}]}]},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_the_example_of_a_parameter_is_accepted(server, document, path):
+    for parameter in document["paths"][path]["post"]["parameters"]:
+        if (path, parameter["name"]) != ("/score", "value"):  # which is for another format on this path
+            sent = {
+                ("headers" if parameter["in"] == "header" else "params"): {parameter["name"]: str(parameter["example"])}
+            }
+            status = server.client.post(path, json=GOOD[path], **sent).status_code
+            assert status == (409 if "digest" in parameter["name"] else 200), parameter["name"]
 
 
 def test_what_urls_and_headers_say_is_documented_on_every_route_that_scores(document):

@@ -209,6 +209,14 @@ def test_a_list_has_a_line_in_the_repository_that_says_where_to_find_it():
     assert "This list is generated" not in "".join(pages.site().values())
 
 
+def test_the_page_of_routes_shows_the_example_of_every_parameter():
+    page = pages.site()["reference/routes.md"]
+    for method, path, operation in reference.operations(reference.openapi()):
+        for parameter in operation.get("parameters", ()):
+            row = rf"^\| `{parameter['name']}` \| {parameter['in']} \|.*\| `{re.escape(str(parameter['example']))}` \|$"
+            assert re.search(row, page, re.MULTILINE), (method, path, parameter["name"])
+
+
 def test_every_list_is_on_one_page():
     asked = [
         name
