@@ -48,7 +48,7 @@ def program(name, files):
     }[name]
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["serve", "score", "check"])
 @pytest.mark.parametrize("kib", [100_000, 1_000_000])
@@ -105,6 +105,7 @@ def test_no_thread_to_be_had(files, arguments):
 @pytest.mark.skipif(
     not os.path.isdir("/proc/self/fdinfo"), reason="there is no folder here that nothing can be written into"
 )
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", ["serve", "score", "check"])
 def test_nowhere_to_write(files, name):
     arguments = program(name, files)

@@ -94,7 +94,8 @@ def test_plain_transformers_encodes_a_conversation_to_the_same_ids(trained):
         assert tuple(whole["input_ids"]) == probe.ids
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "frozen"])
+@pytest.mark.sweep(1)
+@pytest.mark.parametrize("method", ["lora", "full", "frozen"])
 def test_a_benchmark_without_code_of_ours_finds_the_accuracy_of_the_report(tmp_path, sft, pairs, method):
     """RewardBench: `apply_chat_template`, transformers' classifier, the share of pairs with the higher chosen one."""
     rows = [
