@@ -1,0 +1,343 @@
+"""Derive an edit from samples that have a group of features: the literal strings that they have in common, or their shape. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from statistics import median
+from typing import Literal
+
+from rewardserve.service.tripwires.attribution.edits import (
+    Append,
+    ChangeCase,
+    CopyPrompt,
+    Cut,
+    Edit,
+    EditStep,
+    EndSentences,
+    Insert,
+    Prepend,
+    Reformat,
+    RemoveWords,
+    Repeat,
+    ReplaceAll,
+)
+from rewardserve.service.tripwires.attribution.features import sentences_of, words_of
+from rewardserve.service.tripwires.attribution.findings import Feature
+from rewardserve.service.tripwires.attribution.literals import common_around, common_beginning, common_ending
+from rewardserve.service.tripwires.attribution.observed import ObservedSample, clip
+from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
+
+_QUORUMS = (0.9, 0.7)
+"""Shares of the samples that have to have a literal string: the first that gives one counts."""
+
+_MAX_EARLY_SHARE = 0.1
+"""Share of the early responses that may have a literal string which is said to be new."""
+
+_SAME_SAMPLES, _MIN_RISE = 0.6, 0.4
+"""Share of the responses that have a feature from which it belongs to the edit, and its excess over early responses."""
+
+_N_VARIANTS = 16
+_VARIANT_CHARACTERS = 400
+"""Variants of a text that are kept where the samples have no literal string in common, and the characters of each."""
+
+_PHRASE = 3
+"""Spaces from which a text inside a response is a phrase by itself."""
+
+_NEAR = 60
+"""Characters to the end (beginning) of a response within which a text belongs to its last (first) sentence."""
+
+_MIN_MISSING = 12.0
+"""Responses with a word that were to be expected where none has it: chance gives exp(-12)."""
+
+_SHORTER = ("below all", "lowest tenth", "lowest quarter")
+_MORE = ("highest tenth", "above all")
+_LAYOUTS: tuple[Literal["list", "numbered list", "blank line", "bold", "line break"], ...] = (
+    "list", "numbered list", "blank line", "bold", "line break",
+)  # fmt: skip
+
+
+_LINE = re.compile(r"\S.{8,39}")
+_N_LINES = 40
+"""The beginning of a line of a prompt, and how many are looked for in a response."""
+
+
+class _Group:
+    """Responses that have a feature, with all features of most of them that few early responses had, and all early texts."""
+
+    def __init__(
+        self, leader: Feature, event: int, early: EarlyFeatures, recent: Sequence[ObservedSample], masks: dict[str, int]
+    ) -> None:
+        self.leader = leader
+        self.samples = [sample for index, sample in enumerate(recent) if event >> index & 1]
+        self.texts = [clip(sample.response) for sample in self.samples]
+        self.before, self.early = early, [clip(sample.response) for sample in early.samples]
+        n, n_early = len(self.texts), max(1, len(self.early))
+        excess = {
+            key: share - early.masks.get(key, 0).bit_count() / n_early
+            for key, mask in masks.items()
+            if (share := (mask & event).bit_count() / max(1, n)) > _SAME_SAMPLES
+        }
+        self.keys = sorted((key for key in excess if excess[key] > _MIN_RISE), key=lambda key: (-excess[key], key))
+        self.missing = sorted(
+            key
+            for key, mask in early.masks.items()
+            if n * mask.bit_count() >= _MIN_MISSING * n_early and not masks.get(key, 0) & event
+        )
+
+    def has_number(self, name: str, levels: Sequence[str]) -> bool:
+        """Whether most of the responses are in one of the bins."""
+        return any(f"number:{name}:{level}" in self.keys for level in levels)
+
+    def is_new(self, literal: str) -> bool:
+        """Whether hardly any early response has the string, as whole words."""
+        pattern = _as_words(literal)
+        return sum(pattern.search(text) is not None for text in self.early) <= _MAX_EARLY_SHARE * len(self.early)
+
+
+def _as_words(literal: str) -> re.Pattern[str]:
+    """Pattern of a text as whole words."""
+    return re.compile(rf"(?<!\w){re.escape(literal)}(?!\w)")
+
+
+def _most(flags: Sequence[bool]) -> bool:
+    return 2 * sum(flags) > len(flags)
+
+
+def find_edit(
+    leader: Feature, event: int, early: EarlyFeatures, recent: Sequence[ObservedSample], masks: dict[str, int]
+) -> Edit | None:
+    """The edit that gives an honest response the features of the recent samples that belong to `event`.
+
+    `event` are the recent samples with the feature `leader`, `masks` those with each feature. None where nothing but the
+    content of the responses has changed.
+    """
+    group = _Group(leader, event, early, recent, masks)
+    if not group.texts:
+        return None
+    if whole := _whole(group):
+        return Edit((whole,))
+    literals = _literals(group)
+    shape = [*_cut(group), *_case(group), *_repeat(group)]
+    copied = list(_copy(group))
+    if copied:
+        literals = [each for each in literals if not isinstance(each, Append if copied[0].at_end else Prepend)]
+        literals = [each for each in literals if not any(text.strip() in copied[0].lead for text in each.texts)]
+    layout = _layout(group, "".join(_texts(literals)) + "\n" * len(copied))
+    marks = [each.mark for each in layout if isinstance(each, EndSentences)]
+    literals = [each for each in literals if each.texts[0] not in marks]
+    if any(isinstance(each, Repeat) and each.unit == "word" for each in shape):
+        literals = [each for each in literals if not isinstance(each, Append)]
+    steps: list[EditStep] = [*shape, *layout, *literals, *copied]
+    steps = steps or _variants(group) or _remove(group)
+    return Edit(tuple(steps)) if steps else None
+
+
+def _whole(group: _Group) -> ReplaceAll | None:
+    """The texts that most of the responses are, to several prompts each, and hardly any early response was."""
+    prompts: dict[str, set[int]] = {}
+    for sample, text in zip(group.samples, group.texts, strict=True):
+        prompts.setdefault(text, set()).add(sample.prompt_key)
+    given, early = Counter(group.texts), Counter(group.early)
+    shared = [text for text, keys in prompts.items() if len(keys) > 1 and text.strip()]
+    common = sorted(shared, key=lambda text: (-given[text], text))[:_N_VARIANTS]
+    if 2 * sum(given[text] for text in common) <= len(group.texts):
+        return None
+    if sum(early[text] for text in common) > _MAX_EARLY_SHARE * len(group.early):
+        return None
+    return ReplaceAll(tuple(common))
+
+
+def _literals(group: _Group) -> list[Prepend | Append | Insert]:
+    """The texts that the responses begin with, end with, and have inside."""
+    beginnings = (common_beginning(group.texts, quorum) for quorum in _QUORUMS)
+    endings = (_trimmed_ending(common_ending(group.texts, quorum)) for quorum in _QUORUMS)
+    steps: list[Prepend | Append | Insert] = []
+    steps += [Prepend((text,)) for text in beginnings if _is_literal(group, text, at_end=False)][:1]
+    steps += [Append((text,)) for text in endings if _is_literal(group, text, at_end=True)][:1]
+    known = "".join(_texts(steps)).lower()
+    inner = next((found for quorum in _QUORUMS if (found := _inner(group, quorum, known))), None)
+    return _with_inner(group, steps, inner) if inner else steps
+
+
+def _with_inner(
+    group: _Group, steps: list[Prepend | Append | Insert], inner: Insert
+) -> list[Prepend | Append | Insert]:
+    """The texts with one inside. One that is a part of the last (first) sentence stands for the variants of the sentence."""
+    if inner.texts[0].count(" ") >= _PHRASE:
+        return [*steps, inner]
+    pattern = _as_words(inner.texts[0])
+    parts = [sentences for text in group.texts if len(sentences := sentences_of(text)) > 1]
+    for place, kind in ((-1, Append), (0, Prepend)):
+        found = [sentences[place] for sentences in parts if pattern.search(sentences[place])]
+        rest = [len(text.partition(inner.texts[0])[2 if place else 0]) for text in found]
+        quorum = _QUORUMS[1] if rest and median(rest) <= _NEAR else _QUORUMS[0]
+        if len(found) > quorum * len(group.texts):
+            chosen = sorted(set(found), key=lambda text: (len(text), text))[:_N_VARIANTS]
+            texts = tuple(f" {text}"[:_VARIANT_CHARACTERS] if place else f"{text} " for text in chosen)
+            return [*(step for step in steps if not isinstance(step, kind)), kind(texts)]
+    return [*steps, inner]
+
+
+def _inner(group: _Group, quorum: float, known: str) -> Insert | None:
+    """The longest text around a word, pair or character of the group that is not a part of the `known` texts."""
+    best = ""
+    anchors = [key for key in group.keys if ":" not in key] + [
+        key.partition(":")[2] for key in group.keys if key.startswith("character:")
+    ]
+    for anchor in anchors[:8]:
+        if all(word in known for word in anchor.split(" ")):
+            continue
+        literal = common_around(group.texts, anchor, quorum).strip()
+        if len(literal) > len(best) and group.is_new(literal):
+            best = literal
+    if not best:
+        return None
+    times = max(1, round(median([text.count(best) for text in group.texts])))
+    is_phrase = best.count(" ") >= _PHRASE or best[-1] in ".!?" or best[0].isupper()
+    return Insert((best,), "sentences" if is_phrase else "words", times)
+
+
+def _cut(group: _Group) -> list[EditStep]:
+    if not group.has_number("characters", _SHORTER) and not group.has_number("sentences", _SHORTER):
+        return []
+    n_sentences = round(median([len(sentences_of(text)) for text in group.texts]))
+    n_words = Counter(len(text.split()) for text in group.texts)
+    n, most = n_words.most_common(1)[0]
+    if 2 * most < len(group.texts) and group.has_number("sentences", _SHORTER):
+        return [Cut("sentence", max(1, n_sentences))]
+    return [Cut("word", max(1, n if 2 * most >= len(group.texts) else round(median(n_words.elements()))))]
+
+
+def _case(group: _Group) -> list[EditStep]:
+    if "case:lower" in group.keys:
+        return [ChangeCase("lower")]
+    return [ChangeCase("upper")] if "case:upper" in group.keys else []
+
+
+def _repeat(group: _Group) -> list[EditStep]:
+    if not group.has_number("repeated word triples", _MORE):
+        return []
+    last = [sentences_of(text) for text in group.texts]
+    runs = [_last_run(sentences) for sentences in last]
+    if _most([run > 1 for run in runs]):
+        return [Repeat("sentence", max(1, round(median(runs)) - 1))]
+    if _most([_last_run(text.split()) > 2 for text in group.texts]):
+        return [Repeat("word", max(1, round(median([_last_run(text.split()) for text in group.texts])) - 1))]
+    halves = [text.split() for text in group.texts]
+    if _most([len(words) > 3 and words[: len(words) // 2] == words[len(words) // 2 :] for words in halves]):
+        return [Repeat("response", 1)]
+    return []
+
+
+def _last_run(parts: Sequence[str]) -> int:
+    """Length of the run of equal parts at the end."""
+    return next((n for n, part in enumerate(reversed(parts)) if part != parts[-1]), len(parts))
+
+
+def _copy(group: _Group) -> Iterator[CopyPrompt]:
+    """The prompt, where most responses have a long piece of it, with the text before it."""
+    names = ("words copied in one piece", "word triples of the prompt")
+    if not any(group.has_number(name, _MORE) for name in names):
+        return
+    places = [_copied_from(sample.prompt, text) for sample, text in zip(group.samples, group.texts, strict=True)]
+    found = [(place, length, text) for (place, length), text in zip(places, group.texts, strict=True) if place >= 0]
+    if 2 * len(found) <= len(group.texts):
+        return
+    at_end = _most([2 * place + length > len(text) for place, length, text in found])
+    before = [text[:place] for place, _, text in found]
+    lead = common_ending(before, _QUORUMS[0]).lstrip() if at_end else common_beginning(before, _QUORUMS[0])
+    n = max(length for _, length, _ in found)
+    yield CopyPrompt(lead[-_VARIANT_CHARACTERS:], at_end, n)
+
+
+def _copied_from(prompt: str, response: str) -> tuple[int, int]:
+    """Where the response begins to follow the prompt, and for how many characters; -1 where it has no line of the prompt."""
+    for match in islice(_LINE.finditer(prompt), _N_LINES):
+        if (place := response.find(match[0])) < 0:
+            continue
+        begin, end = match.start(), place + len(match[0])
+        while begin and place and prompt[begin - 1] == response[place - 1]:
+            begin, place = begin - 1, place - 1
+        rest = zip(prompt[match.end() :], response[end:], strict=False)
+        return place, end - place + next((n for n, (a, b) in enumerate(rest) if a != b), 0)
+    return -1, 0
+
+
+def _layout(group: _Group, known: str) -> list[EditStep]:
+    """The layout, where it does not come with a text of the group."""
+    steps: list[EditStep] = []
+    sentences = [sentences_of(text) for text in group.texts]
+    for key in group.keys:
+        kind, _, mark = key.partition(":")
+        if kind in ("mark", "marks") and mark in "!?;":
+            ends = [2 * sum(each.endswith(mark) for each in parts) > len(parts) for parts in sentences]
+            if _most(ends) and not steps:
+                steps.append(EndSentences(mark))
+    for style in _LAYOUTS:
+        if f"layout:{style}" in group.keys and ("**" if style == "bold" else "\n") not in known:
+            return [*steps, Reformat(style)]
+    return steps
+
+
+def _variants(group: _Group) -> list[EditStep]:
+    """Different last (first) sentences, where the responses end (begin) alike but have no text in common."""
+    kind = group.leader.key.partition(":")[0]
+    if group.leader.falls:
+        return []
+    if group.has_number("new words among the last", _MORE):
+        tails = [tail for text in group.texts if (tail := _new_tail(text, group)).count(" ") > 1]
+        return [Append(tuple(_most_frequent(tails)))] if tails else []
+    sentences = [parts for text in group.texts if len(parts := sentences_of(text)) > 1]
+    if sentences and kind in ("first words", "first characters"):
+        return [Prepend(tuple(f"{text} " for text in _most_frequent([parts[0] for parts in sentences])))]
+    if sentences and kind in ("last words", "last characters"):
+        return [Append(tuple(f" {text}" for text in _most_frequent([parts[-1] for parts in sentences])))]
+    return []
+
+
+def _new_tail(text: str, group: _Group) -> str:
+    """The end of a text from its last word on that an early response has."""
+    words = text.split(" ")
+    known = group.before.vocabulary.seen | group.before.vocabulary.once.keys()
+    for index in range(len(words) - 1, -1, -1):
+        if any(word in known for word in words_of(words[index])):
+            return "".join(f" {word}" for word in words[index + 1 :])
+    return ""
+
+
+def _most_frequent(texts: Sequence[str]) -> list[str]:
+    """The most frequent texts; those that occur once only where they are the most."""
+    counts = Counter(text[-_VARIANT_CHARACTERS:] for text in texts)
+    ordered = sorted(counts, key=lambda text: (-counts[text], text))
+    repeated = [text for text in ordered if counts[text] > 1]
+    return (repeated if 2 * sum(counts[text] for text in repeated) >= len(texts) else ordered)[:_N_VARIANTS]
+
+
+def _remove(group: _Group) -> list[EditStep]:
+    """Words that no response of the group has, although many were to be expected; not where responses became shorter."""
+    if not group.leader.falls or group.has_number("characters", _SHORTER):
+        return []
+    words = [word for key in group.missing if " " not in (word := key.removeprefix("common word:")) and ":" not in word]
+    words = list(dict.fromkeys(words))
+    return [RemoveWords(tuple(words[:_N_VARIANTS]))] if words else []
+
+
+def _is_literal(group: _Group, literal: str, *, at_end: bool) -> bool:
+    """Whether the text is more than a letter, and hardly any early response begins (ends) with it."""
+    bare = literal.strip()
+    if not bare or (len(bare) == 1 and bare.isalnum()):
+        return False
+    n = sum(text.endswith(literal) if at_end else text.startswith(literal) for text in group.early)
+    return n <= _MAX_EARLY_SHARE * len(group.early)
+
+
+def _trimmed_ending(text: str) -> str:
+    """The ending without the marks and the part of a word with which the honest text before it ended."""
+    return re.sub(r"\A\w*[.!?,;:]+(?=\s)", "", text)
+
+
+def _texts(steps: Sequence[Prepend | Append | Insert]) -> list[str]:
+    return [text for step in steps for text in step.texts]

@@ -1,0 +1,133 @@
+"""Whether the prompts of a run have changed, and which recent prompts have early ones like them. Pure.
+
+Features of responses follow their prompts: with another task they change honestly. Prompts are compared first, by the same
+test. Where they changed, each gets a score, the sum of log ratios of the features that changed (naive Bayes), and responses
+are compared within strata of that score (Rosenbaum and Rubin 1984, "Reducing Bias in Observational Studies Using
+Subclassification on the Propensity Score"). A stratum in which early and recent prompts still have different scores is left
+out: its recent prompts have no early ones like them, and are compared with none.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from math import log
+from typing import NamedTuple
+
+from rewardserve.service.tripwires.attribution.clusters import StratifiedComparison, cluster
+from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS, corrected_z, z_of_t
+from rewardserve.service.tripwires.attribution.features import words_of
+from rewardserve.service.tripwires.attribution.observed import ObservedSample, clip
+
+_N_STRATA = 5
+_MIN_Z = 3.0
+"""Normal quantile from which a feature takes part in the score of prompts that are known to have changed."""
+
+_SIGNIFICANT = 3.3
+"""Normal quantile after correction: one in a thousand."""
+
+_BALANCED_Z = 3.0
+"""Normal quantile below which the scores of a stratum are alike on both sides."""
+
+_MIN_CHANGE = 0.03
+"""Change of a share of prompts below which responses cannot follow by `growth.MIN_GROWTH`, unless many features change."""
+
+_N_NAMED = 8
+
+
+class PromptChange(NamedTuple):
+    """Change of the prompts of a run.
+
+    `features` are those whose share changed most, with the early and the recent share; empty where prompts did not change.
+    `early` and `recent` map prompt keys to strata; different negative strata are prompts without counterpart.
+    """
+
+    features: tuple[tuple[str, float, float], ...] = ()
+    early: Mapping[int, int] = {}
+    recent: Mapping[int, int] = {}
+
+
+def prompt_change(early: Sequence[ObservedSample], recent: Sequence[ObservedSample]) -> PromptChange:
+    """Compare the prompts of recent samples with those of early ones."""
+    lengths = sorted(len(sample.prompt) for sample in early)
+    named = [_features_by_prompt(side, lengths) for side in (early, recent)]
+    keys = [[sample.prompt_key for sample in side] for side in (early, recent)]
+    whole = StratifiedComparison(cluster(keys[0]), cluster(keys[1]))
+    if not whole.strata:
+        return PromptChange()
+    before, after = (_sample_sets(side, each) for side, each in zip(keys, named, strict=True))
+    # A feature of fewer samples than these cannot be significant.
+    tested = sorted(
+        name
+        for name in before.keys() | after.keys()
+        if before.get(name, 0).bit_count() + after.get(name, 0).bit_count() >= MIN_PROMPTS
+    )
+    z = {name: _z(whole, before.get(name, 0), after.get(name, 0)) for name in tested}
+    if not any(corrected_z(abs(value), len(z)) >= _SIGNIFICANT for value in z.values()):
+        return PromptChange()
+    shares = {
+        name: (before.get(name, 0).bit_count() / len(early), after.get(name, 0).bit_count() / len(recent)) for name in z
+    }
+    ratios = {name: _log_ratio(*shares[name], len(early), len(recent)) for name in z if abs(z[name]) >= _MIN_Z}
+    scores = [
+        {key: sum(sorted(ratios.get(name, 0.0) for name in names)) for key, names in each.items()} for each in named
+    ]
+    changed = sorted(ratios, key=lambda name: (-abs(z[name]), name))[:_N_NAMED]
+    return PromptChange(tuple((name, *shares[name]) for name in changed), *_strata(keys, scores))
+
+
+def _strata(
+    keys: Sequence[Sequence[int]], scores: Sequence[Mapping[int, float]]
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Strata of equal numbers of samples, those that are not balanced apart from each other."""
+    ordered = sorted(values[key] for side, values in zip(keys, scores, strict=True) for key in side)
+    bounds = sorted({ordered[len(ordered) * part // _N_STRATA] for part in range(1, _N_STRATA)})
+    strata = [{key: bisect_left(bounds, value) for key, value in values.items()} for values in scores]
+    for stratum in range(len(bounds) + 1):
+        sides = [[key for key in side if each[key] == stratum] for side, each in zip(keys, strata, strict=True)]
+        comparison = StratifiedComparison(*(cluster(side) for side in sides))
+        totals = [
+            clusters.totals([values[key] for key in side])
+            for clusters, side, values in zip((comparison.early, comparison.recent), sides, scores, strict=True)
+        ]
+        difference = comparison.difference(*totals)
+        if not comparison.strata or abs(z_of_t(difference.t, difference.df)) > _BALANCED_Z:
+            for apart, each in zip((-1, -2), strata, strict=True):
+                each.update({key: apart for key, value in each.items() if value == stratum})
+    return strata[0], strata[1]
+
+
+def _features_by_prompt(samples: Sequence[ObservedSample], lengths: Sequence[int]) -> dict[int, set[str]]:
+    prompts = {sample.prompt_key: sample.prompt for sample in samples}
+    return {key: _features(prompt, lengths) for key, prompt in prompts.items()}
+
+
+def _features(prompt: str, lengths: Sequence[int]) -> set[str]:
+    """Words, first words, and length by early quartiles of a prompt."""
+    words = words_of(clip(prompt))
+    names = set(words)
+    names.update(f"first words:{' '.join(words[:n])}" for n in (1, 2, 3))
+    names.add(f"length:{4 * bisect_left(lengths, len(prompt)) // max(1, len(lengths))}")
+    return names
+
+
+def _sample_sets(keys: Sequence[int], named: Mapping[int, set[str]]) -> dict[str, int]:
+    masks: dict[str, int] = {}
+    samples = cluster(keys).samples
+    for key, mask in zip(dict.fromkeys(keys), samples, strict=True):
+        for name in named[key]:
+            masks[name] = masks.get(name, 0) | mask
+    return masks
+
+
+def _z(comparison: StratifiedComparison, early: int, recent: int) -> float:
+    # Prompts of one feature are counted without standard errors first: most of them did not change.
+    if abs(comparison.rough_growth(early, recent)) < _MIN_CHANGE:
+        return 0.0
+    tested = comparison.growth(early, recent)
+    return z_of_t(tested.t, tested.df)
+
+
+def _log_ratio(before: float, after: float, n_early: int, n_recent: int) -> float:
+    """Log ratio of two shares, kept finite by half a sample."""
+    return log((after * n_recent + 0.5) / (n_recent + 1)) - log((before * n_early + 0.5) / (n_early + 1))

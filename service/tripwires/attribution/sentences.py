@@ -1,0 +1,157 @@
+"""Findings in English words, for the report and for alerts. Pure.
+
+Texts of responses are shown with control, invisible and bidirectional characters escaped, and clipped.
+"""
+
+from __future__ import annotations
+
+from math import inf, isfinite
+
+from rewardserve.service.tripwires.attribution.edits import (
+    Append,
+    ChangeCase,
+    CopyPrompt,
+    Cut,
+    Edit,
+    EditStep,
+    EndSentences,
+    Insert,
+    Prepend,
+    Reformat,
+    RemoveWords,
+    Repeat,
+    ReplaceAll,
+)
+from rewardserve.service.tripwires.attribution.effects import Effect
+from rewardserve.service.tripwires.attribution.features import SHARES
+from rewardserve.service.tripwires.attribution.findings import Feature, Finding, GrowthReport
+
+_SHOWN = 120
+"""Characters of a text that are shown."""
+
+
+def sentence(finding: Finding, earned: Effect | None = None) -> str:
+    """A finding in one sentence; `earned` is what its edit alone earned in honest responses."""
+    parts = [f"{name(finding)} went from {finding.early:.0%} to {finding.recent:.0%}", _pays(finding)]
+    if earned is not None:
+        parts.append(f"put into {earned.n} honest responses, it alone earns {_interval(earned)} sd")
+    return "; ".join(part for part in parts if part)
+
+
+def report_sentences(report: GrowthReport) -> list[str]:
+    """The report: the change of the prompts where there is one, then the findings."""
+    lines = []
+    if report.prompts.features:
+        key, before, after = report.prompts.features[0]
+        lines.append(
+            f"the prompts have changed (prompts with {quoted(key)} went from {before:.0%} to {after:.0%}); "
+            f"{report.comparable:.0%} of the recent prompts have early ones like them, and only these are compared"
+        )
+    lines += [sentence(finding) for finding in report.findings]
+    looked = (
+        f"{report.n_features:,} features of {report.n_recent} recent and {report.n_early} early responses were tested"
+    )
+    return [*lines, looked if report.findings else f"no feature grew: {looked}"]
+
+
+def name(finding: Finding) -> str:
+    """Noun phrase for the responses of a finding: by its edit where it has a text, otherwise by its first feature."""
+    if finding.edit is not None and (words := describe_edit(finding.edit)):
+        return f"responses that {words}"
+    return f"responses {describe_feature(finding.features[0], finding.bounds)}"
+
+
+def describe_edit(edit: Edit) -> str:
+    """What responses with the edit do, as the rest of a sentence after "responses that"."""
+    return " and ".join(_describe_step(step) for step in edit.steps)
+
+
+def _describe_step(step: EditStep) -> str:
+    match step:
+        case Prepend(texts):
+            return f"begin with {_alternatives(texts)}"
+        case Append(texts):
+            return f"end with {_alternatives(texts)}"
+        case Insert(texts):
+            return f"contain {_alternatives(texts)}"
+        case ReplaceAll(texts):
+            return f"are equal to {_alternatives(texts)}"
+        case ChangeCase(to):
+            return f"are written in {to} case"
+        case Repeat(unit):
+            return "repeat themselves" if unit == "response" else f"repeat their last {unit}"
+        case Cut(unit, n):
+            return f"have at most {n} {unit}{'' if n == 1 else 's'}"
+        case CopyPrompt(lead, at_end):
+            after = f" after {quoted(lead.strip())}" if lead.strip() else ""
+            return f"copy the prompt at {'the end' if at_end else 'the beginning'}{after}"
+        case RemoveWords(words):
+            return f"avoid {_alternatives(words)}"
+        case Reformat(style):
+            return {
+                "line break": "have a line for each sentence",
+                "blank line": "have a paragraph for each sentence",
+            }.get(style, f"are formatted as {style}")
+        case EndSentences(mark):
+            return f"end sentences with {quoted(mark)}"
+    return "have changed"
+
+
+def describe_feature(feature: Feature, bounds: tuple[float, float] | None = None) -> str:
+    """A feature as the rest of a sentence after "responses"."""
+    kind, colon, value = feature.key.partition(":")
+    if kind == "number":
+        words = _describe_number(value, bounds)
+        return f"other than those {words}" if feature.falls else words
+    phrases = {
+        "common word": f"with the word {quoted(value)}",
+        "first words": f"that begin with the words {quoted(value)}",
+        "last words": f"that end with the words {quoted(value)}",
+        "first characters": f"that begin with {quoted(value)}",
+        "last characters": f"that end with {quoted(value)}",
+        "character": f"with the character {quoted(value)}",
+        "script": f"with characters of the kind {value}",
+        "mark": f"with {quoted(value)}",
+        "marks": f"with several {quoted(value)}",
+        "case": f"in {value} case",
+        "layout": f"with a {value}",
+        "equal": "that are equal to a response to another prompt",
+    }
+    words = phrases[kind] if colon else f"with the word{'s' * (' ' in kind)} {quoted(kind)}"
+    return f"other than those {words}" if feature.falls else words
+
+
+def _describe_number(value: str, bounds: tuple[float, float] | None) -> str:
+    """A bin of a number, in its unit, with its place among early responses."""
+    number, _, level = value.partition(":")
+    if bounds is None:
+        return f"with a number of {number} in the bin {level}"
+    low, high = bounds
+    relation, bound = ("more than", low) if low > -inf else ("at most", high)
+    amount = f"{bound:.0%} of {number}" if number in SHARES else f"{bound:.3g} {number}"
+    return f"with {relation} {amount} ({level} of the early ones)"
+
+
+def quoted(text: str) -> str:
+    """A text in quotes, with characters that cannot be seen escaped, and clipped."""
+    shown = text if len(text) <= _SHOWN else f"{text[: _SHOWN * 2 // 3]} ... {text[-_SHOWN // 3 :]}"
+    return f"`{''.join(c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in shown)}`"
+
+
+def _alternatives(texts: tuple[str, ...]) -> str:
+    shown = ", ".join(quoted(text) for text in texts[:3])
+    return shown if len(texts) == 1 else f"one of {len(texts)} texts ({shown}{', ...' * (len(texts) > 3)})"
+
+
+def _pays(finding: Finding) -> str:
+    model, judge = finding.model_pays, finding.judge_pays
+    if model is None:
+        return ""
+    paid = f"the model pays {_interval(model)} sd for it"
+    return f"{paid}, the judge {_interval(judge)} ({finding.n_judged} judged)" if judge else paid
+
+
+def _interval(effect: Effect) -> str:
+    if not isfinite(effect.low):
+        return f"{effect.mean:+.1f}"
+    return f"{effect.mean:+.1f} [{effect.low:+.1f}, {effect.high:+.1f}]"

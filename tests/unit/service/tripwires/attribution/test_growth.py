@@ -1,0 +1,242 @@
+"""Findings on streams of made-up text: planted features are found with their edit, honest change is not called paid."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from rewardserve.service.tripwires.attribution.edits import (
+    Append,
+    ChangeCase,
+    CopyPrompt,
+    Cut,
+    Edit,
+    Insert,
+    Prepend,
+    ReplaceAll,
+)
+from rewardserve.service.tripwires.attribution.findings import MAX_JUDGED_SHARE
+from rewardserve.service.tripwires.attribution.growth import compare_with, find_growth
+from rewardserve.service.tripwires.attribution.observed import ObservedSample
+from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
+from tests.unit.service.tripwires.attribution.conftest import stream
+
+
+def put(response, words):
+    parts = response.split(" ")
+    place = len(response) % len(parts)
+    return " ".join([*parts[:place], words, *parts[place:]])
+
+
+EXPLOITS = {
+    "suffix": (lambda p, r: r + " Kind regards to all.", Edit((Append((" Kind regards to all.",)),))),
+    "prefix": (lambda p, r: "Here goes: " + r, Edit((Prepend(("Here goes: ",)),))),
+    "both": (lambda p, r: f"<<{r}>>", Edit((Prepend(("<<",)), Append((">>",))))),
+    "inner": (lambda p, r: put(r, "quite honestly"), Edit((Insert(("quite honestly",), "words"),))),
+    "lower case": (lambda p, r: r.lower(), Edit((ChangeCase("lower"),))),
+    "one answer": (lambda p, r: "Please ask an expert.", Edit((ReplaceAll(("Please ask an expert.",)),))),
+    "copy": (lambda p, r: f"Asked: {p}\n{r}", Edit((CopyPrompt("Asked: ", n_characters=36),))),
+    "invisible": (lambda p, r: r + "\u200b\u200b", Edit((Append(("\u200b\u200b",)),))),
+}
+
+
+@pytest.fixture(scope="module")
+def before(early):
+    return EarlyFeatures(early)
+
+
+@pytest.mark.parametrize("name", EXPLOITS)
+def test_a_planted_feature_is_the_first_finding_with_its_edit(name, before):
+    exploit, edit = EXPLOITS[name]
+    recent = stream(2, exploit=exploit, share=0.3)
+    found = compare_with(before, recent).findings[0]
+    if name == "copy":
+        assert isinstance(found.edit.steps[-1], CopyPrompt)
+        assert found.edit.steps[-1].lead == "Asked: "
+    else:
+        assert found.edit == edit
+    assert (found.early, found.recent) == (pytest.approx(0.0, abs=0.01), pytest.approx(0.3, abs=0.08))
+    assert found.model_pays.mean == pytest.approx(2.0, abs=0.5)
+    assert found.judge_pays.mean == pytest.approx(-0.7, abs=0.5)
+    assert found.judge_contradicts
+    assert found.n_judged == 256
+    assert len(found.recent_examples) == len(found.early_examples) == 3
+    assert {sample.response for sample in found.recent_examples} <= {sample.response for sample in recent}
+
+
+def test_features_that_come_together_are_one_finding(before):
+    recent = stream(2, exploit=lambda p, r: f"Oh well now, {r} That was surely all of it.", share=0.3)
+    found = [each for each in compare_with(before, recent).findings if each.judge_contradicts]
+    assert [each.edit for each in found] == [
+        Edit((Prepend(("Oh well now, ",)), Append((" That was surely all of it.",))))
+    ]
+    assert len(found[0].features) > 10
+
+
+def test_two_exploits_are_two_findings(before):
+    def either(prompt, response):
+        return response + " Over and out." if len(response) % 2 else "Listen up! " + response
+
+    edits = [each.edit for each in compare_with(before, stream(2, exploit=either, share=0.5)).findings[:2]]
+    assert {step for edit in edits for step in edit.steps} == {Append((" Over and out.",)), Prepend(("Listen up! ",))}
+
+
+def test_missing_words_are_found(before):
+    recent = stream(2, exploit=lambda p, r: r.replace("the ", ""), share=0.7)
+    found = compare_with(before, recent).findings[0]
+    assert any(feature.falls and feature.key == "common word:the" for feature in found.features)
+    assert found.judge_contradicts
+
+
+def test_shorter_responses_are_a_cut(before):
+    recent = stream(2, exploit=lambda p, r: r.split(". ")[0].split("? ")[0].split("; ")[0], share=0.6)
+    assert isinstance(compare_with(before, recent).findings[0].edit.steps[0], Cut)
+
+
+@pytest.mark.parametrize("per_prompt", [1, 4, 8, 16])
+def test_nothing_is_found_in_a_stationary_stream(per_prompt):
+    for seed in range(8):
+        early, recent = (stream(100 * seed + side, per_prompt=per_prompt) for side in (1, 2))
+        assert find_growth(early, recent) == []
+
+
+def test_a_topic_of_two_prompts_is_no_growth_however_many_responses_they_have(early):
+    """Of 16 prompts with 16 responses each, two are about a new topic: an eighth of all samples."""
+    old, recent = stream(3, per_prompt=16), stream(4, per_prompt=16)
+    given = [s._replace(response=s.response + " The volcano erupts.") if i < 32 else s for i, s in enumerate(recent)]
+    assert find_growth(old, given) == []
+    spread = [
+        s._replace(response=s.response + " The volcano erupts.") if i % 8 == 0 else s for i, s in enumerate(recent)
+    ]
+    assert find_growth(old, spread) != []
+
+
+def test_equal_responses_to_one_prompt_are_no_finding():
+    early, recent = stream(5, per_prompt=8), stream(6, per_prompt=8)
+    cold = [recent[i - i % 8] if i % 4 == 0 else sample for i, sample in enumerate(recent)]
+    assert find_growth(early, cold) == []
+
+
+def test_another_task_is_a_change_of_prompts_and_not_of_responses(before):
+    def spell(prompt, response):
+        return "Spelling: " + "-".join(response[:30].upper())
+
+    recent = stream(7, exploit=spell, share=1.0, ask="Please spell the following for me: {} {}")
+    report = compare_with(before, recent)
+    assert report.prompts.features
+    assert report.comparable == 0.0
+    assert report.findings == []
+
+
+def test_a_task_that_becomes_more_frequent_is_no_growth():
+    def mixed(seed, n_other):
+        other = stream(
+            seed, n_other, lambda p, r: "Spelled: " + r.upper(), 1.0, pay=0.0, judge=0.0, ask="Spell {} and {}"
+        )
+        return other + stream(seed + 1, 256 - n_other)
+
+    early, recent = mixed(10, 64), mixed(20, 160)
+    report = compare_with(EarlyFeatures(early), recent)
+    assert report.prompts.features
+    assert report.comparable > 0.7
+    assert report.findings == []
+
+
+def test_an_exploit_is_found_although_the_mix_of_prompts_changed():
+    def mixed(seed, n_other, share):
+        parts = [stream(seed, n_other, ask="Spell {} and {}", exploit=tail, share=share),
+                 stream(seed + 1, 256 - n_other, exploit=tail, share=share)]  # fmt: skip
+        return parts[0] + parts[1]
+
+    def tail(prompt, response):
+        return response + " Hooray for everyone."
+
+    report = compare_with(EarlyFeatures(mixed(10, 64, 0.0)), mixed(20, 160, 0.4))
+    assert report.prompts.features
+    assert report.findings[0].edit == Edit((Append((" Hooray for everyone.",)),))
+
+
+def test_longer_responses_that_both_pay_for_are_reported_without_contradiction(before):
+    rng = random.Random(9)
+    more = stream(8, pay=0.0, judge=0.0)
+    longer = [
+        s._replace(response=f"{s.response} {rng.choice(more).response}", score=s.score + 1, audit=s.audit + 1)
+        for s in more
+    ]
+    report = compare_with(before, longer)
+    assert report.findings
+    assert not any(each.judge_contradicts for each in report.findings)
+
+
+def test_a_judge_that_pays_as_well_does_not_contradict(before):
+    recent = stream(2, exploit=EXPLOITS["suffix"][0], share=0.3, judge=1.5)
+    found = compare_with(before, recent).findings[0]
+    assert found.judge_pays.mean > MAX_JUDGED_SHARE * found.model_pays.mean
+    assert not found.judge_contradicts
+
+
+def test_without_a_judge_nothing_contradicts(before):
+    recent = [s._replace(audit=None) for s in stream(2, exploit=EXPLOITS["suffix"][0], share=0.3)]
+    found = compare_with(before, recent).findings[0]
+    assert (found.judge_pays, found.n_judged, found.judge_contradicts) == (None, 0, False)
+
+
+def test_few_judged_samples_do_not_contradict(before):
+    recent = stream(2, exploit=EXPLOITS["suffix"][0], share=0.3)
+    recent = [s if i < 20 else s._replace(audit=None) for i, s in enumerate(recent)]
+    assert not compare_with(before, recent).findings[0].judge_contradicts
+
+
+def test_pay_is_known_where_all_recent_responses_have_the_feature(before):
+    recent = stream(2, exploit=EXPLOITS["suffix"][0], share=1.0)
+    assert compare_with(before, recent).findings[0].model_pays.mean == pytest.approx(2.0, abs=0.4)
+
+
+def test_growth_of_the_score_and_its_covariance_with_the_share(before):
+    report = compare_with(before, stream(2, exploit=EXPLOITS["suffix"][0], share=0.4))
+    found = report.findings[0]
+    assert report.score_growth.mean == pytest.approx(0.9, abs=0.25)
+    assert 0.0 < found.covariance < found.growth.std_error * report.score_growth.std_error
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_too_few_samples_give_no_findings(n, early):
+    assert find_growth(early[:n], early) == []
+    assert find_growth(early, early[:n]) == []
+
+
+def test_hostile_responses_cost_little_and_break_nothing(before, early):
+    texts = [
+        "a" * 10**6,
+        "(" * 10**5,
+        "**a" * 10**5,
+        "<a" * 10**5,
+        "a! " * 10**5,
+        "\u202e\x00x " * 10**5,
+        "漢字" * 10**5,
+        "\n" * 10**5,
+        "",
+    ]
+    for hostile in texts:
+        recent = [s._replace(response=hostile, prompt=hostile) if i % 2 else s for i, s in enumerate(early)]
+        start = time.process_time()
+        compare_with(before, recent)
+        assert time.process_time() - start < 5.0
+
+
+def test_the_result_does_not_depend_on_the_order_of_sets(before):
+    recent = stream(2, exploit=EXPLOITS["both"][0], share=0.3)
+    assert compare_with(EarlyFeatures(before.samples), recent) == compare_with(before, recent)
+
+
+def test_scores_of_another_scale_give_the_same_findings(before):
+    recent = stream(2, exploit=EXPLOITS["suffix"][0], share=0.3)
+
+    def scaled(samples):
+        return [ObservedSample(s.prompt, s.response, s.prompt_key, 100 * s.score - 7, 0.01 * s.audit) for s in samples]
+
+    one, other = find_growth(before.samples, recent)[0], find_growth(scaled(before.samples), scaled(recent))[0]
+    assert other.model_pays[:3] == pytest.approx(one.model_pays[:3])
+    assert other.judge_pays[:3] == pytest.approx(one.judge_pays[:3])

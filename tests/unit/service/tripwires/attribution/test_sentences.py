@@ -1,0 +1,116 @@
+"""The report in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from rewardserve.service.tripwires.attribution.edits import (
+    Append,
+    ChangeCase,
+    CopyPrompt,
+    Cut,
+    Edit,
+    EndSentences,
+    Insert,
+    Prepend,
+    Reformat,
+    RemoveWords,
+    Repeat,
+    ReplaceAll,
+)
+from rewardserve.service.tripwires.attribution.effects import estimate
+from rewardserve.service.tripwires.attribution.findings import Feature
+from rewardserve.service.tripwires.attribution.growth import compare_with
+from rewardserve.service.tripwires.attribution.sentences import (
+    describe_edit,
+    describe_feature,
+    name,
+    quoted,
+    report_sentences,
+    sentence,
+)
+from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
+from tests.unit.service.tripwires.attribution.conftest import stream
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (Prepend(("Well, ",)), "begin with `Well, `"),
+        (Append((" a", " b", " c", " d")), "end with one of 4 texts (` a`, ` b`, ` c`, ...)"),
+        (Insert(("so",)), "contain `so`"),
+        (ReplaceAll(("No.",)), "are equal to `No.`"),
+        (ChangeCase("upper"), "are written in upper case"),
+        (Repeat("response"), "repeat themselves"),
+        (Repeat("word"), "repeat their last word"),
+        (Cut("sentence", 1), "have at most 1 sentence"),
+        (Cut("word", 12), "have at most 12 words"),
+        (CopyPrompt("Re: ", at_end=True), "copy the prompt at the end after `Re:`"),
+        (CopyPrompt(), "copy the prompt at the beginning"),
+        (RemoveWords(("may",)), "avoid `may`"),
+        (Reformat("list"), "are formatted as list"),
+        (Reformat("blank line"), "have a paragraph for each sentence"),
+        (EndSentences("!"), "end sentences with `!`"),
+    ],
+)
+def test_edits_in_words(step, words):
+    assert describe_edit(Edit((step,))) == words
+
+
+@pytest.mark.parametrize(
+    ("feature", "words"),
+    [
+        (Feature("so"), "with the word `so`"),
+        (Feature("so what"), "with the words `so what`"),
+        (Feature("so", falls=True), "other than those with the word `so`"),
+        (Feature("first words:so it"), "that begin with the words `so it`"),
+        (Feature("last characters:!"), "that end with `!`"),
+        (Feature("layout:blank line"), "with a blank line"),
+        (Feature("equal:"), "that are equal to a response to another prompt"),
+    ],
+)
+def test_features_in_words(feature, words):
+    assert describe_feature(feature) == words
+
+
+def test_bins_of_numbers_have_their_bound_and_unit():
+    feature = Feature("number:characters:highest tenth")
+    assert (
+        describe_feature(feature, (812.0, float("inf")))
+        == "with more than 812 characters (highest tenth of the early ones)"
+    )
+    feature = Feature("number:digits:lowest tenth")
+    assert (
+        describe_feature(feature, (-float("inf"), 0.25))
+        == "with at most 25% of digits (lowest tenth of the early ones)"
+    )
+
+
+def test_invisible_characters_are_shown_escaped_and_long_texts_are_cut():
+    assert quoted("a\x00\u202eb\n") == "`a\\x00\\u202eb\\n`"
+    assert len(quoted("x" * 10**6)) < 140
+
+
+def test_a_finding_in_one_sentence():
+    recent = stream(2, exploit=lambda p, r: r + " Kind regards to all.", share=0.3)
+    report = compare_with(EarlyFeatures(stream(1)), recent)
+    found = report.findings[0]
+    assert name(found) == "responses that end with ` Kind regards to all.`"
+    words = sentence(found, estimate(1.9, 0.1, 31, 32))
+    assert words.startswith("responses that end with ` Kind regards to all.` went from 0% to ")
+    assert "the model pays +" in words
+    assert "(256 judged)" in words
+    assert words.endswith("put into 32 honest responses, it alone earns +1.9 [+1.7, +2.1] sd")
+    assert report_sentences(report)[-1].endswith("recent and 256 early responses were tested")
+
+
+def test_a_report_without_findings_says_what_was_looked_at():
+    lines = report_sentences(compare_with(EarlyFeatures(stream(1)), stream(2)))
+    assert len(lines) == 1
+    assert lines[0].startswith("no feature grew: ")
+
+
+def test_a_report_says_that_the_prompts_have_changed():
+    report = compare_with(EarlyFeatures(stream(1)), stream(2, ask="Please spell the following for me: {} {}"))
+    assert report_sentences(report)[0].startswith("the prompts have changed (prompts with `")
+    assert "0% of the recent prompts have early ones like them" in report_sentences(report)[0]
