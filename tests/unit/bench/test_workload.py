@@ -9,7 +9,8 @@ import pytest
 
 from rewardserve.bench.workload import PROMPT_WORDS, RESPONSE_WORDS, NoSamples, of_file, synthetic
 from rewardserve.service.api import body
-from rewardserve.service.api.schemas import ScoreRequest
+from rewardserve.service.api.requests import ScoreRequest
+from rewardserve.service.api.validation import check
 from rewardserve.service.offline.input_file import NotContinuable
 
 
@@ -41,10 +42,10 @@ def test_the_responses_of_a_group_share_a_prompt_that_no_other_group_has():
 
 def test_a_body_is_a_request_that_the_server_reads():
     bodies = list(synthetic(10, 1).bodies(4, run="a run"))
-    requests = [body.check(body.parse(content), ScoreRequest) for content in bodies]
+    requests = [check(body.parse(content), ScoreRequest) for content in bodies]
     assert [len(request.samples) for request in requests] == [4, 4, 2]
     assert {request.run for request in requests} == {"a run"}
-    assert body.check(body.parse(next(synthetic(1, 1).bodies(4))), ScoreRequest).run is None
+    assert check(body.parse(next(synthetic(1, 1).bodies(4))), ScoreRequest).run is None
 
 
 @pytest.fixture
