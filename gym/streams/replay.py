@@ -162,6 +162,7 @@ async def _replay(
         for at in range(0, len(step), size):
             samples = [Sample(prompt=s.prompt, response=s.response) for s in step[at : at + size]]
             ids = [f"{number}-{at + i}" for i in range(len(samples))]
+            # A context has no tasks of samples yet; those of the stream are `StreamSample.task`.
             results = await runtime.scoring.score(samples, math.inf, RunContext(RUN, number, ids=ids))
             assert all(result.failure is None for result in results), "every sample has a score"
             if resources.judge is not None:
