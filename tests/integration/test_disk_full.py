@@ -70,6 +70,7 @@ def test_evidence_and_references_that_cannot_be_written_are_said_and_not_half_th
 
 
 @in_test_faults
+@pytest.mark.timeout(400)
 def test_a_cache_without_space_for_the_default_model_ends_the_start_in_words_and_leaves_nothing(tmp_path):
     with SmallDisk(tmp_path / "cache", 20) as disk:
         exit_code, output = run_to_end(
