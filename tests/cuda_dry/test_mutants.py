@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rewardserve.model.backends.packed import scorer, varlen
+from rewardserve.model.backends.packed.transfer import to_device
 from rewardserve.model.scorer import ScorerError
 from tests.cuda_dry.device import WouldFail, fake_cuda, make
 from tests.cuda_dry.test_engines import ROWS, packed
@@ -30,8 +31,7 @@ def scored_tokens_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ends_of_segments_as_int64(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = varlen.to_device
-    monkeypatch.setattr(varlen, "to_device", lambda values, device, dtype=None: whole(values, device))
+    monkeypatch.setattr(varlen, "to_device", lambda values, device, dtype=None: to_device(values, device))
 
 
 def merging_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:

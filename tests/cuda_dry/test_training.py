@@ -60,7 +60,7 @@ def test_steps_of_training_run_on_a_gpu(architecture, precision, tmp_path, monke
                 parameter.grad = torch.zeros_like(parameter)
 
         monkeypatch.setattr(torch.Tensor, "backward", backward)
-        trainer = RewardTrainer(network, table, collator, recipe, judge=None, steps=tmp_path / "steps")
+        trainer = RewardTrainer(network, table, collator, recipe, evaluate_held_out=None, steps=tmp_path / "steps")
         trainer.args.save_strategy = "no"  # there are no values to write
         assert trainer.args.device.type == "cuda"
         trainer.train()

@@ -126,7 +126,7 @@ async def gym(url: str, **config) -> AsyncIterator[Callable[[str], Awaitable[dic
                     answer.raise_for_status()
                     return await answer.json()
 
-            rollout.ports = ports
+            rollout.ports = ports  # type: ignore[attr-defined]
             while not all(server.started for server in servers):
                 await asyncio.wait({asyncio.ensure_future(asyncio.to_thread(lambda: None))})
             yield rollout
@@ -298,6 +298,7 @@ async def test_components_of_two_heads_add_up(tmp_path):
 
 async def test_gym_may_verify_episodes_again(short):
     async with gym(short.url) as rollout, aiohttp.ClientSession() as session:
-        url = f"http://127.0.0.1:{rollout.ports['rewardserve']}/reverify_mode"
+        port = rollout.ports["rewardserve"]  # type: ignore[attr-defined]
+        url = f"http://127.0.0.1:{port}/reverify_mode"
         async with session.get(url) as answer:
             assert await answer.json() == "stateless"

@@ -6,7 +6,7 @@ import os
 import signal
 from typing import Any
 
-import ray  # type: ignore[import-not-found]
+import ray
 from ray import serve
 from starlette.requests import Request
 

@@ -286,10 +286,10 @@ def test_a_batch_of_tokens_gives_each_pair_what_two_single_rows_give():
     apart.load_state_dict(together.state_dict())
     out = together(batch["input_ids"], batch["attention_mask"]).scores_BH[:, 0]
     logsigmoid(out[batch["chosen"]], out[batch["rejected"]], batch["margin"]).sum().backward()
-    total = 0.0
+    total = torch.zeros(())
     for c, r in zip(table.chosen, table.rejected, strict=True):
         pair = [apart(torch.tensor([table.sequences[s].ids])).scores_BH[:, 0] for s in (c, r)]
-        total = total + logsigmoid(*pair, torch.zeros(1)).sum()
+        total = total + logsigmoid(pair[0], pair[1], torch.zeros(1)).sum()
     total.backward()
     for (name, p), q in zip(together.named_parameters(), apart.parameters(), strict=True):
         if p.grad is not None:
