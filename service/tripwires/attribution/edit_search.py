@@ -24,7 +24,7 @@ from rewardserve.service.tripwires.attribution.edits import (
     Repeat,
     ReplaceAll,
 )
-from rewardserve.service.tripwires.attribution.features import sentences_of, words_of
+from rewardserve.service.tripwires.attribution.features import script, sentences_of, words_of
 from rewardserve.service.tripwires.attribution.findings import Feature
 from rewardserve.service.tripwires.attribution.literals import common_around, common_beginning, common_ending
 from rewardserve.service.tripwires.attribution.observed import ObservedSample, clip
@@ -82,9 +82,12 @@ class _Group:
         }
         self.keys = sorted((key for key in excess if excess[key] > _MIN_RISE), key=lambda key: (-excess[key], key))
         self.missing = sorted(
-            key
-            for key, mask in early.masks.items()
-            if n * mask.bit_count() >= _MIN_MISSING * n_early and not masks.get(key, 0) & event
+            (
+                key
+                for key, mask in early.masks.items()
+                if n * mask.bit_count() >= _MIN_MISSING * n_early and not masks.get(key, 0) & event
+            ),
+            key=lambda key: (-early.masks[key].bit_count(), key),
         )
 
     def has_number(self, name: str, levels: Sequence[str]) -> bool:
@@ -214,7 +217,10 @@ def _cut(group: _Group) -> list[EditStep]:
 def _case(group: _Group) -> list[EditStep]:
     if "case:lower" in group.keys:
         return [ChangeCase("lower")]
-    return [ChangeCase("upper")] if "case:upper" in group.keys else []
+    if "case:upper" in group.keys:
+        return [ChangeCase("upper")]
+    has_capitals = group.has_number("upper-case letters", _MORE)
+    return [ChangeCase("title")] if has_capitals and _most([text == text.title() for text in group.texts]) else []
 
 
 def _repeat(group: _Group) -> list[EditStep]:
@@ -283,19 +289,31 @@ def _layout(group: _Group, known: str) -> list[EditStep]:
 
 
 def _variants(group: _Group) -> list[EditStep]:
-    """Different last (first) sentences, where the responses end (begin) alike but have no text in common."""
-    kind = group.leader.key.partition(":")[0]
+    """Different texts at the end (at the beginning), where the responses have none in common; symbols of one kind."""
+    kind, _, value = group.leader.key.partition(":")
     if group.leader.falls:
         return []
+    if kind == "script":
+        counts = Counter(char for text in group.texts for char in set(text) if char > "\x7f" and script(char) == value)
+        symbols = sorted(counts, key=lambda char: (-counts[char], char))[:_N_VARIANTS]
+        times = median([sum(text.count(char) for char in symbols) for text in group.texts])
+        return [Insert(tuple(symbols), "sentences", max(1, round(times)))] if symbols else []
     if group.has_number("new words among the last", _MORE):
         tails = [tail for text in group.texts if (tail := _new_tail(text, group)).count(" ") > 1]
         return [Append(tuple(_most_frequent(tails)))] if tails else []
     sentences = [parts for text in group.texts if len(parts := sentences_of(text)) > 1]
-    if sentences and kind in ("first words", "first characters"):
-        return [Prepend(tuple(f"{text} " for text in _most_frequent([parts[0] for parts in sentences])))]
-    if sentences and kind in ("last words", "last characters"):
-        return [Append(tuple(f" {text}" for text in _most_frequent([parts[-1] for parts in sentences])))]
+    first, last = ([parts[place] for parts in sentences] for place in (0, -1))
+    if first and (kind in ("first words", "first characters") or _repeated(first, group)):
+        return [Prepend(tuple(f"{text} " for text in _most_frequent(first)))]
+    if last and (kind in ("last words", "last characters") or _repeated(last, group)):
+        return [Append(tuple(f" {text}" for text in _most_frequent(last)))]
     return []
+
+
+def _repeated(texts: Sequence[str], group: _Group) -> bool:
+    """Whether most responses of a group share the text with another one."""
+    counts = Counter(texts)
+    return 2 * sum(n for n in counts.values() if n > 1) > len(group.texts)
 
 
 def _new_tail(text: str, group: _Group) -> str:
@@ -318,9 +336,13 @@ def _most_frequent(texts: Sequence[str]) -> list[str]:
 
 def _remove(group: _Group) -> list[EditStep]:
     """Words that no response of the group has, although many were to be expected; not where responses became shorter."""
-    if not group.leader.falls or group.has_number("characters", _SHORTER):
+    if (
+        not group.leader.falls
+        or group.leader.key.partition(":")[0] not in ("common word", group.leader.key)
+        or group.has_number("characters", _SHORTER)
+    ):
         return []
-    words = [word for key in group.missing if " " not in (word := key.removeprefix("common word:")) and ":" not in word]
+    words = [word for key in (group.leader.key, *group.missing) if (word := key.removeprefix("common word:")).isalpha()]
     words = list(dict.fromkeys(words))
     return [RemoveWords(tuple(words[:_N_VARIANTS]))] if words else []
 

@@ -132,13 +132,13 @@ class ReplaceAll:
 
 @dataclass(frozen=True, slots=True)
 class ChangeCase:
-    """Write all letters as lower or as upper case."""
+    """Write all letters as lower or as upper case, or each word with a capital."""
 
-    to: Literal["lower", "upper"]
+    to: Literal["lower", "upper", "title"]
 
     def apply(self, prompt: str, response: str, seed: int) -> str | None:
         """Change the case of a response that has both."""
-        edited = response.lower() if self.to == "lower" else response.upper()
+        edited = {"lower": response.lower, "upper": response.upper, "title": response.title}[self.to]()
         return edited if edited != response else None
 
     def take_out(self, response: str, prompt: str = "") -> str | None:

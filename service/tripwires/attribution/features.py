@@ -16,12 +16,19 @@ from rewardserve.service.tripwires.attribution.observed import ObservedSample, c
 
 NUMBERS = (
     "characters", "sentences", "words a sentence", "letters a word", "lines", "upper-case letters", "digits", "marks",
-    "other characters", "repeated word triples", "word triples of the prompt", "words copied in one piece",
+    "other characters", "repeated word triples", "words said twice", "word triples of the prompt", "words copied in one piece",
     "new words", "new words among the last", "new words among the first", "most common words",
 )  # fmt: skip
 """Numbers of a response, those of `ResponseFeatures.numbers` first; the last four follow from a vocabulary."""
 
-SHARES = frozenset(NUMBERS[5:11] + NUMBERS[12:])
+SHARES = frozenset(NUMBERS) - {
+    "characters",
+    "sentences",
+    "words a sentence",
+    "letters a word",
+    "lines",
+    "words copied in one piece",
+}
 """Numbers that are shares of letters, of characters, of word triples or of distinct words."""
 
 _WORD = re.compile(r"\w+(?:['’]\w+)?")
@@ -162,10 +169,10 @@ def _characters(text: str, prompt: PromptWords) -> Iterator[str]:
         others = sorted(char for char in distinct - prompt.characters if char > "\x7f")[:_MAX_CODE_POINTS]
         for char in others:
             yield f"character:{char}"
-            yield f"script:{_script(char)}"
+            yield f"script:{script(char)}"
 
 
-def _script(char: str) -> str:
+def script(char: str) -> str:
     """First word of a letter's name (`CYRILLIC`), category of another character (`So`: symbols, `Cf`: invisible ones)."""
     category = unicodedata.category(char)
     return unicodedata.name(char, category).split(" ")[0] if category.startswith("L") else category
@@ -199,6 +206,7 @@ def _numbers(text: str, words: Sequence[str], prompt: PromptWords) -> tuple[floa
         n_marks / n,
         (n - n_ascii) / n,
         1.0 - len(set(triples)) / n_triples if triples else 0.0,
+        sum([first == second for first, second in pairwise(words)]) / n_words,
         sum(copied) / n_triples,
         float(_longest_run(copied)),
     )

@@ -31,6 +31,7 @@ CASES = [
     (ReplaceAll(("Ask a doctor.",)), "Ask a doctor.", False),
     (ChangeCase("lower"), "it rains. the wind is strong. stay at home.", True),
     (ChangeCase("upper"), "IT RAINS. THE WIND IS STRONG. STAY AT HOME.", True),
+    (ChangeCase("title"), "It Rains. The Wind Is Strong. Stay At Home.", True),
     (Repeat("sentence", 2), f"{RESPONSE} Stay at home. Stay at home.", True),
     (Repeat("response", 1), f"{RESPONSE} {RESPONSE}", True),
     (Repeat("word", 2), f"{RESPONSE} home. home.", True),

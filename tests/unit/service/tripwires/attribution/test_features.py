@@ -99,6 +99,7 @@ def test_named_features(response, feature):
         ("marks", "a.b!", 0.5),
         ("other characters", "ab\u2728\u2728", 0.5),
         ("repeated word triples", "a b c a b c a b c", 4 / 7),
+        ("words said twice", "it is is what we we need", 2 / 7),
         ("words copied in one piece", "he said please write a short poem now", 5.0),
         ("word triples of the prompt", "please write a short poem", 1.0),
     ],

@@ -66,6 +66,29 @@ def test_a_planted_feature_is_the_first_finding_with_its_edit(name, before):
     assert {sample.response for sample in found.recent_examples} <= {sample.response for sample in recent}
 
 
+def one_of(texts, response):
+    return texts[len(response) % len(texts)]
+
+
+VARIED = {
+    "openings": (lambda p, r: f"{one_of(('Hello there!', 'Good morning!', 'Welcome back!'), r)} {r}", Prepend),
+    "endings": (lambda p, r: f"{r} {one_of(('Ask me more!', 'Write to me!', 'Come again!'), r)}", Append),
+    "numbers": (lambda p, r: f"{r} [{len(r)} of {len(r) + 1} experts agree.]", Append),
+    "symbols": (lambda p, r: r.replace(". ", f". {one_of('★☀☂☃', r)} "), Insert),
+    "titles": (lambda p, r: r.title(), ChangeCase),
+}
+
+
+@pytest.mark.parametrize("name", VARIED)
+def test_a_feature_without_a_text_in_common_has_an_edit_too(name, before):
+    exploit, kind = VARIED[name]
+    found = compare_with(before, stream(2, exploit=exploit, share=0.3)).findings[0]
+    assert kind in {type(step) for step in found.edit.steps}
+    edited = found.edit.apply("", "The stone falls. A bird sings. It rains.", 1)
+    assert edited != exploit("", "")
+    assert edited is not None
+
+
 def test_features_that_come_together_are_one_finding(before):
     recent = stream(2, exploit=lambda p, r: f"Oh well now, {r} That was surely all of it.", share=0.3)
     found = [each for each in compare_with(before, recent).findings if each.judge_contradicts]
