@@ -39,7 +39,7 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     specs = list(_specs(given))
     if given.world == "real":
-        _fill_tables(given, specs)
+        specs = _fill_tables(given, specs)
     replayed = _run_all(given, specs)
     _print(replayed)
     if given.json:
@@ -182,8 +182,11 @@ def _names(file: Path | None, name: str) -> list[str]:
     return [] if file is None else list(functions_of(file, name))
 
 
-def _fill_tables(given: argparse.Namespace, specs: Sequence[StreamSpec]) -> None:
-    """Score the texts that the real world needs."""
+def _fill_tables(given: argparse.Namespace, specs: Sequence[StreamSpec]) -> list[StreamSpec]:
+    """Score the texts that the real world needs. Return the streams that can be made.
+
+    A stream that chooses responses by their score needs those of all base texts: an imputed one does not depend on the text.
+    """
     world = World.of(given)
     for scored, checkpoint in ((world.served, given.model), (world.judge, given.judge)):
         if scored is None:
@@ -193,6 +196,11 @@ def _fill_tables(given: argparse.Namespace, specs: Sequence[StreamSpec]) -> None
             texts += world.base.missing(world.source.steps(spec), scored, given.rows)
         if rate := fill(scored.table, texts, checkpoint):
             print(f"scored {rate:.1f} rows/s; the table {scored.table.path} has {len(scored.table.heads):,} rows")
+    if not world.served.table.missing(world.base.some(None)):
+        return list(specs)
+    if any(spec.chooses_by_score for spec in specs):
+        print("improvement is left out: it needs the scores of all base texts (no --base-rows)", file=sys.stderr)
+    return [spec for spec in specs if not spec.chooses_by_score]
 
 
 def _print(replayed: Sequence[StreamOutcome]) -> None:
@@ -210,4 +218,4 @@ def _print(replayed: Sequence[StreamOutcome]) -> None:
         f"\n{len(replayed)} streams, {samples:,} samples, {seconds:.0f} s of CPU, {1e6 * seconds / samples:.0f} us a sample"
     )
     if imputed := max(each.imputed for each in replayed):
-        print(f"up to {imputed:.0%} of the scores of a stream are imputed from scored texts")
+        print(f"up to {imputed:.1%} of the scores of a stream are imputed from scored texts")

@@ -47,6 +47,11 @@ class StreamSpec:
         return None if self.source == "recorded" else self.source in ("drawn", "exploits")
 
     @property
+    def chooses_by_score(self) -> bool:
+        """Whether the stream takes responses by their score."""
+        return self.source == "honest" and self.name == "improvement"
+
+    @property
     def pay(self) -> str:
         """Pay of the exploit by the model and by the judge, in words; empty for other streams."""
         if not self.is_exploit:

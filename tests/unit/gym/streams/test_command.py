@@ -7,6 +7,7 @@ import pytest
 
 from gym.streams import command, runs
 from gym.streams.outcomes import load
+from gym.streams.scores import Model
 
 EXPLOITS = "EXPLOITS = {'shout': lambda prompt, response: response.upper()}\n"
 HONEST = """
@@ -60,3 +61,29 @@ def test_data_or_a_recorded_run_must_be_given(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command.main()
     assert "--data, --recorded or --show" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("base_rows", "names"), [("--base-rows 100", {"stationary", "shout"}), ("", {"stationary", "shout", "improvement"})]
+)
+def test_the_real_world_scores_some_texts_and_leaves_out_improvement_without_all(
+    folder, monkeypatch, capsys, base_rows, names
+):
+    def score(table, texts, checkpoint):
+        heads = [{name: len(response) / 50 for name, _ in Model.read().contract.heads} for _, response in texts]
+        table.add(texts, heads)
+        return 1.0
+
+    monkeypatch.setattr(command, "fill", score)
+    out = folder / "out.json"
+    arguments = (
+        f"streams --data {folder} --exploits {folder}/exploits.py --world real --judge-share 0 --rows 8 {base_rows} --steps 4 "
+        f"--batch 16 --only shout stationary improvement --scores {folder}/scores --processes 1 --json {out}"
+    )
+    monkeypatch.setattr(sys, "argv", arguments.split())
+    assert command.main() == 0
+    found = {each.stream: each for each in load(out)}
+    assert set(found) == names
+    assert ("improvement is left out" in capsys.readouterr().err) is bool(base_rows)
+    assert (found["stationary"].imputed > 0) is bool(base_rows)
+    assert found["shout"].imputed > 0
