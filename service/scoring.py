@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise, repeat
 from math import isfinite
 from typing import Any, NamedTuple, TypeVar
 
@@ -147,8 +147,12 @@ class Scoring:
             # After admission: a refused request is retried, and must not be charged twice.
             charge_tokens(n_tokens)
             async with _within_deadline(deadline, self._clock):
+                ids = iter(context.ids if context is not None else ())
                 answered = await _gather_all(
-                    [self._score_chunk(chunk, deadline, context) for chunk in _chunks(samples)]
+                    [
+                        self._score_chunk(chunk, [*islice(ids, len(chunk))], deadline, context)
+                        for chunk in _chunks(samples)
+                    ]
                 )
         results = [result for chunk in answered for result in chunk]
         if context is not None and context.ids:
@@ -212,7 +216,11 @@ class Scoring:
     # -- one chunk ------------------------------------------------------------------------------------------
 
     async def _score_chunk(
-        self, samples: Sequence[SampleOrError], deadline: float, context: RunContext | None
+        self,
+        samples: Sequence[SampleOrError],
+        ids: Sequence[str | None],
+        deadline: float,
+        context: RunContext | None,
     ) -> list[SampleResult]:
         started_at = self._clock.now()
         with self._batcher.expecting(len(samples)):
@@ -223,7 +231,7 @@ class Scoring:
         outcomes = await self._batcher.score(rows, deadline) if rows else []
         left = iter(outcomes)
         merged = [next(left) if isinstance(e, Encoded) else e for e in encoded]
-        return self._finished(samples, encoded, merged, encode_s, context)
+        return self._finished(samples, ids, encoded, merged, encode_s, context)
 
     async def _encode(self, samples: Sequence[SampleOrError]) -> list[Encoded | SampleError | RowFailed]:
         good = [s for s in samples if isinstance(s, Sample)]
@@ -233,6 +241,7 @@ class Scoring:
     def _finished(
         self,
         samples: Sequence[SampleOrError],
+        ids: Sequence[str | None],
         encoded: Sequence[Encoded | SampleError | RowFailed],
         outcomes: Sequence[RowOutcome | SampleError],
         encode_s: float,
@@ -240,8 +249,8 @@ class Scoring:
     ) -> list[SampleResult]:
         """Compute rewards from the scores of rows, and build the results."""
         scored = [
-            ScoredRow(sample, row, outcome[0])
-            for sample, row, outcome in zip(samples, encoded, outcomes, strict=True)
+            ScoredRow(sample, row, outcome[0], name)
+            for sample, name, row, outcome in zip(samples, ids or repeat(None), encoded, outcomes, strict=False)
             if isinstance(outcome, RowScored) and isinstance(row, Encoded) and isinstance(sample, Sample)
         ]
         rewards = compute_rewards(scored, self._pipeline) if scored else []

@@ -17,11 +17,12 @@ from rewardserve.service.errors import RowFailed, ScoreNotFinite, ScorerBug
 
 
 class ScoredRow(NamedTuple):
-    """A sample with the scores of its row."""
+    """A sample with the scores of its row. `id` is the name that its client gave it."""
 
     sample: Sample
     encoded: Encoded
     heads: HeadScores
+    id: str | None = None
 
 
 def compute_rewards(rows: Sequence[ScoredRow], pipeline: Pipeline) -> list[Reward | RowFailed]:

@@ -83,6 +83,8 @@ TABLE: tuple[MetricSpec, ...] = (
         ("run", "model", "of")),
     MetricSpec("run_baseline_moment", "gauge", "Baseline of a run: number of samples, sum of their values, sum of squares.",
         ("run", "model", "of", "order")),
+    MetricSpec("run_baseline_clustered", "gauge",
+        "Squared standard error of the sum over the samples of the baseline, clustered by prompt.", ("run", "model", "of")),
     MetricSpec("run_component_sum_total", "counter", "The same sums of each part of a reward that has several.",
         ("run", "model", "component", "of")),
     MetricSpec("run_component_baseline_moment", "gauge",

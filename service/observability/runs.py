@@ -55,6 +55,7 @@ class MetricDescription(Protocol):
 
 NAMES = (
     "tripwire_statistic", "tripwire_threshold", "tripwire_tripped", "tripwire_trips_total", "run_sum_total", "run_baseline_moment",
+    "run_baseline_clustered",
     "run_component_sum_total", "run_component_baseline_moment", "run_model_age_seconds", "run_step", "run_kl",
     "runs_over_limit_total", "samples_inspected_total",
 )  # fmt: skip
@@ -143,6 +144,8 @@ def _add_baseline(samples: _Samples, state: Run) -> None:
                 samples.add("run_component_baseline_moment", value, component=named[of], order=str(order))
             else:
                 samples.add("run_baseline_moment", value, of=of, order=str(order))
+        if of not in named:
+            samples.add("run_baseline_clustered", (stat.n * stat.error) ** 2, of=of)
 
 
 def _powers(stat: BaselineStat) -> tuple[float, float, float]:

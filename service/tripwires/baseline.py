@@ -33,11 +33,14 @@ _DEFAULT_MIN_STD = 0.05
 
 @dataclass(frozen=True, slots=True)
 class BaselineStat:
-    """Mean and standard deviation of one number over single samples. `n` of them; 1 where they come from a calibration."""
+    """Mean and standard deviation of one number over single samples. `n` of them; 1 where they come from a calibration. `error` is
+    the standard error of the mean, clustered by prompt; 0 where it is not known.
+    """
 
     mean: float
     std: float
     n: float = 1.0
+    error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +120,11 @@ def min_std(name: str) -> float:
     return _MIN_STD.get(name, _DEFAULT_MIN_STD)
 
 
-def baseline_stat(name: str, mean: float, std: float, n: float = 1.0) -> BaselineStat:
+def baseline_stat(name: str, mean: float, std: float, n: float = 1.0, error: float = 0.0) -> BaselineStat:
     """Create a statistic with a standard deviation of at least `min_std`."""
-    return BaselineStat(mean, max(std, min_std(name)), n)
+    return BaselineStat(mean, max(std, min_std(name)), n, error)
 
 
 def _learned_stat(sums: RunningSums, name: str) -> BaselineStat | None:
     mean, std = sums.mean(name), sums.std(name)
-    return None if mean is None or std is None else baseline_stat(name, mean, std, sums.n_of(name))
+    return None if mean is None or std is None else baseline_stat(name, mean, std, sums.n_of(name), sums.error(name))

@@ -1,10 +1,14 @@
-"""An e-process against drift, slow or fast: has the mean of a number risen above that of a run's start, by more than a band?
+"""An e-process against drift, slow or fast: does the audit judge fall behind what its scores at the run's start let expect?
 
-The hypothesis is that each prompt's mean, given all earlier ones, is expected at most `band` standard deviations above the start of
-the run. The test bets against it: its wealth W is multiplied by 1 + λ (y - δ) for each prompt, where y is the prompt's
-standardised mean, clipped to [-c, c], and δ is the band and three standard errors of the start's mean. Under the hypothesis W is
-a nonnegative supermartingale for any distribution and any dependence, so by Ville's inequality it ever exceeds 1/α with a
-probability of at most α, over a whole run of any length (Waudby-Smith and Ramdas, 2010.09686, section 4).
+A judge sees a part of what the model sees, so when responses become better its score rises less than the model's. The expectation
+is therefore the straight line through the prompts of the run's start, by least squares: the residual of a prompt is the height of
+the line at the mean of its scores, less the mean of the judge's. Responses that only the model pays for raise it.
+
+The hypothesis is that each prompt's residual, given all earlier ones, is expected at most `band` standard deviations above that
+of the start. The test bets against it: its wealth W is multiplied by 1 + λ (y - δ) for each prompt, where y is the standardised
+residual, clipped to [-c, c], and δ is the band and three standard errors of the line at the scores of the latest windows. Under
+the hypothesis W is a nonnegative supermartingale for any distribution and any dependence, so by Ville's inequality it ever exceeds
+1/α with a probability of at most α, over a whole run of any length (Waudby-Smith and Ramdas, 2010.09686, section 4).
 
 A judge that wanders is no exploit, so the band grows with how far window means have fallen again so far, which is known before
 each bet.
@@ -18,22 +22,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from math import sqrt
-from typing import Final
+from dataclasses import dataclass, replace
+from math import hypot, sqrt
+from typing import Final, NamedTuple
 
 BAND: Final = 0.2
-"""Default tolerance in standard deviations of prompt means, above the start of the run."""
+"""Default tolerance in standard deviations of residuals, above the start of the run."""
 
 CLIP: Final = 4.0
-"""Standard deviations to which a prompt's mean is clipped."""
+"""Standard deviations to which a residual is clipped."""
 
 STARTS: Final = ((128, 4), (512, 8))
 """Fewest prompts and windows of the starts: with the short one fast growth is seen, with the long one, which is known better,
 slow growth."""
 
 _STANDARD_ERRORS: Final = 3.0
-"""Standard errors of the start's mean that are added to the band: one start in a thousand is off by more."""
+"""Standard errors of the line that are added to the band: one start in a thousand is off by more."""
 _WANDERS: Final = 4.0
 """The band has at least so many standard deviations of window means that wander, beyond what the spread of prompts explains."""
 _BETS: Final = (0.02, 0.05, 0.1, 0.17)
@@ -42,36 +46,53 @@ _LAG: Final = 16
 """Windows within which a number that wanders falls again."""
 _MAX_DELTA: Final = 1.8
 _MIN_STD: Final = 0.05
+_NEWEST: Final = 0.1
+"""Weight of the newest window in smoothed means."""
 _MAX_WEALTH: Final = 1e100
+
+
+class PromptMeans(NamedTuple):
+    """Means over the audited responses to one prompt in one window, on the calibrated scales of the model and of the judge."""
+
+    score: float
+    audit: float
 
 
 @dataclass(frozen=True, slots=True)
 class DriftStart:
-    """The start of a run: mean and standard deviation of the means of its first `n` prompts. `band` and `delta` are in
-    such standard deviations.
+    """The start of a run, of `n` prompts: mean and standard deviation of scores, the line `intercept + slope * score` of the
+    judge's, and the standard deviation of residuals. `band` is in the latter.
     """
 
-    mean: float
-    std: float
     n: int
+    score_mean: float
+    score_std: float
+    slope: float
+    intercept: float
+    std: float
     band: float
-    delta: float
+
+    def residual(self, prompt: PromptMeans) -> float:
+        """How far the judge is below the line, in standard deviations, clipped."""
+        return _clipped((self.intercept + self.slope * prompt.score - prompt.audit) / self.std)
+
+    def delta(self, band: float, score: float) -> float:
+        """The largest mean residual under the hypothesis, at a mean score."""
+        leverage = hypot(1.0, (score - self.score_mean) / self.score_std)
+        return min(_MAX_DELTA, band + _STANDARD_ERRORS * leverage / sqrt(self.n))
 
 
 class DriftTest:
-    """The test of one number of one run: a mean of two e-processes, one for each of `STARTS`.
-
-    `band`: tolerance in standard deviations of prompt means.
-    """
+    """The test of one run: a mean of two e-processes, one for each of `STARTS`. `band`: tolerance in standard deviations."""
 
     def __init__(self, band: float = BAND) -> None:
         self._processes = [_Process(band, *start) for start in STARTS]
 
-    def add_window(self, prompt_means: Sequence[float]) -> None:
-        """Add the means of a window's prompts, one number each."""
-        if prompt_means:
+    def add_window(self, prompts: Sequence[PromptMeans]) -> None:
+        """Add the prompts of a window."""
+        if prompts:
             for process in self._processes:
-                process.add_window(prompt_means)
+                process.add_window(prompts)
 
     @property
     def e_value(self) -> float:
@@ -85,7 +106,7 @@ class DriftTest:
 
     @property
     def shift(self) -> float | None:
-        """Smoothed mean of the windows (the newest weighs .1) above the start, in standard deviations; None: no start yet."""
+        """How far the judge is below the line in standard deviations, smoothed over windows; None: no start yet."""
         return next((p.shift for p in reversed(self._processes) if p.start is not None), None)
 
     def restart(self) -> None:
@@ -99,8 +120,9 @@ class _Process:
 
     def __init__(self, band: float, min_prompts: int, min_windows: int) -> None:
         self._band, self._min_prompts, self._min_windows = band, min_prompts, min_windows
-        self._learned: list[list[float]] = []
+        self._learned: list[list[PromptMeans]] = []
         self._wander = _Wander()
+        self._score = 0.0
         self.start: DriftStart | None = None
         self.restart()
 
@@ -109,23 +131,25 @@ class _Process:
         self._n_windows = 0
         self.shift = 0.0
 
-    def add_window(self, prompt_means: Sequence[float]) -> None:
+    def add_window(self, prompts: Sequence[PromptMeans]) -> None:
         if self.start is None:
-            self._learned.append(list(prompt_means))
+            self._learned.append(list(prompts))
             if len(self._learned) >= self._min_windows and sum(map(len, self._learned)) >= self._min_prompts:
                 self.start = _start_of(self._learned, self._band)
+                self._score = self.start.score_mean
                 self._learned.clear()
             return
         start, n = self.start, self._n_windows + 1
-        ys = [_clipped((each - start.mean) / start.std) for each in prompt_means]
-        delta = min(_MAX_DELTA, start.delta - start.band + max(start.band, _WANDERS * self._wander.std))
+        ys = [start.residual(prompt) for prompt in prompts]
+        delta = start.delta(max(start.band, _WANDERS * self._wander.std), self._score)
         self._wealth = [
             _after(wealth + 1.0 / (n * (n + 1)), bet, ys, delta)
             for wealth, bet in zip(self._wealth, _BETS, strict=True)
         ]
         self._n_windows = n
         self._wander.add_window(ys)
-        self.shift += 0.1 * (sum(ys) / len(ys) - self.shift)
+        self._score += _NEWEST * (sum(prompt.score for prompt in prompts) / len(prompts) - self._score)
+        self.shift += _NEWEST * (sum(ys) / len(ys) - self.shift)
 
     @property
     def e_value(self) -> float:
@@ -173,16 +197,21 @@ def _clipped(y: float) -> float:
     return min(CLIP, max(-CLIP, y))
 
 
-def _start_of(windows: Sequence[Sequence[float]], band: float) -> DriftStart:
-    """The start of a run. The mean is that of clipped numbers, as later ones are clipped too."""
-    values = [each for window in windows for each in window]
-    n = len(values)
-    centre = sum(values) / n
-    std = max(_MIN_STD, sqrt(sum((each - centre) ** 2 for each in values) / (n - 1)))
-    clipped = [[_clipped((each - centre) / std) for each in window] for window in windows]
-    offset = sum(map(sum, clipped)) / n
-    between = sum((sum(w) / len(w) - offset) ** 2 for w in clipped) / (len(clipped) - 1)
-    within = sum(1.0 / len(w) for w in clipped) / len(clipped)
+def _start_of(windows: Sequence[Sequence[PromptMeans]], band: float) -> DriftStart:
+    """The line through the prompts of the first windows. Its height is that of clipped residuals, as later ones are clipped too."""
+    prompts = [prompt for window in windows for prompt in window]
+    n = len(prompts)
+    score_mean, audit_mean = sum(p.score for p in prompts) / n, sum(p.audit for p in prompts) / n
+    variance = sum((p.score - score_mean) ** 2 for p in prompts) / (n - 1)
+    covariance = sum((p.score - score_mean) * (p.audit - audit_mean) for p in prompts) / (n - 1)
+    score_std = max(_MIN_STD, sqrt(variance))
+    slope = min(1.0, max(0.0, covariance / score_std**2))
+    intercept = audit_mean - slope * score_mean
+    std = max(_MIN_STD, sqrt(sum((intercept + slope * p.score - p.audit) ** 2 for p in prompts) / (n - 1)))
+    first = DriftStart(n, score_mean, score_std, slope, intercept, std, band)
+    ys = [[first.residual(prompt) for prompt in window] for window in windows]
+    offset = sum(map(sum, ys)) / n
+    between = sum((sum(each) / len(each) - offset) ** 2 for each in ys) / (len(ys) - 1)
+    within = sum(1.0 / len(each) for each in ys) / len(ys)
     wander = sqrt(max(0.0, between - 2.0 * within))
-    band = max(band, _WANDERS * wander)
-    return DriftStart(centre + offset * std, std, n, band, min(_MAX_DELTA, band + _STANDARD_ERRORS / sqrt(n)))
+    return replace(first, intercept=intercept - offset * std, band=max(band, _WANDERS * wander))

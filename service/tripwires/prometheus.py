@@ -87,6 +87,7 @@ def _baselines() -> list[Rule]:
     return [
         _record(promql.BASELINE_MEAN, mean),
         _record(promql.BASELINE_STD, f"sqrt(clamp_min({square} - ({mean}) ^ 2, 0))"),
+        _record(promql.BASELINE_ERROR, promql.baseline_error()),
     ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rewardserve.service.tripwires.running_sums import count_of, is_signed
+from rewardserve.service.tripwires.running_sums import CLUSTERED, count_of, is_signed
 
 WINDOWS = ("2m", "15m", "2h")
 ENOUGH_SAMPLES = 1_280
@@ -18,6 +18,7 @@ REPLICA = "instance, pod, container, endpoint, node"
 
 SUMS, COMPONENT_SUMS = "rewardserve_run_sum_total", "rewardserve_run_component_sum_total"
 RECENT_SUM, RECENT_COMPONENT_SUM = "rewardserve:run_sum:recent", "rewardserve:run_component_sum:recent"
+BASELINE_ERROR = "rewardserve:run_baseline_moment:error"
 BASELINE_MEAN, BASELINE_STD = "rewardserve:run_baseline_moment:mean", "rewardserve:run_baseline_moment:std"
 COMPONENT_VARIANCE = "rewardserve:run_component_variance:recent"
 COMPONENT_BASELINE_VARIANCE = "rewardserve:run_component_baseline_moment:variance"
@@ -76,6 +77,17 @@ def recent_mean(name: str, min_samples: int) -> str:
     return f"({total} / ignoring (of) {n})"
 
 
+def recent_error(name: str) -> str:
+    """Standard error of the mean, clustered by prompt."""
+    return f"(sqrt({recent(f'{name}_clustered')}) / ignoring (of) {recent(count_of(name))})"
+
+
+def recent_low(name: str, min_samples: int, n_errors: float) -> str:
+    """The mean less so many standard errors; the mean where the error is not known."""
+    mean = recent_mean(name, min_samples)
+    return f"({mean}\n  - ignoring (of) {n_errors:g} * {recent_error(name)})" if name in CLUSTERED else mean
+
+
 def window_mean(of: str, span: str, min_samples: int) -> str:
     """Mean of a number of audited samples over one span."""
     positive, negative, n = (added(SUMS, span, each) for each in (f"{of}_positive", f"{of}_negative", "audited"))
@@ -95,6 +107,12 @@ def slope_t(mean: str, span: str, min_windows: int, max_windows: int) -> str:
     ratio = f"stdvar_over_time({mean}{window}) / stdvar_over_time(timestamp({mean}){window})"
     t = f"{slope} / sqrt(clamp_min({ratio} - {slope} ^ 2, 0)\n  / (({n} >= {min_windows}) - 2))"
     return f"({t}\n  unless {got_model_within(max_windows * seconds)})"
+
+
+def baseline_error() -> str:
+    """Standard errors of the means of baselines, over all replicas."""
+    of_order = over_replicas('rewardserve_run_baseline_moment{order="0"}')
+    return f"sqrt({over_replicas('rewardserve_run_baseline_clustered')}) / ignoring (order) {of_order}"
 
 
 def moments(metric: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_state import MonitorLimits, Run
 from rewardserve.service.tripwires.run_table import CANARIES, RunTable
-from rewardserve.service.tripwires.windows import WindowCounter, count_audit
+from rewardserve.service.tripwires.windows import WindowCounter
 from rewardserve.service.tripwires.wires import WIRES, Wire
 
 CANARY_THRESHOLD = 1.0
@@ -82,9 +82,11 @@ class RunMonitor:
             self.n_over_limit += len(new)
         return self._counter.count(run, new, now)
 
-    def add_audit(self, name: str | None, score: float, audit: float, now: float, owner: str = "") -> None:
+    def add_audit(
+        self, name: str | None, prompt_hash: int, score: float, audit: float, now: float, owner: str = ""
+    ) -> None:
         """Count the score of one sample, and that of the audit judge."""
-        count_audit(self._table.open(name, owner, now, self.baseline_source).window, score, audit)
+        self._counter.count_audit(self._table.open(name, owner, now, self.baseline_source), prompt_hash, score, audit)
 
     def add_sample_ids(self, name: str | None, ids: Iterable[tuple[int, int]], now: float, owner: str = "") -> None:
         """Count ids, and those that stand for several samples. `ids`: the hash of each id, with the hash of its sample."""

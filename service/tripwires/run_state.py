@@ -1,4 +1,4 @@
-"""The state of one run: sums, baseline, alerts, and what is remembered of its samples; and the limits of it.
+"""The state of one run: sums, baseline, alerts and the memory of its samples; and the limits of it.
 
 `windows` counts samples in it, `run_table` decides which runs have one. Pure.
 """
@@ -7,20 +7,24 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from rewardserve.service.tripwires.alert import Alert
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource
 from rewardserve.service.tripwires.config import VOTES_FOR_A_PAGE
+from rewardserve.service.tripwires.drift import DriftTest, PromptMeans
+from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.running_sums import RunningSums
 from rewardserve.service.tripwires.statistics import AuditDivergence, HoneypotHitRate, WindowMeans
 
 
 @dataclass(frozen=True, slots=True)
 class MonitorLimits:
-    """`window` counts samples. `smoothing` is the weight of the newest window. A run without a baseline learns one from
-    `warm_up` windows. A run without samples for `ended_s` has ended, so its alerts resolve; after `expiry_s` it is deleted. A run
-    with a baseline and a sample within `protected_s` is not evicted for another run of the same owner. `blocks` are
-    wires whose alerts block a run.
+    """A window has at least `window` samples, of a sixteenth as many prompts, and a run without a baseline learns one from
+    `warm_up` windows with an eighth as many prompts as samples; with fewer prompts, each takes up to eight times as long.
+    `smoothing` is the weight of the newest window. A run without samples for `ended_s` has ended, so its alerts resolve;
+    after `expiry_s` it is deleted. A run with a baseline and a sample within `protected_s` is not evicted for another run of
+    the same owner. `blocks` are wires whose alerts block a run.
     """
 
     window: int = 128
@@ -37,6 +41,14 @@ class MonitorLimits:
     blocks: frozenset[str] = frozenset()
 
 
+class WindowSample(NamedTuple):
+    """A counted sample of the open window. `duplicate` is its kind of duplicate, "" for none."""
+
+    features: SampleFeatures
+    duplicate: str
+    is_probing: bool
+
+
 @dataclass(slots=True)
 class ActiveAlert:
     """Alert of a wire, active until it is acknowledged."""
@@ -47,9 +59,10 @@ class ActiveAlert:
 
 @dataclass(slots=True)
 class Run:
-    """The state of one run. `total` and `window` are sums over rewards of the model of `baseline_source`, since
-    `model_changed_at` where another model scored the run before; sums over rewards of the earlier model are in `earlier`.
-    `owner` is the name of the API key, "" without keys; `name` is "" for samples without a run.
+    """The state of one run. `window_audits` are the audited samples of the open window: prompt, and both scores.
+    `has_baseline`: the baseline is complete, so wires are evaluated. `total` and `window` are sums over rewards of the model of
+    `baseline_source`, since `model_changed_at` where another model scored the run before; sums over rewards of the earlier model
+    are in `earlier`. `owner` is the name of the API key, "" without keys; `name` is "" for samples without a run.
     """
 
     baseline_source: BaselineSource
@@ -59,6 +72,11 @@ class Run:
     smooth: RunningSums
     earlier: RunningSums
     model_changed_at: float | None = None
+    window_samples: list[WindowSample] = field(default_factory=list)
+    window_prompts: set[int] = field(default_factory=set)
+    window_audits: list[tuple[int, PromptMeans]] = field(default_factory=list)
+    audit_drift: DriftTest = field(default_factory=DriftTest)
+    has_baseline: bool = False
     trend: deque[WindowMeans] = field(default_factory=deque)
     texts: OrderedDict[int, tuple[int, int]] = field(default_factory=OrderedDict)
     keys: OrderedDict[int, None] = field(default_factory=OrderedDict)
@@ -102,8 +120,10 @@ class Run:
         self.earlier = all_sums if is_same else all_sums.with_components(n)
         self.total, self.window, self.smooth = (RunningSums(n_components=n) for _ in range(3))
         self.baseline_source, self.baseline = baseline_source, baseline_source.baseline_of(self.baseline_key)
-        self.trend.clear()
-        self.statistics.clear()
+        for each in (self.trend, self.statistics, self.window_samples, self.window_prompts, self.window_audits):
+            each.clear()
+        self.audit_drift = DriftTest()
+        self.has_baseline = False
         self.n_windows = 0
         if all_sums["samples"]:
             self.model_changed_at = now
@@ -116,5 +136,6 @@ class Run:
     def clear_samples(self) -> None:
         """Delete the memory of samples; sums, alerts and counters stay."""
         evidence = self.recent_evidence, self.wire_evidence
-        for each in (self.trend, self.texts, self.keys, self.ids, self.honeypots, *evidence, self.statistics):
+        window = self.window_samples, self.window_prompts, self.window_audits
+        for each in (*window, self.trend, self.texts, self.keys, self.ids, self.honeypots, *evidence, self.statistics):
             each.clear()

@@ -140,7 +140,7 @@ class RunTable:
         """Runs with a lower rank are evicted first."""
         if now - run.seen_at > self._limits.protected_s:
             return _SILENT, run.seen_at
-        if run.n_windows < self._limits.warm_up:
+        if not run.has_baseline:
             return _LEARNING, run.all_sums["samples"], run.seen_at
         return _PROTECTED, run.seen_at
 

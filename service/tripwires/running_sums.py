@@ -13,19 +13,27 @@ from rewardserve.model.traits import TEXT_TRAITS, TOKEN_TRAITS, TRAITS
 
 _SIGNED = ("score", "audit", "audited_score", "distance")
 _WITH_SQUARES = ("score", "spread", "distance", "id_reuse", *TRAITS)
+CLUSTERED = (
+    "score", "spread", "distance", "saturated", "capped", "duplicate_within_prompt", "duplicate_across_prompts", "probing", *TRAITS
+)  # fmt: skip
+"""Numbers whose standard error is known: responses to one prompt are alike, so the prompts are the independent units."""
+
 ENTRIES: tuple[str, ...] = (
-    "samples", "responses", "texts", "spreads", "distances", "audited", "groups", "flat_groups", "saturated", "capped",
+    "samples", "prompts", "responses", "texts", "spreads", "distances", "audited", "groups", "flat_groups", "saturated", "capped",
     "duplicate_within_prompt", "duplicate_across_prompts", "probing", "ids", "id_reuse", "honeypots", "honeypot_hits",
     *(f"{name}_{side}" for name in _SIGNED for side in ("positive", "negative")), "spread", *TRAITS,
-    *(f"{name}_squared" for name in _WITH_SQUARES),
+    *(f"{name}_squared" for name in _WITH_SQUARES), *(f"{name}_clustered" for name in CLUSTERED),
 )  # fmt: skip
-"""`responses` are samples of which it is known where the response begins, `texts` those whose text is. `duplicate_within_prompt`
-are texts that the run sent before for the same prompt, `duplicate_across_prompts` for another one, `probing` those that it sent
-very often. `ids` are ids of samples, retries left out, `id_reuse` those of them that stood for another sample before.
-`flat_groups` are groups of responses to one prompt that all have the same reward. `honeypot_hits` are responses to planted
-prompts (`honeypots`) that do what no honest response does."""
+"""`prompts` are the different prompts of each window. `responses` are samples of which it is known where the response begins,
+`texts` those whose text is. `duplicate_within_prompt` are texts that the run sent before for the same prompt,
+`duplicate_across_prompts` for another one, `probing` those that it sent very often. `ids` are ids of samples, retries left out,
+`id_reuse` those of them that stood for another sample before. `flat_groups` are groups of responses to one prompt that all have
+the same reward. `honeypot_hits` are responses to planted prompts (`honeypots`) that do what no honest response does. `_clustered`
+are the squares of (sum - mean * number) of each prompt of a window, times prompts / (prompts - 1): their root over the number of
+samples is the standard error of a mean (Cochran, Sampling Techniques, 1977, section 9A.2)."""
 
 _AT = {name: i for i, name in enumerate(ENTRIES)}
+_CLUSTERED_AT = [_AT[f"{name}_clustered"] for name in CLUSTERED]
 _COUNT_OF = {
     **dict.fromkeys(("score", "saturated", "capped"), "samples"),
     **dict.fromkeys(TOKEN_TRAITS, "responses"),
@@ -69,6 +77,13 @@ class RunningSums:
     def __add__(self, other: RunningSums) -> RunningSums:
         """Add the sums of two sets of samples."""
         return RunningSums(map(add, self.sums, other.sums))
+
+    def smoothed(self, newest: RunningSums, keep: float) -> RunningSums:
+        """These sums with the weight `keep`, and the newest ones. Squared errors have the squares of the weights."""
+        sums = [keep * old + new for old, new in zip(self.sums, newest.sums, strict=True)]
+        for at in _CLUSTERED_AT:
+            sums[at] = keep * keep * self.sums[at] + newest.sums[at]
+        return RunningSums(sums)
 
     def add(self, name: str, amount: float = 1.0) -> None:
         """Add to one entry."""
@@ -116,6 +131,11 @@ class RunningSums:
         n = self.n_of(name)
         total = self[f"{name}_positive"] - self[f"{name}_negative"] if is_signed(name) else self[name]
         return total / n if n else None
+
+    def error(self, name: str) -> float:
+        """Standard error of the mean of a number, clustered by prompt; 0 where it is not known, and without any sample."""
+        n = self.n_of(name)
+        return sqrt(self[f"{name}_clustered"]) / n if n and name in CLUSTERED else 0.0
 
     def std(self, name: str) -> float | None:
         """Standard deviation over the samples with this number; None without any."""

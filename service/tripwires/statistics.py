@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import hypot, inf, log10, sqrt
 from typing import ClassVar, Protocol
 
 from rewardserve.service.tripwires import promql
@@ -22,6 +22,9 @@ MIN_SAMPLES = 50
 
 MIN_AUDITED = 16
 """Fewest samples of the audit judge, which scores a share of them, and fewest groups of responses, for a mean."""
+
+N_ERRORS = 3.0
+"""Standard errors, clustered by prompt, by which a mean must exceed its threshold."""
 
 _MAX_WINDOWS = 5
 """Limit of `min_samples` in windows: smoothing covers ten, so with small windows more than half of them may never be there."""
@@ -68,11 +71,17 @@ class RunSnapshot:
     honeypots: tuple[int, int] = (0, 0)
     kl: float | None = None
     window: int = 128
+    audit_drift: float | None = None
 
     def mean(self, name: str, min_samples: int = MIN_SAMPLES) -> float | None:
         """Mean over the samples with this number; None where they are too few."""
         needed = min(min_samples, _MAX_WINDOWS * self.window)
         return self.smooth.mean(name) if self.smooth.n_of(name) >= needed else None
+
+    def low(self, name: str, min_samples: int = MIN_SAMPLES) -> float | None:
+        """The mean less three standard errors, clustered by prompt: what it is at least; None where the samples are too few."""
+        mean = self.mean(name, min_samples)
+        return None if mean is None else mean - N_ERRORS * self.smooth.error(name)
 
 
 class Statistic(Protocol):
@@ -108,13 +117,18 @@ class MeanShift:
     def __call__(self, run: RunSnapshot) -> float | None:
         """The shift."""
         shift = run.baseline.shift(self.of, run.mean(self.of, self.min_samples))
-        return None if shift is None else self.sign * shift
+        if shift is None:
+            return None
+        stat = run.baseline.stats[self.of]
+        return self.sign * shift - N_ERRORS * hypot(run.smooth.error(self.of), stat.error) / stat.std
 
     def promql(self, windows: Windows) -> str:
         """The shift."""
         mean, of = promql.recent_mean(self.of, self.min_samples), f'{{of="{self.of}"}}'
         std = f"clamp_min({promql.BASELINE_STD}{of}, {min_std(self.of)})"
-        return f"{self.sign:g} * ({mean} - ignoring (of)\n  {promql.BASELINE_MEAN}{of}) / ignoring (of) {std}"
+        shift = f"{self.sign:g} * ({mean} - ignoring (of)\n  {promql.BASELINE_MEAN}{of})"
+        error = f"sqrt({promql.recent_error(self.of)} ^ 2\n  + ignoring (of) {promql.BASELINE_ERROR}{of} ^ 2)"
+        return f"({shift}\n  - ignoring (of) {N_ERRORS:g} * {error}) / ignoring (of) {std}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +145,11 @@ class Mean:
 
     def __call__(self, run: RunSnapshot) -> float | None:
         """The mean."""
-        return run.mean(self.of, self.min_samples)
+        return run.low(self.of, self.min_samples)
 
     def promql(self, windows: Windows) -> str:
         """The mean."""
-        return promql.recent_mean(self.of, self.min_samples)
+        return promql.recent_low(self.of, self.min_samples, N_ERRORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +167,12 @@ class ExcessMean:
 
     def __call__(self, run: RunSnapshot) -> float | None:
         """The whole mean, or 0."""
-        mean, baseline = run.mean(self.of, self.min_samples), run.baseline.stats.get(self.of)
+        mean, baseline = run.low(self.of, self.min_samples), run.baseline.stats.get(self.of)
         return mean if mean is None or baseline is None or mean > self.factor * baseline.mean else 0.0
 
     def promql(self, windows: Windows) -> str:
         """The whole mean, or 0."""
-        mean = promql.recent_mean(self.of, self.min_samples)
+        mean = promql.recent_low(self.of, self.min_samples, N_ERRORS)
         baseline = f'{self.factor:g} * {promql.BASELINE_MEAN}{{of="{self.of}"}}'
         return f"{mean} * ({mean} > bool ignoring (of) ({baseline}))\nor {mean}"
 
@@ -173,11 +187,11 @@ class Saturation:
 
     def __call__(self, run: RunSnapshot) -> float | None:
         """None where the baseline has no such score."""
-        return None if run.baseline.saturation is None else run.mean(self.of, self.min_samples)
+        return None if run.baseline.saturation is None else run.low(self.of, self.min_samples)
 
     def promql(self, windows: Windows) -> str:
         """The share."""
-        return promql.recent_mean(self.of, self.min_samples)
+        return promql.recent_low(self.of, self.min_samples, N_ERRORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +208,21 @@ class AuditGap:
     def promql(self, windows: Windows) -> str:
         """The gap."""
         return " - ".join(promql.recent_mean(name, MIN_AUDITED) for name in ("audited_score", "audit"))
+
+
+@dataclass(frozen=True, slots=True)
+class AuditDrift:
+    """Evidence that the audit judge has fallen behind since the start of the run: the logarithm of the wealth of a bet on it."""
+
+    unit: ClassVar[Unit] = Unit("(logarithm of the e-value: 3 is one false alarm in 1,000 runs)")
+
+    def __call__(self, run: RunSnapshot) -> float | None:
+        """The logarithm to the base of 10."""
+        return None if run.audit_drift is None else log10(run.audit_drift)
+
+    def promql(self, windows: Windows) -> str:
+        """That of the replica where it is largest."""
+        return f'max without ({promql.REPLICA}, wire) (rewardserve_tripwire_statistic{{wire="audit_drift"}})'
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from rewardserve.service.tripwires.alert import CANARY, VOTE, Cause, Severity
 from rewardserve.service.tripwires.statistics import (
     MIN_AUDITED,
     AuditDivergence,
+    AuditDrift,
     AuditGap,
     ComponentShare,
     ExcessMean,
@@ -313,6 +314,16 @@ WIRES: tuple[Wire, ...] = (
         chart=Chart(
             "judges", "Audit gap", "How far the score is above that of the audit judge, on the samples that both scored.",
             "short", min=None,
+        ),
+    ),
+    Wire(
+        "audit_drift", AuditDrift(), 3.0, "page",
+        text=AlertText(
+            summary="the audit judge's scores have fallen behind what the model's scores let expect at the start of the run",
+            confidence="At most one false alarm in 1,000 runs, whatever their length and the speed of the rise, while the judge "
+            "errs as it did at the start.",
+            action="Read twenty of the latest responses with the largest gap between the two scores next to twenty of the first "
+            "step.",
         ),
     ),
     Wire(

@@ -187,10 +187,14 @@ def test_a_plan_that_makes_no_sense_is_refused_before_anything_is_loaded(tmp_pat
 
 def test_a_request_sent_again_is_counted_once(server):
     rng = random.Random(3)
-    samples = [{"prompt": f"q {i}", "response": honest(rng)} for i in range(5)]
+    samples = [{"id": f"{i}", "prompt": f"q {i}", "response": honest(rng)} for i in range(5)]
     for _ in range(3):
         server.client.post("/score", json={"run": "retry", "step": 1, "samples": samples})
+        server.client.post(
+            "/score", json={"run": "collapsed", "step": 1, "samples": [{"prompt": "q", "response": "a"}]}
+        )
     assert server.metric("rewardserve_run_sum_total", run="retry", of="samples") == 5
+    assert server.metric("rewardserve_run_sum_total", run="collapsed", of="samples") == 3, "equal responses without ids"
 
 
 def test_rewards_are_the_same_before_and_after_an_alert(server):

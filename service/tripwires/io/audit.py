@@ -51,28 +51,34 @@ class AuditJudge:
     ) -> None:
         """Submit the chosen samples of this run. Never waits."""
         chosen = [
-            (row.sample, reward.changes[0])
+            (row.sample, hash(row.encoded.ids[: row.encoded.n_prompt] or row.encoded.ids), reward.changes[0])
             for row, reward in zip(rows, rewards, strict=True)
             if isinstance(reward, Reward) and is_in_share(row.encoded.ids, self._share)
         ]
         if not chosen:
             return
 
-        scoring = self.background_scorer.submit([sample for sample, _ in chosen])
+        scoring = self.background_scorer.submit([sample for sample, _, _ in chosen])
         if scoring is None:
             self._events.on_audit_skipped(len(chosen))
         else:
-            scoring.add_done_callback(partial(self._count, [score for _, score in chosen], run, owner))
+            scoring.add_done_callback(
+                partial(self._count, [(prompt, score) for _, prompt, score in chosen], run, owner)
+            )
 
     def _count(
-        self, scores: Sequence[float], run: str | None, owner: str, scoring: asyncio.Future[BackgroundRewards]
+        self,
+        known: Sequence[tuple[int, float]],
+        run: str | None,
+        owner: str,
+        scoring: asyncio.Future[BackgroundRewards],
     ) -> None:
         """Count each score with that of the judge, both on their calibrated scales."""
         if scoring.cancelled():
             return
-        for score, reward in zip(scores, scoring.result(), strict=True):
+        for (prompt, score), reward in zip(known, scoring.result(), strict=True):
             if reward is not None:
-                self._monitor.add_audit(run, score, reward.changes[0], self._clock.now(), owner)
+                self._monitor.add_audit(run, prompt, score, reward.changes[0], self._clock.now(), owner)
 
     async def stop(self) -> None:
         """Cancel the samples that are being scored, and close the model."""

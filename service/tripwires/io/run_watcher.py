@@ -126,12 +126,12 @@ class RunWatcher:
         if not n:
             return None
         flags: dict[int, Flags] = {}
-        inspected, records, n_equal = [], list[EvidenceRecord](), dict[tuple[int, ...], int]()
+        inspected, records = [], list[EvidenceRecord]()
         for i in self._places(len(rows), n):
             row, reward = rows[i], rewards[i]
             if isinstance(reward, RowFailed):
                 continue
-            features = self._features(context, row, reward, n_equal)
+            features = self._features(context, row, reward)
             inspected.append(features)
             if any(features.traits[len(TOKEN_TRAITS) :]) and (sample_flags := _flags(features.traits)):
                 flags[i] = sample_flags
@@ -187,9 +187,7 @@ class RunWatcher:
         first, self._first = self._first % n_rows, self._first + n
         return [(first + i) % n_rows for i in range(n)]
 
-    def _features(
-        self, context: RunContext, row: ScoredRow, reward: Reward, n_equal: dict[tuple[int, ...], int]
-    ) -> SampleFeatures:
+    def _features(self, context: RunContext, row: ScoredRow, reward: Reward) -> SampleFeatures:
         prompt, response = self._encoder.texts(row.sample)
         has_text = bool(prompt or response)
         ids, n_prompt = row.encoded.ids, row.encoded.n_prompt
@@ -200,12 +198,10 @@ class RunWatcher:
         if has_text:
             traits += text_traits(prompt, response, self._lexicon)
         digest = text_digest(response) if has_text else None
-        prompt_hash = hash(prompt) if has_text else hash(ids[:n_prompt])
-        # Equal rows of one request are no retry of each other: a count distinguishes them.
-        occurrence = n_equal[ids] = n_equal.get(ids, 0) + 1
+        prompt_hash = hash(prompt) if has_text else hash(ids[:n_prompt] or ids)
         return SampleFeatures(
             prompt_hash=prompt_hash,
-            retry_key=None if context.step is None else hash((context.step, ids, occurrence)),
+            retry_key=None if row.id is None or context.step is None else hash((context.step, row.id, ids)),
             reward=reward.value,
             score=reward.changes[0],
             is_capped=reward.is_capped,

@@ -56,6 +56,7 @@ EXPLOITS = {
     "spread": doing(spread=1.5),
     "component_share": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, components=(rng.gauss(1, 3), rng.gauss(0, 1)))),
     "audit_gap": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, audit=rng.gauss(-2, 1))),
+    "audit_drift": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, audit=rng.gauss(-3 * t, 1))),
     "honeypots": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, is_honeypot_hit=i % 3 == 0 if i % 10 == 0 else None)),
     "kl": Phase(EXPLOIT, usual, kl=50.0),
     VOTE: doing(length=5.5, repetition=0.5, flattery=2.0),
@@ -358,7 +359,12 @@ def test_an_alert_gives_its_value_with_unit_and_threshold_and_an_absolute_link_w
     tmp_path, runbook, link
 ):
     """A mean of 0.03119 once read "31.19m", then "3.119% of the samples"."""
-    sums = {"samples": 4000, count_of("judge_injection"): 4000, "judge_injection": 4000 * 0.03119}
+    sums = {
+        "samples": 4000,
+        count_of("judge_injection"): 4000,
+        "judge_injection": 4000 * 0.03119,
+        "judge_injection_clustered": 0,
+    }
     series = {
         f'rewardserve_run_sum_total{{run="{RUN}",of="{of}",job="rewardserve",instance="a"}}': [n * i for i in range(12)]
         for of, n in sums.items()
@@ -412,7 +418,8 @@ def test_two_models_of_one_job_that_score_one_run_are_not_added_up(tmp_path):
     """One model is exploited, the other is not: the share of both together would lie below the threshold."""
     series = {}
     for model, share in (("kind", 0.03), ("strict", 0.0)):
-        for of, n in {"samples": 4000, count_of("judge_injection"): 4000, "judge_injection": 4000 * share}.items():
+        sums = {"samples": 4000, count_of("judge_injection"): 4000, "judge_injection": 4000 * share}
+        for of, n in {**sums, "judge_injection_clustered": 0}.items():
             labels = f'run="{RUN}",of="{of}",model="{model}",job="other-name",instance="{model}"'
             series[f"rewardserve_run_sum_total{{{labels}}}"] = [n * i for i in range(12)]
     there = {"alertname": "RewardJudgeInjection", "alertstate": "firing", "run": RUN, "severity": "page", "wire": "judge_injection",

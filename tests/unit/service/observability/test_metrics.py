@@ -50,6 +50,7 @@ BESIDE_THE_DESIGN = {
     "run_model_age_seconds": {"run", "model"},
     "run_sum_total": {"run", "model", "of"},
     "run_baseline_moment": {"run", "model", "of", "order"},
+    "run_baseline_clustered": {"run", "model", "of"},
     "run_component_sum_total": {"run", "model", "component", "of"},
     "run_component_baseline_moment": {"run", "model", "component", "order"},
     "run_kl": {"run", "model"},
@@ -212,7 +213,7 @@ def test_runs_are_read_from_the_monitor_at_every_scrape():
     traits = dict.fromkeys(TRAITS, 0.0) | {"judge_injection": 1.0, "length": 3.0}
     seen = SampleFeatures(1, None, 0.5, -0.25, True, tuple(traits.values()), text_digest=7, components=(0.5, -1.0))
     for _ in range(5):
-        monitor.observe("ppo-7", 9, [seen] * 16, 0.0, kl=2.5)
+        monitor.observe("ppo-7", 9, [seen._replace(prompt_hash=i) for i in range(16)], 0.0, kl=2.5)
     got = {(s.name, *s.labels.values()): s.value for s in all_samples(metrics) if "ppo-7" in s.labels.values()}
     sums = {s.labels["of"]: s.value for s in all_samples(metrics) if s.name == "rewardserve_run_sum_total"}
     assert (
@@ -250,12 +251,15 @@ def test_baselines_are_exported_as_sums_that_add_up():
         monitor.observe(
             "ppo-7",
             9,
-            [SampleFeatures(1, None, 0.5, 0.0, False, (float(i % 4), 0.0, 0.1), components=(i % 2, -1.0))],
+            [SampleFeatures(i, None, 0.5, 0.0, False, (float(i % 4), 0.0, 0.1), components=(i % 2, -1.0))],
             0.0,
         )
     told = {(s.labels["of"], s.labels["order"]): s.value for s in samples(metrics, "run_baseline_moment")}
     assert [told["score", p] for p in "012"] == [1.0, 0.5, 4.25], "of a calibration: one, its mean, its mean square"
     assert [told["length", p] for p in "012"] == pytest.approx([64, 96, 224]), "of a run: its first samples"
+    clustered = {s.labels["of"]: s.value for s in samples(metrics, "run_baseline_clustered")}
+    assert clustered["score"] == 0.0, "of a calibration the error is not known"
+    assert clustered["length"] == pytest.approx(64 * 1.25 * 16 / 15), "64 prompts of variance 1.25 in windows of 16"
     components = {
         (s.labels["component"], s.labels["order"]): s.value for s in samples(metrics, "run_component_baseline_moment")
     }

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 from math import prod, sqrt
 from random import Random
+from statistics import linear_regression
 
 import pytest
 
 from rewardserve.service.tripwires import drift
-from rewardserve.service.tripwires.drift import BAND, STARTS, DriftTest
-
-SHORT, LONG = STARTS
+from rewardserve.service.tripwires.drift import BAND, DriftStart, DriftTest, PromptMeans
 
 
 def windows(rng: Random, n: int, size: int, shift=lambda _: 0.0, std: float = 1.0):
     return [[rng.gauss(shift(i), std) for _ in range(size)] for i in range(n)]
 
 
+def behind(window):
+    """Prompts of one score, whose judge is so far behind."""
+    return [PromptMeans(0.0, -each) for each in window]
+
+
 def fed(each, test: DriftTest | None = None) -> DriftTest:
     test = test or DriftTest()
     for window in each:
-        test.add_window(window)
+        test.add_window(behind(window))
     return test
 
 
 def alarm(each) -> int | None:
+    return alarm_of(map(behind, each))
+
+
+def alarm_of(each) -> int | None:
     test = DriftTest()
     for i, window in enumerate(each):
         test.add_window(window)
@@ -49,8 +57,46 @@ def test_the_wealth_is_the_mixture_over_the_windows_at_which_bets_begin():
     of_short = expected + 1 / 4  # change points to come
     assert test.e_value == pytest.approx((of_short + 1.0) / 2)
     assert test.start is not None
-    assert (test.start.n, test.start.std) == (128, pytest.approx(std))
-    assert test.start.mean == pytest.approx(mean + offset * std)
+    assert (test.start.n, test.start.slope, test.start.band) == (128, 0.0, BAND)
+    assert test.start.std == pytest.approx(std)
+    assert test.start.intercept == pytest.approx(-(mean + offset * std))
+
+
+def pupil(rng: Random, n: int, size: int, quality, paid=lambda _: 0.0, exploits=lambda _: 0.0):
+    """Windows of a judge that sees .6 of the quality, and nothing of what the model pays for exploits."""
+    return [
+        [
+            PromptMeans(score + paid(i), 0.6 * score + 0.8 * rng.gauss(0, 1) - exploits(i))
+            for score in (rng.gauss(quality(i), 1) for _ in range(size))
+        ]
+        for i in range(n)
+    ]
+
+
+def test_a_judge_that_sees_a_part_of_what_gets_better_is_as_far_behind_as_its_line_expects():
+    rng = Random(7)
+    climbs = pupil(rng, 300, 64, lambda i: min(2.0, i / 50))
+    assert alarm_of(climbs) is None
+    test = DriftTest()
+    for window in climbs:
+        test.add_window(window)
+    assert test.start is not None
+    assert (test.start.n, test.start.slope) == (512, pytest.approx(0.6, abs=0.1))
+    # least squares, written out
+    first = [each for window in climbs[:8] for each in window]
+    s, a = [each.score for each in first], [each.audit for each in first]
+    assert test.start.slope == pytest.approx(linear_regression(s, a).slope)
+    paid = pupil(rng, 300, 64, lambda _: 0.0, lambda i: min(2.0, i / 50), lambda i: min(0.7, i / 150))
+    assert 0 < (alarm_of(paid) or 0) < 60
+
+
+def test_the_hypothesis_is_wider_where_scores_are_far_from_those_of_the_start():
+    start = DriftStart(n=100, score_mean=1.0, score_std=2.0, slope=0.5, intercept=0.0, std=1.0, band=0.2)
+    assert start.delta(0.2, 1.0) == pytest.approx(0.2 + 0.3)
+    assert start.delta(0.2, 7.0) == pytest.approx(0.2 + 0.3 * sqrt(10))
+    assert start.delta(0.2, 1e9) == 1.8
+    assert start.residual(PromptMeans(1.0, -1.0)) == 1.5
+    assert start.residual(PromptMeans(1.0, -9.0)) == 4.0
 
 
 def test_nothing_is_bet_before_the_start_of_the_run_is_known():

@@ -68,7 +68,6 @@ def test_a_usual_stream_trips_nothing():
         ({"score": 2.0}, "score_shift"),
         ({"score": 3.5}, "saturation"),
         ({"is_capped": True}, "capped"),
-        ({"reward": 1.0, "prompt_hash": 5}, "flat_groups"),
         ({"length": 4.3}, "length_high"),
         ({"length": 3.5}, "length_low"),
         ({"missing_end": 1.0}, "missing_end"),
@@ -98,10 +97,16 @@ def test_each_wire_trips_on_its_exploit_with_the_step(fields, wire):
     assert VOTE not in names(found), "one wire is no vote"
 
 
+def test_groups_without_a_difference_trip():
+    monitor, found = watched([seen(reward=1.0, prompt_hash=i // 4) for i in range(400)])
+    assert names(found) == {"flat_groups"}
+    assert monitor.runs["run"].statistics["flat_groups"] == 1.0
+
+
 def test_every_wire_is_named_in_that_table():
     tested = {mark.args[1][i][1] for mark in test_each_wire_trips_on_its_exploit_with_the_step.pytestmark
               for i in range(len(mark.args[1]))}  # fmt: skip
-    elsewhere = {"divergence", "component_share", "kl", "id_reuse"}
+    elsewhere = {"divergence", "audit_drift", "component_share", "kl", "id_reuse", "flat_groups"}
     assert tested | elsewhere == {wire.name for wire in WIRES}
 
 
@@ -211,10 +216,10 @@ def test_honeypots_are_no_share_before_there_are_enough_of_them():
 
 
 def test_evidence_of_a_flagged_sample_is_that_sample():
-    samples = [seen(judge_injection=float(i % 20 == 0), evidence=f"{i:04x}") for i in range(400)]
+    samples = [seen(judge_injection=float(i % 10 == 0), evidence=f"{i:04x}") for i in range(400)]
     _, found = watched(samples)
     (judge_injection,) = [f for f in found if f.wire == "judge_injection"]
-    assert judge_injection.evidence == tuple(f"{i:04x}" for i in range(0, judge_injection.step + 4, 20))
+    assert judge_injection.evidence == tuple(f"{i:04x}" for i in range(0, judge_injection.step + 4, 10))
 
 
 def test_a_run_is_blocked_from_its_alert_until_it_is_acknowledged():
@@ -499,7 +504,7 @@ def test_a_run_beyond_the_limit_is_known_by_the_name_it_is_kept_under():
     for i in range(5):
         ready(monitor, f"run {i}", 0.0)
     assert [monitor.label_of(name) for name in ("run 0", "run 1", "run 4", None)] == ["run 0", "run 1", OTHER, OTHER]
-    monitor.add_audit("run 4", 1.0, 2.0, 0.0)
+    monitor.add_audit("run 4", 1, 1.0, 2.0, 0.0)
     assert (monitor.runs[OTHER].window["audited"], monitor.runs["run 0"].window["audited"]) == (1, 0)
 
 

@@ -115,7 +115,7 @@ def test_a_label_that_is_taken_is_numbered():
 
 def test_audits_and_ids_count_for_their_run():
     monitor = monitor_with()
-    monitor.add_audit("a", 3.0, -2.0, 0.0)
+    monitor.add_audit("a", 1, 3.0, -2.0, 0.0)
     window = monitor.runs["a"].window
     assert (window["audited"], window["audited_score_positive"], window["audit_negative"]) == (1.0, 3.0, 2.0)
     monitor.add_sample_ids("a", [(1, 10)], 0.0)

@@ -68,7 +68,7 @@ EXTREMES = {
 def run_of(response, prompts):
     """A run whose samples have the most of every number. Most of its ids belong to samples that are not inspected."""
     none = dict.fromkeys(("foreign_script", "id_reuse"), BaselineStat(0.0, 0.1))
-    monitor = RunMonitor(BaselineSource(Baseline(none, saturation=1.0)), MonitorLimits(window=64))
+    monitor = RunMonitor(BaselineSource(Baseline(none, saturation=1.0)), MonitorLimits(window=8))
     traits = (*token_traits([7] * 50, True), *text_traits("Hello", response, LEXICON))
     for step in range(300):
         monitor.add_sample_ids("run", [(1, (step, i)) for i in range(64)], 0.0)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
+from math import sqrt
+from random import Random
+from statistics import stdev
 
 import pytest
 
 from rewardserve.model.traits import TOKEN_TRAITS, TRAITS
 from rewardserve.service.tripwires.alert import VOTE, Alert
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat
+from rewardserve.service.tripwires.drift import PromptMeans
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import ActiveAlert, MonitorLimits
 from rewardserve.service.tripwires.running_sums import ENTRIES, RunningSums
+from rewardserve.service.tripwires.windows import prompt_means
 from rewardserve.service.tripwires.wires import WIRES, AlertText, Wire
 from tests.support.service_fakes import MemoryBaselines
 
@@ -26,6 +32,11 @@ def monitor_of(*samples, baseline=None, wires=WIRES, **limits):
     )
     monitor.observe("a", 0, samples, 0.0)
     return monitor
+
+
+def prompts(sample, n=60):
+    """The same sample for so many prompts."""
+    return [sample._replace(prompt_hash=i) for i in range(n)]
 
 
 def entries(running_sums):
@@ -76,8 +87,12 @@ def test_a_group_is_flat_where_several_responses_have_one_reward():
         for prompt_hash, values in groups.items()
         for value in values
     ]
-    window = monitor_of(*samples).runs["a"].window
-    assert (window["groups"], window["flat_groups"]) == (4.0, 2.0)
+    for size in (1, 2, len(samples)):  # of requests
+        monitor = monitor_of(window=len(samples))
+        for i in range(0, len(samples), size):
+            monitor.observe("a", 0, samples[i : i + size], 0.0)
+        total = monitor.runs["a"].total
+        assert (total["prompts"], total["groups"], total["flat_groups"]) == (5.0, 4.0, 2.0)
 
 
 @pytest.mark.parametrize(("prompt_hash", "kind"), [(1, "duplicate_within_prompt"), (2, "duplicate_across_prompts")])
@@ -121,13 +136,18 @@ CAPPED = SAMPLE._replace(is_capped=True)
 
 def test_nothing_trips_before_a_run_has_shown_what_is_usual():
     monitor = monitor_of(window=60, warm_up=3)
-    assert [[f.wire for f in monitor.observe("a", i, [CAPPED] * 60, 0.0)] for i in range(4)] == [[], [], ["capped"], []]
+    assert [[f.wire for f in monitor.observe("a", i, prompts(CAPPED), 0.0)] for i in range(4)] == [
+        [],
+        [],
+        ["capped"],
+        [],
+    ]
 
 
 def test_a_request_that_fills_several_windows_trips_in_each():
     monitor = monitor_of(window=60)
     begs = CAPPED._replace(traits=tuple(float(name == "judge_injection") for name in TRAITS), is_capped=False)
-    found = monitor.observe("a", 1, [CAPPED] * 60 + [begs] * 60 + [SAMPLE] * 60, 0.0)
+    found = monitor.observe("a", 1, prompts(CAPPED) + prompts(begs) + prompts(SAMPLE), 0.0)
     assert [f.wire for f in found] == ["capped", "judge_injection"]
     run = monitor.runs["a"]
     assert (run.n_windows, run.window["samples"], run.total["samples"], run.total["capped"]) == (3, 0.0, 180.0, 60.0)
@@ -234,3 +254,114 @@ def test_sums_of_parts_are_kept_where_another_model_has_the_same_parts(component
         [],
         {},
     )
+
+
+# -- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_error_of_a_mean_is_that_of_the_means_of_its_prompts():
+    """Reference: the variance of a ratio over clusters, written out; for groups of one size it is that of the group means."""
+    rng = Random(1)
+    samples = [
+        SAMPLE._replace(
+            prompt_hash=i // 4, score=rng.gauss(i // 4 % 5, 0.1), spread=rng.random() if i % 3 else None,
+            traits=(3.0, 0.0, rng.random()) if i % 2 else (), is_capped=rng.random() < 0.3,
+        )
+        for i in range(64)
+    ]  # fmt: skip
+    total = monitor_of(*samples, window=64).runs["a"].total
+    assert total["prompts"] == 16.0
+    groups = [samples[i : i + 4] for i in range(0, 64, 4)]
+    means = [sum(each.score for each in group) / 4 for group in groups]
+    assert total.error("score") == pytest.approx(stdev(means) / sqrt(16))
+    for name, values in (
+        ("capped", [[float(each.is_capped) for each in group] for group in groups]),
+        ("spread", [[each.spread for each in group if each.spread is not None] for group in groups]),
+        (TRAITS[2], [[each.traits[2] for each in group if each.traits] for group in groups]),
+    ):
+        n = sum(map(len, values))
+        mean = sum(map(sum, values)) / n
+        squares = sum((sum(each) - mean * len(each)) ** 2 for each in values)
+        assert total.error(name) == pytest.approx(sqrt(squares * 16 / 15) / n)
+    assert total.error("flat_groups") == 0.0
+
+
+def test_the_samples_of_a_single_prompt_are_independent_of_each_other():
+    samples = [SAMPLE._replace(score=float(i % 2)) for i in range(16)]
+    total = monitor_of(*samples, window=16).runs["a"].total
+    assert total.error("score") == pytest.approx(stdev(float(i % 2) for i in range(16)) / sqrt(16))
+
+
+@pytest.mark.parametrize(("n_prompts", "closed"), [(1, [1024]), (7, [1024]), (8, [128] * 8), (128, [128] * 8)])
+def test_a_window_has_the_prompts_of_groups_of_sixteen_or_eight_times_the_samples(n_prompts, closed):
+    monitor, sizes = monitor_of(window=128), []
+    for i in range(1024):
+        monitor.observe("a", 0, [SAMPLE._replace(prompt_hash=i % n_prompts)], 0.0)
+        run = monitor.runs["a"]
+        if run.n_windows > len(sizes):
+            sizes.append(run.total["samples"] - sum(sizes))
+    assert sizes == closed
+
+
+@pytest.mark.parametrize(("group", "windows"), [(1, 4), (8, 4), (16, 8), (64, 8)])
+def test_a_baseline_is_learned_from_prompts(group, windows):
+    monitor = monitor_of(window=128, warm_up=4)
+    i = 0
+    while not monitor.runs["a"].has_baseline:
+        monitor.observe("a", 0, [SAMPLE._replace(prompt_hash=i // group)], 0.0)
+        i += 1
+    assert monitor.runs["a"].n_windows == windows
+    assert monitor.runs["a"].total["prompts"] >= 64
+
+
+def test_a_mean_trips_where_it_exceeds_its_threshold_by_three_standard_errors():
+    wire = replace(next(wire for wire in WIRES if wire.name == "capped"), threshold=0.5)
+    for group, trips in ((1, True), (8, False)):
+        samples = [SAMPLE._replace(prompt_hash=i // group, is_capped=i // group % 10 < 7) for i in range(160)]
+        monitor = monitor_of(*samples, window=160, wires=(wire,))
+        run = monitor.runs["a"]
+        error = sqrt(0.7 * 0.3 * group / 160 * (160 // group) / (160 // group - 1))
+        assert run.statistics["capped"] == pytest.approx(0.7 - 3 * error)
+        assert ("capped" in run.alerts) is trips
+
+
+def test_groups_of_a_stationary_run_trip_nothing_though_their_means_wander():
+    for group in (8, 16, 64):
+        rng = Random(group)
+        monitor = RunMonitor(BaselineSource(Baseline()), MonitorLimits())
+        for step in range(120):
+            samples = []
+            for prompt in range(128 // group):
+                level, length = rng.gauss(0, 0.7), rng.gauss(4, 0.5)
+                samples += [
+                    SAMPLE._replace(
+                        prompt_hash=step * 128 + prompt, score=level + rng.gauss(0, 0.7), reward=rng.random(),
+                        traits=(length + rng.gauss(0, 0.2), 0.0, abs(rng.gauss(0.1, 0.05)), *(0.0,) * (len(TRAITS) - 3)),
+                    )
+                    for _ in range(group)
+                ]  # fmt: skip
+            assert monitor.observe("a", step, samples, 0.0) == []
+
+
+def test_the_audits_of_a_prompt_are_one_pair_of_means():
+    audits = [(1, PromptMeans(2.0, 0.0)), (2, PromptMeans(5.0, 1.0)), (1, PromptMeans(4.0, 3.0))]
+    assert prompt_means(audits) == [PromptMeans(3.0, 1.5), PromptMeans(5.0, 1.0)]
+
+
+@pytest.mark.parametrize("size", [1, 16, 128])
+def test_a_score_that_leaves_the_judge_behind_pages_in_the_same_step_whatever_the_size_of_requests(size):
+    rng = Random(2)
+    monitor = RunMonitor(BaselineSource(Baseline()), MonitorLimits())
+    pages = []
+    for step in range(40):
+        paid = max(0.0, step - 8) * 0.04
+        samples = []
+        for i in range(128):
+            quality = rng.gauss(0, 1)
+            audit = 0.6 * quality + 0.8 * rng.gauss(0, 1) - 0.7 * paid
+            samples.append(SAMPLE._replace(prompt_hash=step * 128 + i, score=quality + 2.0 * paid, audit=audit))
+        for i in range(0, 128, size):
+            pages += [
+                (a.wire, step) for a in monitor.observe("a", step, samples[i : i + size], 0.0) if a.severity == "page"
+            ]
+    assert pages[0] == ("audit_drift", 15)

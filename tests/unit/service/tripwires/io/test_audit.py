@@ -76,7 +76,7 @@ def reward(score):
 class Audits(list):
     """Stands in for the monitor: the score of each sample with that of the judge."""
 
-    def add_audit(self, run, score, audit, now, owner):
+    def add_audit(self, run, prompt_hash, score, audit, now, owner):
         self.append((score, audit))
 
 
