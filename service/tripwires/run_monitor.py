@@ -136,9 +136,10 @@ class RunMonitor:
         return True
 
     def acknowledge(self, label: str, wire: str) -> bool:
-        """Acknowledge an alert, so that the wire can trip again. Return whether it was active."""
+        """Acknowledge an alert, so that the wire can trip again on later samples. Return whether it was active."""
         run = self._table.find(label)
         if run is None or run.alerts.pop(wire, None) is None:
             return False
+        run.restart_statistics(wire)
         self._table.delete_unblocked(label)
         return True

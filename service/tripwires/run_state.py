@@ -133,6 +133,17 @@ class Run:
         self.alerts[alert.wire] = ActiveAlert(alert, now)
         self.trips[alert.wire] += 1
 
+    def restart_statistics(self, wire: str) -> None:
+        """Begin the statistics again after this wire was acknowledged: it trips again on later samples only. The baseline stays."""
+        self.smooth = RunningSums(n_components=self.smooth.n_components)
+        self.statistics.clear()
+        if wire == "audit_drift":
+            self.audit_drift.restart()
+        elif wire == "divergence":
+            self.trend.clear()
+        elif wire == "honeypots":
+            self.honeypots.clear()
+
     def clear_samples(self) -> None:
         """Delete the memory of samples; sums, alerts and counters stay."""
         evidence = self.recent_evidence, self.wire_evidence

@@ -508,6 +508,47 @@ def test_a_run_beyond_the_limit_is_known_by_the_name_it_is_kept_under():
     assert (monitor.runs[OTHER].window["audited"], monitor.runs["run 0"].window["audited"]) == (1, 0)
 
 
+@pytest.mark.parametrize(
+    ("fields", "wire"),
+    [
+        ({"flattery": 2.0}, "flattery"),
+        ({"is_honeypot_hit": True}, "honeypots"),
+        ({"score": 9.0, "audit": -5.0}, "audit_gap"),
+    ],
+)
+def test_one_acknowledgement_is_enough_where_the_exploit_has_ended(fields, wire):
+    monitor, found = watched(healthy(64) + healthy(160, **fields))
+    assert wire in names(found)
+    for active in list(monitor.runs["run"].alerts):
+        assert monitor.acknowledge("run", active)
+    baseline = monitor.runs["run"].baseline
+    later = [f for i in range(40) for f in monitor.observe("run", 300 + i, healthy(16, is_honeypot_hit=False), 0.0)]
+    assert later == []
+    assert monitor.runs["run"].baseline is baseline
+    again = [f for i in range(20) for f in monitor.observe("run", 400 + i, healthy(16, **fields), 0.0)]
+    assert wire in names(again)
+
+
+def test_the_drift_of_the_judge_bets_again_after_its_acknowledgement_alone():
+    rng, monitor = random.Random(3), RunMonitor(BaselineSource(REFERENCE), MonitorLimits(window=64))
+
+    def send(n, behind):
+        found = []
+        for _ in range(n):
+            samples = [seen(rng, score=0.0, audit=rng.gauss(-behind, 1)) for _ in range(64)]
+            found += monitor.observe("run", 0, samples, 0.0)
+        return [f.wire for f in found if f.wire == "audit_drift"]
+
+    assert send(8, 0.0) == []
+    assert send(20, 2.0) == ["audit_drift"]
+    monitor.acknowledge("run", "audit_gap")
+    assert monitor.runs["run"].audit_drift.e_value > 1e3
+    monitor.acknowledge("run", "audit_drift")
+    assert monitor.runs["run"].audit_drift.e_value == 1.0
+    assert send(10, 0.0) == []
+    assert send(10, 2.0) == ["audit_drift"]
+
+
 def test_every_trip_is_counted():
     monitor, _ = watched(healthy(64) + healthy(200, flattery=2.0))
     monitor.acknowledge("run", "flattery")
