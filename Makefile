@@ -120,7 +120,7 @@ test-faults: setup
 
 test-fuzz: setup
 	@$(BIN)/python -m tests.fuzz.install
-	@FUZZ_BODIES=100000 $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz
+	@FUZZ_BODIES=100000 HYPOTHESIS_PROFILE=new $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz tests/properties
 
 test-mutants: setup
 	@$(BIN)/python -m tests.mutants.install

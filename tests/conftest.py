@@ -8,16 +8,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from collections import defaultdict
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 # The time of an example depends on the machine: time is measured in benchmarks, not in tests.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile(
-    "repeatable", settings.get_profile("untimed"), derandomize=True, database=None, max_examples=50
-)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "untimed"))
+settings.register_profile("new", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A run that others wait for fails by a change, not by an example that chance has found: `make test-fuzz` draws new ones.
+settings.register_profile("same", settings.get_profile("new"), derandomize=True, database=None)
+settings.register_profile("same 50", settings.get_profile("same"), max_examples=50)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 pytest.register_assert_rewrite("tests.support.scorer_suite")
+
+
+@pytest.fixture(autouse=True)
+def _log_configuration():
+    """Keep the log as it was: a test may run a command that silences it."""
+    known = structlog.get_config()
+    yield
+    structlog.configure(**known)
 
 
 def pytest_collection_modifyitems(config, items):

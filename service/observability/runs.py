@@ -145,7 +145,7 @@ def _add_baseline(samples: _Samples, state: Run) -> None:
             else:
                 samples.add("run_baseline_moment", value, of=of, order=str(order))
         if of not in named:
-            samples.add("run_baseline_clustered", (stat.n * stat.error) ** 2, of=of)
+            samples.add("run_baseline_clustered", (stat.n * stat.error) * (stat.n * stat.error), of=of)
 
 
 def _powers(stat: BaselineStat) -> tuple[float, float, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Protocol
 
 from rewardserve.model.traits import TRAITS
@@ -62,6 +62,7 @@ class Baseline:
             component(i): BaselineStat(mean, sqrt(variance), sums["samples"])
             for i, (mean, variance) in enumerate(sums.components())
         }
+        learned = {name: stat for name, stat in learned.items() if isfinite(stat.mean + stat.std + stat.error)}
         saturation, score = self.saturation, learned.get("score")
         if saturation is None and score is not None:
             saturation = score.mean + _Z_ONE_IN_1000 * score.std

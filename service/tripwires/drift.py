@@ -202,12 +202,15 @@ def _start_of(windows: Sequence[Sequence[PromptMeans]], band: float) -> DriftSta
     prompts = [prompt for window in windows for prompt in window]
     n = len(prompts)
     score_mean, audit_mean = sum(p.score for p in prompts) / n, sum(p.audit for p in prompts) / n
-    variance = sum((p.score - score_mean) ** 2 for p in prompts) / (n - 1)
+    variance = sum((p.score - score_mean) * (p.score - score_mean) for p in prompts) / (
+        n - 1
+    )  # inf where `**` would raise
     covariance = sum((p.score - score_mean) * (p.audit - audit_mean) for p in prompts) / (n - 1)
     score_std = max(_MIN_STD, sqrt(variance))
-    slope = min(1.0, max(0.0, covariance / score_std**2))
+    slope = min(1.0, max(0.0, covariance / score_std / score_std))
     intercept = audit_mean - slope * score_mean
-    std = max(_MIN_STD, sqrt(sum((intercept + slope * p.score - p.audit) ** 2 for p in prompts) / (n - 1)))
+    rests = [intercept + slope * p.score - p.audit for p in prompts]
+    std = max(_MIN_STD, sqrt(sum(rest * rest for rest in rests) / (n - 1)))
     first = DriftStart(n, score_mean, score_std, slope, intercept, std, band)
     ys = [[first.residual(prompt) for prompt in window] for window in windows]
     offset = sum(map(sum, ys)) / n

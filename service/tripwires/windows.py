@@ -234,7 +234,8 @@ def add_prompts(window: RunningSums, samples: Sequence[WindowSample], saturation
     for name, column in _columns(groups, saturation):
         mean = window.mean(name)
         if mean is not None:
-            window.add(f"{name}_clustered", times * sum([(total - mean * n) ** 2 for n, total in column]))
+            rests = [total - mean * n for n, total in column]
+            window.add(f"{name}_clustered", times * sum([rest * rest for rest in rests]))  # inf where `**` would raise
 
 
 def _columns(

@@ -88,7 +88,7 @@ def run(name: str, area: Area) -> Outcome:
         file.write(configuration)
     # The checkout must not be on the path beside the mutated copy.
     command = [sys.executable, "-P", JUDGE, str(os.cpu_count() or 1)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "HYPOTHESIS_PROFILE": "repeatable", "SWEEPS": "all"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "HYPOTHESIS_PROFILE": "same 50", "SWEEPS": "all"}
     _forget_survivors(folder)
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     codes = {name: code for path in _results(folder) for name, code in _exit_codes(path).items()}

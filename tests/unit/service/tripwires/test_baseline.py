@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from statistics import fmean, pstdev
 
 import pytest
@@ -81,3 +82,10 @@ def test_levels_that_do_not_vary_have_the_least_deviation(score):
     learned = Baseline().with_learned(beginning((score,) * 10, ((0.0,),) * 10))
     assert learned.stats["score"] == BaselineStat(pytest.approx(score), 0.1, 10.0)
     assert learned.saturation == pytest.approx(score + 0.309)
+
+
+@pytest.mark.parametrize("huge", [1e200, 1.7e308, float("inf")])
+def test_a_baseline_of_numbers_that_overflow_can_be_stored(huge):
+    learned = Baseline().with_learned(beginning((huge, huge), ((huge,),) * 2))
+    numbers = [each for stat in learned.stats.values() for each in (stat.mean, stat.std, stat.error)]
+    assert all(map(isfinite, numbers))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod, sqrt
+from math import isnan, prod, sqrt
 from random import Random
 from statistics import linear_regression
 
@@ -168,3 +168,11 @@ def test_numbers_without_a_difference_and_huge_ones_stay_finite():
     test = fed([[0.5] * 64] * 10 + [[1e308] * 64] * 300)
     assert 1e90 < test.e_value < float("inf")
     assert fed([[-1e308] * 64] * 300, test).e_value < float("inf")
+
+
+@pytest.mark.parametrize("huge", [1e200, -1e300, 1.7e308])
+def test_huge_scores_end_no_test(huge):
+    test = DriftTest()
+    for i in range(40):
+        test.add_window([PromptMeans(huge * (i % 2), -huge), PromptMeans(0.0, 0.0)] * 64)
+    assert not isnan(test.e_value)
