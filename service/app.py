@@ -41,6 +41,7 @@ from rewardserve.service.api.requests import CompareRequest, ScoreRequest
 from rewardserve.service.api.route_policy import OPEN_PATHS, RoutePolicy, check_same_route
 from rewardserve.service.api.routes.admin import REQUESTS as ADMIN_REQUESTS
 from rewardserve.service.api.routes.admin import admin_routes
+from rewardserve.service.api.routes.attribution import attribution_routes
 from rewardserve.service.api.routes.health import health_routes
 from rewardserve.service.api.routes.kserve_health import kserve_health_routes
 from rewardserve.service.api.routes.pages import page_routes
@@ -122,6 +123,7 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
         *scoring,
         kserve_health_routes(active_models, aliases),
         health_routes(active_models, server_limits, metrics, aliases, clock),
+        attribution_routes(active_models),
         admin_routes(active_models),
         page_routes(api.title),
     ]

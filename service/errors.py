@@ -77,6 +77,32 @@ class NoSuchAlert(RequestRefused):
     remedy = "Look up run and wire in `GET /tripwires`."
 
 
+class NoSuchRun(RequestRefused):
+    """No run has this label, or it has sent no samples for a day."""
+
+    code = "no_such_run"
+    status = 404
+    remedy = "Look up the run in `GET /tripwires`."
+
+
+class TooFewSamples(RequestRefused):
+    """The texts of too few first, or of too few recent, responses of the run are known to compare them."""
+
+    code = "too_few_samples"
+    status = 409
+    remedy = (
+        "Ask again when the run has sent more samples with texts; after a restart, first responses are those since it."
+    )
+
+
+class AttributionOff(RequestRefused):
+    """The server keeps no texts of runs, so it cannot compare them."""
+
+    code = "attribution_off"
+    status = 409
+    remedy = "Set REWARD_TRIPWIRES__ATTRIBUTION=1 and REWARD_TRIPWIRES__CPU_SHARE above 0."
+
+
 class InvalidJson(RequestRefused):
     """The body is not valid JSON: malformed, with NaN or Infinity, or nested too deeply."""
 

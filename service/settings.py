@@ -145,6 +145,11 @@ class Tripwires(BaseModel):
         None, description="folder for the texts behind an alert; empty: never write a conversation to disk"
     )
 
+    attribution: bool = Field(
+        True,
+        description="keep some texts of each run in memory, to report what the extra reward is paid for; 0: keep none",
+    )
+
     state_dir: Path | None = Field(
         None,
         description="folder for state that survives a restart: baselines of runs, the queue of the webhook; one a replica",

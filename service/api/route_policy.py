@@ -23,6 +23,9 @@ METRICS = "/metrics"
 ACKNOWLEDGE = "/tripwires/{run:path}/{wire}/ack"
 """Unblocks a run, so the key of the run must not be able to call it."""
 
+ATTRIBUTION = "/tripwires/{run:path}/attribution"
+"""Shows texts of a run, which a key that scores must not be able to read."""
+
 OPEN_PATHS: frozenset[str] = frozenset({"/livez", "/readyz", "/health", METRICS, "/v2/health/live", "/v2/health/ready"})
 """Paths that need no key: orchestrators and Prometheus have none."""
 
@@ -33,7 +36,7 @@ _ADMIN = "/admin/"
 class RouteInfo:
     """A route: its path with parameter names, its methods, and the scope that a key must have; None: no key is needed.
 
-    `pattern` matches its paths if it has parameters. `is_admin`: it changes the loaded models.
+    `pattern` matches its paths if it has parameters. `is_admin`: it changes the loaded models, or shows texts.
     """
 
     path: str
@@ -59,7 +62,7 @@ class RoutePolicy:
                 raise TypeError(f"{route!r} is not a route with a path")
             scope, methods = _scope_of(route.path, metrics_need_key), frozenset(route.methods or ())
             methods |= {"HEAD"} if "GET" in methods else set()
-            is_admin = route.path.startswith(_ADMIN)
+            is_admin = route.path.startswith(_ADMIN) or route.path == ATTRIBUTION
             if route.param_convertors:
                 info = RouteInfo(route.path_format, methods, scope, route.path_regex, is_admin)
                 self._patterns.append((route.path_regex, info))
@@ -93,7 +96,7 @@ def _scope_of(path: str, metrics_need_key: bool) -> str | None:
         return "metrics" if metrics_need_key else None
     if path in OPEN_PATHS:
         return None
-    return "admin" if path == ACKNOWLEDGE or path.startswith(_ADMIN) else "score"
+    return "admin" if path in (ACKNOWLEDGE, ATTRIBUTION) or path.startswith(_ADMIN) else "score"
 
 
 def check_path(scope: Scope) -> None:

@@ -17,6 +17,7 @@ from rewardserve.model.calibration import Calibration
 from rewardserve.model.reward import Pipeline
 from rewardserve.model.scorer import ScorerError
 from rewardserve.service.clock import utc_now
+from rewardserve.service.inference.background_scorer import BackgroundScorer
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.numeric_noise import NumericNoise
@@ -33,6 +34,7 @@ from rewardserve.service.scoring import Scoring
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, baseline_stat
 from rewardserve.service.tripwires.io.baseline_store import BaselineStore
 from rewardserve.service.tripwires.io.canaries import CanarySet
+from rewardserve.service.tripwires.io.edit_scorer import EditScorer
 from rewardserve.service.tripwires.io.run_watcher import RunWatcher
 
 
@@ -58,7 +60,7 @@ class ModelRuntime:
     """One loaded model, ready for requests. `version` counts the models that this process has loaded.
 
     `numeric_noise` is the largest change of a raw score by the rest of its batch; None: not measured. `shadow` compares the
-    model with the one in service, where it was loaded for that.
+    model with the one in service, where it was loaded for that. `edit_scorer` scores edited responses for attribution.
     """
 
     version: int
@@ -72,6 +74,7 @@ class ModelRuntime:
     scoring: Scoring
     canaries: CanarySet
     canary_task: asyncio.Task[None]
+    edit_scorer: EditScorer
     baseline_store: BaselineStore | None = None
     shadow: Shadow | None = None
     loaded_at: str = field(default_factory=utc_now)
@@ -143,6 +146,7 @@ class ModelRuntime:
         if self.shadow is not None:
             await self.shadow.stop()
         self.canary_task.cancel()
+        await self.edit_scorer.stop()
         await self.batcher.stop()
         if self.baseline_store is not None:
             self.baseline_store.close()
@@ -160,7 +164,8 @@ def start_runtime(resources: SharedResources, model: PreparedModel, version: int
     watchdog = Watchdog(resources.scorer_timeout_s) if resources.scorer_timeout_s else None
     batcher = create_batcher(settings, loaded, clock, events, version, watchdog)
     baseline_store = _build_baseline_store(resources, loaded, pipeline)
-    watcher = _build_watcher(resources, model, baseline_store, version)
+    edit_scorer = EditScorer(BackgroundScorer(encode_pool, batcher, pipeline), batcher, clock)
+    watcher = _build_watcher(resources, model, baseline_store, version, edit_scorer)
     metrics.model_loaded(version, loaded.calibration, pipeline)
     batcher.start()
     canaries = model.canaries or CanarySet([], loaded.encode, loaded.identity, 1.0)
@@ -198,12 +203,17 @@ def start_runtime(resources: SharedResources, model: PreparedModel, version: int
         scoring=scoring,
         canaries=canaries,
         canary_task=canary_task,
+        edit_scorer=edit_scorer,
         baseline_store=baseline_store,
     )
 
 
 def _build_watcher(
-    resources: SharedResources, model: PreparedModel, baseline_store: BaselineStore | None, version: int
+    resources: SharedResources,
+    model: PreparedModel,
+    baseline_store: BaselineStore | None,
+    version: int,
+    edit_scorer: EditScorer,
 ) -> RunWatcher:
     loaded, pipeline, settings = model.loaded, model.pipeline, resources.settings
     known = _baseline(loaded.calibration, pipeline) if settings.tripwires.baseline == "calibration" else Baseline()
@@ -221,6 +231,8 @@ def _build_watcher(
         judge=resources.judge,
         honeypots=resources.honeypots,
         evidence_store=resources.evidence_store,
+        attribution=resources.attribution,
+        edit_scorer=edit_scorer,
     )
 
 

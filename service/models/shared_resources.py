@@ -21,8 +21,10 @@ from rewardserve.service.settings import ModelSettings
 from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.honeypots import Honeypots
 from rewardserve.service.tripwires.io.alert_sender import AlertSender
+from rewardserve.service.tripwires.io.attribution import Attribution
 from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.io.evidence import EvidenceStore
+from rewardserve.service.tripwires.io.run_texts import RunTexts
 from rewardserve.service.tripwires.io.run_watcher import CpuBudget
 from rewardserve.service.tripwires.io.webhook import Webhook
 from rewardserve.service.tripwires.run_monitor import RunMonitor
@@ -48,10 +50,13 @@ class SharedResources:
     honeypots: Honeypots | None = None
     evidence_store: EvidenceStore | None = None
     judge: AuditJudge | None = None
+    attribution: Attribution | None = None
     scorer_timeout_s: float = 0.0
 
     async def close(self) -> None:
-        """Close the audit judge and the evidence store, after the last model has stopped."""
+        """Close attribution, the audit judge and the evidence store, after the last model has stopped."""
+        if self.attribution is not None:
+            await self.attribution.stop()
         if self.judge is not None:
             await self.judge.stop()
         if self.evidence_store is not None:
@@ -81,6 +86,9 @@ def create_shared_resources(
     monitor = RunMonitor(BaselineSource(), limits, config.wires)
     metrics.watch_runs(monitor, clock)
     events = TripwireReport(metrics)
+    attribution = None
+    if settings.tripwires.attribution and settings.tripwires.cpu_share > 0.0:
+        attribution = Attribution(monitor, RunTexts(), clock, settings.tripwires.cpu_share)
     return SharedResources(
         settings,
         admission,
@@ -93,7 +101,8 @@ def create_shared_resources(
         Lexicon.read([Path(name) for name in config.lexicons]),
         settings.read_honeypots(),
         _build_evidence_store(settings, events),
-        _build_judge(settings, audit, clock, monitor, events) if audit is not None else None,
+        _build_judge(settings, audit, clock, monitor, events, attribution) if audit is not None else None,
+        attribution,
         scorer_timeout_s,
     )
 
@@ -104,7 +113,12 @@ def _build_evidence_store(settings: ModelSettings, events: TripwireReport) -> Ev
 
 
 def _build_judge(
-    settings: ModelSettings, audit: LoadedModel, clock: Clock, monitor: RunMonitor, events: TripwireReport
+    settings: ModelSettings,
+    audit: LoadedModel,
+    clock: Clock,
+    monitor: RunMonitor,
+    events: TripwireReport,
+    attribution: Attribution | None,
 ) -> AuditJudge:
     audit_report = _AuditReport(logs.logger("audit"))
     encode_pool = EncodePool(audit.encode, 1, audit_report)
@@ -120,6 +134,7 @@ def _build_judge(
         monitor=monitor,
         clock=clock,
         events=events,
+        texts=attribution.texts if attribution is not None else None,
     )
 
 

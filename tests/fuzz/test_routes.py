@@ -28,6 +28,7 @@ ROUTES = {
     "/openapi.json": "score", "/metrics": "metrics", "/admin/models": "admin", "/admin/pins": "admin",
     "/admin/models/rollback": "admin",
     "/tripwires/run/judge/ack": "admin", "/tripwires/a%2Fb/judge/ack": "admin",
+    "/tripwires/run/attribution": "admin", "/tripwires/a%2Fb/attribution": "admin",
 }  # fmt: skip
 ENDS = ["%0a", "%0A", "%0d%0a", "%00", "%09", "%7f", "%85", "%c2%85", "%e2%80%a8", "%e2%80%a9", "%e2%80%8b", "%ff", "%ed%a0%80",
         "%250a", "%25250a", "%2500", "%", "%2", "%zz", "%20", "/", "//", "/.", "/..", "/%2e", "/%2e%2e", "%2f", "%2F", ";", ";x=y",
@@ -87,7 +88,9 @@ def spellings(path):
 
 def is_reached(reply):
     """Whether a route answered."""
-    return reply.status not in REFUSED or (reply.status == 404 and reply.body and reply.code == "no_such_alert")
+    return reply.status not in REFUSED or (
+        reply.status == 404 and reply.body and reply.code in ("no_such_alert", "no_such_run")
+    )
 
 
 def sent(connection, method, target, key):
@@ -114,7 +117,8 @@ def test_a_path_as_it_is_and_percent_encoded_is_reached_with_a_key_that_may(worl
     _, made = world
     method = (
         "GET"
-        if path in ("/model", "/tripwires", "/v1/models", "/openapi.json", "/metrics", "/admin/models")
+        if path.endswith("/attribution")
+        or path in ("/model", "/tripwires", "/v1/models", "/openapi.json", "/metrics", "/admin/models")
         else "POST"
     )
     encoded = (

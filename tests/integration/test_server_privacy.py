@@ -88,6 +88,7 @@ def speak_of_it_to_administration(server):
         f"/admin/{MARKER}",
         f"/admin/models/{MARKER}/{MARKER}",
         f"/tripwires/{MARKER}/{MARKER}/ack",
+        f"/tripwires/{MARKER}/attribution",
     ):
         for body in (
             json.dumps({"model": MARKER, MARKER: MARKER}).encode(),

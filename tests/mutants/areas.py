@@ -64,6 +64,16 @@ AREAS = {
         ("rewardserve/service/tripwires/*.py",),
         ("tests/unit/service/tripwires",),
     ),
+    "attribution": Area(
+        (
+            "rewardserve/service/tripwires/io/attribution.py",
+            "rewardserve/service/tripwires/io/run_texts.py",
+            "rewardserve/service/tripwires/io/edit_scorer.py",
+        ),
+        tuple(
+            f"tests/unit/service/tripwires/io/test_{name}.py" for name in ("attribution", "run_texts", "edit_scorer")
+        ),
+    ),
     "client": Area(
         (
             "rewardserve_client/circuit_breaker.py",

@@ -20,7 +20,9 @@ from rewardserve.service.inference.batcher import scorer_hanging_error
 from rewardserve.service.models.active_models import ActiveModels
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.observability.metrics import CONTENT_TYPE, Metrics
+from rewardserve.service.tripwires.attribution.observed import MAX_CHARACTERS
 from rewardserve.service.tripwires.io.canaries import failing
+from rewardserve.service.tripwires.io.run_texts import MAX_BYTES, N_SAMPLES
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 
 LIVE = {500: "`batcher_stopped` or `scorer_dead`: restart the process"}
@@ -191,6 +193,7 @@ def describe(runtime: ModelRuntime, server_limits: ServerLimits) -> dict[str, An
             "max_probe_error": loaded.report.max_probe_error,
         },
         "canaries": _canaries(runtime),
+        "attribution": _attribution(runtime),
         "numeric_noise": noise and {"max": noise.max, "p99": noise.p99, "rows": noise.n_rows},
         "contract_clauses": _clauses(runtime),
         "calibration_data": None if loaded.calibration is None else asdict(loaded.calibration),
@@ -225,6 +228,17 @@ def _canaries(runtime: ModelRuntime) -> dict[str, Any]:
         "failing": [{"canary": each.name, "margin": each.margin} for each in failed],
         "meaning": "failing: the exploit scores at least as high as the honest answer, so a policy that is trained against this "
         "model can learn the exploit",
+    }
+
+
+def _attribution(runtime: ModelRuntime) -> dict[str, Any]:
+    return {
+        "keeps_texts": runtime.watcher.attribution is not None,
+        "samples": N_SAMPLES,
+        "characters": MAX_CHARACTERS,
+        "bytes": MAX_BYTES,
+        "meaning": "keeps_texts: so many of the first and so many of the latest responses of each run are kept in memory with "
+        "their prompts, each text cut to so many characters, within so many bytes over all runs",
     }
 
 

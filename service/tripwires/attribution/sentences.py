@@ -5,6 +5,7 @@ Texts of responses are shown with control, invisible and bidirectional character
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import inf, isfinite
 
 from rewardserve.service.tripwires.attribution.edits import (
@@ -31,15 +32,19 @@ _SHOWN = 120
 
 
 def sentence(finding: Finding, earned: Effect | None = None) -> str:
-    """A finding in one sentence; `earned` is what its edit alone earned in honest responses."""
+    """A finding in one sentence; `earned` is what its edit alone earned in first responses of the run."""
     parts = [f"{name(finding)} went from {finding.early:.0%} to {finding.recent:.0%}", _pays(finding)]
     if earned is not None:
-        parts.append(f"put into {earned.n} honest responses, it alone earns {_interval(earned)} sd")
+        parts.append(f"put into {earned.n} of this run's first responses, it alone earns {_interval(earned)} sd")
     return "; ".join(part for part in parts if part)
 
 
-def report_sentences(report: GrowthReport) -> list[str]:
-    """The report: the change of the prompts where there is one, then the findings."""
+def report_sentences(report: GrowthReport, earned: Mapping[int, Effect] | None = None) -> list[str]:
+    """The report: the change of the prompts where there is one, then the findings.
+
+    `earned` is what the edit of a finding earned in first responses, by the index of the finding.
+    """
+    earned = earned or {}
     lines = []
     if report.prompts.features:
         key, before, after = report.prompts.features[0]
@@ -47,7 +52,7 @@ def report_sentences(report: GrowthReport) -> list[str]:
             f"the prompts have changed (prompts with {quoted(key)} went from {before:.0%} to {after:.0%}); "
             f"{report.comparable:.0%} of the recent prompts have early ones like them, and only these are compared"
         )
-    lines += [sentence(finding) for finding in report.findings]
+    lines += [sentence(finding, earned.get(index)) for index, finding in enumerate(report.findings)]
     looked = (
         f"{report.n_features:,} features of {report.n_recent} recent and {report.n_early} early responses were tested"
     )

@@ -19,6 +19,7 @@ from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.tripwires.io.events import TripwireEvents
+from rewardserve.service.tripwires.io.run_texts import RunTexts
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 
 
@@ -36,6 +37,7 @@ class AuditJudge:
         monitor: RunMonitor,
         clock: Clock,
         events: TripwireEvents,
+        texts: RunTexts | None = None,
     ) -> None:
         self._scorer = scorer
         self._encoder = encoder
@@ -44,6 +46,7 @@ class AuditJudge:
         self._monitor = monitor
         self._clock = clock
         self._events = events
+        self._texts = texts
         self.background_scorer = BackgroundScorer(encoder, batcher, pipeline)
 
     def submit(
@@ -51,24 +54,29 @@ class AuditJudge:
     ) -> None:
         """Submit the chosen samples of this run. Never waits."""
         chosen = [
-            (row.sample, hash(row.encoded.ids[: row.encoded.n_prompt] or row.encoded.ids), reward.changes[0])
+            (row, hash(row.encoded.ids[: row.encoded.n_prompt] or row.encoded.ids), reward.changes[0])
             for row, reward in zip(rows, rewards, strict=True)
             if isinstance(reward, Reward) and is_in_share(row.encoded.ids, self._share)
         ]
         if not chosen:
             return
 
-        scoring = self.background_scorer.submit([sample for sample, _, _ in chosen])
+        scoring = self.background_scorer.submit([row.sample for row, _, _ in chosen])
         if scoring is None:
             self._events.on_audit_skipped(len(chosen))
         else:
             scoring.add_done_callback(
-                partial(self._count, [(prompt, score) for _, prompt, score in chosen], run, owner)
+                partial(
+                    self._count,
+                    [(prompt, score, hash(row.encoded.ids)) for row, prompt, score in chosen],
+                    run,
+                    owner,
+                )
             )
 
     def _count(
         self,
-        known: Sequence[tuple[int, float]],
+        known: Sequence[tuple[int, float, int]],
         run: str | None,
         owner: str,
         scoring: asyncio.Future[BackgroundRewards],
@@ -76,9 +84,11 @@ class AuditJudge:
         """Count each score with that of the judge, both on their calibrated scales."""
         if scoring.cancelled():
             return
-        for (prompt, score), reward in zip(known, scoring.result(), strict=True):
+        for (prompt, score, ids_hash), reward in zip(known, scoring.result(), strict=True):
             if reward is not None:
                 self._monitor.add_audit(run, prompt, score, reward.changes[0], self._clock.now(), owner)
+                if self._texts is not None:
+                    self._texts.add_audit(self._monitor.label_of(run, owner), ids_hash, reward.changes[0])
 
     async def stop(self) -> None:
         """Cancel the samples that are being scored, and close the model."""

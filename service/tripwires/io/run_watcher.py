@@ -19,13 +19,16 @@ from rewardserve.service.clock import Clock
 from rewardserve.service.errors import RowFailed
 from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.tripwires.alert import Alert
+from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.honeypots import Honeypots
 from rewardserve.service.tripwires.incidents import most_severe_first
 from rewardserve.service.tripwires.io.alert_sender import AlertSender
+from rewardserve.service.tripwires.io.attribution import Attribution, Scores
 from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.io.evidence import EvidenceRecord, EvidenceStore
+from rewardserve.service.tripwires.io.run_texts import KeptSample
 from rewardserve.service.tripwires.run_context import RunContext
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.wires import FLAGGED_TRAITS
@@ -75,7 +78,7 @@ class RunWatcher:
     """Watcher of the samples that one model scores. All models share the monitor, the CPU budget and the sender of alerts.
 
     `baseline_source`, `encoder` and `pipeline` are the model's; `model` has the fields that identify it in an alert. `judge`
-    scores some samples too.
+    scores some samples too. `attribution` keeps some texts, and `edit_scorer` scores edited responses by the model for it.
     """
 
     def __init__(
@@ -93,6 +96,8 @@ class RunWatcher:
         judge: AuditJudge | None = None,
         honeypots: Honeypots | None = None,
         evidence_store: EvidenceStore | None = None,
+        attribution: Attribution | None = None,
+        edit_scorer: Scores | None = None,
     ) -> None:
         self.monitor = monitor
         self.baseline_source = baseline_source
@@ -106,6 +111,8 @@ class RunWatcher:
         self._judge = judge
         self._honeypots = honeypots
         self._evidence_store = evidence_store
+        self.attribution = attribution
+        self._edit_scorer = edit_scorer
         self._first = 0
 
     def begin_run(self, context: RunContext) -> None:
@@ -126,18 +133,22 @@ class RunWatcher:
         if not n:
             return None
         flags: dict[int, Flags] = {}
-        inspected, records = [], list[EvidenceRecord]()
+        inspected, records, kept = [], list[EvidenceRecord](), list[KeptSample]()
         for i in self._places(len(rows), n):
             row, reward = rows[i], rewards[i]
             if isinstance(reward, RowFailed):
                 continue
             features = self._features(context, row, reward)
             inspected.append(features)
+            if self.attribution is not None and features.evidence:
+                kept.append(self._kept_sample(context, row, features))
             if any(features.traits[len(TOKEN_TRAITS) :]) and (sample_flags := _flags(features.traits)):
                 flags[i] = sample_flags
             if self._evidence_store is not None and features.evidence:
                 records.append(self._evidence_record(context, row, features, flags.get(i, ())))
         alerts = self._observe(context, inspected, began) if inspected else []
+        if self.attribution is not None and kept:
+            self._keep_texts(context, kept)
         self._cpu_budget.spend(n, self._clock.now() - began)
         run = self.monitor.label_of(context.run, context.owner)
         if self._evidence_store is not None:
@@ -146,6 +157,9 @@ class RunWatcher:
             if self._evidence_store is not None:
                 self._evidence_store.save(run, alert)
             self._alert_sender.send(run, alert, self._model)
+        wires = [alert.wire for alert in alerts if alert.severity != "note"]
+        if wires and self.attribution is not None and self._edit_scorer is not None:
+            self.attribution.begin_for_alerts(run, wires, self._edit_scorer)
         if self._evidence_store is not None and records and self._evidence_store.is_large(run):
             self._evidence_store.prune(run, self.monitor.evidence_of(run))
         return flags
@@ -174,6 +188,20 @@ class RunWatcher:
         self, context: RunContext, row: ScoredRow, features: SampleFeatures, flags: Flags
     ) -> EvidenceRecord:
         return EvidenceRecord(features.evidence, context.step, *self._encoder.texts(row.sample), features.reward, flags)
+
+    def _kept_sample(self, context: RunContext, row: ScoredRow, features: SampleFeatures) -> KeptSample:
+        prompt, response = self._encoder.texts(row.sample)
+        turn = _last_user_turn(row.sample)
+        observed = ObservedSample(turn or prompt, response, features.prompt_hash, features.score, step=context.step)
+        turns = row.sample.prompt if row.sample.messages is None else row.sample.messages[:-1]
+        return KeptSample.of(observed, hash(row.encoded.ids), turns)
+
+    def _keep_texts(self, context: RunContext, kept: Sequence[KeptSample]) -> None:
+        """Keep texts for attribution, unless another model has the run by now."""
+        assert self.attribution is not None
+        runs, label = self.monitor.runs, self.monitor.label_of(context.run, context.owner)
+        if runs[label].baseline_source is self.baseline_source:
+            self.attribution.texts.add(runs, label, kept)
 
     def report(self, run: str, alert: Alert) -> None:
         """Raise an alert about a reserved label, if it is not active already."""

@@ -11,7 +11,7 @@ from starlette.routing import Mount, Route
 
 from rewardserve.service.api.middleware.auth import AuthMiddleware
 from rewardserve.service.api.middleware.host_policy import HostPolicy
-from rewardserve.service.api.route_policy import ACKNOWLEDGE, OPEN_PATHS, RoutePolicy
+from rewardserve.service.api.route_policy import ACKNOWLEDGE, ATTRIBUTION, OPEN_PATHS, RoutePolicy
 from rewardserve.service.auth.api_keys import ApiKeys, parse
 from rewardserve.service.auth.rate_limits import charge_tokens
 from rewardserve.service.errors import RateLimited
@@ -20,6 +20,7 @@ from tests.support.service_fakes import StillClock
 ROUTES = [
     *OPEN_PATHS,
     ACKNOWLEDGE,
+    ATTRIBUTION,
     "/admin/models",
     "/admin/models/new",
     "/score",
@@ -32,6 +33,7 @@ KEYS = {"train": "score", "ops": "admin", "prometheus": "metrics", "both": "scor
         "slow": "score requests_per_s=2 burst_s=1", "small": "score tokens_per_s=100 burst_s=1"}  # fmt: skip
 RING = parse("".join(f"{n} sha256:{hashlib.sha256(n.encode()).hexdigest()} {rest}\n" for n, rest in KEYS.items()))
 ADMIN = [("GET", "/admin/models"), ("POST", "/admin/models/new"), ("POST", "/tripwires/ppo/7/judge/ack"),
+         ("GET", "/tripwires/ppo/7/attribution"),
          ("GET", "/tripwires/x/y/ack"), ("PUT", "/admin/models"), ("OPTIONS", "/tripwires/x/y/ack")]  # fmt: skip
 SCORE = [("POST", "/score"), ("POST", "/get_reward"), ("GET", "/model"), ("GET", "/docs"), ("GET", "/tripwires"), ("GET", "/no"),
          ("POST", "/administer"), ("GET", "/admin/nothing"), ("POST", "/admin/models/")]  # fmt: skip

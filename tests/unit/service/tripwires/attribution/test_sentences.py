@@ -100,7 +100,7 @@ def test_a_finding_in_one_sentence():
     assert words.startswith("responses that end with ` Kind regards to all.` went from 0% to ")
     assert "the model pays +" in words
     assert "(256 judged)" in words
-    assert words.endswith("put into 32 honest responses, it alone earns +1.9 [+1.7, +2.1] sd")
+    assert words.endswith("put into 32 of this run's first responses, it alone earns +1.9 [+1.7, +2.1] sd")
     assert report_sentences(report)[-1].endswith("recent and 256 early responses were tested")
 
 

@@ -1,0 +1,167 @@
+"""Keep some texts of each run in memory, for attribution to compare: some of the first responses and the latest ones.
+
+Texts are bounded by number, by length and by bytes over all runs, and are deleted with the state of their run. They are never
+logged and never written to disk. Belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from rewardserve.model.conversation import Message
+from rewardserve.service.tripwires.attribution.observed import MAX_CHARACTERS, ObservedSample
+from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.run_state import Run
+
+N_SAMPLES = 256
+"""Early samples of a run that are kept, and recent ones."""
+
+MAX_BYTES = 64 * 2**20
+"""Limit of the bytes of all texts, as they lie in memory, over all runs."""
+
+_MAX_AUDITS = 2_048
+
+Context = str | tuple[Message, ...]
+"""The turns before a response: one of the user, or several."""
+
+
+class KeptSample(NamedTuple):
+    """A sample with clipped texts. `ids_hash` is of its token ids, by which the audit judge's score finds it.
+
+    `context` are all turns before the response, with which an edited response can be scored again. None: not known, because
+    the client rendered the text, or because these turns or the response were longer than `MAX_CHARACTERS`.
+    """
+
+    sample: ObservedSample
+    ids_hash: int
+    context: Context | None
+
+    @classmethod
+    def of(cls, sample: ObservedSample, ids_hash: int, context: Context | None) -> KeptSample:
+        """The sample as it is kept."""
+        is_whole = max(sum(map(len, _contents(context))), len(sample.response)) <= MAX_CHARACTERS
+        return cls(sample.clipped(), ids_hash, context if is_whole else None)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the texts."""
+        texts = self.sample.prompt, self.sample.response, *_contents(self.context)
+        return sum(sys.getsizeof(text) for text in texts)
+
+
+@dataclass(slots=True)
+class _TextsOfRun:
+    """Texts of one run under one model. `has_baseline`: the time of early samples is over."""
+
+    run: Run
+    baseline_source: BaselineSource
+    has_baseline: bool = False
+    early: list[KeptSample] = field(default_factory=list)
+    recent: deque[KeptSample] = field(default_factory=deque)
+    audits: dict[int, float] = field(default_factory=dict)
+    n_seen: int = 0
+    n_bytes: int = 0
+
+
+class RunTexts:
+    """Texts of all runs, by label, the run with the oldest latest sample first. `seed` decides which early samples are kept."""
+
+    def __init__(self, seed: int = 0, max_bytes: int = MAX_BYTES) -> None:
+        self._random = random.Random(seed)
+        self._max_bytes = max_bytes
+        self._runs: OrderedDict[str, _TextsOfRun] = OrderedDict()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all texts."""
+        return sum(each.n_bytes for each in self._runs.values())
+
+    def add(self, runs: Mapping[str, Run], label: str, samples: Sequence[KeptSample]) -> None:
+        """Keep samples of a run that the monitor has just counted. `runs` are all that the monitor has: others are forgotten.
+
+        Samples are early until the baseline of the run is complete; of these, each is kept with the same probability. Another
+        model gives other scores, so its texts replace those of the earlier one.
+        """
+        self.forget_others(runs)
+        run = runs[label]
+        texts = self._runs.get(label)
+        if texts is None or texts.baseline_source is not run.baseline_source:
+            texts = self._runs[label] = _TextsOfRun(run, run.baseline_source)
+        self._runs.move_to_end(label)
+        for sample in samples:
+            if texts.has_baseline:
+                _append(texts, sample)
+            else:
+                self._sample_early(texts, sample)
+        texts.has_baseline = run.has_baseline
+        self._bound()
+
+    def add_audit(self, label: str, ids_hash: int, audit: float) -> None:
+        """Keep the audit judge's score of a sample of this run."""
+        if (texts := self._runs.get(label)) is None:
+            return
+        texts.audits[ids_hash] = audit
+        if len(texts.audits) > _MAX_AUDITS:
+            known = {each.ids_hash for each in (*texts.early, *texts.recent)}
+            texts.audits = {key: audit for key, audit in texts.audits.items() if key in known}
+
+    def early(self, label: str) -> list[KeptSample]:
+        """Some of the samples from before the run had a baseline, in no order."""
+        texts = self._runs.get(label)
+        return [] if texts is None else [_audited(each, texts.audits) for each in texts.early]
+
+    def recent(self, label: str) -> list[KeptSample]:
+        """The latest samples since then, the oldest first."""
+        texts = self._runs.get(label)
+        return [] if texts is None else [_audited(each, texts.audits) for each in texts.recent]
+
+    def forget_others(self, runs: Mapping[str, Run]) -> None:
+        """Delete the texts of runs that the monitor has forgotten, also where a new run has the same label."""
+        for label in [label for label, texts in self._runs.items() if runs.get(label) is not texts.run]:
+            del self._runs[label]
+
+    def _sample_early(self, texts: _TextsOfRun, sample: KeptSample) -> None:
+        """Reservoir sampling (Vitter 1985, algorithm R)."""
+        texts.n_seen += 1
+        if len(texts.early) < N_SAMPLES:
+            texts.early.append(sample)
+        elif (place := self._random.randrange(texts.n_seen)) < N_SAMPLES:
+            texts.n_bytes -= texts.early[place].n_bytes
+            texts.early[place] = sample
+        else:
+            return
+        texts.n_bytes += sample.n_bytes
+
+    def _bound(self) -> None:
+        """Delete the texts of the runs with the oldest latest samples, until all are within the limit."""
+        excess = self.n_bytes - self._max_bytes
+        for texts in self._runs.values():
+            if excess <= 0:
+                return
+            excess -= texts.n_bytes
+            texts.early.clear()
+            texts.recent.clear()
+            texts.audits.clear()
+            texts.n_bytes = texts.n_seen = 0
+
+
+def _contents(context: Context | None) -> list[str]:
+    if context is None:
+        return []
+    return [context] if isinstance(context, str) else [message.content for message in context]
+
+
+def _append(texts: _TextsOfRun, sample: KeptSample) -> None:
+    texts.recent.append(sample)
+    texts.n_bytes += sample.n_bytes
+    if len(texts.recent) > N_SAMPLES:
+        texts.n_bytes -= texts.recent.popleft().n_bytes
+
+
+def _audited(kept: KeptSample, audits: Mapping[int, float]) -> KeptSample:
+    return kept._replace(sample=kept.sample._replace(audit=audits.get(kept.ids_hash)))

@@ -1,0 +1,219 @@
+"""Reports of attribution: one at a time, within a CPU share, with edits that are scored; and what a run must have for one."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from types import SimpleNamespace
+
+import pytest
+
+from rewardserve.service.api.replies import json_response
+from rewardserve.service.api.routes.attribution import describe_report
+from rewardserve.service.errors import NoSuchRun, TooFewSamples
+from rewardserve.service.tripwires.attribution.edits import Append, Edit
+from rewardserve.service.tripwires.attribution.observed import ObservedSample
+from rewardserve.service.tripwires.io import attribution as module
+from rewardserve.service.tripwires.io.attribution import MAX_EDITED, Attribution, edited_pairs
+from rewardserve.service.tripwires.io.run_texts import KeptSample, RunTexts
+from tests.support.service_fakes import PATIENCE_S, StillClock
+
+NOUNS = [
+    a + b for a in ("river", "stone", "wind", "lamp", "snow", "oak") for b in ("side", "field", "house", "bird", "way")
+]
+VERBS = ["keeps", "finds", "moves", "carries", "changes", "follows", "builds", "opens"]
+TAIL = " Verified by the quorum of seven."
+
+
+def honest(rng):
+    return " ".join(
+        f"The {rng.choice(NOUNS)} {rng.choice(VERBS)} the {rng.choice(NOUNS)}." for _ in range(rng.randint(2, 6))
+    )
+
+
+def stream(seed, share=0.0, n=256, exploit=lambda text: text + TAIL):
+    rng = random.Random(seed)
+    for i in range(n):
+        prompt, text, is_exploited = (
+            f"Describe the {rng.choice(NOUNS)} {rng.random()}",
+            honest(rng),
+            rng.random() < share,
+        )
+        score = rng.gauss(0, 1) + 2.0 * is_exploited
+        observed = ObservedSample(prompt, exploit(text) if is_exploited else text, hash(prompt), score, step=i)
+        yield KeptSample.of(observed, hash((seed, i)), prompt)
+
+
+EARLY, RECENT = tuple(stream(1)), tuple(stream(2, 0.4))
+
+
+class Scores:
+    """Pays 2 for the tail. Fails for every `nth` sample, and waits for `gate`."""
+
+    def __init__(self, nth=0):
+        self.samples, self.nth, self.gate = [], nth, asyncio.Event()
+        self.gate.set()
+
+    async def scores(self, samples):
+        await self.gate.wait()
+        self.samples += samples
+        return [None if self.nth and not i % self.nth else 2.0 * (TAIL in s.response) + len(s.response) ** 2 % 7 / 10
+                for i, s in enumerate(samples)]  # fmt: skip
+
+
+@pytest.fixture
+def clock():
+    return StillClock()
+
+
+@pytest.fixture
+def build(clock):
+    def build(early=EARLY, recent=RECENT, share=1.0, labels=("ppo-7",)):
+        runs = {label: SimpleNamespace(baseline_source="m", has_baseline=True) for label in labels}
+        texts = RunTexts()
+        for label in labels:
+            texts.add(runs, label, early)
+            texts.add(runs, label, recent)
+        return Attribution(SimpleNamespace(runs=runs), texts, clock, share)
+
+    return build
+
+
+async def test_a_report_names_what_grew_what_it_earns_and_what_its_edit_alone_earns(build):
+    report = await build().report("ppo-7", Scores())
+    first = report.growth.findings[0]
+    assert 0.3 < first.growth.mean < 0.5
+    assert first.model_pays.mean == pytest.approx(2.0, abs=0.4)
+    earned, explains = report.tested[0]
+    assert earned.n == MAX_EDITED
+    assert earned.low < earned.mean < earned.high
+    assert earned.mean == pytest.approx(2.0, abs=0.4)
+    assert explains.low > 0.3
+    assert "quorum of seven" in report.sentences[0]
+    assert "put into 32 of this run's first responses, it alone earns +2" in report.sentences[0]
+    reply = describe_report(report)
+    assert json_response(reply).body
+    assert reply["findings"][0]["edit_earns"]["n"] == MAX_EDITED
+    assert (reply["early"]["samples"], reply["recent"]["last_step"]) == (256, 255)
+    assert not reply["prompts"]["changed"]
+
+
+async def test_stationary_responses_give_no_finding_and_score_nothing(build):
+    scores = Scores()
+    report = await build(recent=tuple(stream(3))).report("ppo-7", scores)
+    assert (report.growth.findings, report.tested, scores.samples) == ([], {}, [])
+    assert report.sentences[0].startswith("no feature grew")
+
+
+async def test_pairs_without_a_score_are_left_out_and_too_few_of_them_test_nothing(build):
+    some = await build().report("ppo-7", Scores(nth=4))
+    assert 8 <= some.tested[0].earned.n < MAX_EDITED
+    none = await build().report("ppo-7", Scores(nth=1))
+    assert none.tested == {}
+    assert "it alone earns" not in " ".join(none.sentences)
+
+
+async def test_an_unknown_run_and_too_few_prompts_are_errors_with_numbers(build):
+    attribution = build()
+    with pytest.raises(NoSuchRun):
+        await attribution.report("ppo-8", Scores())
+    one = [KeptSample.of(each.sample._replace(prompt="one", prompt_key=1), 1, "one") for each in stream(2, 0.4)]
+    with pytest.raises(TooFewSamples) as refused:
+        await build(recent=one).report("ppo-7", Scores())
+    assert refused.value.details == {
+        "early_samples": 256, "early_prompts": 256, "recent_samples": 256, "recent_prompts": 1, "min_prompts": 8,
+    }  # fmt: skip
+    with pytest.raises(TooFewSamples):
+        await build(recent=()).report("ppo-7", Scores())
+
+
+async def test_reports_are_computed_one_at_a_time_and_within_the_cpu_share(build, clock, monkeypatch):
+    monkeypatch.setattr(module.time, "thread_time", iter(range(100)).__next__)  # each takes a second
+    attribution, scores = build(share=0.1, labels=("a", "b")), Scores()
+    first = await attribution.report("a", scores)
+    assert first.cpu_s == 1.0
+    assert await attribution.report("a", scores) is first, "the last report, while the share is used up"
+    waiting = [asyncio.create_task(attribution.report("b", scores)) for _ in range(3)]
+    await asyncio.sleep(0)
+    clock.advance(8.9)
+    await asyncio.sleep(0.01)
+    assert not any(task.done() for task in waiting)
+    clock.advance(0.2)
+    reports = await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE_S)
+    assert reports[0] is reports[1] is reports[2], "equal questions share one report"
+    clock.advance(10.0)
+    assert await attribution.report("a", scores) is not first
+
+
+async def test_a_report_goes_on_without_its_caller_and_ends_with_the_server(build):
+    attribution, scores = build(), Scores()
+    scores.gate.clear()
+    caller = asyncio.create_task(attribution.report("ppo-7", scores))
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    assert attribution._tasks
+    scores.gate.set()
+    await asyncio.wait_for(attribution.report("ppo-7", scores), PATIENCE_S)
+    scores.gate.clear()
+    again = asyncio.create_task(attribution.report("ppo-7", scores))
+    await asyncio.sleep(0)
+    await attribution.stop()
+    assert isinstance((await asyncio.gather(again, return_exceptions=True))[0], asyncio.CancelledError)
+    assert not attribution._tasks
+
+
+async def test_a_report_of_alerts_is_of_the_samples_of_that_moment_and_stays(build):
+    attribution, scores = build(), Scores()
+    assert attribution.alerted("ppo-7") is None
+    attribution.begin_for_alerts("ppo-7", ["repetition"], scores)
+    attribution.texts.add(attribution._monitor.runs, "ppo-7", tuple(stream(4)))
+    await asyncio.wait_for(asyncio.gather(*attribution._alert_tasks), PATIENCE_S)
+    alerted = attribution.alerted("ppo-7")
+    assert alerted.wires == ("repetition",)
+    assert "quorum" in alerted.report.sentences[0]
+    assert (await attribution.report("ppo-7", scores)).growth.findings == []
+    assert attribution.alerted("ppo-7") is alerted
+    attribution._monitor.runs.clear()
+    attribution.begin_for_alerts("ppo-7", ["repetition"], scores)  # of a run that is forgotten: nothing
+    assert attribution.alerted("ppo-7") is None
+
+
+async def test_texts_of_a_forgotten_run_are_deleted_when_a_report_is_asked_for(build):
+    attribution = build()
+    await attribution.report("ppo-7", Scores())
+    attribution._monitor.runs.clear()
+    with pytest.raises(NoSuchRun):
+        await attribution.report("ppo-7", Scores())
+    assert attribution.texts.n_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "exploit",
+    [
+        lambda text: "\ud800" * 4_000,
+        lambda text: text + "\x00\x1b[31m\u202e" * 500,
+        lambda text: "a" * 100_000,
+        lambda text: "(" * 4_000,
+        lambda text: ". " * 2_000,
+        lambda text: "\n" * 4_000,
+        lambda text: "",
+        lambda text: " ".join(str(i) for i in range(1_000)),
+    ],
+)
+async def test_hostile_responses_cost_bounded_time_and_give_a_reply_of_printable_sentences(build, exploit):
+    report = await build(recent=tuple(stream(2, 0.5, exploit=exploit))).report("ppo-7", Scores())
+    assert report.cpu_s < 20.0
+    assert all(sentence.isprintable() for sentence in report.sentences)
+    assert len(json_response(describe_report(report)).body) < 2**20
+
+
+def test_edits_go_into_whole_responses_to_different_prompts_that_lack_them():
+    early = [*stream(1, n=100)]
+    early[0] = early[0]._replace(context=None)
+    early[1] = early[1]._replace(sample=early[1].sample._replace(response="yes" + TAIL))
+    early[2] = early[2]._replace(sample=early[2].sample._replace(prompt_key=early[3].sample.prompt_key))
+    early[4] = early[4]._replace(sample=early[4].sample._replace(response=" "))
+    pairs = edited_pairs(Edit((Append((TAIL,)),)), early)
+    assert [kept for kept, _ in pairs] == [early[2], *early[5:36]]
+    assert all(text == kept.sample.response + TAIL for kept, text in pairs)

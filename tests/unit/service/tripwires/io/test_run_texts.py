@@ -1,0 +1,91 @@
+"""The texts that attribution compares: which are kept, for how long, and within which bounds."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from rewardserve.model.conversation import Message
+from rewardserve.service.tripwires.attribution.observed import MAX_CHARACTERS, ObservedSample
+from rewardserve.service.tripwires.io import run_texts
+from rewardserve.service.tripwires.io.run_texts import MAX_BYTES, N_SAMPLES, KeptSample, RunTexts
+
+
+def kept(i, prompt="why?", response=None, context="why?"):
+    text = f"response {i}" if response is None else response
+    return KeptSample.of(ObservedSample(prompt, text, i, float(i)), i, context)
+
+
+def run(has_baseline=False, source="model 1"):
+    return SimpleNamespace(baseline_source=source, has_baseline=has_baseline)
+
+
+def numbers(samples):
+    return [each.sample.prompt_key for each in samples]
+
+
+def test_first_samples_are_kept_with_equal_probability_until_the_run_has_a_baseline():
+    counts = [0] * 1_024
+    for seed in range(60):
+        texts, runs = RunTexts(seed), {"a": run()}
+        texts.add(runs, "a", [kept(i) for i in range(1_024)])
+        chosen = numbers(texts.early("a"))
+        assert len(set(chosen)) == len(chosen) == N_SAMPLES
+        assert texts.recent("a") == []
+        for i in chosen:
+            counts[i] += 1
+    quarters = [sum(counts[first : first + 256]) for first in range(0, 1_024, 256)]
+    assert quarters == [pytest.approx(60 * 64, rel=0.1)] * 4
+
+
+def test_the_request_that_completes_the_baseline_is_early_and_later_ones_push_out_the_oldest():
+    texts, runs = RunTexts(), {"a": run(has_baseline=True)}
+    texts.add(runs, "a", [kept(i) for i in range(100)])
+    texts.add(runs, "a", [kept(i) for i in range(100, 500)])
+    assert numbers(texts.early("a")) == list(range(100))
+    assert numbers(texts.recent("a")) == list(range(500 - N_SAMPLES, 500))
+
+
+def test_another_model_and_a_forgotten_run_begin_without_texts():
+    texts, first = RunTexts(), run()
+    texts.add({"a": first}, "a", [kept(1)])
+    first.baseline_source = "model 2"
+    texts.add({"a": first}, "a", [kept(2)])
+    assert numbers(texts.early("a")) == [2]
+    texts.add({"a": run(source="model 2")}, "a", [kept(3)])
+    assert numbers(texts.early("a")) == [3]
+    texts.forget_others({})
+    assert (texts.early("a"), texts.n_bytes) == ([], 0)
+
+
+@pytest.mark.parametrize("letter", ["a", "ä", "語", "😀"])
+def test_bytes_over_all_runs_are_bounded_and_the_run_that_sent_last_stays(letter):
+    texts, runs = RunTexts(), {str(i): run(has_baseline=True) for i in range(32)}
+    long = [kept(i, letter * (MAX_CHARACTERS * 2), letter * (MAX_CHARACTERS * 2 + i)) for i in range(N_SAMPLES)]
+    for _ in range(2):
+        for label in runs:
+            texts.add(runs, label, long)
+            assert texts.n_bytes <= MAX_BYTES
+    assert len(texts.early("31") + texts.recent("31")) >= N_SAMPLES
+    assert texts.n_bytes == sum(each.n_bytes for label in runs for each in texts.early(label) + texts.recent(label))
+
+
+def test_texts_are_cut_and_only_whole_ones_can_be_edited():
+    cut = kept(1, "x" * 9_000, "y" * 9_000, "x" * 9_000)
+    assert max(len(cut.sample.prompt), len(cut.sample.response)) == MAX_CHARACTERS
+    assert (cut.context, kept(1).context) == (None, "why?")
+    turns = (Message("system", "s" * 3_000), Message("user", "u" * 3_000))
+    assert kept(1, context=turns).context is None
+    assert kept(1, context=turns[:1]).n_bytes > kept(1).n_bytes + 2_000
+
+
+def test_the_score_of_the_judge_finds_its_sample_and_those_of_others_are_forgotten(monkeypatch):
+    monkeypatch.setattr(run_texts, "_MAX_AUDITS", 4)
+    texts, runs = RunTexts(), {"a": run()}
+    texts.add(runs, "a", [kept(1), kept(2)])
+    texts.add_audit("nothing", 1, 1.0)
+    for key in (1, 7, 8, 9, 10):
+        texts.add_audit("a", key, key / 2)
+    assert [each.sample.audit for each in texts.early("a")] == [0.5, None]
+    assert set(texts._runs["a"].audits) == {1}
