@@ -156,7 +156,11 @@ def build_pipeline(ensemble_members: Sequence[EnsembleMember], settings: RewardS
 
 
 def _digest(combination: Combination, stages: Sequence[Stage]) -> str:
-    described = [asdict(combination), *({"stage": type(s).__name__, **asdict(s)} for s in stages)]  # type: ignore[call-overload]
+    """The digest of all that decides a reward. The names of members do not: one is a path, which differs between replicas."""
+    combined = asdict(combination)
+    for member in combined["members"]:
+        del member["name"]
+    described = [combined, *({"stage": type(s).__name__, **asdict(s)} for s in stages)]  # type: ignore[call-overload]
     return "sha256:" + hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 

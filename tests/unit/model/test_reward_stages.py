@@ -314,15 +314,26 @@ def test_models_are_members_with_the_operators_weights():
 
 def test_the_digest_is_that_of_the_combination_and_the_stages_with_sorted_names():
     pipeline = built(shape="cap", penalties={"missing_end": 1.0})
+    combined = asdict(pipeline.combination)
+    (member,) = combined["members"]
+    del member["name"]
     text = json.dumps(
         [
-            asdict(pipeline.combination),
+            combined,
             {"penalty": 1.0, "stage": "MissingEnd"},
             {"high": 4.0, "low": -4.0, "stage": "Cap"},
         ],
         sort_keys=True,
     )
     assert pipeline.digest == "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_digest_is_the_same_for_a_model_under_another_path():
+    here, there, other = (
+        build_pipeline([EnsembleMember(name, HEADS, fitted)], settings_of())
+        for name, fitted in (("runs/model", FITTED), ("/data/runs/model", FITTED), ("runs/model", BARE))
+    )
+    assert here.digest == there.digest != other.digest
 
 
 def test_a_reward_has_the_change_and_the_notes_of_each_stage():
