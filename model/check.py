@@ -6,10 +6,11 @@ Exit code 0: the checkpoint can be served. 1: it cannot; the output has the reas
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 
 from rewardserve.arguments import Parser
-from rewardserve.model.backends import LoadedModel, LoadError, ModelSpec, load
+from rewardserve.model.backends import DEVICES, LoadedModel, LoadError, ModelSpec, load, require_device
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.read_arguments import add_read_arguments, read_arguments
 from rewardserve.model.text.printable import printable
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         metavar="CHECKPOINT",
         help="folder or hub name; empty or `default`: the embedded default",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", type=_device, default="auto", help=DEVICES)
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     add_read_arguments(parser)
     given = parser.parse_args(arguments)
@@ -45,6 +46,13 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     print(printable(describe(loaded), keep="\n"))
     return 0 if loaded.report.holds else 1
+
+
+def _device(name: str) -> str:
+    try:
+        return require_device(name)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{error}, not {name!r}") from None
 
 
 def describe(loaded: LoadedModel) -> str:

@@ -11,13 +11,13 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict, SettingsError
 
-from rewardserve.model.backends import BACKENDS, ModelSpec, VllmSpec
+from rewardserve.model.backends import BACKENDS, DEVICES, ModelSpec, VllmSpec, require_device
 from rewardserve.model.reward import CombineSettings, PenaltySettings, RewardSettings
 from rewardserve.model.text.text_files import decode_text
 from rewardserve.service.auth.api_keys import ApiKeys, ApiKeysError
@@ -218,7 +218,7 @@ class ModelSettings(BaseSettings):
     deterministic: bool = Field(
         False, description="make scores bit-identical whatever the other rows of a batch; slower"
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    device: Annotated[str, AfterValidator(require_device)] = Field("auto", description=DEVICES)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="dtype of the network's weights"
     )

@@ -7,6 +7,7 @@ needs the standard library only.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -31,6 +32,10 @@ BACKENDS: dict[str, str] = {
 MatmulPrecision = Literal["highest", "high"]
 """Multiplication of float32 matrices, named as in `torch.set_float32_matmul_precision`: in float32, or as three products of
 bfloat16 where the CPU has AMX (see `native/amx.c`)."""
+
+
+DEVICES = "auto, cpu, cuda or cuda:N"
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 
 
 class LoadError(Exception):
@@ -173,6 +178,13 @@ class LoadedModel:
     def ensemble_members(self) -> tuple[EnsembleMember, ...]:
         """Members for the reward pipeline: those of the ensemble, or the model itself."""
         return self.members or (EnsembleMember(self.identity.name, self.identity.heads, self.calibration),)
+
+
+def require_device(name: str) -> str:
+    """Return the name of a device. Raise ValueError for other names."""
+    if _DEVICE.fullmatch(name) is None:
+        raise ValueError(f"must be {DEVICES}")
+    return name
 
 
 def load(backend: str, spec: ModelSpec) -> LoadedModel:

@@ -147,6 +147,8 @@ def test_an_option_before_the_subcommand_is_refused(usage_error):
         (["serve", "--model", "x"], "give MODEL without an option name"),
         (["serve", "a", "b"], "unrecognized arguments: b"),
         (["score", "in"], "the following arguments are required: OUTPUT"),
+        (["check", "--device=cdua"], "argument --device: must be auto, cpu, cuda or cuda:N, not 'cdua'"),
+        (["check", "--device", ""], "argument --device: must be auto, cpu, cuda or cuda:N, not ''"),
         (["check", "--allow"], "unrecognized arguments: --allow"),
         (["train"], "the following arguments are required: --config"),
         (["train", "recipe.yaml", "--set", "seed=1"], "the recipe is an option: write --config recipe.yaml"),
