@@ -66,12 +66,13 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the subcommand that the first argument names. Return the exit code."""
+    explain_resource_errors(PROGRAM)
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("--help", "-h", "help"):
         show(_help())
         return 0
     if name == "--version":
-        print(_version_of(PROGRAM))
+        show(_version_of(PROGRAM))
         return 0
     commands = {command.name: command for group in COMMANDS.values() for command in group}
     if name not in commands:

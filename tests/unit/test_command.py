@@ -281,6 +281,19 @@ def test_what_is_read_only_in_part_ends_without_a_traceback(arguments, first):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["version"]])
+def test_output_onto_a_full_disk_ends_without_a_traceback(arguments):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "rewardserve", *arguments],
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    program = "rewardserve version" if arguments == ["version"] else "rewardserve"
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{program}: the disk is full. Free some space")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments", [["/models/a", "--port=1"], ["--port", "1", "/models/a"], ["--port=1", "/models/a", "--dtype=auto"]]
 )
