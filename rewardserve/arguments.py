@@ -34,9 +34,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def did_you_mean(word: str, known: list[str], cutoff: float = 0.6) -> str:
-    """Suggest the nearest known word, which is in lower case; empty if none is near."""
-    near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=cutoff)
-    return f"; did you mean {near[0]}?" if near else ""
+    """Suggest the nearest known word, whatever the case; empty if none is near."""
+    by_lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
+    return f"; did you mean {by_lower[near[0]]}?" if near else ""
 
 
 def show(text: str) -> None:

@@ -630,6 +630,9 @@ def is_loopback(host: str) -> bool:
 
 
 def unknown_variables(settings: type[BaseSettings], environment: Mapping[str, str]) -> list[str]:
-    """Return the `REWARD_*` variables that no setting reads, usually misspelt ones."""
-    known = {(ENV_PREFIX + name).upper() for name in settings.model_fields}
+    """Return the `REWARD_*` variables that no setting of these or of the server reads, usually misspelt ones.
+
+    One environment often serves several commands: `score` is silent about `REWARD_PORT`.
+    """
+    known = {(ENV_PREFIX + name).upper() for name in (*settings.model_fields, *ServeSettings.model_fields)}
     return sorted(v for v in environment if v.startswith(ENV_PREFIX) and v.partition("__")[0] not in known)

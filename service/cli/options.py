@@ -20,9 +20,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource, SettingsError
 
-from rewardserve.arguments import USAGE_ERROR, Parser, show
+from rewardserve.arguments import USAGE_ERROR, Parser, did_you_mean, show
 from rewardserve.model.text.printable import printable
-from rewardserve.service.settings import ENV_PREFIX
+from rewardserve.service.settings import ENV_PREFIX, ServeSettings, unknown_variables
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -79,6 +79,8 @@ def from_command_line(
 ) -> S:
     """Read settings from flags, then the environment, then defaults. On errors print them and exit with 2.
 
+    Variables that are no setting are reported.
+
     `first` are the settings that `--help` shows; `--help-all` shows all settings except those in `without`, which have no
     effect and whose flags are refused. `switches` are flags that the caller has removed from the arguments, with their
     descriptions.
@@ -94,13 +96,24 @@ def from_command_line(
             parser.error(f"unrecognized arguments: {argument}")
     source: Any = CliSettingsSource(settings, root_parser=parser)
     try:
-        return settings(_cli_settings_source=source(args=[_hyphens(a) for a in arguments]))
+        found = settings(_cli_settings_source=source(args=[_hyphens(a) for a in arguments]))
+        complain(program, _unknown_variables(program, settings))
+        return found
     except ValidationError as error:
         named = {option.path: option for option in options}
         complain(program, [_in_words(e, named) for e in error.errors(include_url=False)])
     except SettingsError as error:
         complain(program, [str(error)])
     sys.exit(USAGE_ERROR)
+
+
+def _unknown_variables(program: str, settings: type[BaseSettings]) -> list[str]:
+    """Describe the variables of the environment that are no setting, each with the nearest setting."""
+    known = [option.variable for kind in (settings, ServeSettings) for option in options_of(kind) if option.variable]
+    return [
+        f"{name} is not a setting and is ignored{did_you_mean(name, known, cutoff=0.75) or '.'} See {program} --help-all."
+        for name in unknown_variables(settings, os.environ)
+    ]
 
 
 def complain(program: str, lines: Sequence[str]) -> None:

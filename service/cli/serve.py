@@ -36,7 +36,7 @@ from rewardserve.service.api.http.sockets import bind, url
 from rewardserve.service.app import serve
 from rewardserve.service.cli.options import complain, complain_of_model, end_process, from_command_line
 from rewardserve.service.observability import logs
-from rewardserve.service.settings import ServeSettings, unknown_variables
+from rewardserve.service.settings import ServeSettings
 
 PROGRAM = "rewardserve serve"
 FAILED = 1
@@ -54,8 +54,6 @@ def run(settings: ServeSettings) -> int:
     """Serve until a signal. Return the exit code."""
     raise_descriptor_limit()
     logs.configure(settings.log_level, settings.log_format)
-    for name in unknown_variables(ServeSettings, os.environ):
-        complain(PROGRAM, [f"{name} is not a setting of {PROGRAM} and is ignored; see {PROGRAM} --help-all"])
     port = settings.port
     try:
         keys, webhook_secrets = settings.read_keys(), settings.read_webhook_secrets()

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from rewardserve.compare.command import CompareSettings
 from rewardserve.model.backends import ModelSpec
 from rewardserve.model.reward import CombineSettings, PenaltySettings, RewardSettings
 from rewardserve.service.cli.options import from_command_line
@@ -161,6 +162,21 @@ def test_metrics_cannot_need_a_key_where_there_is_none(capsys):
 def test_misspelt_variables_are_found():
     environment = {"REWARD_PORTS": "1", "REWARD_PORT": "1", "REWARD_BATCHING__MAX_TOKENS": "1", "HOME": "/"}
     assert unknown_variables(ServeSettings, environment) == ["REWARD_PORTS"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments"),
+    [(ServeSettings, []), (ScoreSettings, ["in", "out"]), (CompareSettings, ["a", "b", "file"])],
+)
+def test_misspelt_variables_are_reported_with_the_nearest_setting(capsys, monkeypatch, settings, arguments):
+    for name in ("REWARD_CACHE_SCORES", "REWARD_PORT", "REWARD_QUX"):
+        monkeypatch.setenv(name, "1")
+    from_command_line(settings, "rewardserve x", arguments)
+    assert capsys.readouterr().err.splitlines() == [
+        "rewardserve x: REWARD_CACHE_SCORES is not a setting and is ignored; did you mean REWARD_CACHE__SCORES? "
+        "See rewardserve x --help-all.",
+        "rewardserve x: REWARD_QUX is not a setting and is ignored. See rewardserve x --help-all.",
+    ]
 
 
 def test_a_bulk_run_needs_both_files(capsys):
