@@ -18,7 +18,7 @@ from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.checkpoint import CheckpointError
 from rewardserve.model.templates.chat_template import EncodingPolicyError
 from rewardserve.model.text.printable import printable
-from rewardserve.training import recipe
+from rewardserve.training import recipe, sources
 from rewardserve.training.calibrate import NothingToFit
 from rewardserve.training.config import Config, ConfigError
 from rewardserve.training.data import DataError
@@ -61,6 +61,10 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     try:
         with _without_tracebacks_of_threads(), _sigterm_as_sigint():
             config = recipe.load(Path(options.config), options.set)
+            # A cross-validation reads no eval_sources; it refuses them itself.
+            held_out = () if verb == "crossvalidate" else config.data.eval_sources
+            for source in (*config.data.sources, *held_out):
+                sources.find_reader(source)  # a missing file is reported before the model is loaded
             _run(verb, config, options)
             _leave_process_group()
     except _EXPECTED as error:

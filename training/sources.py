@@ -43,12 +43,10 @@ class SourceRow:
 def read(source: SourceConfig, cache: str | None = None) -> Iterator[SourceRow]:
     """Yield the rows of a source in order. Raise `ConfigError` if the source does not exist or cannot be read."""
     path = Path(source.path)
-    reader = _reader(path)
+    reader = find_reader(source)
     if reader is None:
         yield from _datasets(source, cache)
         return
-    _check_is_file(path, source)
-    _refuse_split_of_file(source)
     line = 0
     try:
         for row in reader(path, source):
@@ -60,6 +58,23 @@ def read(source: SourceConfig, cache: str | None = None) -> Iterator[SourceRow]:
         raise _unreadable(source, line, f"it is not a well-formed table: {error}") from error
     except OSError as error:
         raise _unreadable(source, line, error.strerror or _first_line(error)) from error
+
+
+def find_reader(source: SourceConfig) -> Callable[[Path, SourceConfig], Iterator[SourceRow]] | None:
+    """Return the reader for the file of a source; None for a folder or a name of the hub, which `datasets` reads.
+
+    Raise `ConfigError` if the file or folder does not exist or is of an unsupported type. Nothing is read or downloaded.
+    """
+    path = Path(source.path)
+    reader = _reader(path)
+    if reader is not None:
+        _check_is_file(path, source)
+        _refuse_split_of_file(source)
+    elif path.is_dir():
+        _check_folder(path, source)
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path) or source.path.startswith("."):
+        raise ConfigError(f"data source {source.path!r} is neither a file nor a folder (looked in {Path.cwd()})")
+    return reader
 
 
 def _reader(path: Path) -> Callable[[Path, SourceConfig], Iterator[SourceRow]] | None:
@@ -345,11 +360,7 @@ def _datasets(source: SourceConfig, cache: str | None) -> Iterator[SourceRow]:
 
     path = Path(source.path)
     if not path.is_dir():
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path) or source.path.startswith("."):
-            raise ConfigError(f"data source {source.path!r} is neither a file nor a folder (looked in {Path.cwd()})")
         hub.announce("data set", source.path)
-    else:
-        _check_folder(path, source)
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             loaded = datasets.load_from_disk(source.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from decimal import Decimal
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rewardserve.training import data, hub, sources
+from rewardserve.training import cli, data, hub, sources
 from rewardserve.training.config import ConfigError, DataConfig, SourceConfig
 from rewardserve.training.data import DataError
 from tests.support.planted_pairs import planted_rows, write_jsonl
@@ -337,3 +338,24 @@ def test_a_first_line_that_is_cut_off_is_a_bad_row_of_its_own(tmp_path):
     path.write_text(f'{{"prompt": "a",\n{good}\n')
     found = data.read_source(SourceConfig(str(path)), head="score")
     assert ([bad.line for bad in found.bad], len(found.pairs)) == ([1], 1)
+
+
+@pytest.mark.parametrize(
+    ("verb", "key"),
+    [
+        *itertools.product(("train", "finish", "evaluate", "calibrate"), ("sources", "eval_sources")),
+        ("crossvalidate", "sources"),
+    ],
+)
+def test_a_missing_file_is_reported_before_a_model_is_loaded(tmp_path, monkeypatch, capsys, verb, key):
+    def load_a_model(*_):
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr("rewardserve.training.cli._run", load_a_model)
+    data_of = {"sources": [{"path": str(write_jsonl(tmp_path / "train.jsonl", ROWS)), "name": "train"}]}
+    data_of[key] = [{"path": str(tmp_path / "missing.jsonl"), "name": "missing"}]
+    config = {"model": {"path": "m"}, "data": data_of, "output": {"folder": str(tmp_path / "out")}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(config))
+    assert cli.main(verb, ["--config", str(tmp_path / "recipe.yaml")]) == 2
+    missing = f"data source '{tmp_path / 'missing.jsonl'}' is not a file (looked in {tmp_path})"
+    assert capsys.readouterr().err == f"rewardserve {verb}: {missing}\n"
