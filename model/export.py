@@ -2,7 +2,8 @@
 
 Without FOLDER only `scoring_contract.json` is written again, beside the weights: after a change of its format, or to bind
 a checkpoint of another trainer to the clauses that `rewardserve check` shows. The probes are those of the existing contract,
-those of `--probes`, or built-in conversations.
+those of `--probes`, or built-in conversations. The contract of the embedded default belongs to the installed package, so
+`default` needs FOLDER.
 
 Exit code 0: written. 1: nothing was written; stderr has the reason.
 """
@@ -34,6 +35,8 @@ from rewardserve.model.checkpoint.reading import resolve
 from rewardserve.model.checkpoint.writing import score_single_row
 from rewardserve.model.contract import FILE_NAME, N_PROBES, ContractUnreadable, read_samples, sample_from_dict
 from rewardserve.model.conversation import Sample, SampleError
+from rewardserve.model.default import DEFAULT_MODEL
+from rewardserve.model.default import FOLDER as DEFAULT_FOLDER
 from rewardserve.model.read_arguments import add_read_arguments, read_arguments
 from rewardserve.model.templates.chat_template import EncodingPolicyError
 from rewardserve.model.text.printable import printable
@@ -56,18 +59,23 @@ _RESPONSES = (
 
 def main(arguments: Sequence[str]) -> int:
     """Write the checkpoint, or its contract alone. Return the exit code."""
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    is_default = given.checkpoint == DEFAULT_MODEL
+    if is_default and given.folder is None:
+        parser.error(f"name the FOLDER to write {DEFAULT_MODEL} into; its contract belongs to the installed package")
+    path = str(DEFAULT_FOLDER) if is_default else given.checkpoint
     options = ReadOptions(
         dtype="float32",
         **read_arguments(given),
     )
     try:
-        source = resolve(given.checkpoint, allow_pickle=options.allow_pickle)
+        source = resolve(path, allow_pickle=options.allow_pickle)
         probes = _probes(source, given.probes)
         if given.folder is None:
             print(f"contract      {rewrite_contract(source, probes, options)}")
         else:
-            checkpoint = read(given.checkpoint, options)
+            checkpoint = read(path, options)
             print(f"contract      {export(checkpoint, Path(given.folder), probes)}")
             print(f"checkpoint    {given.folder}")
     except (
@@ -160,7 +168,9 @@ def _old_contract(folder: Path) -> dict[str, Any]:
 def _parser() -> Parser:
     parser = Parser("rewardserve export", _DESCRIPTION)
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="folder or hub name of any reward model that can be served"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder or hub name of any reward model that can be served; `default`: the embedded default, with FOLDER only",
     )
     parser.add_argument(
         "folder", nargs="?", metavar="FOLDER", help="output folder; default: only the contract, beside the weights"

@@ -154,6 +154,7 @@ def test_an_option_before_the_subcommand_is_refused(usage_error):
         (["train", "recipe.yaml", "--set", "seed=1"], "the recipe is an option: write --config recipe.yaml"),
         (["train", "--config=r", "--checkpoint=c"], "unrecognized arguments: --checkpoint=c"),
         (["export"], "the following arguments are required: CHECKPOINT"),
+        (["export", "default"], "name the FOLDER to write default into"),
         (["keys", "name"], "the following arguments are required: FILE"),
         (["rules", "--windows", "5"], "'5' is not a window length"),
         (["honeypots"], "the following arguments are required: KEY_FILE"),

@@ -109,3 +109,9 @@ def test_a_contract_alone_is_written_under_the_clauses_that_the_operator_names(t
     inferred = load("torch", ModelSpec(str(tmp_path / "plain"))).contract
     assert (named.ending, named.reads_at) == ("end_token", "last")
     assert (inferred.ending, inferred.reads_at) == ("template", "last_non_pad")
+
+
+def test_the_name_of_the_default_model_is_exported_as_its_folder(bound, tmp_path, monkeypatch):
+    monkeypatch.setattr("rewardserve.model.export.DEFAULT_FOLDER", bound)
+    assert export(["default", str(tmp_path / "out")]) == 0
+    assert ScoringContract.load(tmp_path / "out").probes == ScoringContract.load(bound).probes
