@@ -242,7 +242,8 @@ def _records() -> str:
 def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
     parts = [f"### {method} {path}\n", text(operation.get("description") or operation["summary"]) + "\n"]
     parameters = operation.get("parameters", [])
-    if own := [p for p in parameters if (p["in"], p["name"]) not in _shared_parameters()]:
+    shared = _shared_parameters()
+    if own := [p for p in parameters if shared.get((p["in"], p["name"])) != p]:
         parts.append(_parameters(own))
     if len(own) < len(parameters):
         parts.append("Also the [parameters of every route that scores](#parameters-of-every-route-that-scores).\n")
@@ -261,7 +262,13 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
 
 def _parameters(parameters: Iterable[Mapping[str, Any]]) -> str:
     rows = [
-        (code(p["name"]), p["in"], reference.range_of(p["schema"]), text(p["description"]), code(str(p["example"])))
+        (
+            code(p["name"]),
+            p["in"],
+            reference.range_of(p["schema"]),
+            text(p["description"]),
+            code(str(p["example"])) if "example" in p else "",
+        )
         for p in parameters
     ]
     return table(("parameter", "in", "values", "meaning", "example"), rows)

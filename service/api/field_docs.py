@@ -13,7 +13,9 @@ PROMPT = "How do I boil an egg?"
 RESPONSE = "Eight minutes in boiling water."
 RENDERED = f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n{RESPONSE}<|im_end|>\n"
 MESSAGES = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": RESPONSE}]
-MODEL = "/models/step-1200"
+MODEL = "default"
+"""A name that every server accepts."""
+CHECKPOINT = "/models/step-1200"
 
 
 def doc(description: str, *examples: Any, **schema: Any) -> msgspec.Meta:

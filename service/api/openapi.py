@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 
 from rewardserve.service.api.names import MAX_NAME_CHARS
 from rewardserve.service.api.requests import MAX_STEP, StrictRecord
-from rewardserve.service.api.schemas import DIGEST, ERROR, CompareReply, ErrorReply, ScoreReply
+from rewardserve.service.api.schemas import ERROR, CompareReply, ErrorReply, ScoreReply
 
 _REF = "#/components/schemas/{name}"
 
@@ -62,10 +62,12 @@ ADMIN = {
 _STRING = {"type": "string"}
 
 
-def _parameter(place: str, name: str, schema: Mapping[str, Any], description: str, example: Any) -> dict[str, Any]:
-    return {
-        "name": name, "in": place, "required": place == "path", "schema": schema, "description": description, "example": example,
-    }  # fmt: skip
+def _parameter(
+    place: str, name: str, schema: Mapping[str, Any], description: str, example: Any = None
+) -> dict[str, Any]:
+    """Describe a parameter. `/docs` sends its example with every request, so it has none where no value suits every server."""
+    described = {"name": name, "in": place, "required": place == "path", "schema": schema, "description": description}
+    return described if example is None else {**described, "example": example}
 
 
 _REPLY_PARAMETERS = [
@@ -96,8 +98,8 @@ _RUN_PARAMETERS = [
         (
             "model_digest",
             _STRING,
-            "digests, as in replies, of the only model that may answer, separated by commas",
-            DIGEST,
+            "digests of the only model that may answer, separated by commas: `contract`, `calibration` or `pipeline` of a reply "
+            "of this server (sha256: and 64 hexadecimal digits); without that model the server refuses with 409",
         ),
     )
     for place in ("query", "header")
@@ -105,6 +107,10 @@ _RUN_PARAMETERS = [
 _VALUE = _parameter(
     "query", "value", {"type": "string", "enum": ["reward", "raw", "normalized"]},
     "the score of a sample in the reply, without an activation; default: see docs/how-to/trainers.md", "raw",
+)  # fmt: skip
+_VALUE_OF_PAIRS = _parameter(
+    "query", "value", _VALUE["schema"],
+    f"for bodies of other wire formats: {_VALUE['description']}. Refused with `samples`, whose results have all scores",
 )  # fmt: skip
 _OPTIONS = {
     "reward_key": (
@@ -118,7 +124,7 @@ _OPTIONS = {
 }
 _IN_PATH = {
     "model": ("the name of the model in service, an alias, a digest, or reward_model", "reward_model"),
-    "version": ("version of the model within this process, `model_version` in replies", "2"),
+    "version": ("version of the model within this process, `model_version` in replies", "1"),
     "run": ("name of the run", "ppo-7"),
     "wire": ("name of the trip wire", "repetition"),
 }
@@ -146,7 +152,7 @@ def operation(body: type[StrictRecord], foreign: Sequence[Any] = ()) -> dict[str
     """
     examples = {f"example {i}": {"value": each} for i, each in enumerate(body.EXAMPLES)}
     content = {"application/json": {"schema": _schema([body, *foreign]), "examples": examples}}
-    parameters = [*_REPLY_PARAMETERS, *_RUN_PARAMETERS, *([_VALUE] if foreign else [])]
+    parameters = [*_REPLY_PARAMETERS, *_RUN_PARAMETERS, *([_VALUE_OF_PAIRS] if foreign else [])]
     responses = errors(*(status for status in _ERRORS if status != 404 or foreign))
     return {
         "responses": in_any_shape(responses) if foreign else responses,

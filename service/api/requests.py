@@ -74,9 +74,9 @@ class SampleIn(StrictRecord, frozen=True, gc=False):
         list[MessageIn] | None, doc("conversation whose last message is the assistant's, which is scored", MESSAGES)
     ] = None
     text: Annotated[str | None, doc("conversation that the client has rendered", RENDERED)] = None
-    input_ids: Annotated[
-        tuple[int, ...] | None, doc("conversation that the client has tokenised", [1, 4093, 338, 2])
-    ] = None
+    input_ids: Annotated[tuple[int, ...] | None, doc("conversation that the client has tokenised", [1, 40, 33, 2])] = (
+        None
+    )
     finish_reason: Annotated[
         Literal["stop", "length"] | UnsetType,
         doc("length: the response was cut off, so no end token is added", "stop", default="stop"),

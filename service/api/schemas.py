@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rewardserve.service.api.field_docs import MODEL
+from rewardserve.service.api.field_docs import CHECKPOINT
 from rewardserve.service.errors import SAMPLE_CODES
 
 _SAMPLE_CODES = ", ".join(f"`{code}`" for code in SAMPLE_CODES)
@@ -102,7 +102,9 @@ class TimingOut(BaseModel):
 class ModelOut(BaseModel):
     """The model that scored the request."""
 
-    model: str = Field(description="name of the model: the path or hub name from which it was loaded", examples=[MODEL])
+    model: str = Field(
+        description="name of the model: the path or hub name from which it was loaded", examples=[CHECKPOINT]
+    )
     model_version: int = Field(description="version of the model within this process", examples=[2])
     contract: str = Field(description="digest of the scoring contract", examples=[DIGEST])
     calibration: str | None = Field(description="digest of the calibration; null without one", examples=[DIGEST])

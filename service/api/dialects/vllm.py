@@ -140,7 +140,7 @@ class TextRequest(SglangRequest, frozen=True, gc=False, kw_only=True):
 class IdsRequest(SglangRequest, frozen=True, gc=False, kw_only=True):
     """SGLang's fields for token ids."""
 
-    input_ids: Annotated[list[Any], doc("token ids, or lists of them (SGLang)", [1, 4093, 338, 2])]
+    input_ids: Annotated[list[Any], doc("token ids, or lists of them (SGLang)", [1, 40, 33, 2])]
 
 
 def _input_samples(body: InputRequest, _runtime: ModelRuntime) -> list[SampleOrError]:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from rewardserve.model.default import DEFAULT_MODEL
 from rewardserve.service.api import body, openapi
-from rewardserve.service.api.field_docs import MODEL, doc
+from rewardserve.service.api.field_docs import CHECKPOINT, MODEL, doc
 from rewardserve.service.api.names import MAX_NAME_CHARS, check_run_name
 from rewardserve.service.api.replies import info_response
 from rewardserve.service.api.requests import MAX_STEP, StrictRecord
@@ -33,15 +33,17 @@ _NAME_A_CHECKPOINT = f"name a checkpoint, or send {DEFAULT_MODEL} for the embedd
 class LoadRequest(StrictRecord, frozen=True, gc=False):
     """The body of `POST /admin/models`."""
 
+    EXAMPLES = ({"model": MODEL},)
+
     model: Annotated[
         ModelName | None,
-        doc("checkpoint folder on the server, or hub name; `default`: the embedded default model", MODEL),
+        doc("checkpoint folder on the server, or hub name; `default`: the embedded default model", MODEL, CHECKPOINT),
     ] = None
     ensemble: Annotated[
         ModelName | None,
         doc(
             "several models as one, instead of `model`: `name=model,name=model`",
-            "a=/models/step-1200,b=/models/step-900",
+            f"a={CHECKPOINT},b=/models/step-900",
         ),
     ] = None
     shadow: Annotated[
