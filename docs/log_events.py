@@ -8,6 +8,7 @@ LOG_EVENTS: dict[str, str] = {
     "alerts_not_kept": "Alerts that wait for the webhook could not be written to the state folder.",
     "api_keys_reload_failed": "The key file cannot be read or has lines that are no key; `valid` names the keys in force.",
     "background_task_failed": "A background task of the server ended with an exception: a bug.",
+    "attribution_failed": "The report on what the extra reward of a run is paid for, begun by an alert, could not be computed.",
     "baseline_save_failed": "The baseline of a run could not be written to the state folder.",
     "batch_bug": "A forward pass returned the wrong number of scores, or none for a head.",
     "batch_failed": "A forward pass failed for another reason than memory. Its rows are tried in smaller batches.",

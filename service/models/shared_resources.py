@@ -88,7 +88,7 @@ def create_shared_resources(
     events = TripwireReport(metrics)
     attribution = None
     if settings.tripwires.attribution and settings.tripwires.cpu_share > 0.0:
-        attribution = Attribution(monitor, RunTexts(), clock, settings.tripwires.cpu_share)
+        attribution = Attribution(monitor, RunTexts(), clock, settings.tripwires.cpu_share, events)
     return SharedResources(
         settings,
         admission,

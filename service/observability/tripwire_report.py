@@ -39,5 +39,8 @@ class TripwireReport:
     def on_evidence_failure(self, reason: str) -> None:
         logs.logger("evidence").error("evidence_not_written", reason=reason)
 
+    def on_attribution_failure(self, reason: str) -> None:
+        logs.logger("attribution").error("attribution_failed", reason=reason)
+
     def on_baseline_failure(self, reason: str) -> None:
         logs.logger("baselines").error("baseline_save_failed", reason=reason)

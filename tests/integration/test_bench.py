@@ -21,7 +21,7 @@ SAMPLE = '{"id": "a", "prompt": "p", "response": "r"}\n'
 
 def start(*arguments, **env):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("REWARD_")}
-    # Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
+    # A shell that runs the tests in the background has SIGINT ignored, and children inherit that.
     program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import sys; "
     program += "from rewardserve.cli import main; sys.exit(main(['bench', *sys.argv[1:]]))"
     command = [sys.executable, "-c", program, *map(str, arguments)]

@@ -94,7 +94,7 @@ def test_an_alert_keeps_a_report_of_its_moment(server):
 
 
 def test_too_few_samples_are_refused_with_their_numbers(server):
-    assert error(server.client.get("/tripwires/nobody/attribution")) == (404, "no_such_run")
+    assert error(server.client.get("/tripwires/unknown/attribution")) == (404, "no_such_run")
     train(server, 2, run="short")
     refused = server.client.get("/tripwires/short/attribution")
     assert error(refused) == (409, "too_few_samples")

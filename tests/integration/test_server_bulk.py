@@ -35,7 +35,7 @@ def files(tmp_path):
 
 
 def command(source, target, *flags, backend="echo"):
-    # Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
+    # A shell that runs the tests in the background has SIGINT ignored, and children inherit that.
     program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     program += (
         "from rewardserve.model.backends import BACKENDS; BACKENDS['drill'] = 'tests.support.service_backends:load'; "

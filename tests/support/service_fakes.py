@@ -70,7 +70,7 @@ class TripwireLog:
     def on_queue_failure(self, reason):
         self.failures.append(reason)
 
-    on_evidence_failure = on_baseline_failure = on_queue_failure
+    on_attribution_failure = on_evidence_failure = on_baseline_failure = on_queue_failure
 
 
 class MemoryBaselines:

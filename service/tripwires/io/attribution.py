@@ -23,6 +23,7 @@ from rewardserve.service.tripwires.attribution.growth import compare_with
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.sentences import report_sentences
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
+from rewardserve.service.tripwires.io.events import TripwireEvents
 from rewardserve.service.tripwires.io.run_texts import KeptSample, RunTexts
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 
@@ -89,8 +90,11 @@ class AlertedReport(NamedTuple):
 class Attribution:
     """Attribution for all runs. Belongs to one event loop. `cpu_share`: of a core, for reports."""
 
-    def __init__(self, monitor: RunMonitor, texts: RunTexts, clock: Clock, cpu_share: float) -> None:
+    def __init__(
+        self, monitor: RunMonitor, texts: RunTexts, clock: Clock, cpu_share: float, events: TripwireEvents
+    ) -> None:
         self.texts = texts
+        self._events = events
         self._monitor = monitor
         self._clock = clock
         self._cpu_share = cpu_share
@@ -158,7 +162,10 @@ class Attribution:
     async def _finish_for_alerts(
         self, label: str, wires: tuple[str, ...], computing: asyncio.Task[AttributionReport]
     ) -> None:
-        self._alerted[label] = AlertedReport(wires, await asyncio.shield(computing))
+        try:
+            self._alerted[label] = AlertedReport(wires, await asyncio.shield(computing))
+        except Exception as error:  # no request awaits this report
+            self._events.on_attribution_failure(type(error).__name__)
 
     async def _compute(
         self, label: str, early: Sequence[KeptSample], recent: Sequence[KeptSample], scorer: Scores

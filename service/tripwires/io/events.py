@@ -35,6 +35,10 @@ class TripwireEvents(Protocol):
         """Texts behind an alert are not written."""
         ...
 
+    def on_attribution_failure(self, reason: str) -> None:
+        """The report of an alert could not be computed."""
+        ...
+
     def on_baseline_failure(self, reason: str) -> None:
         """The file of baselines cannot be written, or could not be read."""
         ...

@@ -55,7 +55,7 @@ def bugs():
 
 
 @pytest.fixture
-def room(watched, bugs):
+def pool(watched, bugs):
     with closing(EncodePool(watched, 2, InferenceLog(on_encode_bug=bugs.append))) as encoder:
         yield encoder
 
@@ -71,15 +71,15 @@ def room(watched, bugs):
         ([Sample(input_ids=(1,) * _MAX_INLINE_IDS), IDS], False),
     ],
 )
-async def test_a_few_ids_are_encoded_on_the_spot_and_all_else_on_another_thread(room, watched, samples, here):
-    encoded = await room.encode(samples)
+async def test_a_few_ids_are_encoded_on_the_spot_and_all_else_on_another_thread(pool, watched, samples, here):
+    encoded = await pool.encode(samples)
     assert [len(e.ids) for e in encoded] == [3 if s in (TEXT, IDS) else _MAX_INLINE_IDS + 1 for s in samples]
     assert {thread is threading.current_thread() for thread in watched.threads} == {here}
 
 
 @pytest.mark.parametrize("trouble", ["bug", "panic"])
-async def test_a_bug_of_the_encoder_fails_one_sample_and_is_reported_without_its_message(room, bugs, trouble):
-    before, bad, empty, after = await room.encode(
+async def test_a_bug_of_the_encoder_fails_one_sample_and_is_reported_without_its_message(pool, bugs, trouble):
+    before, bad, empty, after = await pool.encode(
         [TEXT, Sample(text=trouble), Sample(input_ids=(), finish_reason="length"), IDS]
     )
     assert isinstance(before, Encoded)
@@ -90,13 +90,13 @@ async def test_a_bug_of_the_encoder_fails_one_sample_and_is_reported_without_its
     assert "what was said" not in bad.message
 
 
-async def test_a_process_that_cannot_be_started_is_a_shortage_and_no_bug(room, bugs):
-    (failed,) = await room.encode([Sample(text="shortage")])
+async def test_a_process_that_cannot_be_started_is_a_shortage_and_no_bug(pool, bugs):
+    (failed,) = await pool.encode([Sample(text="shortage")])
     assert isinstance(failed, EncodingFailed)
     assert "ulimit -u" in failed.message
     assert "bug" not in failed.message
     assert len(bugs) == 1, "the operator reads it in the log"
 
 
-def test_the_tokenizers_own_threads_are_not_used(room):
+def test_the_tokenizers_own_threads_are_not_used(pool):
     assert os.environ["TOKENIZERS_PARALLELISM"] == "false"

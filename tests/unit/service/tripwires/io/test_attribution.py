@@ -16,7 +16,7 @@ from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.io import attribution as module
 from rewardserve.service.tripwires.io.attribution import MAX_EDITED, Attribution, edited_pairs
 from rewardserve.service.tripwires.io.run_texts import KeptSample, RunTexts
-from tests.support.service_fakes import PATIENCE_S, StillClock
+from tests.support.service_fakes import PATIENCE_S, StillClock, TripwireLog
 
 NOUNS = [
     a + b for a in ("river", "stone", "wind", "lamp", "snow", "oak") for b in ("side", "field", "house", "bird", "way")
@@ -74,7 +74,7 @@ def build(clock):
         for label in labels:
             texts.add(runs, label, early)
             texts.add(runs, label, recent)
-        return Attribution(SimpleNamespace(runs=runs), texts, clock, share)
+        return Attribution(SimpleNamespace(runs=runs), texts, clock, share, TripwireLog())
 
     return build
 
@@ -177,6 +177,19 @@ async def test_a_report_of_alerts_is_of_the_samples_of_that_moment_and_stays(bui
     attribution._monitor.runs.clear()
     attribution.begin_for_alerts("ppo-7", ["repetition"], scores)  # of a run that is forgotten: nothing
     assert attribution.alerted("ppo-7") is None
+
+
+async def test_a_report_of_an_alert_that_cannot_be_computed_is_reported_without_its_message(build):
+    class Fails:
+        async def scores(self, samples):
+            raise RuntimeError("a text of a response")
+
+    attribution = build()
+    attribution.begin_for_alerts("ppo-7", ["repetition"], Fails())
+    await asyncio.wait_for(asyncio.gather(*attribution._alert_tasks), PATIENCE_S)
+    assert attribution.alerted("ppo-7") is None
+    assert attribution._events.failures == ["RuntimeError"]
+    assert (await attribution.report("ppo-7", Scores())).growth.findings, "the next one is computed"
 
 
 async def test_texts_of_a_forgotten_run_are_deleted_when_a_report_is_asked_for(build):

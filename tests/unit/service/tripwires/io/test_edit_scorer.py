@@ -14,13 +14,13 @@ from tests.support.service_fakes import PATIENCE_S, StillClock
 
 
 class Background:
-    """Scores a sample by its length; None for `bad`. Full after `room` chunks."""
+    """Scores a sample by its length; None for `bad`. Full after `max_chunks` chunks."""
 
-    def __init__(self, room=100):
-        self.chunks, self.room = [], room
+    def __init__(self, max_chunks=100):
+        self.chunks, self.max_chunks = [], max_chunks
 
     def submit(self, samples):
-        if len(self.chunks) == self.room:
+        if len(self.chunks) == self.max_chunks:
             return None
         self.chunks.append(len(samples))
         return asyncio.ensure_future(self._score(samples))
@@ -64,7 +64,7 @@ async def test_a_server_that_is_always_busy_or_full_scores_none():
     await asyncio.sleep(0.01)
     clock.advance(31.0)
     assert await asyncio.wait_for(scoring, PATIENCE_S) == [None] * 40
-    full = await EditScorer(Background(room=1), SimpleNamespace(n_samples=0), clock).scores(SAMPLES)
+    full = await EditScorer(Background(max_chunks=1), SimpleNamespace(n_samples=0), clock).scores(SAMPLES)
     assert full == [*(float(i) for i in range(1, 17)), *[None] * 24]
 
 
