@@ -317,11 +317,11 @@ WIRES: tuple[Wire, ...] = (
         ),
     ),
     Wire(
-        "audit_drift", AuditDrift(), 3.0, "page",
+        "audit_drift", AuditDrift(), 3.0,
         text=AlertText(
             summary="the audit judge's scores have fallen behind what the model's scores let expect at the start of the run",
-            confidence="At most one false alarm in 1,000 runs, whatever their length and the speed of the rise, while the judge "
-            "errs as it did at the start.",
+            confidence="At most one false alarm in 1,000 runs while the judge errs as it did at the start. A weak judge does not: "
+            "in the gym it fell behind in 4 of 17 healthy runs, where responses became unlike those that it knew.",
             action="Read twenty of the latest responses with the largest gap between the two scores next to twenty of the first "
             "step.",
         ),

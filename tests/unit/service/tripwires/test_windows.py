@@ -349,10 +349,10 @@ def test_the_audits_of_a_prompt_are_one_pair_of_means():
 
 
 @pytest.mark.parametrize("size", [1, 16, 128])
-def test_a_score_that_leaves_the_judge_behind_pages_in_the_same_step_whatever_the_size_of_requests(size):
+def test_a_score_that_leaves_the_judge_behind_trips_in_the_same_step_whatever_the_size_of_requests(size):
     rng = Random(2)
     monitor = RunMonitor(BaselineSource(Baseline()), MonitorLimits())
-    pages = []
+    warned = []
     for step in range(40):
         paid = max(0.0, step - 8) * 0.04
         samples = []
@@ -361,7 +361,5 @@ def test_a_score_that_leaves_the_judge_behind_pages_in_the_same_step_whatever_th
             audit = 0.6 * quality + 0.8 * rng.gauss(0, 1) - 0.7 * paid
             samples.append(SAMPLE._replace(prompt_hash=step * 128 + i, score=quality + 2.0 * paid, audit=audit))
         for i in range(0, 128, size):
-            pages += [
-                (a.wire, step) for a in monitor.observe("a", step, samples[i : i + size], 0.0) if a.severity == "page"
-            ]
-    assert pages[0] == ("audit_drift", 15)
+            warned += [(a.wire, step) for a in monitor.observe("a", step, samples[i : i + size], 0.0)]
+    assert ("audit_drift", 15) in warned
