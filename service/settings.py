@@ -168,7 +168,12 @@ class Tripwires(BaseModel):
     def _none_if_empty(cls, value: Any) -> Any:
         return None if value == "" else value
 
-    audit_share: float = Field(0.1, gt=0.0, le=1.0, description="share of the samples that the audit model scores")
+    audit_share: float = Field(
+        0.1,
+        gt=0.0,
+        le=1.0,
+        description="share of the samples that the audit model scores, after the start of a run, of which it scores every prompt",
+    )
 
 
 class AdmissionSettings(BaseModel):

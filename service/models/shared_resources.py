@@ -131,6 +131,7 @@ def _build_judge(
         batcher,
         pipeline,
         share=settings.tripwires.audit_share,
+        block=settings.tripwires.window,
         monitor=monitor,
         clock=clock,
         events=events,

@@ -100,6 +100,11 @@ class DriftTest:
         return sum(process.e_value for process in self._processes) / len(self._processes)
 
     @property
+    def is_learning(self) -> bool:
+        """Whether a start has not been learned yet."""
+        return any(process.start is None for process in self._processes)
+
+    @property
     def start(self) -> DriftStart | None:
         """The longest start that has been learned; None: none yet."""
         return next((p.start for p in reversed(self._processes) if p.start is not None), None)

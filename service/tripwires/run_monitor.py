@@ -88,6 +88,11 @@ class RunMonitor:
         """Count the score of one sample, and that of the audit judge."""
         self._counter.count_audit(self._table.open(name, owner, now, self.baseline_source), prompt_hash, score, audit)
 
+    def is_learning_audits(self, name: str | None, owner: str = "") -> bool:
+        """Whether `audit_drift` does not know yet which audits the scores of this run let expect."""
+        run = self._table.runs.get(self._table.label_of(name, owner))
+        return run is None or run.audit_drift.is_learning
+
     def add_sample_ids(self, name: str | None, ids: Iterable[tuple[int, int]], now: float, owner: str = "") -> None:
         """Count ids, and those that stand for several samples. `ids`: the hash of each id, with the hash of its sample."""
         self._counter.count_ids(self._table.open(name, owner, now, self.baseline_source), ids)

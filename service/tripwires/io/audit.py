@@ -1,30 +1,46 @@
 """The audit judge: a second model that clients never see, which scores a share of the samples too.
 
 It scores after the reply has been sent, with a separate batcher, so no request waits for it. Only the run monitor gets its
-scores. Knows nothing of HTTP.
+scores. `audit_sampling` chooses the samples. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
+from rewardserve.model.conversation import Sample
 from rewardserve.model.reward import Pipeline, Reward
 from rewardserve.model.scorer import Scorer
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import RowFailed
-from rewardserve.service.inference.background_scorer import BackgroundRewards, BackgroundScorer, is_in_share
+from rewardserve.service.inference.background_scorer import BackgroundRewards, BackgroundScorer
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.rewards import ScoredRow
+from rewardserve.service.tripwires.audit_sampling import AuditSampler
 from rewardserve.service.tripwires.io.events import TripwireEvents
 from rewardserve.service.tripwires.io.run_texts import RunTexts
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 
+_MAX_SAMPLERS = 64
+"""Runs whose chosen samples wait for the end of a block; the one with the oldest latest sample is left out."""
+
+
+class _Audited(NamedTuple):
+    """A sample to audit: its prompt and token ids as hashes, and its score on the calibrated scale."""
+
+    sample: Sample
+    prompt_hash: int
+    ids_hash: int
+    score: float
+
 
 class AuditJudge:
-    """Audit judge that scores `share` of the samples, chosen by their ids: the same samples on every replica. Owns its model."""
+    """Audit judge that scores `share` of the samples, and more at the start of a run, in blocks of `block`. Owns its model."""
 
     def __init__(
         self,
@@ -34,6 +50,7 @@ class AuditJudge:
         pipeline: Pipeline,
         *,
         share: float,
+        block: int,
         monitor: RunMonitor,
         clock: Clock,
         events: TripwireEvents,
@@ -42,7 +59,8 @@ class AuditJudge:
         self._scorer = scorer
         self._encoder = encoder
         self._batcher = batcher
-        self._share = share
+        self._share, self._block = share, block
+        self._samplers: OrderedDict[tuple[str | None, str], AuditSampler[_Audited]] = OrderedDict()
         self._monitor = monitor
         self._clock = clock
         self._events = events
@@ -52,31 +70,36 @@ class AuditJudge:
     def submit(
         self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed], run: str | None, owner: str = ""
     ) -> None:
-        """Submit the chosen samples of this run. Never waits."""
-        chosen = [
-            (row, hash(row.encoded.ids[: row.encoded.n_prompt] or row.encoded.ids), reward.changes[0])
-            for row, reward in zip(rows, rewards, strict=True)
-            if isinstance(reward, Reward) and is_in_share(row.encoded.ids, self._share)
-        ]
-        if not chosen:
-            return
+        """Submit the samples of this run that are chosen, at the end of each block. Never waits."""
+        sampler = self._sampler(run, owner)
+        is_learning = self._monitor.is_learning_audits(run, owner)
+        for row, reward in zip(rows, rewards, strict=True):
+            if isinstance(reward, Reward):
+                ids = row.encoded.ids
+                audited = _Audited(row.sample, hash(ids[: row.encoded.n_prompt] or ids), hash(ids), reward.changes[0])
+                chosen = sampler.add(audited, audited.prompt_hash, audited.ids_hash, is_learning=is_learning)
+                if chosen:
+                    self._score(chosen, run, owner)
 
-        scoring = self.background_scorer.submit([row.sample for row, _, _ in chosen])
+    def _sampler(self, run: str | None, owner: str) -> AuditSampler[_Audited]:
+        key = (run, owner)
+        if key not in self._samplers:
+            self._samplers[key] = AuditSampler(self._share, self._block)
+        self._samplers.move_to_end(key)
+        if len(self._samplers) > _MAX_SAMPLERS:
+            self._samplers.popitem(last=False)
+        return self._samplers[key]
+
+    def _score(self, chosen: Sequence[_Audited], run: str | None, owner: str) -> None:
+        scoring = self.background_scorer.submit([each.sample for each in chosen])
         if scoring is None:
             self._events.on_audit_skipped(len(chosen))
         else:
-            scoring.add_done_callback(
-                partial(
-                    self._count,
-                    [(prompt, score, hash(row.encoded.ids)) for row, prompt, score in chosen],
-                    run,
-                    owner,
-                )
-            )
+            scoring.add_done_callback(partial(self._count, chosen, run, owner))
 
     def _count(
         self,
-        known: Sequence[tuple[int, float, int]],
+        audited: Sequence[_Audited],
         run: str | None,
         owner: str,
         scoring: asyncio.Future[BackgroundRewards],
@@ -84,11 +107,12 @@ class AuditJudge:
         """Count each score with that of the judge, both on their calibrated scales."""
         if scoring.cancelled():
             return
-        for (prompt, score, ids_hash), reward in zip(known, scoring.result(), strict=True):
+        for each, reward in zip(audited, scoring.result(), strict=True):
             if reward is not None:
-                self._monitor.add_audit(run, prompt, score, reward.changes[0], self._clock.now(), owner)
+                audit = reward.changes[0]
+                self._monitor.add_audit(run, each.prompt_hash, each.score, audit, self._clock.now(), owner)
                 if self._texts is not None:
-                    self._texts.add_audit(self._monitor.label_of(run, owner), ids_hash, reward.changes[0])
+                    self._texts.add_audit(self._monitor.label_of(run, owner), each.ids_hash, audit)
 
     async def stop(self) -> None:
         """Cancel the samples that are being scored, and close the model."""

@@ -176,3 +176,11 @@ def test_huge_scores_end_no_test(huge):
     for i in range(40):
         test.add_window([PromptMeans(huge * (i % 2), -huge), PromptMeans(0.0, 0.0)] * 64)
     assert not isnan(test.e_value)
+
+
+def test_the_test_is_learning_until_it_knows_both_starts():
+    test = DriftTest()
+    for n in range(8):
+        assert test.is_learning, n
+        test.add_window([PromptMeans(each, each) for each in range(64)])
+    assert not test.is_learning

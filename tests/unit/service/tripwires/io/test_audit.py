@@ -19,6 +19,7 @@ from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.planner import BatchLimits
 from rewardserve.service.inference.rewards import ScoredRow
+from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.run_context import RunContext
 from tests.support.rewards import pipeline_of, watching
@@ -37,7 +38,7 @@ from tests.support.service_fakes import (
 async def open_judge():
     judges = []
 
-    def build(scorer=None, *, share=1.0, monitor=None, events=None):
+    def build(scorer=None, *, share=1.0, block=1, monitor=None, events=None):
         own = scorer or FakeScorer()
         batcher = Batcher(own, BatchLimits(10_000, 0.0), MonotonicClock(), InferenceLog())
         batcher.start()
@@ -49,6 +50,7 @@ async def open_judge():
             batcher,
             pipeline,
             share=share,
+            block=block,
             monitor=Audits() if monitor is None else monitor,
             clock=StillClock(),
             events=events or TripwireLog(),
@@ -65,6 +67,9 @@ async def open_judge():
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+SAMPLE = SampleFeatures(1, None, 0.0, 0.0, is_capped=False, traits=())
+
+
 def row(text):
     return ScoredRow(Sample(text=text), Encoded((*text.encode(), 0), 0), {"score": 9.0})
 
@@ -75,6 +80,11 @@ def reward(score):
 
 class Audits(list):
     """Stands in for the monitor: the score of each sample with that of the judge."""
+
+    is_learning = False
+
+    def is_learning_audits(self, run, owner):
+        return self.is_learning
 
     def add_audit(self, run, prompt_hash, score, audit, now, owner):
         self.append((score, audit))
@@ -106,16 +116,48 @@ async def test_rows_without_a_reward_are_not_judged(open_judge):
     assert heard == [(1.0, pytest.approx(z("b")))]
 
 
-async def test_a_share_is_chosen_by_the_ids_alone(open_judge):
-    rows = [row(f"text {i}") for i in range(2000)]
-    first, second = FakeScorer(), FakeScorer()
-    for scorer, order in ((first, rows), (second, rows[::-1])):
-        judge = open_judge(scorer, share=0.25)
-        for i in range(0, 2000, 100):
-            await judged(judge, order[i : i + 100], [reward(0.0)] * 100)
-    chosen = [{ids for batch in scorer.batches for ids in batch.rows} for scorer in (first, second)]
-    assert chosen[0] == chosen[1]
-    assert len(chosen[0]) == pytest.approx(500, abs=80)
+@pytest.mark.parametrize("size", [1, 16, 128])
+async def test_the_same_samples_are_judged_whatever_the_size_of_requests(open_judge, size):
+    rows = [row(f"text {i}") for i in range(256)]
+    whole, parts = FakeScorer(), FakeScorer()
+    for scorer, n in ((whole, 256), (parts, size)):
+        judge = open_judge(scorer, share=0.25, block=128)
+        for i in range(0, 256, n):
+            await judged(judge, rows[i : i + n], [reward(0.0)] * n)
+    chosen = [[ids for batch in scorer.batches for ids in batch.rows] for scorer in (whole, parts)]
+    assert sorted(chosen[0]) == sorted(chosen[1])
+    assert len(chosen[0]) == 64
+
+
+async def test_all_prompts_are_judged_while_the_monitor_learns_what_to_expect(open_judge):
+    heard = Audits()
+    heard.is_learning = True
+    judge = open_judge(share=0.01, block=128, monitor=heard)
+    await judged(judge, [row(f"text {i}") for i in range(128)], [reward(0.0)] * 128)
+    assert len(heard) == 128
+    heard.is_learning = False
+    await judged(judge, [row(f"text {i}") for i in range(128)], [reward(0.0)] * 128)
+    assert len(heard) == 129
+
+
+async def test_runs_do_not_share_a_block(open_judge):
+    heard = Audits()
+    judge = open_judge(share=1.0, block=2, monitor=heard)
+    for run in ("a", "b"):
+        judge.submit([row(run)], [reward(0.0)], run)
+    await finished(judge)
+    assert heard == []
+    judge.submit([row("c")], [reward(1.0)], "a", "key")
+    judge.submit([row("d")], [reward(2.0)], "a")
+    await finished(judge)
+    assert [score for score, _ in heard] == [0.0, 2.0]
+
+
+async def test_the_blocks_of_few_runs_are_kept(open_judge):
+    judge = open_judge(block=2)
+    for i in range(100):
+        judge.submit([row("a")], [reward(0.0)], f"run {i}")
+    assert [run for run, _ in judge._samplers] == [f"run {i}" for i in range(36, 100)]
 
 
 async def test_a_judge_that_is_slow_is_not_asked_more_than_it_can_answer(open_judge, monkeypatch):
@@ -145,3 +187,14 @@ async def test_audits_are_counted_for_the_run(open_judge):
     window = run.window
     assert (window["samples"], window["audited"], window["audited_score_positive"]) == (2, 2, 3.0)
     assert window.mean("audit") == pytest.approx((z("a") + z("b")) / 2)
+
+
+async def test_the_monitor_knows_of_each_run_whether_its_start_is_learned():
+    monitor = watching(StillClock(), window=16).monitor
+    assert monitor.is_learning_audits("new")
+    for n in range(512):
+        monitor.add_audit("old", n, float(n % 7), float(n % 5), 0.0)
+        if n % 64 == 63:
+            monitor.observe("old", 1, [SAMPLE] * 16 * 8, 0.0)
+    assert not monitor.is_learning_audits("old")
+    assert monitor.is_learning_audits("old", "another owner")
