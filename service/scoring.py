@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise, repeat
+from itertools import pairwise, repeat
 from math import isfinite
 from typing import Any, NamedTuple, TypeVar
 
@@ -147,11 +147,10 @@ class Scoring:
             # After admission: a refused request is retried, and must not be charged twice.
             charge_tokens(n_tokens)
             async with _within_deadline(deadline, self._clock):
-                ids = iter(context.ids if context is not None else ())
                 answered = await _gather_all(
                     [
-                        self._score_chunk(chunk, [*islice(ids, len(chunk))], deadline, context)
-                        for chunk in _chunks(samples)
+                        self._score_chunk(chunk, names, deadline, context)
+                        for chunk, names in _named_chunks(samples, context)
                     ]
                 )
         results = [result for chunk in answered for result in chunk]
@@ -218,7 +217,7 @@ class Scoring:
     async def _score_chunk(
         self,
         samples: Sequence[SampleOrError],
-        ids: Sequence[str | None],
+        names: _Names,
         deadline: float,
         context: RunContext | None,
     ) -> list[SampleResult]:
@@ -231,7 +230,7 @@ class Scoring:
         outcomes = await self._batcher.score(rows, deadline) if rows else []
         left = iter(outcomes)
         merged = [next(left) if isinstance(e, Encoded) else e for e in encoded]
-        return self._finished(samples, ids, encoded, merged, encode_s, context)
+        return self._finished(samples, names, encoded, merged, encode_s, context)
 
     async def _encode(self, samples: Sequence[SampleOrError]) -> list[Encoded | SampleError | RowFailed]:
         good = [s for s in samples if isinstance(s, Sample)]
@@ -241,7 +240,7 @@ class Scoring:
     def _finished(
         self,
         samples: Sequence[SampleOrError],
-        ids: Sequence[str | None],
+        names: _Names,
         encoded: Sequence[Encoded | SampleError | RowFailed],
         outcomes: Sequence[RowOutcome | SampleError],
         encode_s: float,
@@ -249,8 +248,10 @@ class Scoring:
     ) -> list[SampleResult]:
         """Compute rewards from the scores of rows, and build the results."""
         scored = [
-            ScoredRow(sample, row, outcome[0], name)
-            for sample, name, row, outcome in zip(samples, ids or repeat(None), encoded, outcomes, strict=False)
+            ScoredRow(sample, row, outcome[0], name, task or "")
+            for sample, name, task, row, outcome in zip(
+                samples, names.ids or repeat(None), names.tasks or repeat(None), encoded, outcomes, strict=False
+            )
             if isinstance(outcome, RowScored) and isinstance(row, Encoded) and isinstance(sample, Sample)
         ]
         rewards = compute_rewards(scored, self._pipeline) if scored else []
@@ -359,6 +360,24 @@ def _n_chars(sample: Sample) -> int:
     if isinstance(prompt, str):
         return len(prompt) + n_response
     return n_response + sum([len(m.content) for m in sample.messages or prompt or ()])
+
+
+class _Names(NamedTuple):
+    """Ids and tasks of the samples of one chunk; empty where the request has none."""
+
+    ids: Sequence[str | None]
+    tasks: Sequence[str | None]
+
+
+def _named_chunks(
+    samples: Sequence[SampleOrError], context: RunContext | None
+) -> Iterator[tuple[Sequence[SampleOrError], _Names]]:
+    ids, tasks = (context.ids, context.tasks) if context is not None else ((), ())
+    at = 0
+    for chunk in _chunks(samples):
+        end = at + len(chunk)
+        yield chunk, _Names(ids[at:end], tasks[at:end])
+        at = end
 
 
 def _chunks(samples: Sequence[SampleOrError]) -> list[Sequence[SampleOrError]]:

@@ -26,7 +26,8 @@ class Sample:
 
     `finish_reason="length"` marks a response that was cut off. `score_empty`: score an empty response at its end token
     instead of refusing it, for trainers that stop at a missing reward. Samples with the same `group` go to the same
-    server in one request; default: the prompt, or the whole text if its prompt is not known.
+    server in one request; default: the prompt, or the whole text if its prompt is not known. `task` names the task or data set
+    of the prompt: trip wires compare the samples of each task with the first ones of that task.
     """
 
     prompt: str | Sequence[Message] | None = None
@@ -39,6 +40,7 @@ class Sample:
     id: str | None = None
     group: str | None = None
     score_empty: bool = False
+    task: str | None = None
 
 
 class Item(NamedTuple):
@@ -103,7 +105,7 @@ def _drop_empty_fields(fields: dict[str, Any]) -> None:
 
 def _fields_of(sample: Sample, position: int) -> dict[str, Any]:
     where = f"samples[{position}]"
-    for name in ("response", "text", "finish_reason", "id", "group"):
+    for name in ("response", "text", "finish_reason", "id", "group", "task"):
         check_text(f"{where}.{name}", getattr(sample, name))
     for name, expected in (("prompt", "messages, or one text"), ("messages", "messages")):
         turns = getattr(sample, name)
@@ -122,6 +124,7 @@ def _fields_of(sample: Sample, position: int) -> dict[str, Any]:
         "reference_rewards": _numbers(f"{where}.reference_rewards", sample.reference_rewards, float) or None,
         "score_empty": sample.score_empty or None,
         "id": sample.id,
+        "task": sample.task or None,
     }
     return {name: value for name, value in fields.items() if value is not None}
 

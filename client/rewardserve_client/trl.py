@@ -35,6 +35,7 @@ def reward_function(
     eos_token_id: EndIds = None,
     kl: Callable[[Any], float | None] | None = None,
     rendered: bool = False,
+    task_column: str | None = None,
     name: str = "rewardserve",
 ) -> Callable[..., Awaitable[Rewards]]:
     """Build an `async def` for `reward_funcs`. It raises `RunBlocked` when a trip wire blocks the run.
@@ -42,7 +43,7 @@ def reward_function(
     `client`, `run`: default from the environment. `eos_token_id`: with it, a completion that ends with another id counts
     as cut off; without it, no completion does, as TRL does not pass that. `kl` computes, from the trainer's state, the
     policy's KL from its start in nats. `rendered`: prompts are plain text with the turns marked already, not the text of
-    a user turn.
+    a user turn. `task_column`: the column of your data set that names the task or source of a prompt.
     """
 
     async def reward(
@@ -55,7 +56,8 @@ def reward_function(
         **data: Any,
     ) -> Rewards:
         refuse_columns(data, rendered=rendered)
-        batch = samples(prompts, completions, completion_ids, eos_token_id, rendered=rendered)
+        tasks = _tasks(data, task_column)
+        batch = samples(prompts, completions, completion_ids, eos_token_id, rendered=rendered, tasks=tasks)
         origin = _run_and_step(run, trainer_state, kl)
         scores = await (client or shared.async_client()).score(batch, **origin)
         return _log_metrics(scores, name, log_metric, log_extra)
@@ -71,6 +73,7 @@ def blocking_reward_function(
     eos_token_id: EndIds = None,
     kl: Callable[[Any], float | None] | None = None,
     rendered: bool = False,
+    task_column: str | None = None,
     name: str = "rewardserve",
 ) -> Callable[..., Rewards]:
     """Build a blocking form of `reward_function`, for trainers that do not await."""
@@ -85,7 +88,8 @@ def blocking_reward_function(
         **data: Any,
     ) -> Rewards:
         refuse_columns(data, rendered=rendered)
-        batch = samples(prompts, completions, completion_ids, eos_token_id, rendered=rendered)
+        tasks = _tasks(data, task_column)
+        batch = samples(prompts, completions, completion_ids, eos_token_id, rendered=rendered, tasks=tasks)
         scores = (client or shared.client()).score(batch, **_run_and_step(run, trainer_state, kl))
         return _log_metrics(scores, name, log_metric, log_extra)
 
@@ -100,26 +104,44 @@ def samples(
     eos_token_id: EndIds,
     *,
     rendered: bool = False,
+    tasks: Sequence[str | None] | None = None,
 ) -> list[Sample]:
     """Convert TRL's arguments to samples. Messages stay messages: every turn of a completion is sent, the last is scored."""
     ends = frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id or ())
     ids: Sequence[Sequence[int]] = completion_ids if completion_ids is not None else [()] * len(prompts)
     return [
-        _sample(prompt, completion, _finish_reason(token_ids, ends), rendered=rendered)
-        for prompt, completion, token_ids in zip(prompts, completions, ids, strict=True)
+        _sample(prompt, completion, _finish_reason(token_ids, ends), task, rendered=rendered)
+        for prompt, completion, token_ids, task in zip(
+            prompts, completions, ids, tasks or [None] * len(prompts), strict=True
+        )
     ]
 
 
-def _sample(prompt: Text, completion: Text, finish_reason: str, *, rendered: bool) -> Sample:
+def _tasks(data: Mapping[str, Any], column: str | None) -> Sequence[str | None] | None:
+    """The tasks of the samples. Raise `Misconfigured` where the data set lacks the column, or it has other values than names."""
+    if column is None:
+        return None
+    tasks = data.get(column)
+    if tasks is None or not all(task is None or isinstance(task, str) for task in tasks):
+        raise Misconfigured(
+            f"task_column={column!r} is no column of names in your data set; columns: {', '.join(sorted(data))}"
+        )
+    return list(tasks)
+
+
+def _sample(prompt: Text, completion: Text, finish_reason: str, task: str | None, *, rendered: bool) -> Sample:
     if not isinstance(completion, str):
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else plain_messages(prompt)
-        return Sample(messages=[*turns, *plain_messages(completion)], finish_reason=finish_reason)
+        return Sample(messages=[*turns, *plain_messages(completion)], finish_reason=finish_reason, task=task)
     if rendered:
         if not isinstance(prompt, str):
             raise Misconfigured("rendered=True needs prompts of plain text, and this prompt consists of messages")
-        return Sample(text=prompt + completion, finish_reason=finish_reason, group=prompt)
+        return Sample(text=prompt + completion, finish_reason=finish_reason, group=prompt, task=task)
     return Sample(
-        prompt if isinstance(prompt, str) else plain_messages(prompt), completion, finish_reason=finish_reason
+        prompt if isinstance(prompt, str) else plain_messages(prompt),
+        completion,
+        finish_reason=finish_reason,
+        task=task,
     )
 
 

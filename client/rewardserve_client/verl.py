@@ -4,7 +4,8 @@
 
 verl calls it once a sample. The prompt is not among its arguments: it is read from `extra_info["prompt"]`, which your
 data must carry (a text or a list of messages); the agent loop adds `raw_prompt` by itself. verl strips special tokens
-and does not pass whether a response was cut off; your data can set `extra_info["finish_reason"]`.
+and does not pass whether a response was cut off; your data can set `extra_info["finish_reason"]`. verl's `data_source` is sent
+as the task of the sample.
 
 A sample without a reward raises. The managers `naive`, `dapo`, `gdpo` and `remote` end the run then; `rate_limited`
 would return 0.0 instead, so do not use it. Every result has the same keys, as verl demands.
@@ -40,7 +41,7 @@ async def compute_score(
 
     Raise `NotScored`, or the exceptions of `AsyncRewardClient.score`.
     """
-    sample = sample_of(solution_str, extra_info or {}, prompt_key)
+    sample = sample_of(solution_str, extra_info or {}, prompt_key, data_source)
     return to_verl(await shared.async_client().score([sample], run=run or run_from(), step=step_of(extra_info or {})))
 
 
@@ -55,11 +56,13 @@ def compute_score_blocking(
     **_given: Any,
 ) -> dict[str, float]:
     """Score as `compute_score` does, for the manager `remote`, which cannot await."""
-    sample = sample_of(solution_str, extra_info or {}, prompt_key)
+    sample = sample_of(solution_str, extra_info or {}, prompt_key, data_source)
     return to_verl(shared.client().score([sample], run=run or run_from(), step=step_of(extra_info or {})))
 
 
-def sample_of(solution_str: str, extra_info: Mapping[str, Any], prompt_key: str | None = None) -> Sample:
+def sample_of(
+    solution_str: str, extra_info: Mapping[str, Any], prompt_key: str | None = None, data_source: str | None = None
+) -> Sample:
     """Build the sample. Raise `Misconfigured` if the data has no prompt, or fields that cannot be sent."""
     refuse_columns(extra_info)
     keys = PROMPT_KEYS if prompt_key is None else (prompt_key,)
@@ -68,7 +71,7 @@ def sample_of(solution_str: str, extra_info: Mapping[str, Any], prompt_key: str 
         raise Misconfigured(f"extra_info has no prompt under {' or '.join(keys)}: add it to your data")
     finish_reason = "length" if extra_info.get("finish_reason") == "length" else "stop"
     turns = prompt if isinstance(prompt, str) else plain_messages(prompt)
-    return Sample(turns, solution_str, finish_reason=finish_reason, score_empty=True)
+    return Sample(turns, solution_str, finish_reason=finish_reason, score_empty=True, task=data_source)
 
 
 def step_of(extra_info: Mapping[str, Any]) -> int | None:

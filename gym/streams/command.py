@@ -90,6 +90,13 @@ def _arguments() -> argparse.Namespace:
     add("--batch", type=int, default=128, help="samples of a step")
     add("--top", type=float, default=0.8, help="share of exploiting responses at the end")
     add("--per-request", nargs="+", type=int, default=[0], help="samples of a request; 0: a whole step")
+    add(
+        "--tasks",
+        nargs="+",
+        choices=("none", "named"),
+        default=["none"],
+        help="whether samples name the file of their prompt",
+    )
     add("--world", choices=("planted", "real"), default="planted", help="source of scores")
     add("--quality", choices=("model", "noise"), default="model",
         help="honest scores of the planted world: those that the model has given to base texts before, or random ones")  # fmt: skip
@@ -141,7 +148,10 @@ def _arguments() -> argparse.Namespace:
 
 def _specs(given: argparse.Namespace) -> Iterator[StreamSpec]:
     """Streams with all settings. Honest ones do not depend on the pay of an exploit."""
-    traffics = [Traffic(size, share, given.config) for share, size in product(given.judge_share, given.per_request)]
+    traffics = [
+        Traffic(size, share, given.config, tasks == "named")
+        for share, size, tasks in product(given.judge_share, given.per_request, given.tasks)
+    ]
     is_real = given.world == "real"
     pays = [(0.0, 0.0)] if is_real else list(zip(given.bonus, given.penalty, strict=True))
     for traffic, n_steps, (bonus, penalty) in product(traffics, given.steps, pays):

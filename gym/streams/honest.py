@@ -55,22 +55,13 @@ def groups_of_64(plan: Plan) -> Steps:
     return _groups(plan, 64)
 
 
-def _sources(plan: Plan) -> Steps:
+def other_source(plan: Plan) -> Steps:
+    """A curriculum: the source of prompts changes in the middle."""
     names = random.Random(f"{plan.seed} sources").sample(plan.texts.tasks[:4], k=min(2, len(plan.texts.tasks)))
     half = plan.n_steps // 2
     return plan.texts.steps(plan.seed, half, plan.batch, names[:1]) + plan.texts.steps(
         plan.seed, plan.n_steps - half, plan.batch, names[-1:]
     )
-
-
-def other_source(plan: Plan) -> Steps:
-    """A curriculum: the source of prompts changes in the middle. The client does not name the task."""
-    return [[sample._replace(task="") for sample in step] for step in _sources(plan)]
-
-
-def other_source_named(plan: Plan) -> Steps:
-    """The same with the name of the task."""
-    return _sources(plan)
 
 
 def longer(plan: Plan) -> Steps:
@@ -178,7 +169,7 @@ def improvement(plan: Plan) -> Steps:
 HONEST: dict[str, Callable[[Plan], Steps]] = {
     f.__name__: f
     for f in (
-        Plan.stationary, groups_of_8, groups_of_16, groups_of_64, other_source, other_source_named, longer, second_epoch,
+        Plan.stationary, groups_of_8, groups_of_16, groups_of_64, other_source, longer, second_epoch,
         lower_temperature, task_mix, other_language, improvement,
     )
 }  # fmt: skip

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from gym.streams.texts import Prompt, Steps, StreamSample
 from gym.streams.worlds import PLANTED_SCALE, Scale, Scored
@@ -40,6 +40,11 @@ MAX_TOKENS = 1 << 20
 STEP_S = 30.0
 """Seconds of the replay's clock between two steps."""
 
+_KEPT_ROWS = 1_024
+"""Rows of earlier steps that the tables still know: the judge scores samples in blocks, which may span steps."""
+
+K = TypeVar("K")
+V = TypeVar("V")
 Tokenize = Callable[[Sequence[str]], list[tuple[int, ...]]]
 """Ids of each text, above `END_ID` and below `FIRST_PROMPT_ID`."""
 
@@ -64,11 +69,15 @@ class Replay:
 
 @dataclass(frozen=True)
 class Traffic:
-    """The way in which samples arrive. `per_request` 0: a whole step. `judge_share` 0: no audit judge. `config`: of the wires."""
+    """The way in which samples arrive. `per_request` 0: a whole step. `judge_share` 0: no audit judge. `config`: of the wires.
+
+    `names_tasks`: requests have the names of the samples' tasks.
+    """
 
     per_request: int = 0
     judge_share: float = 0.1
     config: Path | None = None
+    names_tasks: bool = False
 
 
 class ReplayClock(MonotonicClock):
@@ -84,7 +93,7 @@ class ReplayClock(MonotonicClock):
 
 @dataclass
 class TableEncoder:
-    """Encoder that knows the rows of one step."""
+    """Encoder that knows the rows of the latest steps."""
 
     rows: dict[tuple[Prompt, str], Encoded] = field(default_factory=dict)
 
@@ -109,7 +118,7 @@ class TableEncoder:
 
 @dataclass
 class TableScorer:
-    """Scorer that knows the heads of the rows of one step."""
+    """Scorer that knows the heads of the rows of the latest steps."""
 
     scores: dict[tuple[int, ...], HeadScores] = field(default_factory=dict)
     max_tokens: int = MAX_TOKENS
@@ -162,8 +171,8 @@ async def _replay(
         for at in range(0, len(step), size):
             samples = [Sample(prompt=s.prompt, response=s.response) for s in step[at : at + size]]
             ids = [f"{number}-{at + i}" for i in range(len(samples))]
-            # A context has no tasks of samples yet; those of the stream are `StreamSample.task`.
-            results = await runtime.scoring.score(samples, math.inf, RunContext(RUN, number, ids=ids))
+            tasks = [s.task or None for s in step[at : at + size]] if traffic.names_tasks else []
+            results = await runtime.scoring.score(samples, math.inf, RunContext(RUN, number, ids=ids, tasks=tasks))
             assert all(result.failure is None for result in results), "every sample has a score"
             if resources.judge is not None:
                 await asyncio.gather(*resources.judge.background_scorer.tasks)
@@ -209,14 +218,23 @@ def _fill(
     scorer: TableScorer,
     judge_scorer: TableScorer,
 ) -> None:
-    """Set the rows of a step. The ids of a prompt are one id, because wires inspect the ids of responses alone."""
-    encoder.rows, scorer.scores, judge_scorer.scores = {}, {}, {}
+    """Add the rows of a step, and forget old ones. The ids of a prompt are one id, because wires inspect the ids of responses
+    alone.
+    """
+    most = _KEPT_ROWS + len(step)
     for sample, (heads, audit), ids in zip(step, scored, tokenize([s.response for s in step]), strict=True):
         prompt_id = prompt_ids.setdefault(sample.prompt, FIRST_PROMPT_ID + len(prompt_ids))
         row = (prompt_id, *ids, END_ID)
-        encoder.rows[sample.prompt, sample.response] = Encoded(row, 1)
-        scorer.scores[row] = heads
-        judge_scorer.scores[row] = {"score": math.nan if audit is None else audit}
+        _remember(encoder.rows, (sample.prompt, sample.response), Encoded(row, 1), most)
+        _remember(scorer.scores, row, heads, most)
+        _remember(judge_scorer.scores, row, {"score": math.nan if audit is None else audit}, most)
+
+
+def _remember(rows: dict[K, V], key: K, value: V, most: int) -> None:
+    rows.pop(key, None)
+    rows[key] = value
+    while len(rows) > most:
+        del rows[next(iter(rows))]
 
 
 class _Recorder:

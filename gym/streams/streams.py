@@ -16,9 +16,12 @@ from typing import Any, Literal
 from gym.streams.exploits import Corpus, Edit, draw, exploited
 from gym.streams.honest import HONEST, Better, Plan
 from gym.streams.replay import Traffic
-from gym.streams.texts import Steps, StreamSample, Texts, to_prompt
+from gym.streams.texts import Prompt, Steps, StreamSample, Texts, to_prompt
 from gym.streams.worlds import Planted
 from rewardserve.model.traits import Lexicon
+
+UNKNOWN_TASK = "made"
+"""Task of prompts that a file of streams has made."""
 
 Source = Literal["drawn", "exploits", "honest", "honest file", "recorded"]
 
@@ -66,7 +69,8 @@ class StreamSpec:
         wander = f" wander {planted.wander:g}" if planted.wander and self.traffic.judge_share else ""
         size = self.traffic.per_request or "step"
         world = "real" if self.is_real else "recorded" if self.source == "recorded" else "planted"
-        return f"{world}, {judge}{wander}, {self.n_steps} steps, request {size}"
+        tasks = ", tasks named" if self.traffic.names_tasks else ""
+        return f"{world}, {judge}{wander}, {self.n_steps} steps, request {size}{tasks}"
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,20 @@ class StreamSource:
         if spec.source == "honest file":
             assert spec.file is not None
             made: Callable[[int], Any] = functions_of(spec.file, "HONEST")[spec.name]
-            return [[_sample(prompt, response) for prompt, response in step] for step in made(spec.seed)]
+            return [[self._named(_sample(*pair)) for pair in step] for step in made(spec.seed)]
         if spec.source == "recorded":
             assert spec.file is not None
             return read_recorded(spec.file)[0]
         edit = self._edit(spec)
         return exploited(self.texts.steps(spec.seed, spec.n_steps, spec.batch), edit, spec.seed, spec.top)
+
+    @cached_property
+    def _tasks(self) -> Mapping[Prompt, str]:
+        return {pair.prompt: pair.task for pair in self.texts.pairs}
+
+    def _named(self, sample: StreamSample) -> StreamSample:
+        """The sample with the file of its prompt as its task, or with one name for all prompts of no file."""
+        return sample._replace(task=self._tasks.get(sample.prompt, UNKNOWN_TASK))
 
     def _edit(self, spec: StreamSpec) -> Edit:
         if spec.source == "drawn":

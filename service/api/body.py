@@ -331,9 +331,9 @@ def _decode_any_slow(content: bytes, error: Exception) -> Any:
 
 
 def _check_names(decoded: Any) -> None:
-    """Raise `UnicodeEncodeError` for a lone surrogate in an id, which `check` refuses too."""
+    """Raise `UnicodeEncodeError` for a lone surrogate in an id or a task, which `check` refuses too."""
     items = decoded.samples if hasattr(decoded, "samples") else decoded.comparisons
-    "".join(each.id or "" for each in items).encode()
+    "".join((each.id or "") + (getattr(each, "task", None) or "") for each in items).encode()
 
 
 def _raise_for(content: bytes, error: Exception) -> None:

@@ -32,6 +32,16 @@ def is_printable(text: str) -> bool:
 
 
 @lru_cache(maxsize=1024)
+def check_task_name(task: str) -> str:
+    """Return the name of a task, whose length is checked. Raise `InvalidRequest` for a name that cannot be displayed."""
+    if not is_printable(task):
+        raise InvalidRequest(
+            "task has a non-printable character, as such or percent-encoded: send a plain name", field="task"
+        )
+    return task
+
+
+@lru_cache(maxsize=1024)
 def check_run_name(run: str) -> str:
     """Return the name of a run. Raise `InvalidRequest` for a name that cannot be displayed or be a part of a URL."""
     if len(run) > MAX_NAME_CHARS:

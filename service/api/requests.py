@@ -42,6 +42,14 @@ Step = Annotated[
     Annotated[int, Meta(ge=0, le=MAX_STEP)] | None,
     doc("training step of the run. Same as ?step= or the header x-step; different values are refused", 120),
 ]
+Task = Annotated[
+    Name | None,
+    doc(
+        "name of the task or data set that the prompt is from, for the trip wires: each task of a run has a separate baseline; "
+        "empty: none",
+        "math",
+    ),
+]
 ResultId = Annotated[
     Name | None, doc("returned in the reply, which has the order of the request; default: the index", "a")
 ]
@@ -89,6 +97,7 @@ class SampleIn(StrictRecord, frozen=True, gc=False):
     score_empty: Annotated[
         bool, doc("score an empty or blank response at its end token, instead of refusing it", False)
     ] = False
+    task: Task = None
 
 
 class ScoreRequest(StrictRecord, frozen=True, gc=False):
@@ -99,7 +108,13 @@ class ScoreRequest(StrictRecord, frozen=True, gc=False):
             "run": "ppo-7",
             "step": 120,
             "samples": [
-                {"id": "a", "prompt": "What is two plus two?", "response": "Four.", "finish_reason": "stop"},
+                {
+                    "id": "a",
+                    "prompt": "Add two and two.",
+                    "response": "Four.",
+                    "finish_reason": "stop",
+                    "task": "math",
+                },
                 {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]},
                 {"text": "a conversation that the client has rendered"},
                 {"input_ids": [1, 2, 3]},
@@ -210,6 +225,8 @@ def _n_strings_of_samples(samples: list[SampleIn]) -> int:
             n += 1
         if sample.score_empty:
             n += 1
+        if sample.task is not None:
+            n += 2
     return n
 
 

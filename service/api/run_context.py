@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 
 from starlette.types import Scope
 
-from rewardserve.service.api.names import check_run_name
+from rewardserve.service.api.names import check_run_name, check_task_name
 from rewardserve.service.api.requests import MAX_STEP
 from rewardserve.service.auth.api_keys import RunPermissions
 from rewardserve.service.errors import InvalidRequest, RunNotAllowed
@@ -85,18 +85,24 @@ def single_value(field: str, first: T | None, second: T | None) -> T | None:
 
 
 def run_context_of(
-    scope: Scope, run: str | None, step: int | None, kl: float | None = None, ids: Sequence[str | None] = ()
+    scope: Scope,
+    run: str | None,
+    step: int | None,
+    kl: float | None = None,
+    ids: Sequence[str | None] = (),
+    tasks: Sequence[str | None] = (),
 ) -> RunContext:
-    """Determine the run of a request and its owner. Raise `InvalidRequest` for an invalid name of a run, and `RunNotAllowed` if the
-    key may not send the run.
+    """Determine the run of a request and its owner. Raise `InvalidRequest` for an invalid name of a run or task, and
+    `RunNotAllowed` if the key may not send the run.
 
     A request without a run gets that of its key, if the key is bound to exactly one. The context is stored in the state of the
     request, so that the idempotency store can withhold the response of a run that is blocked later.
     """
     run = check_run_name(run) if run else None
+    tasks = [check_task_name(task) if task else None for task in tasks] if any(tasks) else ()
     caller: RunPermissions | None = scope["state"].get("permissions")
     if caller is None:
-        context = RunContext(run, step, kl, ids)
+        context = RunContext(run, step, kl, ids, tasks=tasks)
     else:
         run = run or caller.runs.only_name
         if run is not None and not caller.may_send(run):
@@ -104,7 +110,7 @@ def run_context_of(
             raise RunNotAllowed(
                 f"this key {reason}: send another run, or see runs= in docs/how-to/security.md", field="run"
             )
-        context = RunContext(run, step, kl, ids, caller.owner, bool(caller.runs))
+        context = RunContext(run, step, kl, ids, caller.owner, bool(caller.runs), tasks)
     scope["state"]["run_context"] = context
     return context
 

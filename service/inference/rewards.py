@@ -17,12 +17,13 @@ from rewardserve.service.errors import RowFailed, ScoreNotFinite, ScorerBug
 
 
 class ScoredRow(NamedTuple):
-    """A sample with the scores of its row. `id` is the name that its client gave it."""
+    """A sample with the scores of its row. `id` is the name that its client gave it, `task` that of its task, "" without one."""
 
     sample: Sample
     encoded: Encoded
     heads: HeadScores
     id: str | None = None
+    task: str = ""
 
 
 def compute_rewards(rows: Sequence[ScoredRow], pipeline: Pipeline) -> list[Reward | RowFailed]:

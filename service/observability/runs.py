@@ -138,7 +138,7 @@ def _add_sums(samples: _Samples, state: Run) -> None:
 
 def _add_baseline(samples: _Samples, state: Run) -> None:
     named = {component(i): name for i, name in enumerate(state.baseline_source.components)}
-    for of, stat in state.baseline.stats.items():
+    for of, stat in state.exported_baseline.stats.items():
         for order, value in enumerate(_powers(stat)):
             if of in named:
                 samples.add("run_component_baseline_moment", value, component=named[of], order=str(order))

@@ -20,7 +20,10 @@ a policy that has collapsed onto one text looks the same."""
 
 
 class Alert(NamedTuple):
-    """Alert of a wire: `statistic` exceeded `threshold`. `evidence` are hashes of samples that show it."""
+    """Alert of a wire: `statistic` exceeded `threshold`. `evidence` are hashes of samples that show it.
+
+    `task`: the statistic is that of the samples of one task; "": of all samples.
+    """
 
     wire: str
     severity: Severity
@@ -28,3 +31,4 @@ class Alert(NamedTuple):
     threshold: float
     step: int | None
     evidence: tuple[str, ...]
+    task: str = ""

@@ -98,7 +98,11 @@ class BaselineSource:
 
     def baseline_of(self, run: str) -> Baseline:
         """The baseline that a run begins with."""
-        return self.default if self.store is None else self.store.baselines.get(run, self.default)
+        return self.learned(run) or self.default
+
+    def learned(self, run: str) -> Baseline | None:
+        """The baseline that a run has learned before; None: none."""
+        return None if self.store is None else self.store.baselines.get(run)
 
     def keep_learned(self, run: str, baseline: Baseline) -> None:
         """Store the baseline that a run has learned, unless it has one from before."""

@@ -13,6 +13,10 @@ the hypothesis W is a nonnegative supermartingale for any distribution and any d
 A judge that wanders is no exploit, so the band grows with how far window means have fallen again so far, which is known before
 each bet.
 
+Where the client names tasks, each is compared with its own start: score and judge are taken relative to the task's first prompts,
+so a curriculum moves neither. The standard error of the start is then that of a mean over tasks with the shares of the latest
+windows, and a task that begins later learns its start first.
+
 The change may begin at any window: the bets begin at window k with the weight 1/(k (k + 1)), all of which sum to 1, so the
 mixture is an e-process too (Shin, Ramdas and Rinaldo, 2203.03532). It costs two numbers for each λ, and the log of the time until
 detection. Pure.
@@ -20,7 +24,7 @@ detection. Pure.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import hypot, sqrt
@@ -49,13 +53,19 @@ _MIN_STD: Final = 0.05
 _NEWEST: Final = 0.1
 """Weight of the newest window in smoothed means."""
 _MAX_WEALTH: Final = 1e100
+_MIN_PROMPTS_OF_TASK: Final = 8
+"""Fewest prompts of a task that takes part in the start of a run; a task with fewer learns its own start."""
 
 
 class PromptMeans(NamedTuple):
-    """Means over the audited responses to one prompt in one window, on the calibrated scales of the model and of the judge."""
+    """Means over the audited responses to one prompt in one window, on the calibrated scales of the model and of the judge.
+
+    `task` is the client's name of the prompt's task, "" without one.
+    """
 
     score: float
     audit: float
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +86,10 @@ class DriftStart:
         """How far the judge is below the line, in standard deviations, clipped."""
         return _clipped((self.intercept + self.slope * prompt.score - prompt.audit) / self.std)
 
-    def delta(self, band: float, score: float) -> float:
-        """The largest mean residual under the hypothesis, at a mean score."""
+    def delta(self, band: float, score: float, n: float | None = None) -> float:
+        """The largest mean residual under the hypothesis, at a mean score. `n`: prompts of a start with other shares of tasks."""
         leverage = hypot(1.0, (score - self.score_mean) / self.score_std)
-        return min(_MAX_DELTA, band + _STANDARD_ERRORS * leverage / sqrt(self.n))
+        return min(_MAX_DELTA, band + _STANDARD_ERRORS * leverage / sqrt(n or self.n))
 
 
 class DriftTest:
@@ -120,12 +130,27 @@ class DriftTest:
             process.restart()
 
 
+@dataclass(slots=True)
+class _Task:
+    """The start of a task: of `n` prompts, with the means that scores are taken relative to. `share` is of the latest prompts."""
+
+    n: int
+    score: float
+    audit: float
+    share: float = 0.0
+
+    def centred(self, prompt: PromptMeans) -> PromptMeans:
+        return PromptMeans(prompt.score - self.score, prompt.audit - self.audit, prompt.task)
+
+
 class _Process:
     """An e-process that learns a start of at least so many prompts and windows, then bets."""
 
     def __init__(self, band: float, min_prompts: int, min_windows: int) -> None:
         self._band, self._min_prompts, self._min_windows = band, min_prompts, min_windows
         self._learned: list[list[PromptMeans]] = []
+        self._tasks: dict[str, _Task] = {}
+        self._new: dict[str, list[PromptMeans]] = {}
         self._wander = _Wander()
         self._score = 0.0
         self.start: DriftStart | None = None
@@ -140,13 +165,40 @@ class _Process:
         if self.start is None:
             self._learned.append(list(prompts))
             if len(self._learned) >= self._min_windows and sum(map(len, self._learned)) >= self._min_prompts:
-                self.start = _start_of(self._learned, self._band)
-                self._score = self.start.score_mean
-                self._learned.clear()
+                self._begin()
             return
-        start, n = self.start, self._n_windows + 1
+        known = [self._tasks[p.task].centred(p) for p in prompts if p.task in self._tasks]
+        if known:
+            self._bet(self.start, known)
+        self._learn_tasks(self.start, [p for p in prompts if p.task not in self._tasks])
+
+    def _begin(self) -> None:
+        """Learn the start from the prompts so far. One task alone needs no other reference than the line."""
+        by_task = _by_task(prompt for window in self._learned for prompt in window)
+        is_only = len(by_task) == 1
+        for task, prompts in by_task.items():
+            if is_only:
+                self._tasks[task] = _Task(len(prompts), 0.0, 0.0)
+            elif len(prompts) >= _MIN_PROMPTS_OF_TASK:
+                self._tasks[task] = _Task(len(prompts), *_means(prompts))
+        windows = [
+            [self._tasks[p.task].centred(p) for p in window if p.task in self._tasks] for window in self._learned
+        ]
+        self._learned.clear()
+        windows = [window for window in windows if window]
+        if len(windows) < self._min_windows:
+            self._tasks.clear()
+            return
+        self.start = _start_of(windows, self._band)
+        self._score = self.start.score_mean
+        for each in self._tasks.values():
+            each.share = each.n / self.start.n
+
+    def _bet(self, start: DriftStart, prompts: Sequence[PromptMeans]) -> None:
+        n = self._n_windows + 1
         ys = [start.residual(prompt) for prompt in prompts]
-        delta = start.delta(max(start.band, _WANDERS * self._wander.std), self._score)
+        n_start = 1.0 / sum(each.share * each.share / each.n for each in self._tasks.values())
+        delta = start.delta(max(start.band, _WANDERS * self._wander.std), self._score, n_start)
         self._wealth = [
             _after(wealth + 1.0 / (n * (n + 1)), bet, ys, delta)
             for wealth, bet in zip(self._wealth, _BETS, strict=True)
@@ -155,10 +207,34 @@ class _Process:
         self._wander.add_window(ys)
         self._score += _NEWEST * (sum(prompt.score for prompt in prompts) / len(prompts) - self._score)
         self.shift += _NEWEST * (sum(ys) / len(ys) - self.shift)
+        counts = Counter(prompt.task for prompt in prompts)
+        for task, each in self._tasks.items():
+            each.share += _NEWEST * (counts[task] / len(prompts) - each.share)
+
+    def _learn_tasks(self, start: DriftStart, prompts: Sequence[PromptMeans]) -> None:
+        """Learn the means of tasks that have begun later: their first prompts are put on the line."""
+        for task, of_task in _by_task(prompts).items():
+            known = self._new.setdefault(task, [])
+            known += of_task
+            if 2 * len(known) >= self._min_prompts:
+                score, audit = _means(self._new.pop(task))
+                on_line = start.intercept + start.slope * start.score_mean
+                self._tasks[task] = _Task(len(known), score - start.score_mean, audit - on_line)
 
     @property
     def e_value(self) -> float:
         return sum(self._wealth) / len(_BETS) + 1.0 / (self._n_windows + 1)
+
+
+def _by_task(prompts: Iterable[PromptMeans]) -> dict[str, list[PromptMeans]]:
+    by_task: dict[str, list[PromptMeans]] = {}
+    for prompt in prompts:
+        by_task.setdefault(prompt.task, []).append(prompt)
+    return by_task
+
+
+def _means(prompts: Sequence[PromptMeans]) -> tuple[float, float]:
+    return sum(p.score for p in prompts) / len(prompts), sum(p.audit for p in prompts) / len(prompts)
 
 
 class _Wander:

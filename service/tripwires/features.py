@@ -15,7 +15,7 @@ class SampleFeatures(NamedTuple):
     the audit judge, where it scored the sample. `spread` is the disagreement of the members of an ensemble. `distance` is the
     distance of its hidden state from those of the calibration, where the model has one. `evidence` names the sample in an alert:
     a hash, never text. `components` are the contributions of the components of the reward, where it has several.
-    `is_honeypot_hit` is None where the prompt is no honeypot.
+    `is_honeypot_hit` is None where the prompt is no honeypot. `task` is the client's name of the task or data set, "" without one.
     """
 
     prompt_hash: int
@@ -31,3 +31,4 @@ class SampleFeatures(NamedTuple):
     evidence: str = ""
     components: tuple[float, ...] = ()
     is_honeypot_hit: bool | None = None
+    task: str = ""

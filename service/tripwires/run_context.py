@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 
 class RunContext(NamedTuple):
-    """The run as its client gives it. `kl`: of the policy from its start, in nats. `ids`: of the samples; None for one without.
+    """The run as its client gives it. `kl`: of the policy from its start, in nats. `ids` and `tasks`: of the samples; None for one
+    without, empty where no sample has one.
 
     `owner`: the name of the API key, "" without keys; `is_bound`: that key may send certain runs only.
     """
@@ -18,3 +19,4 @@ class RunContext(NamedTuple):
     ids: Sequence[str | None] = ()
     owner: str = ""
     is_bound: bool = False
+    tasks: Sequence[str | None] = ()

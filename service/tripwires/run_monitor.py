@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from rewardserve.service.tripwires.alert import CANARY, VOTE, Alert
 from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.drift import PromptMeans
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_state import MonitorLimits, Run
 from rewardserve.service.tripwires.run_table import CANARIES, RunTable
@@ -83,10 +84,18 @@ class RunMonitor:
         return self._counter.count(run, new, now)
 
     def add_audit(
-        self, name: str | None, prompt_hash: int, score: float, audit: float, now: float, owner: str = ""
+        self,
+        name: str | None,
+        prompt_hash: int,
+        score: float,
+        audit: float,
+        now: float,
+        owner: str = "",
+        task: str = "",
     ) -> None:
         """Count the score of one sample, and that of the audit judge."""
-        self._counter.count_audit(self._table.open(name, owner, now, self.baseline_source), prompt_hash, score, audit)
+        run = self._table.open(name, owner, now, self.baseline_source)
+        self._counter.count_audit(run, prompt_hash, PromptMeans(score, audit, task))
 
     def is_learning_audits(self, name: str | None, owner: str = "") -> bool:
         """Whether `audit_drift` does not know yet which audits the scores of this run let expect."""

@@ -16,6 +16,7 @@ from rewardserve.service.tripwires.drift import DriftTest, PromptMeans
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.running_sums import RunningSums
 from rewardserve.service.tripwires.statistics import AuditDivergence, HoneypotHitRate, WindowMeans
+from rewardserve.service.tripwires.strata import MAX_TASKS, OTHER_TASKS, Stratum, learned_so_far, mixed_baseline
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,10 @@ class MonitorLimits:
 
 
 class WindowSample(NamedTuple):
-    """A counted sample of the open window. `duplicate` is its kind of duplicate, "" for none."""
+    """A counted sample of the open window. `stratum` is its key, `duplicate` its kind of duplicate, "" for none."""
 
     features: SampleFeatures
+    stratum: str
     duplicate: str
     is_probing: bool
 
@@ -59,18 +61,24 @@ class ActiveAlert:
 
 @dataclass(slots=True)
 class Run:
-    """The state of one run. `window_audits` are the audited samples of the open window: prompt, and both scores.
-    `has_baseline`: the baseline is complete, so wires are evaluated. `total` and `window` are sums over rewards of the model of
-    `baseline_source`, since `model_changed_at` where another model scored the run before; sums over rewards of the earlier model
-    are in `earlier`. `owner` is the name of the API key, "" without keys; `name` is "" for samples without a run.
+    """The state of one run.
+
+    `strata` are its samples by task. `has_baseline`: wires are evaluated, with the strata whose baselines are complete. `baseline`
+    is that of all samples: of the only stratum, or mixed of several; `run_wide` has the numbers of no single stratum.
+    `window_audits` are the audited samples of the open window: prompt, and both scores; `window_ids` are its ids. `total` is over
+    rewards of the model of `baseline_source`, since `model_changed_at` where another model scored the run before; sums over rewards
+    of the earlier model are in `earlier`. `owner` is the name of the API key, "" without keys; `name` is "" for samples without a
+    run.
     """
 
     baseline_source: BaselineSource
     baseline: Baseline
     total: RunningSums
-    window: RunningSums
+    window_ids: RunningSums
     smooth: RunningSums
     earlier: RunningSums
+    strata: dict[str, Stratum] = field(default_factory=dict)
+    run_wide: Baseline = field(default_factory=Baseline)
     model_changed_at: float | None = None
     window_samples: list[WindowSample] = field(default_factory=list)
     window_prompts: set[int] = field(default_factory=set)
@@ -100,6 +108,18 @@ class Run:
         return f"{self.owner} {self.name}" if self.owner else self.name
 
     @property
+    def window(self) -> RunningSums:
+        """Sums of the open window."""
+        return sum((each.window for each in self.strata.values()), start=self.window_ids)
+
+    @property
+    def exported_baseline(self) -> Baseline:
+        """The baseline for alert rules, which see the sums of all samples: also of strata that still learn theirs."""
+        if len(self.strata) < 2:
+            return self.baseline
+        return mixed_baseline(learned_so_far(self.strata.values()), self.run_wide)
+
+    @property
     def all_sums(self) -> RunningSums:
         """Sums over all samples, of all models."""
         return self.earlier + self.total + self.window
@@ -107,10 +127,39 @@ class Run:
     @classmethod
     def new(cls, owner: str, name: str, baseline_source: BaselineSource) -> Run:
         """A run without samples, with the baseline that it has learned before, or the one of its model."""
-        total, window, smooth, earlier = (RunningSums(n_components=len(baseline_source.components)) for _ in range(4))
-        run = cls(baseline_source, baseline_source.default, total, window, smooth, earlier, owner=owner, name=name)
+        total, window_ids, smooth, earlier = (
+            RunningSums(n_components=len(baseline_source.components)) for _ in range(4)
+        )
+        run = cls(baseline_source, baseline_source.default, total, window_ids, smooth, earlier, owner=owner, name=name)
         run.baseline = baseline_source.baseline_of(run.baseline_key)
         return run
+
+    def stratum_of(self, task: str) -> Stratum:
+        """The stratum of a task. Beyond `MAX_TASKS` further tasks share that of `OTHER_TASKS`."""
+        found = self.strata.get(task)
+        if found is not None:
+            return found
+        if task not in ("", OTHER_TASKS) and len(self.strata.keys() - {"", OTHER_TASKS}) >= MAX_TASKS - 1:
+            return self.stratum_of(OTHER_TASKS)
+        baseline = self.baseline_source.baseline_of(self.baseline_key) if not task else self._baseline_of_task(task)
+        self.strata[task] = Stratum.new(task, self.step, baseline, len(self.baseline_source.components))
+        if len(self.strata) == 2 and self.has_baseline:
+            self._recentre_trend()
+        return self.strata[task]
+
+    def _baseline_of_task(self, task: str) -> Baseline:
+        """The baseline that the task has learned before. The baseline of the model is of other prompts."""
+        return self.baseline_source.learned(task_key(self.baseline_key, task)) or Baseline()
+
+    def _recentre_trend(self) -> None:
+        """Subtract the baseline of the only stratum so far: from now on the trend is of deviations from each stratum's own."""
+        (first, *_) = self.strata.values()
+        if first.audits is None:
+            self.trend.clear()
+            return
+        for _ in range(len(self.trend)):
+            means = self.trend.popleft()
+            self.trend.append(WindowMeans(means.score - first.audits.score, means.audit - first.audits.audit))
 
     def change_model(self, baseline_source: BaselineSource, now: float) -> None:
         """Start a new baseline. Texts, alerts and counters stay; no counter falls."""
@@ -118,9 +167,11 @@ class Run:
         all_sums = self.all_sums
         is_same = self.baseline_source.components == baseline_source.components
         self.earlier = all_sums if is_same else all_sums.with_components(n)
-        self.total, self.window, self.smooth = (RunningSums(n_components=n) for _ in range(3))
+        self.total, self.window_ids, self.smooth = (RunningSums(n_components=n) for _ in range(3))
         self.baseline_source, self.baseline = baseline_source, baseline_source.baseline_of(self.baseline_key)
-        for each in (self.trend, self.statistics, self.window_samples, self.window_prompts, self.window_audits):
+        self.run_wide = Baseline()
+        window = self.window_samples, self.window_prompts, self.window_audits
+        for each in (self.strata, self.trend, self.statistics, *window):
             each.clear()
         self.audit_drift = DriftTest()
         self.has_baseline = False
@@ -136,6 +187,8 @@ class Run:
     def restart_statistics(self, wire: str) -> None:
         """Begin the statistics again after this wire was acknowledged: it trips again on later samples only. The baseline stays."""
         self.smooth = RunningSums(n_components=self.smooth.n_components)
+        for each in self.strata.values():
+            each.smooth = self.smooth
         self.statistics.clear()
         if wire == "audit_drift":
             self.audit_drift.restart()
@@ -150,3 +203,8 @@ class Run:
         window = self.window_samples, self.window_prompts, self.window_audits
         for each in (*window, self.trend, self.texts, self.keys, self.ids, self.honeypots, *evidence, self.statistics):
             each.clear()
+
+
+def task_key(run: str, task: str) -> str:
+    """Key of the baseline of a task in the baseline store. Names of runs and tasks are printable, so they contain no line break."""
+    return f"{run}\n{task}"

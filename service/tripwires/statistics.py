@@ -63,6 +63,8 @@ class RunSnapshot:
 
     `honeypots` are the number of the latest answers to planted prompts, and the number of hits among them. `kl` is the distance of
     the policy from its start in nats, as its trainer reported it last. `window` is the number of samples between evaluations.
+    `compared` are the smoothed sums of those strata whose baselines are complete, of which `baseline` is made; None: all of
+    `smooth`. `expected_gap` is the audit gap with which the tasks of the latest samples began.
     """
 
     smooth: RunningSums
@@ -72,16 +74,24 @@ class RunSnapshot:
     kl: float | None = None
     window: int = 128
     audit_drift: float | None = None
+    compared: RunningSums | None = None
+    expected_gap: float = 0.0
 
-    def mean(self, name: str, min_samples: int = MIN_SAMPLES) -> float | None:
-        """Mean over the samples with this number; None where they are too few."""
-        needed = min(min_samples, _MAX_WINDOWS * self.window)
-        return self.smooth.mean(name) if self.smooth.n_of(name) >= needed else None
+    @property
+    def with_baseline(self) -> RunningSums:
+        """The smoothed sums that are compared with the baseline."""
+        return self.smooth if self.compared is None else self.compared
 
-    def low(self, name: str, min_samples: int = MIN_SAMPLES) -> float | None:
+    def mean(self, name: str, min_samples: int = MIN_SAMPLES, sums: RunningSums | None = None) -> float | None:
+        """Mean over the samples with this number; None where they are too few. `sums`: of other samples than all."""
+        sums = sums or self.smooth
+        return sums.mean(name) if sums.n_of(name) >= min(min_samples, _MAX_WINDOWS * self.window) else None
+
+    def low(self, name: str, min_samples: int = MIN_SAMPLES, sums: RunningSums | None = None) -> float | None:
         """The mean less three standard errors, clustered by prompt: what it is at least; None where the samples are too few."""
-        mean = self.mean(name, min_samples)
-        return None if mean is None else mean - N_ERRORS * self.smooth.error(name)
+        sums = sums or self.smooth
+        mean = self.mean(name, min_samples, sums)
+        return None if mean is None else mean - N_ERRORS * sums.error(name)
 
 
 class Statistic(Protocol):
@@ -116,11 +126,12 @@ class MeanShift:
 
     def __call__(self, run: RunSnapshot) -> float | None:
         """The shift."""
-        shift = run.baseline.shift(self.of, run.mean(self.of, self.min_samples))
+        sums = run.with_baseline
+        shift = run.baseline.shift(self.of, run.mean(self.of, self.min_samples, sums))
         if shift is None:
             return None
         stat = run.baseline.stats[self.of]
-        return self.sign * shift - N_ERRORS * hypot(run.smooth.error(self.of), stat.error) / stat.std
+        return self.sign * shift - N_ERRORS * hypot(sums.error(self.of), stat.error) / stat.std
 
     def promql(self, windows: Windows) -> str:
         """The shift."""
@@ -167,7 +178,8 @@ class ExcessMean:
 
     def __call__(self, run: RunSnapshot) -> float | None:
         """The whole mean, or 0."""
-        mean, baseline = run.low(self.of, self.min_samples), run.baseline.stats.get(self.of)
+        mean = run.low(self.of, self.min_samples, run.with_baseline)
+        baseline = run.baseline.stats.get(self.of)
         return mean if mean is None or baseline is None or mean > self.factor * baseline.mean else 0.0
 
     def promql(self, windows: Windows) -> str:
@@ -187,11 +199,16 @@ class Saturation:
 
     def __call__(self, run: RunSnapshot) -> float | None:
         """None where the baseline has no such score."""
-        return None if run.baseline.saturation is None else run.low(self.of, self.min_samples)
+        known = run.baseline.saturation is not None
+        return run.low(self.of, self.min_samples, run.with_baseline) if known else None
 
     def promql(self, windows: Windows) -> str:
         """The share."""
         return promql.recent_low(self.of, self.min_samples, N_ERRORS)
+
+
+RELATIVE = (MeanShift, ExcessMean, Saturation)
+"""Statistics of single samples that compare with a baseline, so that each task has its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +220,7 @@ class AuditGap:
     def __call__(self, run: RunSnapshot) -> float | None:
         """The gap."""
         score, audit = run.mean("audited_score", MIN_AUDITED), run.mean("audit", MIN_AUDITED)
-        return None if score is None or audit is None else score - audit
+        return None if score is None or audit is None else score - audit - run.expected_gap
 
     def promql(self, windows: Windows) -> str:
         """The gap."""
@@ -280,7 +297,7 @@ class ComponentShare:
 
     def __call__(self, run: RunSnapshot) -> float | None:
         """The largest ratio of shares."""
-        now = [variance for _, variance in run.smooth.components()]
+        now = [variance for _, variance in run.with_baseline.components()]
         stats = [run.baseline.stats.get(component(i)) for i in range(len(now))]
         usual = [stat.std * stat.std for stat in stats if stat is not None]
         if len(usual) < max(1, len(now)) or not sum(now) > 0 or not sum(usual) > 0:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import inf
 from typing import TypeVar
 
 from rewardserve.model.traits import TOKEN_TRAITS, TRAITS
 from rewardserve.service.tripwires.alert import VOTE, Alert, Severity
+from rewardserve.service.tripwires.baseline import Baseline
 from rewardserve.service.tripwires.drift import PromptMeans
 from rewardserve.service.tripwires.features import SampleFeatures
-from rewardserve.service.tripwires.run_state import MonitorLimits, Run, WindowSample
+from rewardserve.service.tripwires.run_state import MonitorLimits, Run, WindowSample, task_key
 from rewardserve.service.tripwires.running_sums import RunningSums
-from rewardserve.service.tripwires.statistics import RunSnapshot, WindowMeans
+from rewardserve.service.tripwires.statistics import MIN_AUDITED, RELATIVE, RunSnapshot, WindowMeans
+from rewardserve.service.tripwires.strata import Stratum, expected_gap, mixed_baseline
 from rewardserve.service.tripwires.wires import FLAGGED_TRAITS, Wire
 
 V = TypeVar("V")
@@ -46,12 +49,14 @@ class WindowCounter:
                 alerts += self._close_window(run, now)
         return alerts
 
-    def count_audit(self, run: Run, prompt_hash: int, score: float, audit: float) -> None:
+    def count_audit(self, run: Run, prompt_hash: int, scores: PromptMeans) -> None:
         """Count the score of one sample, and that of the audit judge."""
-        run.window.add("audited")
-        run.window.add_signed("audit", audit)
-        run.window.add_signed("audited_score", score)
-        run.window_audits.append((prompt_hash, PromptMeans(score, audit)))
+        stratum = run.stratum_of(scores.task)
+        window = stratum.window
+        window.add("audited")
+        window.add_signed("audit", scores.audit)
+        window.add_signed("audited_score", scores.score)
+        run.window_audits.append((prompt_hash, scores._replace(task=stratum.task)))
 
     def count_ids(self, run: Run, ids: Iterable[tuple[int, int]]) -> None:
         """Count ids of samples, and those that stand for several samples."""
@@ -59,9 +64,9 @@ class WindowCounter:
             pair = hash((sample_id, content))
             if pair in run.ids:
                 continue  # a retry
-            run.window.add("ids")
+            run.window_ids.add("ids")
             if sample_id in run.ids:
-                run.window.add_squared("id_reuse", 1.0)
+                run.window_ids.add_squared("id_reuse", 1.0)
             for key in (sample_id, pair):
                 _remember(run.ids, key, None, 2 * self._limits.remembered_texts)
 
@@ -77,11 +82,12 @@ class WindowCounter:
         return True
 
     def _count(self, run: Run, sample: SampleFeatures) -> None:
-        window = run.window
+        stratum = run.stratum_of(sample.task)
+        window = stratum.window
         window.add("samples")
         window.add_signed("score", sample.score)
         window.add("score_squared", sample.score * sample.score)
-        saturation = run.baseline.saturation
+        saturation = stratum.baseline.saturation
         if saturation is not None and sample.score > saturation:
             window.add("saturated")
         if sample.is_capped:
@@ -94,11 +100,11 @@ class WindowCounter:
             window.add_signed("distance", sample.distance)
             window.add("distance_squared", sample.distance * sample.distance)
         if sample.audit is not None:
-            self.count_audit(run, sample.prompt_hash, sample.score, sample.audit)
+            self.count_audit(run, sample.prompt_hash, PromptMeans(sample.score, sample.audit, sample.task))
         if sample.components:
             window.add_components(sample.components)
         if sample.is_honeypot_hit is not None:
-            self._count_honeypot(run, sample, sample.is_honeypot_hit)
+            self._count_honeypot(run, window, sample, sample.is_honeypot_hit)
         for trait, value in zip(TRAITS, sample.traits, strict=False):
             if value:
                 window.add_squared(trait, value)
@@ -110,32 +116,32 @@ class WindowCounter:
             window.add("texts")
         duplicate, is_probing = "", False
         if sample.text_digest is not None:
-            duplicate, is_probing = self._count_duplicate(run, sample.text_digest, sample)
-        run.window_samples.append(WindowSample(sample, duplicate, is_probing))
+            duplicate, is_probing = self._count_duplicate(run, window, sample.text_digest, sample)
+        run.window_samples.append(WindowSample(sample, stratum.task, duplicate, is_probing))
         run.window_prompts.add(sample.prompt_hash)
         if sample.evidence:
             run.recent_evidence.append(sample.evidence)
             if len(run.recent_evidence) > self._limits.evidence:
                 run.recent_evidence.popleft()
 
-    def _count_duplicate(self, run: Run, text: int, sample: SampleFeatures) -> tuple[str, bool]:
+    def _count_duplicate(self, run: Run, window: RunningSums, text: int, sample: SampleFeatures) -> tuple[str, bool]:
         before, n = run.texts.get(text, (None, 0))
         kind, is_probing = "", n >= PROBING_COUNT
         if before is not None:
             kind = "duplicate_within_prompt" if before == sample.prompt_hash else "duplicate_across_prompts"
-            run.window.add(kind)
+            window.add(kind)
             self._add_evidence(run, kind, sample.evidence)
         if is_probing:
-            run.window.add("probing")
+            window.add("probing")
             self._add_evidence(run, "probing", sample.evidence)
         _remember(run.texts, text, (sample.prompt_hash, n + 1), self._limits.remembered_texts)
         return kind, is_probing
 
-    def _count_honeypot(self, run: Run, sample: SampleFeatures, is_honeypot_hit: bool) -> None:
-        run.window.add("honeypots")
+    def _count_honeypot(self, run: Run, window: RunningSums, sample: SampleFeatures, is_honeypot_hit: bool) -> None:
+        window.add("honeypots")
         run.honeypots.append(is_honeypot_hit)
         if is_honeypot_hit:
-            run.window.add("honeypot_hits")
+            window.add("honeypot_hits")
             self._add_evidence(run, "honeypots", sample.evidence)
 
     def _add_evidence(self, run: Run, wire: str, evidence: str) -> None:
@@ -146,70 +152,178 @@ class WindowCounter:
     # -- one window -------------------------------------------------------------------------------------------------
 
     def _is_full(self, run: Run) -> bool:
-        n, size = run.window["samples"], self._limits.window
+        n, size = len(run.window_samples), self._limits.window
         has_prompts = _WINDOW_GROUP * len(run.window_prompts) >= size
         return n >= size and (has_prompts or n >= _MAX_TIMES * size)
 
     def _close_window(self, run: Run, now: float) -> list[Alert]:
-        window, run.window = run.window, RunningSums(n_components=run.window.n_components)
-        add_prompts(window, run.window_samples, run.baseline.saturation)
+        self._add_prompts(run)
+        window = run.window
         run.audit_drift.add_window(prompt_means(run.window_audits))
         for each in (run.window_samples, run.window_prompts, run.window_audits):
             each.clear()
-        run.total += window
-        run.n_windows += 1
-        run.smooth = run.smooth.smoothed(window, 1.0 - self._limits.smoothing)
-        score, audit = window.mean("audited_score"), window.mean("audit")
-        if score is not None and audit is not None:
-            run.trend.append(WindowMeans(score, audit))
-            if len(run.trend) > self._limits.trend_windows:
-                run.trend.popleft()
+        run.window_ids = RunningSums(n_components=window.n_components)
+        self._add_to_trend(run, window)
+        self._smooth(run, window)
         if not run.has_baseline and self._is_warm(run):
             run.has_baseline = True
-            run.baseline = run.baseline.with_learned(run.total)
-            if run.owner or run.name:
-                run.baseline_source.keep_learned(run.baseline_key, run.baseline)
+            run.run_wide = Baseline().with_learned(run.total)
+            self._complete_baselines(run, self._limits.warm_up * self._limits.window / (4 * _WARM_UP_GROUP))
+        elif run.has_baseline:
+            self._complete_baselines(run)
         return self._evaluate(run, now) if run.has_baseline else []
+
+    def _add_prompts(self, run: Run) -> None:
+        by_stratum: dict[str, list[WindowSample]] = {}
+        for each in run.window_samples:
+            by_stratum.setdefault(each.stratum, []).append(each)
+        for key, samples in by_stratum.items():
+            stratum = run.strata[key]
+            add_prompts(stratum.window, samples, stratum.baseline.saturation)
+
+    def _smooth(self, run: Run, window: RunningSums) -> None:
+        """Add the window to the sums of the run and of its strata, of which the only one has those of the run."""
+        keep = 1.0 - self._limits.smoothing
+        run.n_windows += 1
+        run.total += window
+        run.smooth = run.smooth.smoothed(window, keep)
+        if len(run.strata) == 1:
+            (only,) = run.strata.values()
+            only.total, only.smooth = run.total, run.smooth
+            only.window = RunningSums(n_components=window.n_components)
+            return
+        for each in run.strata.values():
+            each.close_window(keep)
+
+    def _add_to_trend(self, run: Run, window: RunningSums) -> None:
+        means = window_means(window) if len(run.strata) == 1 else deviating_means(run.strata.values())
+        if means is not None:
+            run.trend.append(means)
+            if len(run.trend) > self._limits.trend_windows:
+                run.trend.popleft()
 
     def _is_warm(self, run: Run) -> bool:
         n, limits = run.n_windows, self._limits
         has_prompts = _WARM_UP_GROUP * run.total["prompts"] >= limits.warm_up * limits.window
         return n >= limits.warm_up and (has_prompts or n >= _MAX_TIMES * limits.warm_up)
 
+    def _complete_baselines(self, run: Run, enough_prompts: float = inf) -> None:
+        """Complete the baselines of strata with enough samples; at the end of the warm-up, also of those with so many prompts."""
+        is_only = len(run.strata) == 1
+        for each in run.strata.values():
+            has_enough = is_only or each.total["prompts"] >= enough_prompts or self._is_stratum_warm(each)
+            if not each.has_baseline and has_enough:
+                each.complete_baseline(MIN_AUDITED)
+                if run.owner or run.name:
+                    key = task_key(run.baseline_key, each.task) if each.task else run.baseline_key
+                    run.baseline_source.keep_learned(key, each.baseline)
+
+    def _is_stratum_warm(self, stratum: Stratum) -> bool:
+        """Half the samples that a run without tasks learns from, of as many prompts; or eight times the samples."""
+        n, n_run = stratum.total["samples"], self._limits.warm_up * self._limits.window
+        return 2 * n >= n_run and (_WARM_UP_GROUP * stratum.total["prompts"] >= n_run or n >= _MAX_TIMES * n_run)
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
     def _evaluate(self, run: Run, now: float) -> list[Alert]:
-        """Evaluate every wire, then the votes."""
-        honeypots = len(run.honeypots), sum(run.honeypots)
-        drift = run.audit_drift.e_value if run.audit_drift.start is not None else None
-        snapshot = RunSnapshot(
-            run.smooth, run.baseline, tuple(run.trend), honeypots, run.kl, self._limits.window, audit_drift=drift
-        )
-        run.statistics = {w.name: s for w in self._wires if (s := w.statistic(snapshot)) is not None}
-        over = [w for w in self._wires if run.statistics.get(w.name, w.threshold) > w.threshold]
-        n_votes = float(sum(wire.weight(run.statistics[wire.name]) for wire in over))
-        run.statistics[VOTE] = n_votes
-        alerts = [self._trip(run, w.name, w.severity, w.threshold, now) for w in over]
-        if n_votes >= self._limits.votes_for_a_page:
-            alerts.append(self._trip(run, VOTE, "page", self._limits.votes_for_a_page, now))
+        """Evaluate every wire on all samples, then on each task by itself, and the votes of each."""
+        statistics = self._statistics(self._snapshot(run))
+        tasks = dict.fromkeys(statistics, "")
+        votes, voting_task = self._votes(statistics), ""
+        for each in _comparable(run):
+            of_task = self._statistics_of_task(run, each, statistics)
+            if (n := self._votes(of_task)) > votes:
+                votes, voting_task = n, each.task
+            for name, statistic in of_task.items():
+                if name not in statistics or statistic > statistics[name]:
+                    statistics[name], tasks[name] = statistic, each.task
+        run.statistics = {**statistics, VOTE: votes}
+        alerts = [
+            self._trip(run, wire.name, wire.severity, wire.threshold, now, tasks[wire.name])
+            for wire in self._wires
+            if statistics.get(wire.name, wire.threshold) > wire.threshold
+        ]
+        if votes >= self._limits.votes_for_a_page:
+            alerts.append(self._trip(run, VOTE, "page", self._limits.votes_for_a_page, now, voting_task))
         return [alert for alert in alerts if alert is not None]
 
-    def _trip(self, run: Run, wire: str, severity: Severity, threshold: float, now: float) -> Alert | None:
+    def _snapshot(self, run: Run) -> RunSnapshot:
+        """The snapshot of all samples; sets the baseline of the run."""
+        strata = [each for each in run.strata.values() if each.has_baseline]
+        compared, gap = None, 0.0
+        if len(run.strata) == 1 and strata:
+            run.baseline = strata[0].baseline
+        elif strata:
+            run.baseline = mixed_baseline(strata, run.run_wide)
+            compared = sum((each.smooth for each in strata[1:]), start=strata[0].smooth)
+            gap = expected_gap(strata, run.smooth)
+        return RunSnapshot(
+            run.smooth,
+            run.baseline,
+            tuple(run.trend),
+            (len(run.honeypots), sum(run.honeypots)),
+            run.kl,
+            self._limits.window,
+            run.audit_drift.e_value if run.audit_drift.start is not None else None,
+            compared,
+            gap,
+        )
+
+    def _statistics(self, snapshot: RunSnapshot) -> dict[str, float]:
+        return {w.name: s for w in self._wires if (s := w.statistic(snapshot)) is not None}
+
+    def _statistics_of_task(self, run: Run, stratum: Stratum, of_all: Mapping[str, float]) -> dict[str, float]:
+        """The statistics of one task: those that compare with a baseline. The others are those of all samples."""
+        snapshot = RunSnapshot(stratum.smooth, stratum.baseline, window=self._limits.window)
+        relative = {w.name: w.statistic(snapshot) for w in self._wires if isinstance(w.statistic, RELATIVE)}
+        others = {name: statistic for name, statistic in of_all.items() if name not in relative}
+        return others | {name: statistic for name, statistic in relative.items() if statistic is not None}
+
+    def _votes(self, statistics: Mapping[str, float]) -> float:
+        return float(sum(wire.weight(statistics.get(wire.name)) for wire in self._wires))
+
+    def _trip(self, run: Run, wire: str, severity: Severity, threshold: float, now: float, task: str) -> Alert | None:
         """Activate the alert of a wire and return it; None where it is active already."""
         if wire in run.alerts:
             return None
         evidence = tuple(run.wire_evidence.get(wire) or run.recent_evidence)
-        alert = Alert(wire, severity, run.statistics[wire], threshold, run.step, evidence)
+        alert = Alert(wire, severity, run.statistics[wire], threshold, run.step, evidence, task)
         run.activate(alert, now)
         return alert
 
 
+def _comparable(run: Run) -> list[Stratum]:
+    """The tasks that are compared by themselves too; none where all samples are of one."""
+    return [each for each in run.strata.values() if each.is_comparable] if len(run.strata) > 1 else []
+
+
+def window_means(window: RunningSums) -> WindowMeans | None:
+    """The means over the audited samples of a window; None without any."""
+    score, audit = window.mean("audited_score"), window.mean("audit")
+    return None if score is None or audit is None else WindowMeans(score, audit)
+
+
+def deviating_means(strata: Iterable[Stratum]) -> WindowMeans | None:
+    """The mean deviations of the audited samples of the open window from the baselines of their strata; None without any."""
+    n = score = audit = 0.0
+    for each in strata:
+        means = window_means(each.window)
+        if means is not None and each.audits is not None:
+            weight = each.window["audited"]
+            n += weight
+            score += weight * (means.score - each.audits.score)
+            audit += weight * (means.audit - each.audits.audit)
+    return WindowMeans(score / n, audit / n) if n else None
+
+
 def prompt_means(audits: Iterable[tuple[int, PromptMeans]]) -> list[PromptMeans]:
     """The means of each prompt, from pairs of a prompt and both scores of a response."""
-    by_prompt: dict[int, list[PromptMeans]] = {}
+    by_prompt: dict[tuple[int, str], list[PromptMeans]] = {}
     for prompt, scores in audits:
-        by_prompt.setdefault(prompt, []).append(scores)
+        by_prompt.setdefault((prompt, scores.task), []).append(scores)
     return [
-        PromptMeans(sum(s.score for s in each) / len(each), sum(s.audit for s in each) / len(each))
-        for each in by_prompt.values()
+        PromptMeans(sum(s.score for s in each) / len(each), sum(s.audit for s in each) / len(each), task)
+        for (_, task), each in by_prompt.items()
     ]
 
 

@@ -125,3 +125,17 @@ def test_a_block_of_a_bound_run_cannot_be_walked_round(world):
     assert score(server, bound, None, ["fine"], 60).json()["rewards"] == [None]
     assert score(server, bound, "elsewhere", ["fine"], 60).status_code == 403
     assert None not in score(server, known.headers("a"), "mine", ["fine"], 60).json()["rewards"]
+
+
+def test_the_tasks_of_samples_arrive_and_are_listed(world):
+    server, known = world
+    samples = [{"prompt": f"q {i}", "response": "fine", "task": ("math", "code", "")[i % 3]} for i in range(30)]
+    sent = {"run": "curriculum", "step": 4, "samples": samples}
+    assert server.client.post("/score", json=sent, headers=known.headers("a")).is_success
+    run = server.client.get("/tripwires", headers=known.headers("a")).json()["runs"]["curriculum"]
+    known_tasks = {each.pop("task"): each for each in run["tasks"]}
+    expected = {"first_step": 4, "samples": 10, "baseline": "learning"}
+    assert known_tasks == {"math": expected, "code": expected, None: expected}
+    samples[3]["task"] = "a\nb"
+    refused = server.client.post("/score", json=sent, headers=known.headers("a"))
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "task")

@@ -24,6 +24,7 @@ from rewardserve.service.tripwires.attribution.observed import MAX_CHARACTERS
 from rewardserve.service.tripwires.io.canaries import failing
 from rewardserve.service.tripwires.io.run_texts import MAX_BYTES, N_SAMPLES
 from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.strata import Stratum
 
 LIVE = {500: "`batcher_stopped` or `scorer_dead`: restart the process"}
 _METRICS = {401: "`unauthorized`, if the server requires a key with the scope metrics"}
@@ -149,6 +150,7 @@ def describe_runs(monitor: RunMonitor, now: float) -> dict[str, Any]:
             "step": run.step,
             "ended": monitor.has_ended(name, now),
             "samples": int(run.all_sums["samples"]),
+            "tasks": [_task(each) for each in run.strata.values() if each.task or len(run.strata) > 1],
             "statistics": run.statistics,
             "tripped": [
                 {
@@ -162,6 +164,15 @@ def describe_runs(monitor: RunMonitor, now: float) -> dict[str, Any]:
         for name, run in (monitor.archived | monitor.runs).items()
     }
     return {"wires": wires, "runs": runs}
+
+
+def _task(stratum: Stratum) -> dict[str, Any]:
+    return {
+        "task": stratum.task or None,
+        "first_step": stratum.first_step,
+        "samples": int(stratum.total["samples"] + stratum.window["samples"]),
+        "baseline": "complete" if stratum.has_baseline else "learning",
+    }
 
 
 def describe(runtime: ModelRuntime, server_limits: ServerLimits) -> dict[str, Any]:

@@ -69,7 +69,9 @@ def scoring_routes(
             run_context.single_value("run", payload.run or None, parameters.run),
             run_context.single_value("step", payload.step, parameters.step),
         )
-        context = run_context.run_context_of(request.scope, run, step, payload.kl, [s.id for s in payload.samples])
+        context = run_context.run_context_of(
+            request.scope, run, step, payload.kl, [s.id for s in payload.samples], [s.task for s in payload.samples]
+        )
         runtime = active_models.for_request(context.run, parameters.model_digests)
         set_log_fields(request, run=context.run, step=step, samples=len(payload.samples), version=runtime.version)
         work = runtime.scoring.score([to_sample(s) for s in payload.samples], deadline, context)

@@ -31,12 +31,13 @@ _MAX_SAMPLERS = 64
 
 
 class _Audited(NamedTuple):
-    """A sample to audit: its prompt and token ids as hashes, and its score on the calibrated scale."""
+    """A sample to audit: its prompt and token ids as hashes, its score on the calibrated scale, and its task."""
 
     sample: Sample
     prompt_hash: int
     ids_hash: int
     score: float
+    task: str
 
 
 class AuditJudge:
@@ -76,7 +77,8 @@ class AuditJudge:
         for row, reward in zip(rows, rewards, strict=True):
             if isinstance(reward, Reward):
                 ids = row.encoded.ids
-                audited = _Audited(row.sample, hash(ids[: row.encoded.n_prompt] or ids), hash(ids), reward.changes[0])
+                prompt_hash = hash(ids[: row.encoded.n_prompt] or ids)
+                audited = _Audited(row.sample, prompt_hash, hash(ids), reward.changes[0], row.task)
                 chosen = sampler.add(audited, audited.prompt_hash, audited.ids_hash, is_learning=is_learning)
                 if chosen:
                     self._score(chosen, run, owner)
@@ -110,7 +112,8 @@ class AuditJudge:
         for each, reward in zip(audited, scoring.result(), strict=True):
             if reward is not None:
                 audit = reward.changes[0]
-                self._monitor.add_audit(run, each.prompt_hash, each.score, audit, self._clock.now(), owner)
+                now = self._clock.now()
+                self._monitor.add_audit(run, each.prompt_hash, each.score, audit, now, owner, each.task)
                 if self._texts is not None:
                     self._texts.add_audit(self._monitor.label_of(run, owner), each.ids_hash, audit)
 

@@ -242,6 +242,7 @@ class RunWatcher:
             is_honeypot_hit=self._honeypots.is_hit(_last_user_turn(row.sample), response, reward.changes[0])
             if self._honeypots
             else None,
+            task=row.task,
         )
 
 

@@ -255,6 +255,18 @@ def test_trl_plain_text_may_be_rendered_already(environment, server):
     assert [s["text"] for s in sent(server)] == ["Q: a", "Q: b"]
 
 
+@pytest.mark.parametrize("make", [reward_function, blocking_reward_function])
+def test_trl_sends_the_column_that_names_the_task(environment, server, make):
+    trl_call(make(task_column="source"), ["p", "q", "r"], ["a", "b", "c"], source=["math", None, "code"])
+    assert [sample.get("task") for sample in sent(server)] == ["math", None, "code"]
+
+
+@pytest.mark.parametrize("columns", [{}, {"source": [1, 2]}])
+def test_trl_refuses_a_task_column_that_has_no_names(environment, server, columns):
+    with pytest.raises(Misconfigured, match="task_column='source' is no column of names"):
+        trl_call(reward_function(task_column="source"), ["p", "q"], ["a", "b"], other=[1, 2], **columns)
+
+
 def test_trl_kl_is_made_of_the_state_by_who_knows_how(environment, server):
     trl_call(reward_function(kl=lambda state: state.global_step / 2), ["p"], ["a"])
     assert server.requests[0].json["kl"] == 4.5
@@ -319,7 +331,7 @@ def test_verl_gets_floats_under_a_fixed_set_of_keys(environment, server, functio
     assert (
         answer["score"]
         == answer["raw_reward"]
-        == true_reward({"prompt": "p", "response": "r", "finish_reason": "stop", "score_empty": True})
+        == true_reward({"prompt": "p", "response": "r", "finish_reason": "stop", "score_empty": True, "task": "d"})
     )
     assert {k: server.requests[0].json[k] for k in ("run", "step")} == {"run": "run-7", "step": 4}
 
@@ -334,7 +346,9 @@ def test_verl_reads_messages_from_wherever_the_prompt_is(environment, server):
         run="mine",
     )
     assert sent(server)[0]["prompt"] == [{"role": "user", "content": "u"}]
-    assert sent(server, 1) == [{"prompt": "u", "response": "r", "finish_reason": "length", "score_empty": True}]
+    assert sent(server, 1) == [
+        {"prompt": "u", "response": "r", "finish_reason": "length", "score_empty": True, "task": "d"}
+    ]
     assert server.requests[1].json["run"] == "mine"
     assert "step" not in server.requests[0].json
 
@@ -371,7 +385,7 @@ def test_verl_asks_for_many_samples_at_once(environment, server):
 
     server.tricks = [resets, error(500, "internal")]
     expected = [
-        true_reward({"prompt": "p", "response": f"r{i}", "finish_reason": "stop", "score_empty": True})
+        true_reward({"prompt": "p", "response": f"r{i}", "finish_reason": "stop", "score_empty": True, "task": "d"})
         for i in range(40)
     ]
     assert [answer["score"] for answer in run(many())] == expected

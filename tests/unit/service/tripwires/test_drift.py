@@ -184,3 +184,47 @@ def test_the_test_is_learning_until_it_knows_both_starts():
         assert test.is_learning, n
         test.add_window([PromptMeans(each, each) for each in range(64)])
     assert not test.is_learning
+
+
+# -- tasks ------------------------------------------------------------------------------------------------------------
+
+
+def of_tasks(rng, n, mix, gap=lambda _: 0.0, size=32, apart=4.0):
+    """Windows of prompts of two tasks, of which the judge likes the second less; `mix`: share of the second task."""
+    made = []
+    for i in range(n):
+        window = []
+        for _ in range(size):
+            task = "b" if rng.random() < mix(i) else "a"
+            score = rng.gauss(2.0 if task == "b" else 0.0, 1.0)
+            window.append(PromptMeans(score + gap(i), 0.6 * score + rng.gauss(-apart * (task == "b"), 0.8), task))
+        made.append(window)
+    return made
+
+
+def unnamed(windows):
+    return [[prompt._replace(task="") for prompt in window] for window in windows]
+
+
+@pytest.mark.parametrize("begins", [0, 40])
+def test_a_curriculum_between_tasks_is_no_drift(begins):
+    """Also to a task that begins later: it learns its own start first."""
+    mixes = {0: lambda i: 0.1 + 0.8 * i / 200, 40: lambda i: 0.0 if i < 40 else min(1.0, (i - 40) / 60)}
+    made = [of_tasks(Random(seed), 200, mixes[begins]) for seed in range(8)]
+    assert [alarm_of(each) for each in made] == [None] * 8
+    assert None not in [alarm_of(unnamed(each)) for each in made]
+
+
+def test_drift_in_all_tasks_is_seen_about_as_early_as_without_tasks():
+    made = [of_tasks(Random(seed), 120, lambda _: 0.5, lambda i: 0.03 * max(0, i - 20), apart=0.0) for seed in range(8)]
+    pairs = [(alarm_of(each), alarm_of(unnamed(each))) for each in made]
+    assert max(named for named, _ in pairs) < 80
+    assert sum(named for named, _ in pairs) <= 1.15 * sum(alone for _, alone in pairs)
+
+
+def test_tasks_without_drift_seldom_raise_an_alarm_however_many_they_are():
+    def window(rng):
+        return [PromptMeans(rng.gauss(t, 1.0), rng.gauss(-t, 1.0), f"t{t}") for t in rng.choices(range(12), k=32)]
+
+    rngs = [Random(seed) for seed in range(20)]
+    assert [alarm_of([window(rng) for _ in range(150)]) for rng in rngs] == [None] * 20

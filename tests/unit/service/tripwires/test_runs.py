@@ -120,6 +120,7 @@ def test_audits_and_ids_count_for_their_run():
     assert (window["audited"], window["audited_score_positive"], window["audit_negative"]) == (1.0, 3.0, 2.0)
     monitor.add_sample_ids("a", [(1, 10)], 0.0)
     monitor.add_sample_ids("a", [(1, 10), (1, 11), (2, 10), (1, 12)], 0.0)
+    window = monitor.runs["a"].window
     assert (window["id_reuse"], window["id_reuse_squared"]) == (2.0, 2.0)
     assert set(monitor.runs) == {"a"}
 

@@ -86,7 +86,7 @@ class Audits(list):
     def is_learning_audits(self, run, owner):
         return self.is_learning
 
-    def add_audit(self, run, prompt_hash, score, audit, now, owner):
+    def add_audit(self, run, prompt_hash, score, audit, now, owner, task):
         self.append((score, audit))
 
 

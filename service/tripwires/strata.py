@@ -1,0 +1,148 @@
+"""The strata of a run: the samples of each task that its client names, each with its own baseline.
+
+A mean is compared with the mean of the baselines, weighted as the latest samples are distributed over the strata (direct
+standardisation), so a curriculum that moves between tasks shifts nothing, while a change within them does. Errors are those of a
+stratified sample: each stratum's own, by its weight (Cochran, Sampling Techniques, 1977, section 5.3). Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from math import sqrt
+
+from rewardserve.service.tripwires.baseline import Baseline, BaselineStat, is_component
+from rewardserve.service.tripwires.running_sums import RunningSums, count_of
+
+MAX_TASKS = 16
+"""Tasks of a run that have a separate baseline, the one of all further tasks included."""
+
+OTHER_TASKS = "other"
+"""Name of the task that stands for all further ones."""
+
+MIN_PROMPTS = 32
+"""Fewest prompts, of the baseline and of the latest samples, from which a task is compared by itself too."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditMeans:
+    """Means over the `n` audited samples of a baseline: the normalised score, and the judge's."""
+
+    n: float
+    score: float
+    audit: float
+
+
+@dataclass(slots=True)
+class Stratum:
+    """The samples of one task of a run, "" for those without one; since `first_step`.
+
+    `window` are the sums of the open window, `total` those of all windows, `smooth` the smoothed ones. `has_baseline`: the
+    baseline, of `n_prompts` prompts, is complete; until then the samples are compared with nothing.
+    """
+
+    task: str
+    first_step: int | None
+    baseline: Baseline
+    window: RunningSums
+    total: RunningSums
+    smooth: RunningSums
+    has_baseline: bool = False
+    n_prompts: float = 0.0
+    audits: AuditMeans | None = None
+
+    @classmethod
+    def new(cls, task: str, first_step: int | None, baseline: Baseline, n_components: int) -> Stratum:
+        """A stratum without samples."""
+        window, total, smooth = (RunningSums(n_components=n_components) for _ in range(3))
+        return cls(task, first_step, baseline, window, total, smooth)
+
+    def close_window(self, keep: float) -> None:
+        """Add the open window to the sums. Every stratum does so when a window of the run is full."""
+        self.total += self.window
+        self.smooth = self.smooth.smoothed(self.window, keep)
+        self.window = RunningSums(n_components=self.window.n_components)
+
+    def complete_baseline(self, min_audited: int) -> None:
+        """Learn the missing numbers of the baseline from all samples so far, and freeze it."""
+        self.baseline = self.baseline.with_learned(self.total)
+        self.has_baseline = True
+        self.n_prompts = self.total["prompts"]
+        self.audits = _audit_means(self.total, min_audited)
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether there are enough prompts to compare this task by itself."""
+        return self.has_baseline and min(self.n_prompts, self.smooth["prompts"]) >= MIN_PROMPTS
+
+
+def mixed_baseline(strata: Collection[Stratum], run_wide: Baseline) -> Baseline:
+    """The baseline of samples that are distributed over these strata as the latest ones are.
+
+    `run_wide` has the numbers that belong to no single task.
+    """
+    names = {name for each in strata for name in each.baseline.stats}
+    stats = {name: stat for name in names if (stat := _mixed(name, strata)) is not None}
+    saturations = [each.baseline.saturation for each in strata if each.baseline.saturation is not None]
+    return Baseline({**run_wide.stats, **stats}, max(saturations, default=None))
+
+
+def learned_so_far(strata: Iterable[Stratum]) -> list[Stratum]:
+    """The strata with a baseline of all their samples, where theirs is not complete: by itself such a stratum has no shift."""
+    return [
+        each
+        if each.has_baseline
+        else Stratum(
+            each.task,
+            each.first_step,
+            each.baseline.with_learned(each.total),
+            each.window,
+            each.total,
+            each.smooth,
+            n_prompts=each.total["prompts"],
+        )
+        for each in strata
+    ]
+
+
+def expected_gap(strata: Collection[Stratum], smooth: RunningSums) -> float:
+    """The gap between score and audit at which the tasks of the latest samples began, less that of all baselines together."""
+    known: Mapping[str, AuditMeans] = {each.task: each.audits for each in strata if each.audits is not None}
+    weights = {each.task: each.smooth["audited"] for each in strata if each.task in known}
+    if not sum(weights.values()) or not smooth["audited"]:
+        return 0.0
+    gaps = {task: means.score - means.audit for task, means in known.items()}
+    first = sum(gaps[task] * means.n for task, means in known.items()) / sum(means.n for means in known.values())
+    return sum(weight * (gaps[task] - first) for task, weight in weights.items()) / smooth["audited"]
+
+
+def _mixed(name: str, strata: Collection[Stratum]) -> BaselineStat | None:
+    count = "samples" if is_component(name) else count_of(name)
+    parts = [
+        (each.smooth[count], each.baseline.stats[name], each.n_prompts)
+        for each in strata
+        if name in each.baseline.stats
+    ]
+    total = sum(n for n, _, _ in parts)
+    if not total:
+        return None
+    mean = sum(n * stat.mean for n, stat, _ in parts) / total
+    variance = sum(n * stat.std * stat.std for n, stat, _ in parts) / total
+    if is_component(name):  # a share of the variance of all samples together
+        variance += sum(n * (stat.mean - mean) * (stat.mean - mean) for n, stat, _ in parts) / total
+    errors = (n * _error(stat, n_prompts) for n, stat, n_prompts in parts)
+    return BaselineStat(
+        mean, sqrt(variance), sum(stat.n for _, stat, _ in parts), sqrt(sum(e * e for e in errors)) / total
+    )
+
+
+def _error(stat: BaselineStat, n_prompts: float) -> float:
+    """The standard error of a baseline's mean. With few prompts a rare trait may not have occurred, and its measured error is 0."""
+    return max(stat.error, stat.std / sqrt(n_prompts)) if n_prompts else stat.error
+
+
+def _audit_means(sums: RunningSums, min_audited: int) -> AuditMeans | None:
+    score, audit = sums.mean("audited_score"), sums.mean("audit")
+    if score is None or audit is None or sums["audited"] < min_audited:
+        return None
+    return AuditMeans(sums["audited"], score, audit)
