@@ -32,7 +32,7 @@ LOG_EVENTS: dict[str, str] = {
     "model_unloaded": "A model has left memory.",
     "request": "A request was answered. Health checks and scrapes are logged at debug.",
     "request_bug": "A request failed with an exception: a bug in the server.",
-    "scorer_state": "The scorer changed its state: `well`, `hanging`, or `lost` (the process must be restarted).",
+    "scorer_state": "The scorer changed its state: `healthy`, `hanging`, or `lost` (the process must be restarted).",
     "tls_reload_failed": "The new TLS certificate cannot be used; the old one stays.",
     "tripwire": "A trip wire tripped. `severity` decides the level.",
     "unhandled_exception": "An exception reached the event loop: a bug.",

@@ -92,7 +92,9 @@ class Calibration:
         if any(a >= b for (a, _), (b, _) in pairwise(self.length_curve)):
             raise CalibrationError("calibration: the knots of length_curve do not rise")
         if self.cap_low is not None and self.cap_high is not None and self.cap_low >= self.cap_high:
-            raise CalibrationError(f"calibration: cap_low {self.cap_low} is not below cap_high {self.cap_high}")
+            raise CalibrationError(
+                f"calibration: its lower cap {self.cap_low} is not below its upper cap {self.cap_high}"
+            )
 
     @property
     def digest(self) -> str:

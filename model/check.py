@@ -1,6 +1,6 @@
 """`rewardserve check CHECKPOINT`: read a checkpoint, verify its contract, and print the facts of its `GET /model`.
 
-Exit code 0: the checkpoint can be served. 1: it cannot; the output has the reasons.
+`rewardserve.exit_codes` has the exit codes.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 
 from rewardserve.arguments import Parser
+from rewardserve.exit_codes import FAILED
 from rewardserve.model.backends import DEVICES, LoadedModel, LoadError, ModelSpec, load, require_device
 from rewardserve.model.calibration import Calibration
-from rewardserve.model.read_arguments import add_read_arguments, read_arguments
+from rewardserve.model.default import DEFAULT_MODEL
+from rewardserve.model.read_arguments import add_read_arguments, read_arguments, spell_as_flags
 from rewardserve.model.text.printable import printable
+
+PROGRAM = "rewardserve check"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the facts of a checkpoint. Return the exit code."""
-    parser = Parser(
-        "rewardserve check", "Read a checkpoint, verify its contract, and print how a server would score with it."
-    )
+    parser = Parser(PROGRAM, "Read a checkpoint, verify its contract, and print how a server would score with it.")
     parser.add_argument(
         "checkpoint",
         nargs="?",
@@ -29,7 +31,12 @@ def main(arguments: Sequence[str]) -> int:
         help="folder or hub name; empty or `default`: the embedded default",
     )
     parser.add_argument("--device", type=_device, default="auto", help=DEVICES)
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="dtype of the network's weights; auto: as in the contract, or as stored",
+    )
     add_read_arguments(parser)
     given = parser.parse_args(arguments)
     spec = ModelSpec(
@@ -42,17 +49,18 @@ def main(arguments: Sequence[str]) -> int:
     try:
         loaded = load("torch", spec)
     except LoadError as error:
-        print(printable(f"cannot be served: {error}", keep="\n"), file=sys.stderr)
-        return 1
+        complaint = f"{PROGRAM}: {given.checkpoint or DEFAULT_MODEL} cannot be served: {spell_as_flags(str(error))}"
+        print(printable(complaint, keep="\n"), file=sys.stderr)
+        return FAILED
     print(printable(describe(loaded), keep="\n"))
-    return 0 if loaded.report.holds else 1
+    return 0 if loaded.report.holds else FAILED
 
 
 def _device(name: str) -> str:
     try:
         return require_device(name)
     except ValueError as error:
-        raise ArgumentTypeError(f"{error}, not {name!r}") from None
+        raise ArgumentTypeError(str(error)) from None
 
 
 def describe(loaded: LoadedModel) -> str:

@@ -139,7 +139,8 @@ class ScoringContract:
             unknown = sorted(set(raw) - {f.name for f in fields(cls)})
             if unknown:
                 raise ContractUnreadable(f"{FILE_NAME}: unknown clauses {unknown}")
-            _check_date(raw.get("template_date"))
+            if raw.get("template_date") is not None:
+                require_date(raw["template_date"], "template_date")
             for clause, known in _CHOICES.items():
                 if raw[clause] not in known:
                     raise ValueError(f"{clause} is {raw[clause]!r}; known are {', '.join(known)}")
@@ -151,19 +152,19 @@ class ScoringContract:
             )
             return cls(**raw)
         except (KeyError, TypeError, ValueError) as error:
-            raise ContractUnreadable(f"{FILE_NAME} is unreadable: {error!r}. Export the checkpoint again.") from error
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise ContractUnreadable(f"{FILE_NAME} is unreadable: {reason}. Export the checkpoint again.") from error
 
 
-def _check_date(value: object) -> None:
-    """Raise ValueError unless this is null or an ISO date."""
-    if value is None:
-        return
+def require_date(value: str, name: str = "") -> str:
+    """Return an ISO date. Raise ValueError for other text, and for a day that does not exist."""
     try:
         written = date.fromisoformat(str(value)).isoformat()
     except ValueError:
         written = None
     if written != value:
-        raise ValueError(f"template_date is {value!r}; write it as YYYY-MM-DD")
+        raise ValueError(f"{name}{': ' * bool(name)}must be a date of the form YYYY-MM-DD, not {value!r}")
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from math import isnan
 from typing import ClassVar, Literal
 
+from rewardserve.model.text.nearest_word import did_you_mean
+
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = ("system", "user", "assistant", "tool")
 
@@ -202,7 +204,10 @@ def _check(messages: tuple[Message, ...], options: SampleOptions) -> None:
     for i, message in enumerate(messages):
         if message.role not in ROLES:
             # The message has the index and not the role: its text may be part of a conversation.
-            raise InvalidMessages(f"message {i} has an unknown role; known are {', '.join(ROLES)}", index=i)
+            raise InvalidMessages(
+                f"message {i} has an unknown role{did_you_mean(message.role[:40], ROLES) or ';'} known are {', '.join(ROLES)}",
+                index=i,
+            )
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise InvalidMessages("the last of at least two messages must be the assistant's: the turn to score")
     if not messages[-1].content.strip() and not options.scores_empty:

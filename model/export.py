@@ -5,7 +5,7 @@ a checkpoint of another trainer to the clauses that `rewardserve check` shows. T
 those of `--probes`, or built-in conversations. The contract of the embedded default belongs to the installed package, so
 `default` needs FOLDER.
 
-Exit code 0: written. 1: nothing was written; stderr has the reason.
+`rewardserve.exit_codes` has the exit codes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rewardserve.arguments import Parser
+from rewardserve.exit_codes import FAILED
 from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.checkpoint import (
     Checkpoint,
@@ -37,10 +38,11 @@ from rewardserve.model.contract import FILE_NAME, N_PROBES, ContractUnreadable, 
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.default import DEFAULT_MODEL
 from rewardserve.model.default import FOLDER as DEFAULT_FOLDER
-from rewardserve.model.read_arguments import add_read_arguments, read_arguments
+from rewardserve.model.read_arguments import add_read_arguments, read_arguments, spell_as_flags
 from rewardserve.model.templates.chat_template import EncodingPolicyError
 from rewardserve.model.text.printable import printable
 
+PROGRAM = "rewardserve export"
 _DESCRIPTION = """Write a reward model in the layout that other programs load, with its contract. Without FOLDER only
 scoring_contract.json is written again, beside the weights. The golden samples are those of the existing contract, those of
 --probes, or built-in conversations."""
@@ -81,8 +83,9 @@ def main(arguments: Sequence[str]) -> int:
     except (
         CheckpointError, ContractUnreadable, CalibrationError, EncodingPolicyError, SampleError, OSError, ValueError
     ) as error:  # fmt: skip
-        print(printable(f"cannot be exported: {error}", keep="\n"), file=sys.stderr)
-        return 1
+        complaint = f"{PROGRAM}: {given.checkpoint} cannot be exported: {spell_as_flags(str(error))}"
+        print(printable(complaint, keep="\n"), file=sys.stderr)
+        return FAILED
     return 0
 
 
@@ -166,7 +169,7 @@ def _old_contract(folder: Path) -> dict[str, Any]:
 
 
 def _parser() -> Parser:
-    parser = Parser("rewardserve export", _DESCRIPTION)
+    parser = Parser(PROGRAM, _DESCRIPTION)
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
@@ -175,6 +178,11 @@ def _parser() -> Parser:
     parser.add_argument(
         "folder", nargs="?", metavar="FOLDER", help="output folder; default: only the contract, beside the weights"
     )
-    parser.add_argument("--probes", help="JSON lines file, one sample a line as for POST /score: golden samples")
+    parser.add_argument(
+        "--probes",
+        metavar="FILE",
+        help="golden samples in JSON lines, one a line as for POST /score; default: those of the existing contract, else built-in "
+        "conversations",
+    )
     add_read_arguments(parser)
     return parser

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from rewardserve.arguments import Parser, did_you_mean, end_with_usage, show
+from rewardserve.arguments import Parser, end_with_usage, show
+from rewardserve.exit_codes import INTERRUPTED
 from rewardserve.model.resource_errors import explain_resource_errors
+from rewardserve.model.text.nearest_word import did_you_mean
 
 PROGRAM = "rewardserve"
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "fastapi", "uvicorn", "pydantic", "vllm")
@@ -35,8 +37,12 @@ class Command:
         """Import the function and call it."""
         explain_resource_errors(f"{PROGRAM} {self.name}", least_descriptors=self.least_descriptors)
         module, _, function = self.target.partition(":")
-        main: Callable[[list[str]], int] = getattr(import_module(module), function)
-        return main(arguments)
+        try:
+            main: Callable[[list[str]], int] = getattr(import_module(module), function)
+            return main(arguments)
+        except KeyboardInterrupt:
+            print(f"{PROGRAM} {self.name}: interrupted.", file=sys.stderr)
+            return INTERRUPTED
 
 
 COMMANDS = {

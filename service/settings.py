@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict, SettingsError
 
-from rewardserve.model.backends import BACKENDS, DEVICES, ModelSpec, VllmSpec, require_device
+from rewardserve.model.backends import BACKENDS, DEVICES, ModelSpec, VllmSpec, require_backend, require_device
+from rewardserve.model.contract import require_date
 from rewardserve.model.reward import CombineSettings, PenaltySettings, RewardSettings
 from rewardserve.model.text.text_files import decode_text
 from rewardserve.service.auth.api_keys import ApiKeys, ApiKeysError
@@ -218,7 +219,9 @@ class ModelSettings(BaseSettings):
 
     model: str = Field("", description="checkpoint folder or hub name; empty or `default`: the embedded default")
     ensemble: str = Field("", description="several models as one, `name=model,name=model`; see combine")
-    backend: str = Field("torch", description=f"one of {', '.join(BACKENDS)}")
+    backend: Annotated[str, AfterValidator(require_backend)] = Field(
+        "torch", description=f"engine that runs the model: one of {', '.join(BACKENDS)}"
+    )
     engine: Literal["auto", "packed", "padded"] = Field("auto", description="batch layout of the torch backend")
     deterministic: bool = Field(
         False, description="make scores bit-identical whatever the other rows of a batch; slower"
@@ -240,9 +243,8 @@ class ModelSettings(BaseSettings):
     ignore_checkpoint_code: bool = Field(
         False, description="load a checkpoint with custom code (auto_map) without that code, which is never run"
     )
-    template_date: str | None = Field(
+    template_date: Annotated[str, AfterValidator(require_date)] | None = Field(
         None,
-        pattern=r"^\d{4}-\d{2}-\d{2}$",
         description="date for a chat template that renders one, YYYY-MM-DD, if the contract has none; default: 2024-07-26",
     )
     ending: Literal["template", "template_or_eos", "template_and_eos", "end_token", "eos"] | None = Field(
@@ -291,24 +293,23 @@ class ModelSettings(BaseSettings):
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
         """Raise ValueError with a remedy if settings contradict each other."""
-        if self.backend not in BACKENDS:
-            raise ValueError(f"backend={self.backend} is unknown. Set REWARD_BACKEND to one of {', '.join(BACKENDS)}.")
         if self.ensemble and self.model:
-            raise ValueError("model and ensemble are both set. Set REWARD_MODEL or REWARD_ENSEMBLE.")
+            raise ValueError("REWARD_MODEL and REWARD_ENSEMBLE are both set: set one of them.")
         self.named_models()
         longest, budget = self.max_input_tokens, self.batching.max_tokens
         if longest is not None and budget is not None and longest > budget:
             raise ValueError(
-                f"max_input_tokens={longest} exceeds batching.max_tokens={budget}: such a row would never fit in a "
+                f"REWARD_MAX_INPUT_TOKENS={longest} exceeds REWARD_BATCHING__MAX_TOKENS={budget}: such a row would never fit in a "
                 f"batch. Raise REWARD_BATCHING__MAX_TOKENS or lower REWARD_MAX_INPUT_TOKENS."
             )
         if self.cap_low is not None and self.cap_high is not None and self.cap_low >= self.cap_high:
             raise ValueError(
-                f"cap_low={self.cap_low} is not below cap_high={self.cap_high}. Correct REWARD_CAP_LOW or REWARD_CAP_HIGH."
+                f"REWARD_CAP_LOW={self.cap_low} is not below REWARD_CAP_HIGH={self.cap_high}: lower the first or raise the second."
             )
         if self.shape in ("none", "par", "lsc") and (self.cap_low is not None or self.cap_high is not None):
             raise ValueError(
-                f"shape={self.shape}, but a cap is set. Unset REWARD_CAP_LOW and REWARD_CAP_HIGH, or set REWARD_SHAPE."
+                f"REWARD_SHAPE={self.shape} has no caps, but one is set. Leave out REWARD_CAP_LOW and REWARD_CAP_HIGH, or choose "
+                "the shape cap or softcap."
             )
         return self
 
@@ -318,7 +319,8 @@ class ModelSettings(BaseSettings):
         named = {name.strip(): model.strip() for name, _, model in pairs}
         if self.ensemble and (len(named) != len(pairs) or len(named) < 2 or not all(named) or not all(named.values())):
             raise ValueError(
-                f"ensemble={self.ensemble} is not a list of two or more `name=model` with different names."
+                f"REWARD_ENSEMBLE={self.ensemble} is not a list of two or more `name=model` with different names, such as "
+                "`a=/models/a,b=/models/b`."
             )
         return named
 
@@ -487,7 +489,7 @@ class ServeSettings(ModelSettings):
         """Raise ValueError with a remedy if the server would be unsafe, or could never admit a request."""
         if self.keys_file is None and not self.allow_unauthenticated and not is_loopback(self.host):
             raise ValueError(
-                f"host={self.host} is reachable from other machines and there are no keys. Set REWARD_KEYS_FILE, bind "
+                f"REWARD_HOST={self.host} is reachable from other machines and there are no keys. Set REWARD_KEYS_FILE, bind "
                 f"to 127.0.0.1, or set REWARD_ALLOW_UNAUTHENTICATED=1 to serve without authentication."
             )
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
@@ -496,32 +498,35 @@ class ServeSettings(ModelSettings):
             )
         if self.tls_client_ca_file is not None and self.tls_cert_file is None:
             raise ValueError(
-                "tls_client_ca_file is set, but there is no TLS. Set REWARD_TLS_CERT_FILE and REWARD_TLS_KEY_FILE."
+                "REWARD_TLS_CLIENT_CA_FILE is set, but there is no TLS. Set REWARD_TLS_CERT_FILE and REWARD_TLS_KEY_FILE too."
             )
         if self.metrics_key_required and self.keys_file is None:
             raise ValueError(
-                "metrics_key_required is set, but there are no keys. Set REWARD_KEYS_FILE, or unset "
+                "REWARD_METRICS_KEY_REQUIRED is set, but there are no keys. Set REWARD_KEYS_FILE, or leave out "
                 "REWARD_METRICS_KEY_REQUIRED."
             )
         if not _is_http_url(self.webhook_url):
             # The message omits the URL, which often holds a token.
-            raise ValueError("webhook_url is not a valid URL: REWARD_WEBHOOK_URL begins with http:// or https://")
+            raise ValueError(
+                "REWARD_WEBHOOK_URL is not a valid URL: it begins with http:// or https://, and names a host."
+            )
         if self.max_samples_per_request > self.admission.max_samples:
             raise ValueError(
-                f"max_samples_per_request={self.max_samples_per_request} exceeds admission.max_samples="
+                f"REWARD_MAX_SAMPLES_PER_REQUEST={self.max_samples_per_request} exceeds REWARD_ADMISSION__MAX_SAMPLES="
                 f"{self.admission.max_samples}: such a request could never be admitted. Raise "
                 f"REWARD_ADMISSION__MAX_SAMPLES or lower REWARD_MAX_SAMPLES_PER_REQUEST."
             )
         if self.max_body_bytes > self.max_body_bytes_in_flight:
             raise ValueError(
-                f"max_body_bytes={self.max_body_bytes} exceeds max_body_bytes_in_flight={self.max_body_bytes_in_flight}: "
-                f"such a body could never be read. Raise REWARD_MAX_BODY_BYTES_IN_FLIGHT or lower REWARD_MAX_BODY_BYTES."
+                f"REWARD_MAX_BODY_BYTES={self.max_body_bytes} exceeds REWARD_MAX_BODY_BYTES_IN_FLIGHT="
+                f"{self.max_body_bytes_in_flight}: such a body could never be read. Raise REWARD_MAX_BODY_BYTES_IN_FLIGHT or "
+                "lower REWARD_MAX_BODY_BYTES."
             )
         if self.max_input_tokens is not None and self.max_input_tokens > self.admission.max_tokens:
             raise ValueError(
-                f"max_input_tokens={self.max_input_tokens} exceeds admission.max_tokens={self.admission.max_tokens}: "
-                f"such a sample could never be admitted. Raise REWARD_ADMISSION__MAX_TOKENS or lower "
-                f"REWARD_MAX_INPUT_TOKENS."
+                f"REWARD_MAX_INPUT_TOKENS={self.max_input_tokens} exceeds REWARD_ADMISSION__MAX_TOKENS="
+                f"{self.admission.max_tokens}: such a sample could never be admitted. Raise REWARD_ADMISSION__MAX_TOKENS or "
+                "lower REWARD_MAX_INPUT_TOKENS."
             )
         return self
 
@@ -537,7 +542,7 @@ class ServeSettings(ModelSettings):
         if not all(str(model) != "." and model.is_dir() for model in models):
             raise SettingsError(
                 f"REWARD_SWAP__WATCH_S={self.swap.watch_s:g}, but the model is not a folder, so it cannot be watched. Set "
-                f"REWARD_MODEL to a folder, or to a link to one, or unset REWARD_SWAP__WATCH_S."
+                f"REWARD_MODEL to a folder, or to a link to one, or leave out REWARD_SWAP__WATCH_S."
             )
         return models
 

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from rewardserve.arguments import Parser
+from rewardserve.arguments import Parser, respell
+from rewardserve.exit_codes import INTERRUPTED, SOME_FAILED, USAGE_ERROR
 from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.checkpoint import CheckpointError
 from rewardserve.model.templates.chat_template import EncodingPolicyError
@@ -36,6 +37,8 @@ _EXPECTED = (
 )
 
 
+_SETTINGS = {name: f"model.{name}: true" for name in ("allow_pickle", "ignore_checkpoint_code")}
+"""Settings that messages of `model` name, as they are written in a recipe."""
 _SUMMARIES = {
     "train": "Train a reward model, and write it as a checkpoint.",
     "finish": "Finish a stopped training: turn its newest complete step into a checkpoint.",
@@ -48,11 +51,7 @@ _SUMMARIES = {
 
 
 def main(verb: str, arguments: Sequence[str]) -> int:
-    """Run one subcommand. Return the exit code.
-
-    0; 2 for a fault of the recipe, the data or the model; 3 if the run failed (a loss that is not finite, disk, memory);
-    130 after a signal.
-    """
+    """Run one subcommand. Return the exit code, as in `rewardserve.exit_codes`."""
     parser = _parser(verb)
     if arguments and not arguments[0].startswith("-"):
         parser.error(f"the recipe is an option: write --config {arguments[0]}")
@@ -68,18 +67,18 @@ def main(verb: str, arguments: Sequence[str]) -> int:
             _run(verb, config, options)
             _leave_process_group()
     except _EXPECTED as error:
-        return _end(verb, 2, str(error))
+        return _end(verb, USAGE_ERROR, respell(str(error), _SETTINGS))
     except RunFailed as error:
-        return _end(verb, 3, f"{error}{_resume_hint(config, verb)}")
+        return _end(verb, SOME_FAILED, f"{error}{_resume_hint(config, verb)}")
     except (Stopped, KeyboardInterrupt) as error:
         if isinstance(error, Stopped):
             _leave_process_group()  # all processes stop after the same step
-        return _end(verb, 130, f"{str(error) or 'stopped'}.{_resume_hint(config, verb)}")
+        return _end(verb, INTERRUPTED, f"{str(error) or 'stopped'}.{_resume_hint(config, verb)}")
     except Exception as error:
         reason = explain(error)
         if reason is None:
             raise
-        return _end(verb, 3, f"{reason}{_resume_hint(config, verb)}")
+        return _end(verb, SOME_FAILED, f"{reason}{_resume_hint(config, verb)}")
     return 0
 
 
@@ -159,17 +158,12 @@ def _parser(verb: str) -> Parser:
     parser = Parser(
         f"rewardserve {verb}",
         _SUMMARIES[verb],
-        epilog="Exit codes: 0; 2 fault of the recipe, the data or the model; 3 the run failed (loss not finite, disk, "
-        "memory); 130 stopped by a signal."
-        + " --set output.resume=true resumes from the last step checkpoint."
-        * (verb == "train"),
+        more="--set output.resume=true resumes from the last step checkpoint." * (verb == "train"),
     )
     parser.add_argument("--config", required=True, metavar="RECIPE", help="the recipe, a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. optim.lr=1e-4")
     if verb == "crossvalidate":
-        parser.add_argument(
-            "--folds", type=int, default=5, help="number of folds, 5 by default; as many as groups leaves one out"
-        )
+        parser.add_argument("--folds", type=int, default=5, help="number of folds; as many as groups leaves one out")
     if verb in ("evaluate", "calibrate"):
         parser.add_argument("--checkpoint", help="reward model to read; default: the one in the recipe's output.folder")
     return parser

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rewardserve.model.text.nearest_word import did_you_mean
 from rewardserve.training.config import ConfigError, LossConfig
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -49,7 +50,9 @@ def centring(chosen_P: Tensor, rejected_P: Tensor) -> Tensor:
 def pair_loss(config: LossConfig) -> PairLoss:
     """Loss of the recipe, with its smoothing and centring. Raise `ConfigError` for an unknown name."""
     if config.name not in LOSSES:
-        raise ConfigError(f"loss.name is {config.name!r}; known are {', '.join(LOSSES)}")
+        raise ConfigError(
+            f"loss.name is {config.name!r}; it must be one of {', '.join(LOSSES)}{did_you_mean(config.name, LOSSES)}"
+        )
     loss = LOSSES[config.name]
     if config.label_smoothing:
         loss = partial(smoothed, loss, config.label_smoothing)

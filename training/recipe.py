@@ -6,7 +6,6 @@ Depends on the types of the records in `config`, not on their meaning.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,10 @@ from typing import Any, Literal
 
 import yaml
 
+from rewardserve.model.text.nearest_word import CUTOFF_OF_NAMES, did_you_mean, nearest_word
 from rewardserve.training import yaml12
 from rewardserve.training.config import Config, ConfigError, shown
 
-_SIMILAR = 0.75
 _ELSEWHERE = {
     "learning_rate": "optim.lr",
     "num_train_epochs": "optim.epochs",
@@ -53,10 +52,22 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         raw = yaml12.load(path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        hint = _recipe_like(path) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}{hint}") from error
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path} is not a recipe: {_in_words(error)}") from error
     return parse(raw, overrides)
+
+
+def _recipe_like(path: Path) -> str:
+    """Suggest a recipe beside the missing file, or one of those that are shipped, by its name with or without `.yaml`."""
+    shipped = Path(__file__).parent / "recipes"
+    for folder in (path.parent, shipped):
+        found = {each.name: each for each in folder.glob("*.y*ml")}
+        near = nearest_word(path.name, found) or nearest_word(f"{path.name}.yaml", found)
+        if near is not None:
+            return f"; did you mean {found[near]}?"
+    return f". The shipped recipes are in {shipped}"
 
 
 def _in_words(error: Exception) -> str:
@@ -132,8 +143,8 @@ def _join(where: str, key: str) -> str:
 
 def _unknown(full: str, key: str, known: list[str], where: str) -> str:
     """Name the nearest known setting only if it is close: a wrong hint is worse than none."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=_SIMILAR)
-    hint = _join(where, near[0]) if near else _ELSEWHERE.get(key) or _settings_called(key)
+    near = nearest_word(key, known, CUTOFF_OF_NAMES)
+    hint = _join(where, near) if near else _ELSEWHERE.get(key) or _settings_called(key)
     meant = f"; did you mean {hint!r}?" if hint else "."
     return f"unknown setting {full!r}{meant} Known here: {', '.join(known)}"
 
@@ -156,7 +167,10 @@ def _coerce(kind: Any, value: Any, where: str) -> Any:
         return _record(kind, value, where)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{where} is {shown(value)}; it must be one of {', '.join(map(str, args))}")
+            names = list(map(str, args))
+            raise ConfigError(
+                f"{where} is {shown(value)}; it must be one of {', '.join(names)}{did_you_mean(value, names)}"
+            )
         return value
     if origin is types.UnionType:
         if value is None:

@@ -6,13 +6,13 @@ files or pairs.
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from rewardserve.model.conversation import Message
+from rewardserve.model.text.nearest_word import nearest_word
 from rewardserve.training import turns
 from rewardserve.training.config import ConfigError, SourceConfig
 from rewardserve.training.sources import SourceRow
@@ -80,8 +80,8 @@ def _present(name: str, key: str | None, n_with: Counter[str], n_rows: int, sour
         return None
     if name == "context_key" and source.context == "ignore":
         return None
-    near = difflib.get_close_matches(key, list(map(str, n_with)), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    near = nearest_word(key, map(str, n_with))
+    hint = f"; did you mean {near!r}?" if near else "."
     null = "" if name in _REQUIRED else f" ({name}: null reads no such column.)"
     raise ConfigError(
         f"data source {source.path!r}: {name} is {key!r}, and none of the {n_rows} rows has it{hint} "
@@ -91,7 +91,7 @@ def _present(name: str, key: str | None, n_with: Counter[str], n_rows: int, sour
 
 def _no_prompt(n_with: Counter[str], n_rows: int, source: SourceConfig) -> str:
     near = next((name for name in _PROMPT_NAMES if n_with[name]), None)
-    near = near or next(iter(difflib.get_close_matches(str(source.prompt_key), list(map(str, n_with)), n=1)), None)
+    near = near or nearest_word(str(source.prompt_key), map(str, n_with))
     name_it = f"Name it (prompt_key: {near})" if near else "Name it (prompt_key)"
     return (
         f"data source {source.path!r}: none of the {n_rows} rows has the column {source.prompt_key!r}, and chosen and "

@@ -21,6 +21,7 @@ from rewardserve.model.encoding import Encoded
 from rewardserve.model.layout_rules import Ending, ReadsAt
 from rewardserve.model.reward import EnsembleMember
 from rewardserve.model.scorer import HeadScores, Scorer, weighted_sum
+from rewardserve.model.text.nearest_word import did_you_mean
 
 BACKENDS: dict[str, str] = {
     "torch": "rewardserve.model.backends.torch:load",
@@ -183,7 +184,14 @@ class LoadedModel:
 def require_device(name: str) -> str:
     """Return the name of a device. Raise ValueError for other names."""
     if _DEVICE.fullmatch(name) is None:
-        raise ValueError(f"must be {DEVICES}")
+        raise ValueError(f"must be {DEVICES}, not {name!r}{did_you_mean(name, ('auto', 'cpu', 'cuda'))}")
+    return name
+
+
+def require_backend(name: str) -> str:
+    """Return the name of a backend. Raise ValueError for other names."""
+    if name not in BACKENDS:
+        raise ValueError(f"must be one of {', '.join(BACKENDS)}, not {name!r}{did_you_mean(name, BACKENDS)}")
     return name
 
 

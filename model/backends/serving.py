@@ -64,10 +64,14 @@ def read_options(spec: ModelSpec) -> ReadOptions:
 
 
 def rule_notes(spec: ModelSpec, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Note where the operator has set an ending or a reading position and a written contract decides them."""
-    if checkpoint.contract is None or (spec.ending is None and spec.reads_at is None):
+    """Note the settings for a checkpoint without a contract that have no effect, since a written contract decides."""
+    given = {"ending": spec.ending, "reads_at": spec.reads_at, "template_date": spec.template_date}
+    contract = checkpoint.contract
+    ignored = [f"{name}={value}" for name, value in given.items() if value not in (None, getattr(contract, name, None))]
+    if contract is None or not ignored:
         return ()
-    return ("the settings of ending and reading position do not apply: the checkpoint's contract is binding",)
+    stated = ", ".join(f"{name.partition('=')[0]} {getattr(contract, name.partition('=')[0])}" for name in ignored)
+    return (f"{', '.join(ignored)} is ignored: the checkpoint's scoring_contract.json is binding ({stated})",)
 
 
 def apply_limits(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:

@@ -33,6 +33,7 @@ from rewardserve.model.checkpoint.transformers_logging import quiet_transformers
 from rewardserve.model.contract import ObservedFacts, ScoringContract
 from rewardserve.model.layout_rules import LAYOUT_RULES, LayoutRule
 from rewardserve.model.network import SINGLE_HEAD, RewardNetwork, attention_for, hidden_width, looks_ahead
+from rewardserve.model.text.nearest_word import did_you_mean
 from rewardserve.model.tokenization.encoding_policy import (
     EncodingPolicy,
     infer_policy,
@@ -440,7 +441,7 @@ def _outline_backbone(folder: Path, config: Any, dtype: str) -> Any:
 
 def _torch_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
-        raise CheckpointError(f"unknown dtype {name!r}; known are {', '.join(DTYPES)}")
+        raise CheckpointError(f"unknown dtype {name!r}; known are {', '.join(DTYPES)}{did_you_mean(name, DTYPES)}")
     return DTYPES[name]
 
 

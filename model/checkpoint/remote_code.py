@@ -30,8 +30,7 @@ def refuse_remote_code(folders: Iterable[Path], *, ignored: bool, has_contract: 
         raise CheckpointError(
             f"the checkpoint has custom code: {listed}. Such code is never run, and the classes of transformers that would "
             "replace it may compute another score. Save the model with a class that is part of transformers, and without auto_map. "
-            "If that class computes the same score, ignore the code: "
-            "ignore_checkpoint_code, a setting of each command (of rewardserve train in the section model)."
+            "If that class computes the same score, set ignore_checkpoint_code."
         )
     reason = "by setting" if ignored else "because the contract was written without it"
     return (f"the checkpoint has custom code, which is ignored {reason}: {listed}",)

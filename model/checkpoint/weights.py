@@ -91,8 +91,7 @@ def refuse_pickles(files: Iterable[Path], *, allowed: bool) -> None:
     if pickled and not allowed:
         raise CheckpointError(
             f"{pickled[0]} is a pickle, which can run code when it is read. Save the model as safetensors "
-            "(save_pretrained does), or allow pickles from a source that you trust: allow_pickle, a setting of each command "
-            "(of rewardserve train in the section model)."
+            "(save_pretrained does), or set allow_pickle if you trust their source."
         )
 
 

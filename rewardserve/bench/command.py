@@ -31,13 +31,15 @@ from urllib.parse import urlsplit
 import httpx
 import uvloop
 
-from rewardserve.arguments import USAGE_ERROR, Parser, did_you_mean, end_with_usage, show
+from rewardserve.arguments import Parser, end_with_usage, show
 from rewardserve.bench import machine
 from rewardserve.bench.closed_loop import closed_loop, http_client
 from rewardserve.bench.figures import Counts, figures
 from rewardserve.bench.report import text_of
 from rewardserve.bench.server_process import NotReady, ServerProcess
 from rewardserve.bench.workload import NoSamples, Workload, of_file, synthetic
+from rewardserve.exit_codes import FAILED, INTERRUPTED, SOME_FAILED, USAGE_ERROR
+from rewardserve.model.text.nearest_word import CUTOFF_OF_NAMES, did_you_mean
 from rewardserve.model.text.printable import printable
 from rewardserve.service.cli.options import complain, from_command_line, options_of
 from rewardserve.service.offline.input_file import NotContinuable
@@ -45,7 +47,6 @@ from rewardserve.service.settings import ServeSettings
 from rewardserve.service.storage.files import error_reason
 
 PROGRAM = "rewardserve bench"
-FAILED, SOME_FAILED, INTERRUPTED = 1, 3, 130
 CONCURRENCY, PER_REQUEST, SECONDS = 4, 16, 30.0
 NOT_SERVED = (
     "host", "port", "shared_port", "keys_file", "tls_cert_file", "tls_key_file", "tls_client_ca_file", "webhook_url",
@@ -58,8 +59,6 @@ _DESCRIPTION = """Measure a reward model on this machine, or a running server: t
 Without --url a server is started with MODEL and SETTINGS, which are those of rewardserve serve, on a port of the loopback,
 without keys, TLS, webhook and folders of state. Each client sends its next request as soon as it has a reply; a failed
 request is not sent again."""
-_EPILOG = """Exit codes: 0 every sample has a score; 1 no server, or no sample with a score; 2 invalid arguments or file;
-3 some requests or samples have no score; 130 interrupted (the figures so far are printed)."""
 _LOG_LINES = 20
 _MODEL_TIMEOUT_S = 30.0
 _LIBRARIES = ("rewardserve", "torch", "transformers", "tokenizers", "vllm")
@@ -119,7 +118,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 def _parser() -> Parser:
     usage = f"{PROGRAM} [MODEL] [SETTINGS] [OPTIONS]\n       {PROGRAM} --url URL [--key-file FILE] [OPTIONS]"
-    parser = Parser(PROGRAM, _DESCRIPTION, usage=usage, epilog=_EPILOG)
+    parser = Parser(PROGRAM, _DESCRIPTION, usage=usage)
     parser.add_argument("--url", type=_url, help="measure the server with this URL instead of starting one")
     parser.add_argument("--key-file", type=Path, metavar="FILE", help="file with the API key for --url")
     parser.add_argument(
@@ -163,7 +162,7 @@ def _check_server_arguments(parser: Parser, given: argparse.Namespace, of_server
     known += ["--help-all", *(f"--{name.replace('_', '-')}" for name in vars(given))]
     for name in (argument.partition("=")[0].replace("_", "-") for argument in of_server if argument.startswith("--")):
         if name not in known:
-            end_with_usage(PROGRAM, f"unrecognized arguments: {name}{did_you_mean(name, known, cutoff=0.75)}")
+            end_with_usage(PROGRAM, f"unrecognized arguments: {name}{did_you_mean(name, known, CUTOFF_OF_NAMES)}")
     from_command_line(ServeSettings, PROGRAM, of_server, without=NOT_SERVED)
 
 

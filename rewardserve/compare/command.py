@@ -1,7 +1,6 @@
 """`rewardserve compare MODEL_A MODEL_B FILE`: score a file with two models and print how far they agree.
 
-Exit codes: 0 every row is compared, 1 a model cannot be loaded, 2 invalid settings or file, 3 some rows do not have a score of each
-model, 130 interrupted.
+`rewardserve.exit_codes` has the exit codes.
 """
 
 from __future__ import annotations
@@ -19,16 +18,17 @@ import numpy as np
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsError
 
-from rewardserve.arguments import USAGE_ERROR
 from rewardserve.compare.agreement import Agreement, Estimate, agreement
 from rewardserve.compare.rows import Rows, read_rows
+from rewardserve.exit_codes import FAILED, INTERRUPTED, SOME_FAILED, USAGE_ERROR
 from rewardserve.model.backends import LoadError
 from rewardserve.model.calibration import CalibrationError
+from rewardserve.model.default import DEFAULT_MODEL
 from rewardserve.model.resource_errors import describe_resource_error
 from rewardserve.model.reward import PipelineError
 from rewardserve.model.text.printable import printable
 from rewardserve.model.traits import LexiconError
-from rewardserve.service.cli.options import complain, complain_of_model, end_process, from_command_line
+from rewardserve.service.cli.options import Wording, complain, complain_of_model, end_process, from_command_line
 from rewardserve.service.errors import RequestRefused
 from rewardserve.service.observability import logs
 from rewardserve.service.offline.score_file import load_model, open_scoring, progress_bar, score_windows
@@ -36,7 +36,6 @@ from rewardserve.service.settings import ModelSettings
 from rewardserve.training.config import ConfigError
 
 PROGRAM = "rewardserve compare"
-FAILED, SOME_FAILED, INTERRUPTED = 1, 3, 130
 FIRST = ("device", "dtype", "max_input_tokens")
 AS_JSON = "--json"
 
@@ -44,12 +43,26 @@ AS_JSON = "--json"
 class CompareSettings(ModelSettings):
     """Score a file with two models, and print their agreement with each other and with the labels of preference pairs."""
 
-    model_a: CliPositionalArg[str] = Field(description="checkpoint folder or hub name; `default`: the embedded default")
-    model_b: CliPositionalArg[str] = Field(description="checkpoint folder or hub name; loaded once the first is freed")
+    model_a: CliPositionalArg[str] = Field(
+        description="model to compare with, such as the one in service: checkpoint folder or hub name; `default`: the embedded "
+        "default"
+    )
+    model_b: CliPositionalArg[str] = Field(
+        description="model to compare, such as its successor, written like MODEL_A; differences are MODEL_B minus MODEL_A"
+    )
     file: CliPositionalArg[Path] = Field(
         description="preference pairs in any form that training reads, or samples as in POST /score: .jsonl, .json, .csv, "
         ".tsv (each also .gz), .parquet"
     )
+
+
+class NotServable(Exception):
+    """One of the models cannot be served: `which` names it, `reason` is the error."""
+
+    def __init__(self, which: str, model: str, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.which = f"{which} ({model or DEFAULT_MODEL})"
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +85,25 @@ def main(arguments: Sequence[str]) -> NoReturn:
         without=("model", "ensemble"),
         switches={AS_JSON: "print one JSON object"},
     )
-    end_process(run(settings, as_json=AS_JSON in arguments))
+    end_process(run(settings, Wording(CompareSettings, arguments), as_json=AS_JSON in arguments))
 
 
-def run(settings: CompareSettings, *, as_json: bool = False) -> int:
+def run(settings: CompareSettings, wording: Wording, *, as_json: bool = False) -> int:
     """Read the file, score it with one model after the other, print the comparison. Return the exit code."""
     logs.configure(settings.log_level, settings.log_format)
     try:
         rows = read_rows(settings.file)
-        a, b = (score(settings, name, rows) for name in (settings.model_a, settings.model_b))
-    except (LoadError, PipelineError, CalibrationError) as error:
-        complain_of_model(PROGRAM, error, CompareSettings)
+        for which, model in named_models(settings).items():
+            find(which, model, settings)  # both, before minutes go into the scores of the first
+        a, b = (score(settings, which, model, rows) for which, model in named_models(settings).items())
+    except NotServable as error:
+        complain_of_model(PROGRAM, error.reason, wording, error.which)
         return FAILED
     except RequestRefused as error:
         complain(PROGRAM, [error.message])
         return FAILED
     except (ConfigError, SettingsError, LexiconError) as error:
-        complain(PROGRAM, [str(error)])
+        complain(PROGRAM, [wording(str(error))])
         return USAGE_ERROR
     except OSError as error:
         complain(PROGRAM, [describe_resource_error(error) or f"{error.filename or 'a file'}: {error.strerror}."])
@@ -101,10 +116,30 @@ def run(settings: CompareSettings, *, as_json: bool = False) -> int:
     return SOME_FAILED if _print_missing(rows, a, b) else 0
 
 
-def score(settings: CompareSettings, model: str, rows: Rows) -> Scores:
-    """Score the rows with one model, which is freed afterwards. Raise `LoadError`, `PipelineError` or `RequestRefused`."""
+def named_models(settings: CompareSettings) -> dict[str, str]:
+    """The two models, by the name of their argument."""
+    return {"MODEL_A": settings.model_a, "MODEL_B": settings.model_b}
+
+
+def find(which: str, model: str, settings: CompareSettings) -> None:
+    """Find the folder of a model, or download it. Raise `NotServable`."""
+    if settings.backend != "echo" and model not in ("", DEFAULT_MODEL):
+        from rewardserve.model.checkpoint import CheckpointError
+        from rewardserve.model.checkpoint.reading import resolve
+
+        try:
+            resolve(model, allow_pickle=settings.allow_pickle)
+        except CheckpointError as error:
+            raise NotServable(which, model, error) from error
+
+
+def score(settings: CompareSettings, which: str, model: str, rows: Rows) -> Scores:
+    """Score the rows with one model, which is freed afterwards. Raise `NotServable` or `RequestRefused`."""
     of_model = settings.model_copy(update={"model": model, "ensemble": ""})
-    loaded, pipeline = load_model(of_model)
+    try:
+        loaded, pipeline = load_model(of_model)
+    except (LoadError, PipelineError, CalibrationError) as error:
+        raise NotServable(which, model, error) from error
 
     async def score_all() -> Scores:
         with progress_bar() as progress:

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 
 from starlette.types import Scope
 
+from rewardserve.model.text.nearest_word import did_you_mean
 from rewardserve.service.api.names import check_run_name, check_task_name
 from rewardserve.service.api.requests import MAX_STEP
 from rewardserve.service.auth.api_keys import RunPermissions
@@ -24,6 +25,8 @@ T = TypeVar("T")
 
 _MAX_STEP_DIGITS = len(str(MAX_STEP))
 _MAX_DIGESTS = 3
+_MAX_SUGGESTED_CHARS = 40
+"""Longer names are not compared in full."""
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -129,8 +132,9 @@ def _query_parameters(query: bytes, known: Collection[str]) -> dict[str, str]:
     unknown = [name for name, _ in pairs if name not in known]
     if unknown:
         # The message omits the parameter, which may be a key: it must not appear in replies or their logs.
+        hint = next((hint for name in unknown if (hint := did_you_mean(name[:_MAX_SUGGESTED_CHARS], known))), "")
         raise InvalidRequest(
-            f"the URL has an unknown query parameter; known are {', '.join(sorted(known))}. "
+            f"the URL has an unknown query parameter{hint or ';'} known are {', '.join(sorted(known))}. "
             "Send an API key as Authorization: Bearer KEY, or in the URL as http://:KEY@host/",
             field="query", n_unknown=len(unknown),
         )  # fmt: skip

@@ -6,7 +6,6 @@ branch that was probably meant. An error names a field and never quotes a value.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
+from rewardserve.model.text.nearest_word import nearest_word
 from rewardserve.service.errors import InvalidRequest
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -107,7 +107,7 @@ def _nearest(name: str, others: Iterable[str]) -> str | None:
     if len(name) > _MAX_SUGGESTED_CHARS:
         return None
     compared = [each for each in islice(others, _MAX_COMPARED) if len(each) <= _MAX_SUGGESTED_CHARS]
-    return next(iter(difflib.get_close_matches(name, compared, n=1)), None)
+    return nearest_word(name, compared)
 
 
 def _suggestion(value: Any, kind: Any, path: Sequence[int | str], field: str, *, is_missing: bool) -> str:

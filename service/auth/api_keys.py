@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
+from rewardserve.model.text.nearest_word import did_you_mean
 from rewardserve.model.text.text_files import decode_text
 from rewardserve.service.auth.events import AuthEvents
 from rewardserve.service.auth.rate_limits import UNLIMITED, RateLimits
@@ -260,9 +261,16 @@ def _parse_runs(i: int, text: str | None) -> RunPatterns:
 
 def _parse_scopes(i: int, text: str) -> frozenset[str]:
     scopes = frozenset(text.split(","))
-    if not scopes <= set(SCOPES):
-        raise ApiKeysError(f"line {i}: scopes must be of {', '.join(SCOPES)}, separated by commas, without spaces")
+    check_scopes(text, f"line {i}: ")
     return scopes
+
+
+def check_scopes(text: str, where: str = "") -> None:
+    """Raise `ApiKeysError` unless the text names scopes. The message has no part of the text, which may be a misplaced key."""
+    unknown = [scope for scope in text.split(",") if scope not in SCOPES]
+    if unknown:
+        hint = next((hint for scope in unknown if (hint := did_you_mean(scope[:40], SCOPES))), "")
+        raise ApiKeysError(f"{where}scopes must be of {', '.join(SCOPES)}, separated by commas, without spaces{hint}")
 
 
 def _parse_limits(i: int, words: list[str]) -> RateLimits:

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rewardserve.arguments import USAGE_ERROR, Parser
+from rewardserve.arguments import Parser, show
+from rewardserve.exit_codes import USAGE_ERROR
 from rewardserve.model.text.printable import printable
 from rewardserve.model.text.text_files import TextDecodeError, decode_text
 from rewardserve.service.storage.files import error_reason
@@ -31,7 +32,12 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     try:
         key = given.key_file.read_bytes().strip()
-        print("\n".join(hashed(decode_text(sys.stdin.buffer.read()).split("\n"), key)))
+        hashes = hashed(decode_text(_standard_input()).split("\n"), key)
+        if not hashes:
+            raise HoneypotsError(
+                "standard input has no prompts: send one JSON object a line, such as with < prompts.jsonl"
+            )
+        show("\n".join(hashes))
     except OSError as error:
         print(printable(f"{PROGRAM}: {error.filename or 'standard input'}: {error_reason(error)}"), file=sys.stderr)
         return USAGE_ERROR
@@ -39,3 +45,12 @@ def main(arguments: Sequence[str]) -> int:
         print(printable(f"{PROGRAM}: {error}"), file=sys.stderr)
         return USAGE_ERROR
     return 0
+
+
+def _standard_input() -> bytes:
+    """Read it to its end. A terminal, where input is typed, gets a line with the expected form."""
+    if sys.stdin.isatty():
+        print(
+            f"{PROGRAM}: reading prompts from the terminal, one JSON object a line; Ctrl-D ends them", file=sys.stderr
+        )
+    return sys.stdin.buffer.read()

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rewardserve.arguments import USAGE_ERROR, Parser
+from rewardserve.arguments import Parser
+from rewardserve.exit_codes import USAGE_ERROR
 from rewardserve.model.text.printable import printable
 from rewardserve.model.text.text_files import TextDecodeError, decode_text, wide_encoding
-from rewardserve.service.auth.api_keys import SCOPES, ApiKeysError, format_line, parse, parse_lines
+from rewardserve.service.auth.api_keys import SCOPES, ApiKeysError, check_scopes, format_line, parse, parse_lines
 from rewardserve.service.auth.rate_limits import BURST_S, RateLimits
 from rewardserve.service.storage.files import error_reason
 
@@ -33,15 +34,26 @@ def main(arguments: Sequence[str]) -> int:
         help="file of keys; created if it does not exist, readable by its owner only",
     )
     parser.add_argument("--scopes", default="score", help=f"scopes, separated by commas: {', '.join(SCOPES)}")
-    parser.add_argument("--requests-per-s", type=float, help="rate limit in requests; beyond it, requests get 429")
-    parser.add_argument("--tokens-per-s", type=float, help="rate limit in tokens; beyond it, requests get 429")
+    parser.add_argument(
+        "--requests-per-s",
+        type=float,
+        metavar="N",
+        help="rate limit in requests; beyond it, requests get 429; default: none",
+    )
+    parser.add_argument(
+        "--tokens-per-s",
+        type=float,
+        metavar="N",
+        help="rate limit in tokens; beyond it, requests get 429; default: none",
+    )
     parser.add_argument(
         "--burst-s", type=float, default=BURST_S, help="burst: the limits of this many seconds may be used at once"
     )
     parser.add_argument(
         "--runs",
         default="",
-        help="bind the key to runs, separated by commas; keys that are not bound to them cannot send them; A*: all that begin so",
+        help="bind the key to runs, separated by commas; keys that are not bound to them cannot send them; A*: all that begin so; "
+        "default: bound to none",
     )
     parser.add_argument(
         "--owner", default="", help="owner of the runs that the key sends; keys of one owner share runs; default: NAME"
@@ -71,8 +83,7 @@ def _refuse(reason: str) -> int:
 
 def check_line(line: str, scopes: str) -> None:
     """Raise `ApiKeysError` if an argument makes an invalid line."""
-    if not set(scopes.split(",")) <= set(SCOPES):
-        raise ApiKeysError(f"scopes must be of {', '.join(SCOPES)}, separated by commas, without spaces")
+    check_scopes(scopes, f"--scopes={scopes}: ")
     try:
         parse(line)
     except ApiKeysError as error:

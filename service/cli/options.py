@@ -10,8 +10,9 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as record_field
 from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
@@ -20,7 +21,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource, SettingsError
 
-from rewardserve.arguments import USAGE_ERROR, Parser, did_you_mean, show
+from rewardserve.arguments import Parser, is_option, one_of, respell, show
+from rewardserve.exit_codes import USAGE_ERROR, exit_codes_of
+from rewardserve.model.text.nearest_word import CUTOFF_OF_NAMES, did_you_mean
 from rewardserve.model.text.printable import printable
 from rewardserve.service.settings import ENV_PREFIX, ServeSettings, unknown_variables
 
@@ -29,6 +32,19 @@ S = TypeVar("S", bound=BaseSettings)
 _POSITIONAL = get_args(CliPositionalArg[str])[1]
 _WIDTH = 100
 _KINDS = {bool: "on|off", int: "N", float: "X", str: "TEXT", Path: "PATH", dict: "JSON"}
+_BOOLEANS = {"on", "off", "true", "false", "yes", "no", "1", "0", "t", "f", "y", "n"}
+_RULES = {
+    "bool_parsing": "on or off",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+}
+"""Type of a pydantic error -> the valid values. Other errors keep the words of pydantic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +84,32 @@ class Option:
         return "" if self.is_required else ENV_PREFIX + "__".join(self.path).upper()
 
 
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """The names by which the user of a command knows its settings: the typed ones of `arguments`, else the variables.
+
+    Messages name a setting by its variable (in `service`) or by its dotted name (in `model`, which knows no variables).
+    """
+
+    settings: type[BaseSettings]
+    arguments: Sequence[str] = ()
+    environment: Mapping[str, str] = record_field(default_factory=lambda: os.environ)
+
+    def __call__(self, message: str) -> str:
+        """Replace the names of settings in a message."""
+        options = list(options_of(self.settings))
+        by_variable = {option.variable: self.name(option) for option in options if option.variable}
+        message = re.sub(rf"\b{ENV_PREFIX}[A-Z_]+\b", lambda found: by_variable.get(found[0], found[0]), message)
+        return respell(message, {".".join(option.path): self.name(option) for option in options if option.variable})
+
+    def name(self, option: Option) -> str:
+        """The flag if it was typed, or if other arguments were typed and the variable is not set; else the variable."""
+        typed = {_hyphens(argument).partition("=")[0] for argument in self.arguments if is_option(argument)}
+        if option.is_required or option.name in typed:
+            return option.name
+        return option.name if self.arguments and option.variable not in self.environment else option.variable
+
+
 def from_command_line(
     settings: type[S],
     program: str,
@@ -91,27 +133,37 @@ def from_command_line(
     shown = positionals + [option for name in first for option in options if ".".join(option.path) == name]
     parser.add_argument("-h", "--help", action=_Print, text=_help(program, settings, shown, options, switches))
     parser.add_argument("--help-all", action=_Print, text=_help(program, settings, options, options, switches))
-    for argument in arguments:
-        if argument.partition("=")[0].removeprefix("--").replace("-", "_") in without:
-            parser.error(f"unrecognized arguments: {argument}")
-    source: Any = CliSettingsSource(settings, root_parser=parser)
+    source: Any = CliSettingsSource(settings, root_parser=parser, parse_args_method=Parser.parse_args)
+    parser.hidden = frozenset("--" + name.replace("_", "-") for name in without)
+    parser.name_positionals([option.name for option in positionals])
+    wording = Wording(settings, arguments)
     try:
-        found = settings(_cli_settings_source=source(args=[_hyphens(a) for a in arguments]))
+        found = settings(
+            _cli_settings_source=source(args=list(_with_values([_hyphens(a) for a in arguments], options)))
+        )
         complain(program, _unknown_variables(program, settings))
         return found
     except ValidationError as error:
         named = {option.path: option for option in options}
-        complain(program, [_in_words(e, named) for e in error.errors(include_url=False)])
+        complain(program, [_in_words(e, named, wording) for e in error.errors(include_url=False)])
     except SettingsError as error:
-        complain(program, [str(error)])
+        complain(program, [_not_json(str(error), options, wording)])
     sys.exit(USAGE_ERROR)
+
+
+def _with_values(arguments: Sequence[str], options: Sequence[Option]) -> Iterator[str]:
+    """Yield the arguments, with `=on` after a flag of a boolean setting that stands alone, as in the other commands."""
+    booleans = {option.name for option in options if option.values == _KINDS[bool]}
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
+        yield f"{argument}=on" if argument in booleans and following.lower() not in _BOOLEANS else argument
 
 
 def _unknown_variables(program: str, settings: type[BaseSettings]) -> list[str]:
     """Describe the variables of the environment that are no setting, each with the nearest setting."""
     known = [option.variable for kind in (settings, ServeSettings) for option in options_of(kind) if option.variable]
     return [
-        f"{name} is not a setting and is ignored{did_you_mean(name, known, cutoff=0.75) or '.'} See {program} --help-all."
+        f"{name} is not a setting and is ignored{did_you_mean(name, known, CUTOFF_OF_NAMES) or '.'} "
+        f"See {program} --help-all."
         for name in unknown_variables(settings, os.environ)
     ]
 
@@ -122,18 +174,9 @@ def complain(program: str, lines: Sequence[str]) -> None:
         print(f"{program}: {printable(line)}", file=sys.stderr)
 
 
-def complain_of_model(program: str, error: Exception, settings: type[BaseSettings]) -> None:
-    """Print why a model cannot be served, and how the settings in the message are written, if it names any."""
-    complain(program, ["this model cannot be served.", *str(error).splitlines(), *_spellings(str(error), settings)])
-
-
-def _spellings(message: str, settings: type[BaseSettings]) -> Iterator[str]:
-    """Yield variable and flag of each setting in a message. A name that is a common word counts in `name=` and `set name`."""
-    for option in options_of(settings):
-        name = ".".join(option.path)
-        alone = rf"(?<![\w.]){re.escape(name)}\b" if re.search(r"[._]", name) else rf"(?<=\bset ){name}\b"
-        if not option.is_positional and re.search(rf"{alone}|(?<![\w.]){re.escape(name)}=", message):
-            yield f"{name} is set by {option.variable} or {option.name}."
+def complain_of_model(program: str, error: Exception, wording: Wording, which: str = "this model") -> None:
+    """Print why a model cannot be served, with the names of settings that the user knows."""
+    complain(program, [f"{which} cannot be served.", *wording(str(error)).splitlines()])
 
 
 def end_process(code: int) -> NoReturn:
@@ -209,7 +252,8 @@ def _help(
     more = "Flags override environment variables."
     if rest := len(every) - len(shown):
         more += f" {program} --help-all shows {rest} more settings."
-    return "\n".join([*lines, "", more])
+    codes = textwrap.fill(exit_codes_of(program.rpartition(" ")[2]), _WIDTH)
+    return "\n".join([*lines, "", more, "", codes])
 
 
 def _entry(option: Option) -> list[str]:
@@ -235,14 +279,45 @@ def _hyphens(argument: str) -> str:
     return name.replace("_", "-") + equals + value
 
 
-def _in_words(error: Mapping[str, Any], options: Mapping[tuple[str, ...], Option]) -> str:
-    """Format a pydantic error as one line: variable, flag, message, given value."""
+def _in_words(error: Mapping[str, Any], options: Mapping[tuple[str, ...], Option], wording: Wording) -> str:
+    """Format a pydantic error as one line: the setting as the user knows it, its valid values, the given value."""
     path = tuple(str(step) for step in error["loc"])
     message = str(error["msg"]).removeprefix("Value error, ")
     if not path:
-        return message
+        return wording(message)
     option = options.get(path)
-    flag = option.name if option else "--" + ".".join(path).replace("_", "-")
-    if option and option.is_required:
-        return f"{flag} is missing" if error["type"] == "missing" else f"{flag}: {message}, not {error['input']!r}"
-    return f"{ENV_PREFIX}{'__'.join(path).upper()} ({flag}): {message}, not {error['input']!r}"
+    if option is None:
+        return _of_no_setting(path, error, options.values(), wording)
+    name = wording.name(option)
+    if error["type"] == "missing":
+        return f"{name} is missing"
+    if error["type"] == "literal_error":
+        return f"{name}: {one_of(error['input'], option.values.split('|'))}"
+    if error["type"] == "value_error":  # our own message, with the value
+        return f"{name}: {message}"
+    limits = {key: f"{value:,}" if isinstance(value, int) else value for key, value in error.get("ctx", {}).items()}
+    rule = _RULES.get(error["type"])
+    if rule is not None:
+        message = f"must be {rule.format_map(limits)}"
+    return f"{name}: {message}, not {error['input']!r}"
+
+
+def _of_no_setting(path: tuple[str, ...], error: Mapping[str, Any], options: Iterable[Option], wording: Wording) -> str:
+    """Describe a name that is no setting: an unknown one of a section, or the section itself."""
+    flag, variable = "--" + ".".join(path).replace("_", "-"), ENV_PREFIX + "__".join(path).upper()
+    name = flag if any(_hyphens(each).partition("=")[0] == flag for each in wording.arguments) else variable
+    inner = [wording.name(option) for option in options if option.path[: len(path)] == path]
+    if inner:
+        return f"{name} is a section of settings, not one with a value: set {', '.join(inner)}"
+    known = [option.name if name == flag else option.variable for option in options]
+    return f"{name} is not a setting{did_you_mean(name, known, CUTOFF_OF_NAMES)}"
+
+
+def _not_json(message: str, options: Sequence[Option], wording: Wording) -> str:
+    """Format the error of a value that is no JSON: pydantic-settings names the setting, or only its section."""
+    found = re.search(r'(?:encountered for|value for field) "?([\w.]+)', message)
+    path = tuple(found[1].split(".")) if found else ()
+    named = [option for option in options if option.values == _KINDS[dict] and option.path[: len(path)] == path]
+    if not path or not named:
+        return wording(message)
+    return f'{wording.name(named[0])}: must be an object in JSON, such as {{"a": 1.0, "b": 0.5}}'

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from rewardserve.arguments import USAGE_ERROR, Parser, show
+from rewardserve.arguments import Parser, show
+from rewardserve.exit_codes import USAGE_ERROR
 from rewardserve.model.text.printable import printable
 from rewardserve.service.tripwires.config import WireConfig, WireConfigError
 from rewardserve.service.tripwires.io.config_file import read_wire_config
@@ -23,16 +24,22 @@ def main(arguments: Sequence[str]) -> int:
     """Print the rules. Return the exit code."""
     parser = Parser(PROGRAM, "Print the trip wires as alert rules of Prometheus, with the thresholds of the server.")
     parser.add_argument(
-        "--config-file", type=Path, help="configuration of the trip wires, as in REWARD_TRIPWIRES__CONFIG_FILE"
+        "--config-file",
+        type=Path,
+        metavar="FILE",
+        help="configuration of the trip wires, as in REWARD_TRIPWIRES__CONFIG_FILE; default: built-in values",
     )
     parser.add_argument(
         "--windows",
         nargs="+",
         type=_span,
         default=WINDOWS,
+        metavar="LENGTH",
         help="window lengths, the shortest first, such as 2m 15m 2h",
     )
-    parser.add_argument("--samples", type=_count, default=ENOUGH_SAMPLES, help="fewest samples of a window that counts")
+    parser.add_argument(
+        "--samples", type=_count, default=ENOUGH_SAMPLES, metavar="N", help="fewest samples of a window that counts"
+    )
     given = parser.parse_args(arguments)
     lengths = [seconds_of(span) for span in given.windows]
     if any(shorter >= longer for shorter, longer in pairwise(lengths)):

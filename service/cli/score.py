@@ -1,7 +1,6 @@
 """`rewardserve score INPUT OUTPUT`: score a file without HTTP, by the same stages as the server.
 
-Exit codes: 0 every line has a score, 1 the model cannot be loaded, 2 invalid settings or files, 3 some lines have an error, 130
-interrupted.
+`rewardserve.exit_codes` has the exit codes.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from typing import NoReturn
 
 from pydantic_settings import SettingsError
 
-from rewardserve.arguments import USAGE_ERROR
+from rewardserve.exit_codes import FAILED, INTERRUPTED, SOME_FAILED, USAGE_ERROR
 from rewardserve.model.backends import LoadError
 from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.resource_errors import describe_resource_error
 from rewardserve.model.reward import PipelineError
 from rewardserve.model.traits import LexiconError
-from rewardserve.service.cli.options import complain, complain_of_model, end_process, from_command_line
+from rewardserve.service.cli.options import Wording, complain, complain_of_model, end_process, from_command_line
 from rewardserve.service.errors import RequestRefused
 from rewardserve.service.observability import logs
 from rewardserve.service.offline.input_file import NotContinuable, count_lines
@@ -29,9 +28,6 @@ from rewardserve.service.offline.score_file import load_model, score_file
 from rewardserve.service.settings import ScoreSettings
 
 PROGRAM = "rewardserve score"
-FAILED = 1
-SOME_FAILED = 3
-INTERRUPTED = 130
 FIRST = ("model", "device", "dtype", "max_input_tokens", "truncation")
 """The settings that `--help` shows."""
 
@@ -39,10 +35,10 @@ FIRST = ("model", "device", "dtype", "max_input_tokens", "truncation")
 def main(arguments: Sequence[str]) -> NoReturn:
     """Score the file and end the process with the exit code."""
     settings = from_command_line(ScoreSettings, PROGRAM, arguments, FIRST)
-    end_process(run(settings))
+    end_process(run(settings, Wording(ScoreSettings, arguments)))
 
 
-def run(settings: ScoreSettings) -> int:
+def run(settings: ScoreSettings, wording: Wording) -> int:
     """Score the file. Return the exit code."""
     logs.configure(settings.log_level, settings.log_format)
     try:
@@ -55,13 +51,13 @@ def run(settings: ScoreSettings) -> int:
         print_summary(out)
         return SOME_FAILED if out.failed else 0
     except (LoadError, PipelineError, CalibrationError) as error:
-        complain_of_model(PROGRAM, error, ScoreSettings)
+        complain_of_model(PROGRAM, error, wording)
         return FAILED
     except RequestRefused as error:
         complain(PROGRAM, [error.message, f"Run the same command again to continue {settings.output}."])
         return FAILED
     except (NotContinuable, SettingsError, LexiconError) as error:
-        complain(PROGRAM, [str(error)])
+        complain(PROGRAM, [wording(str(error))])
         return USAGE_ERROR
     except OSError as error:
         if error.filename is None:

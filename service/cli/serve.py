@@ -1,6 +1,6 @@
 """`rewardserve serve`: read the settings, bind the socket, serve, and end with an exit code.
 
-Exit codes: 0 after a clean shutdown, 1 if the model cannot be served or the port cannot be bound, 2 for invalid settings.
+`rewardserve.exit_codes` has the exit codes.
 """
 
 # ruff: noqa: E402
@@ -18,6 +18,7 @@ for _number in (signal.SIGTERM, signal.SIGINT):
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 import asyncio
+import errno
 import resource
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from typing import NoReturn
 import uvloop
 from pydantic_settings import SettingsError
 
-from rewardserve.arguments import USAGE_ERROR
+from rewardserve.exit_codes import FAILED, USAGE_ERROR
 from rewardserve.model.backends import LoadError
 from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.reward import PipelineError
@@ -34,12 +35,11 @@ from rewardserve.model.text.printable import printable
 from rewardserve.model.traits import LexiconError
 from rewardserve.service.api.http.sockets import bind, url
 from rewardserve.service.app import serve
-from rewardserve.service.cli.options import complain, complain_of_model, end_process, from_command_line
+from rewardserve.service.cli.options import Wording, complain, complain_of_model, end_process, from_command_line
 from rewardserve.service.observability import logs
 from rewardserve.service.settings import ServeSettings
 
 PROGRAM = "rewardserve serve"
-FAILED = 1
 FIRST = ("host", "port", "device", "dtype", "keys_file", "webhook_url")
 """The settings, besides the model, that `--help` shows."""
 
@@ -47,14 +47,14 @@ FIRST = ("host", "port", "device", "dtype", "keys_file", "webhook_url")
 def main(arguments: Sequence[str]) -> NoReturn:
     """Serve until a signal and end the process with the exit code."""
     settings = from_command_line(ServeSettings, PROGRAM, arguments, FIRST)
-    end_process(run(settings))
+    end_process(run(settings, Wording(ServeSettings, arguments)))
 
 
-def run(settings: ServeSettings) -> int:
+def run(settings: ServeSettings, wording: Wording) -> int:
     """Serve until a signal. Return the exit code."""
     raise_descriptor_limit()
     logs.configure(settings.log_level, settings.log_format)
-    port = settings.port
+    port, which = settings.port, "REWARD_PORT"
     try:
         keys, webhook_secrets = settings.read_keys(), settings.read_webhook_secrets()
         # Errors in these files are reported before a model is loaded.
@@ -65,16 +65,16 @@ def run(settings: ServeSettings) -> int:
         scheme = "http" if settings.tls_files() is None else "https"
         listening, shared = bind(settings.host, port), None
         if settings.shared_port is not None:
-            port = settings.shared_port
+            port, which = settings.shared_port, "REWARD_SHARED_PORT"
             shared = bind(settings.host, port, shared=True)
     except SettingsError as error:
-        complain(PROGRAM, [str(error)])
+        complain(PROGRAM, [wording(str(error))])
         return USAGE_ERROR
     except OSError as error:
-        complain(
-            PROGRAM,
-            [f"cannot listen on {settings.host}:{port}: {error.strerror}. Set REWARD_PORT or REWARD_SHARED_PORT."],
-        )
+        remedy = f"Set {which} to a free port, or end the program that uses this one."
+        if error.errno != errno.EADDRINUSE:
+            remedy = f"Set REWARD_HOST to an address of this machine and {which} to a port that this user may bind."
+        complain(PROGRAM, [wording(f"cannot listen on {settings.host}:{port}: {error.strerror}. {remedy}")])
         return FAILED
     print_status(f"RewardServe is listening on {url(listening, scheme)} while the model loads")
     try:
@@ -86,12 +86,11 @@ def run(settings: ServeSettings) -> int:
 
             runner.run(serve(settings, keys, listening, on_ready, webhook_secrets, shared))
     except (LoadError, PipelineError, CalibrationError, LexiconError) as error:
-        complain_of_model(PROGRAM, error, ServeSettings)
+        complain_of_model(PROGRAM, error, wording)
         return FAILED
     except TimeoutError:
-        complain(
-            PROGRAM, [f"accepted requests were not finished within REWARD_DRAIN_TIMEOUT_S={settings.drain_timeout_s}"]
-        )
+        lost = "accepted requests were not finished within REWARD_DRAIN_TIMEOUT_S="
+        complain(PROGRAM, [wording(f"{lost}{settings.drain_timeout_s:g} and have got no answer. Raise it.")])
         return FAILED
     return 0
 

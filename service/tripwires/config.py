@@ -15,10 +15,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
+from rewardserve.model.text.nearest_word import did_you_mean, nearest_word
 from rewardserve.service.tripwires.alert import CANARY, VOTE, Severity
 from rewardserve.service.tripwires.wires import WIRES, Wire
 
@@ -47,21 +48,32 @@ class WireConfig:
 def parse_wire_config(entries: Mapping[str, Any], wires: Sequence[Wire] = WIRES) -> WireConfig:
     """Apply these changes to the shipped wires. Raise `WireConfigError`."""
     if unknown := sorted(set(entries) - _ENTRIES):
-        raise WireConfigError(f"{', '.join(unknown)}: known are {', '.join(sorted(_ENTRIES))}")
+        raise WireConfigError(_unknown(unknown, _ENTRIES))
     changes = entries.get("wires", {})
     if not isinstance(changes, Mapping):
         raise WireConfigError(f"wires is {changes!r}; it must be a table")
     names = [wire.name for wire in wires]
     if unknown := sorted(set(changes) - set(names)):
-        raise WireConfigError(f"wires: {', '.join(unknown)}: known are {', '.join(names)}")
+        raise WireConfigError(_unknown(unknown, names, "wires: "))
     votes = entries.get("votes_for_a_page", VOTES_FOR_A_PAGE)
     if isinstance(votes, bool) or not isinstance(votes, int) or votes < 1:
         raise WireConfigError(f"votes_for_a_page is {votes!r}; it must be a whole number above zero")
     changed = [wire for each in wires if (wire := _changed(each, changes.get(each.name, {}))) is not None]
     block = _texts(entries, "block")
-    if idle := sorted(set(block) - {wire.name for wire in changed} - {VOTE, CANARY}):
-        raise WireConfigError(f"block: {', '.join(idle)} cannot trip")
+    trips = [*(wire.name for wire in changed), VOTE, CANARY]
+    if idle := sorted(set(block) - set(trips)):
+        if idle[0] in names:
+            raise WireConfigError(f"block: {idle[0]} is off, so it cannot block a run")
+        raise WireConfigError(_unknown(idle, trips, "block: "))
     return WireConfig(tuple(changed), votes, _texts(entries, "lexicons"), block)
+
+
+def _unknown(found: Sequence[str], known: Iterable[str], where: str = "") -> str:
+    """Describe names that are unknown, with the nearest known one of the first."""
+    names = sorted(known)
+    hint = nearest_word(found[0], names)
+    meant = f"; did you mean {hint}?" if hint else "."
+    return f"unknown: {where}{', '.join(found)}{meant} Known here: {', '.join(names)}"
 
 
 def _texts(entries: Mapping[str, Any], name: str) -> tuple[str, ...]:
@@ -74,15 +86,20 @@ def _texts(entries: Mapping[str, Any], name: str) -> tuple[str, ...]:
 def _changed(wire: Wire, change: Any) -> Wire | None:
     """The wire with its changes; None where it is off."""
     where = f"wires.{wire.name}"
-    if not isinstance(change, Mapping) or not set(change) <= _FIELDS:
-        raise WireConfigError(f"{where}: known are {', '.join(sorted(_FIELDS))}")
+    if not isinstance(change, Mapping):
+        raise WireConfigError(f"{where} is {change!r}; it must be a table with some of {', '.join(sorted(_FIELDS))}")
+    if unknown := sorted(set(change) - _FIELDS):
+        raise WireConfigError(_unknown(unknown, sorted(_FIELDS), f"{where}: "))
     threshold = change.get("threshold", wire.threshold)
     severity = change.get("severity", wire.severity)
     votes = change.get("votes", wire.votes)
     if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold > 0:
         raise WireConfigError(f"{where}.threshold is {threshold!r}; it must be a number above zero")
     if severity not in _SEVERITIES:
-        raise WireConfigError(f"{where}.severity is {severity!r}; it must be one of {', '.join(_SEVERITIES)}")
+        raise WireConfigError(
+            f"{where}.severity is {severity!r}; it must be one of {', '.join(_SEVERITIES)}"
+            + did_you_mean(severity, _SEVERITIES)
+        )
     if not isinstance(votes, bool):
         raise WireConfigError(f"{where}.votes is {votes!r}; it must be true or false")
     return None if severity == "off" else replace(wire, threshold=float(threshold), severity=severity, votes=votes)

@@ -26,6 +26,17 @@ def test_a_semicolon_between_parameters_is_refused(server, path, query):
     assert not {"a;step=2", "a;", "a"} & set(server.client.get("/tripwires").json()["runs"])
 
 
+@pytest.mark.parametrize(
+    ("query", "meant"), [("rum=a", "run"), ("run=a&stpe=2", "step"), ("value=a&model_digets=b", "model_digest")]
+)
+def test_an_unknown_parameter_suggests_the_nearest_and_is_not_repeated(server, query, meant):
+    reply = server.client.post(f"/score?{query}", json=TEXT)
+    assert reply.status_code == 422
+    message = reply.json()["error"]["message"]
+    assert f"unknown query parameter; did you mean {meant}? known are" in message
+    assert not {"rum", "stpe", "model_digets"} & set(message.split())
+
+
 def test_a_semicolon_of_a_name_is_written_in_percent(server):
     assert server.client.post("/score?run=b%3Bc&step=2", json=TEXT).status_code == 200
     assert server.client.get("/tripwires").json()["runs"]["b;c"]["step"] == 2

@@ -109,7 +109,13 @@ def test_a_sample_that_a_model_gives_no_score_is_counted_and_left_out(models, tm
     ("arguments", "code", "words"),
     [
         (["{a}", "{b}", "none.jsonl"], 2, "none.jsonl is not a file"),
-        (["{a}", "nosuch-model", "{rows}"], 1, "cannot be served"),
+        (["{a}", "nosuch-model", "{rows}"], 1, "rewardserve compare: MODEL_B (nosuch-model) cannot be served.\n"),
+        (["/tmp", "{b}", "{rows}"], 1, "rewardserve compare: MODEL_A (/tmp) cannot be served.\n"),
+        (
+            ["{a}", "{b}", "{rows}", "--device=cuda"],
+            1,
+            "MODEL_A ({a}) cannot be served.\nrewardserve compare: --device=cuda, but",
+        ),
         (["{a}", "{b}"], 2, "the following arguments are required: FILE"),
         (["{a}", "{b}", "{rows}", "--model=c"], 2, "unrecognized arguments: --model=c"),
     ],
@@ -118,7 +124,8 @@ def test_what_cannot_be_compared_is_said_in_words(models, tmp_path, arguments, c
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
     given = [each.format(a=models[0], b=models[1], rows=rows) for each in arguments]
-    ended, out, output = run_command("compare", *given, "--device=cpu")
+    given += ["--device=cpu"] if "--device=cuda" not in given else []
+    ended, out, output = run_command("compare", *given)
     assert (ended, out, "Traceback" in output) == (code, "", False)
-    assert words in output
-    assert output.startswith("rewardserve compare: ") or code == 1
+    assert words.format(a=models[0]) in output
+    assert output.startswith("rewardserve compare: ")

@@ -16,7 +16,7 @@ import pytest
 from rewardserve import cli
 from rewardserve.bench import command as bench
 from rewardserve.model.backends import LoadError
-from rewardserve.service.cli.options import complain_of_model, from_command_line, options_of
+from rewardserve.service.cli.options import Wording, complain_of_model, from_command_line, options_of
 from rewardserve.service.settings import ServeSettings
 
 ROOT = Path(__file__).parents[2]
@@ -147,10 +147,23 @@ def test_an_option_before_the_subcommand_is_refused(usage_error):
         (["serve", "--model", "x"], "give MODEL without an option name"),
         (["serve", "a", "b"], "unrecognized arguments: b"),
         (["score", "in"], "the following arguments are required: OUTPUT"),
-        (["check", "--device=cdua"], "argument --device: must be auto, cpu, cuda or cuda:N, not 'cdua'"),
-        (["check", "--device", ""], "argument --device: must be auto, cpu, cuda or cuda:N, not ''"),
+        (
+            ["check", "--device=cdua"],
+            "check: --device: must be auto, cpu, cuda or cuda:N, not 'cdua'; did you mean cuda?",
+        ),
+        (["check", "--device", ""], "--device: must be auto, cpu, cuda or cuda:N, not ''"),
         (["check", "--allow"], "unrecognized arguments: --allow"),
+        (["check", "--dtype=flaot32"], "not 'flaot32'; did you mean float32?"),
+        (["check", "--reads-at=lst"], "must be one of last, last_non_pad, not 'lst'; did you mean last?"),
+        (["check", "--template-date=2026-02-30"], "must be a date of the form YYYY-MM-DD, not '2026-02-30'"),
+        (["export", "a", "--template-date=today"], "must be a date of the form YYYY-MM-DD, not 'today'"),
         (["train"], "the following arguments are required: --config"),
+        (["train", "--confg", "x"], "unrecognized arguments: --confg; did you mean --config?"),
+        (["finish", "--confg=x"], "unrecognized arguments: --confg=x; did you mean --config?"),
+        (["score", "in", "--modle=x"], "unrecognized arguments: --modle=x; did you mean --model?"),
+        (["compare", "a"], "the following arguments are required: MODEL_B, FILE"),
+        (["compare", "a", "b", "c", "--model-b=x"], "give MODEL_B without an option name"),
+        (["compare", "a", "b", "c", "--model=x"], "give MODEL_B without an option name"),
         (["train", "recipe.yaml", "--set", "seed=1"], "the recipe is an option: write --config recipe.yaml"),
         (["train", "--config=r", "--checkpoint=c"], "unrecognized arguments: --checkpoint=c"),
         (["export"], "the following arguments are required: CHECKPOINT"),
@@ -207,19 +220,23 @@ def test_a_missing_file_is_reported_without_a_number(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("message", "spellings"),
+    ("message", "with_flags", "with_variables"),
     [
-        ("'/nope' is not a folder. Name a folder that holds a model.", []),
-        ("its engine is dead, the device is gone", []),
-        ("Use float32, or set dtype.", ["dtype is set by REWARD_DTYPE or --dtype."]),
-        ("set normalize=off.", ["normalize is set by REWARD_NORMALIZE or --normalize."]),
-        ("combine.weights names x", ["combine.weights is set by REWARD_COMBINE__WEIGHTS or --combine.weights."]),
+        ("'/dtype' is not a model. Name a folder.",) * 3,
+        ("its engine is dead, the device is gone",) * 3,
+        ("export again, or set template_date in scoring_contract.json",) * 3,
+        ("Use float32, or set dtype.", "Use float32, or set --dtype.", "Use float32, or set REWARD_DTYPE."),
+        ("set normalize=off.", "set --normalize=off.", "set REWARD_NORMALIZE=off."),
+        ("combine.weights names x", "--combine.weights names x", "REWARD_COMBINE__WEIGHTS names x"),
+        ("raise cap_high=0", "raise --cap-high=0", "raise REWARD_CAP_HIGH=0"),
+        ("Set REWARD_SWAP__WATCH_S.", "Set --swap.watch-s.", "Set REWARD_SWAP__WATCH_S."),
     ],
-)
-def test_the_spelling_of_a_setting_is_shown_where_the_message_names_it(capsys, message, spellings):
-    complain_of_model("rewardserve serve", LoadError(message), ServeSettings)
-    said = ["this model cannot be served.", message, *spellings]
-    assert capsys.readouterr().err.splitlines() == [f"rewardserve serve: {line}" for line in said]
+)  # fmt: skip
+def test_a_message_names_settings_as_the_user_writes_them(capsys, message, with_flags, with_variables):
+    for arguments, words in ((["--port=1"], with_flags), ([], with_variables)):
+        complain_of_model("rewardserve serve", LoadError(message), Wording(ServeSettings, arguments, {}))
+        said = ["this model cannot be served.", words]
+        assert capsys.readouterr().err.splitlines() == [f"rewardserve serve: {line}" for line in said]
 
 
 # -- the settings of the server ------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from msgspec import UNSET
 from starlette.responses import Response
 
+from rewardserve.model.text.nearest_word import did_you_mean
 from rewardserve.service.api import body, openapi, run_context
 from rewardserve.service.api.deadline import read_deadline
 from rewardserve.service.api.dialects.dialect import (
@@ -161,14 +162,17 @@ def _score_kind(requested: str | None, dialect: Dialect) -> ScoreKind:
     if requested is None:
         return dialect.score_kind
     if requested not in SCORE_KINDS:
-        raise InvalidRequest(f"value must be one of {', '.join(SCORE_KINDS)}", field="value")
+        raise InvalidRequest(
+            f"value must be one of {', '.join(SCORE_KINDS)}{did_you_mean(requested, SCORE_KINDS)}", field="value"
+        )
     return requested
 
 
 def _check_options(given: Mapping[str, str], dialect: Dialect) -> None:
     for name, values in dialect.options.items():
         if values and given.get(name, next(iter(values))) not in values:
-            raise InvalidRequest(f"{name} must be one of {', '.join(sorted(values))}", field=name)
+            hint = did_you_mean(given[name], values)
+            raise InvalidRequest(f"{name} must be one of {', '.join(sorted(values))}{hint}", field=name)
     for name, taken in dialect.reserved_values.items():
         if name in given and (not given[name] or given[name] in taken):
             raise InvalidRequest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -44,6 +45,17 @@ def test_settings_are_the_flags_of_the_command(capsys):
 
 def test_variables_of_settings_are_read():
     assert unknown_variables(ServeSettings, {entry.variable: "1" for entry in reference.settings()}) == []
+
+
+def test_values_that_the_meaning_of_a_log_event_names_are_in_the_code():
+    """A field of the event, a route, a setting, or a text in the code, such as a state."""
+    code = [node for path in (ROOT / "service").rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    texts = {node.value for node in code if isinstance(node, ast.Constant)}
+    variables = {entry.variable for entry in reference.settings()}
+    for name, meaning in LOG_EVENTS.items():
+        fields = {field for event in reference.log_events() if event.is_of(name) for field in event.fields}
+        words = {word.removeprefix("GET ").partition("=")[0] for word in re.findall(r"`([^`]+)`", meaning)}
+        assert words - fields - texts - variables == set(), name
 
 
 def test_a_setting_has_the_default_that_it_has_without_an_environment(monkeypatch):

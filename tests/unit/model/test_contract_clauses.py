@@ -221,32 +221,32 @@ UNREADABLE = "scoring_contract.json is unreadable: {}. Export the checkpoint aga
     [
         ({"format": 1}, f"scoring_contract.json has format 1; this version reads {FORMAT}"),
         ({"zebra": 1, "aardvark": 2}, "scoring_contract.json: unknown clauses ['aardvark', 'zebra']"),
-        ({"drop": "ending"}, UNREADABLE.format("KeyError('ending')")),
-        ({"drop": "probes"}, UNREADABLE.format("KeyError('probes')")),
+        ({"drop": "ending"}, UNREADABLE.format("it has no 'ending'")),
+        ({"drop": "probes"}, UNREADABLE.format("it has no 'probes'")),
         (
             {"ending": "newline"},
             UNREADABLE.format(
-                """ValueError("ending is 'newline'; known are template, template_or_eos, template_and_eos, end_token, eos")"""
+                "ending is 'newline'; known are template, template_or_eos, template_and_eos, end_token, eos"
             ),
         ),
         (
             {"reads_at": "first"},
-            UNREADABLE.format("""ValueError("reads_at is 'first'; known are last, last_non_pad")"""),
+            UNREADABLE.format("reads_at is 'first'; known are last, last_non_pad"),
         ),
         (
             {"bos_without_template": None},
-            UNREADABLE.format("""ValueError('bos_without_template is None; known are tokenizer, none')"""),
+            UNREADABLE.format("bos_without_template is None; known are tokenizer, none"),
         ),
         *(
             (
                 {"template_date": date},
-                UNREADABLE.format(f"""ValueError("template_date is {date!r}; write it as YYYY-MM-DD")"""),
+                UNREADABLE.format(f"template_date: must be a date of the form YYYY-MM-DD, not {date!r}"),
             )
             for date in ("31 January 2026", "20260131", "2026-02-30", "")
         ),
         (
             {"template_date": 20260131},
-            UNREADABLE.format("ValueError('template_date is 20260131; write it as YYYY-MM-DD')"),
+            UNREADABLE.format("template_date: must be a date of the form YYYY-MM-DD, not 20260131"),
         ),
     ],
 )

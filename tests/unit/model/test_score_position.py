@@ -236,11 +236,16 @@ def test_an_inferred_ending_and_position_are_settings(tmp_path, capsys):
 def test_a_written_contract_is_binding_and_says_that_the_settings_do_nothing(tmp_path):
     reward_model(tmp_path / "rm")
     plain = load("torch", ModelSpec(str(tmp_path / "rm")))
-    asked = load("torch", ModelSpec(str(tmp_path / "rm"), ending="eos", reads_at="last_non_pad"))
+    asked = load(
+        "torch", ModelSpec(str(tmp_path / "rm"), ending="eos", reads_at="last_non_pad", template_date="2020-01-01")
+    )
     assert asked.contract == plain.contract
     assert asked.encode(PROBES[0]) == plain.encode(PROBES[0])
-    assert any("contract is binding" in note for note in asked.identity.engine_notes)
-    assert not any("contract is binding" in note for note in plain.identity.engine_notes)
+    told = next(note for note in asked.identity.engine_notes if "scoring_contract.json is binding" in note)
+    assert told.startswith("ending=eos, reads_at=last_non_pad, template_date=2020-01-01 is ignored: ")
+    same = load("torch", ModelSpec(str(tmp_path / "rm"), ending=plain.contract.ending))
+    assert same.identity.engine_notes == plain.identity.engine_notes
+    assert not any("scoring_contract.json is binding" in note for note in plain.identity.engine_notes)
 
 
 def test_a_contract_with_an_unknown_ending_is_refused_in_words(tmp_path):

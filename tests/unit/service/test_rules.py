@@ -36,7 +36,7 @@ def test_a_configuration_that_cannot_be_read_is_refused_in_one_line(tmp_path, ca
     for path, reason in [
         ("/dev/null", "no regular file"),  # such as a FIFO, which has no end
         (str(tmp_path / "missing.toml"), "No such file or directory"),
-        (str(tmp_path / "unknown.toml"), "wires: flatery: known are"),
+        (str(tmp_path / "unknown.toml"), "unknown: wires: flatery; did you mean flattery? Known here: "),
     ]:
         assert main(["--config-file", path]) == 2
         assert capsys.readouterr().err.startswith(f"rewardserve rules: {path}: {reason}")

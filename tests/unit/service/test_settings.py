@@ -77,21 +77,28 @@ def test_on_and_off_are_understood():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--port=x"], "REWARD_PORT (--port)"),
-        (["--port=70000"], "less than or equal to 65535"),
-        (["--batching.linger-ms=-1"], "REWARD_BATCHING__LINGER_MS (--batching.linger-ms)"),
-        (["--device=tpu"], "REWARD_DEVICE (--device): must be auto, cpu, cuda or cuda:N, not 'tpu'"),
+        (["--port=x"], "--port: must be a whole number, not 'x'"),
+        (["--port=70000"], "--port: must be at most 65,535, not '70000'"),
+        (["--batching.linger-ms=-1"], "--batching.linger-ms: must be at least 0.0, not '-1'"),
+        (["--device=tpu"], "--device: must be auto, cpu, cuda or cuda:N, not 'tpu'"),
         (["--device="], "must be auto, cpu, cuda or cuda:N, not ''"),
         (["--device=cuda:0\n"], "must be auto, cpu, cuda or cuda:N"),
-        (["--cap-low=nan"], "REWARD_CAP_LOW"),
-        (["--shape=none", "--cap-high=1"], "shape=none, but a cap is set"),
-        (["--max-samples-per-request=9999"], "REWARD_ADMISSION__MAX_SAMPLES"),
-        (["--max-body-bytes=1000000000"], "REWARD_MAX_BODY_BYTES_IN_FLIGHT"),
-        (["--max-input-tokens=2000000"], "REWARD_ADMISSION__MAX_TOKENS"),
-        (["--backend=jax"], "torch, vllm, echo"),
-        (["--engine=sorted"], "REWARD_ENGINE"),
-        (["--cache.scores=-1"], "REWARD_CACHE__SCORES (--cache.scores)"),
-        (["--host=192.168.0.1"], "REWARD_KEYS_FILE"),
+        (["--cap-low=nan"], "--cap-low: must be a finite number, not 'nan'"),
+        (
+            ["--shape=none", "--cap-high=1"],
+            "--shape=none has no caps, but one is set. Leave out --cap-low and --cap-high",
+        ),
+        (["--max-samples-per-request=9999"], "Raise --admission.max-samples or lower"),
+        (["--max-body-bytes=1000000000"], "--max-body-bytes-in-flight"),
+        (["--max-input-tokens=2000000"], "exceeds --admission.max-tokens=1048576"),
+        (["--backend=trch"], "--backend: must be one of torch, vllm, echo, not 'trch'; did you mean torch?"),
+        (["--engine=pakced"], "--engine: must be one of auto, packed, padded, not 'pakced'; did you mean packed?"),
+        (["--normalize=maybe"], "--normalize: must be on or off, not 'maybe'"),
+        (["--template-date=2026-02-30"], "--template-date: must be a date of the form YYYY-MM-DD, not '2026-02-30'"),
+        (["--batching=3"], "--batching is a section of settings, not one with a value: set --batching.max-tokens,"),
+        (["--combine.weights=x"], "--combine.weights: must be an object in JSON"),
+        (["--cache.scores=-1"], "--cache.scores: must be at least 0"),
+        (["--host=192.168.0.1"], "Set --keys-file"),
         (["a", "stray"], "unrecognized arguments: stray"),
     ],
 )
@@ -101,8 +108,36 @@ def test_what_makes_no_sense_is_said_with_its_remedy(capsys, flags, words):
 
 def test_all_complaints_come_at_once(capsys):
     output = complaint(capsys, "--port=x", "--shape=y")
-    assert "REWARD_PORT" in output
-    assert "REWARD_SHAPE" in output
+    assert "--port" in output
+    assert "--shape" in output
+
+
+def test_an_error_names_a_setting_as_it_was_written(capsys, monkeypatch):
+    """Flags to a user of flags, variables to one of variables; both where both were written."""
+    monkeypatch.setenv("REWARD_CAP_LOW", "2")
+    monkeypatch.setenv("REWARD_DTYPE", "flaot32")
+    assert complaint(capsys) == (
+        "rewardserve serve: REWARD_DTYPE: must be one of auto, float32, bfloat16, float16, not 'flaot32'; did you mean float32?\n"
+    )
+    assert "serve: REWARD_CAP_LOW=2.0 is not below --cap-high=1.0:" in complaint(capsys, "--dtype=auto", "--cap-high=1")
+    monkeypatch.setenv("REWARD_DTYPE", "auto")
+    monkeypatch.setenv("REWARD_CAP_HIGH", "1")
+    assert "REWARD_CAP_LOW=2.0 is not below REWARD_CAP_HIGH=1.0:" in complaint(capsys)
+
+
+def test_an_unknown_name_in_a_section_suggests_the_nearest(capsys, monkeypatch):
+    monkeypatch.setenv("REWARD_BATCHING__MAX_TOKNES", "4")
+    monkeypatch.setenv("REWARD_BATCHING__LINGER_MS", "4")
+    assert "REWARD_BATCHING__MAX_TOKNES is not a setting; did you mean REWARD_BATCHING__MAX_TOKENS?" in complaint(
+        capsys
+    )
+
+
+def test_a_setting_that_is_on_or_off_needs_no_value():
+    assert parsed("--allow-pickle", "model").allow_pickle
+    assert parsed("--allow-pickle", "model").model == "model"
+    assert not parsed("--allow-pickle", "off").allow_pickle
+    assert parsed("--port=1", "--allow-pickle").allow_pickle
 
 
 def test_without_keys_only_this_machine_may_ask_unless_the_operator_says_so(tmp_path):
@@ -144,7 +179,7 @@ def test_an_empty_keys_file_variable_means_none(monkeypatch):
 )
 def test_an_address_of_a_webhook_that_no_alert_could_reach_is_refused_at_start_and_not_repeated(capsys, url):
     output = complaint(capsys, f"--webhook-url={url}")
-    assert "REWARD_WEBHOOK_URL" in output
+    assert "--webhook-url is not a valid URL" in output
     assert "T0" not in output
 
 
@@ -156,7 +191,7 @@ def test_an_address_of_a_webhook_is_taken_as_it_is(url):
 
 
 def test_metrics_cannot_need_a_key_where_there_is_none(capsys):
-    assert "REWARD_KEYS_FILE" in complaint(capsys, "--metrics-key-required=1")
+    assert "Set --keys-file" in complaint(capsys, "--metrics-key-required=1")
 
 
 def test_misspelt_variables_are_found():
@@ -165,17 +200,22 @@ def test_misspelt_variables_are_found():
 
 
 @pytest.mark.parametrize(
-    ("settings", "arguments"),
-    [(ServeSettings, []), (ScoreSettings, ["in", "out"]), (CompareSettings, ["a", "b", "file"])],
+    ("name", "settings", "arguments"),
+    [
+        ("serve", ServeSettings, []),
+        ("score", ScoreSettings, ["in", "out"]),
+        ("compare", CompareSettings, ["a", "b", "f"]),
+    ],
 )
-def test_misspelt_variables_are_reported_with_the_nearest_setting(capsys, monkeypatch, settings, arguments):
-    for name in ("REWARD_CACHE_SCORES", "REWARD_PORT", "REWARD_QUX"):
-        monkeypatch.setenv(name, "1")
-    from_command_line(settings, "rewardserve x", arguments)
+def test_misspelt_variables_are_reported_with_the_nearest_setting(capsys, monkeypatch, name, settings, arguments):
+    for variable in ("REWARD_CACHE_SCORES", "REWARD_PORT", "REWARD_QUX"):
+        monkeypatch.setenv(variable, "1")
+    program = f"rewardserve {name}"
+    from_command_line(settings, program, arguments)
     assert capsys.readouterr().err.splitlines() == [
-        "rewardserve x: REWARD_CACHE_SCORES is not a setting and is ignored; did you mean REWARD_CACHE__SCORES? "
-        "See rewardserve x --help-all.",
-        "rewardserve x: REWARD_QUX is not a setting and is ignored. See rewardserve x --help-all.",
+        f"{program}: REWARD_CACHE_SCORES is not a setting and is ignored; did you mean REWARD_CACHE__SCORES? "
+        f"See {program} --help-all.",
+        f"{program}: REWARD_QUX is not a setting and is ignored. See {program} --help-all.",
     ]
 
 
@@ -185,7 +225,7 @@ def test_a_bulk_run_needs_both_files(capsys):
 
 @pytest.mark.parametrize("models", ["a=/x", "a", "a=/x,a=/y", "=/x,b=/y", "a=,b=/y"])
 def test_an_ensemble_is_a_list_of_names_and_models(models):
-    with pytest.raises(ValidationError, match="ensemble="):
+    with pytest.raises(ValidationError, match="REWARD_ENSEMBLE="):
         ServeSettings(ensemble=models, _cli_parse_args=[])
 
 
@@ -193,7 +233,7 @@ def test_the_models_of_an_ensemble_have_names():
     settings = ServeSettings(ensemble="a=/x, b=org/model=1", _cli_parse_args=[])
     assert settings.named_models() == {"a": "/x", "b": "org/model=1"}
     assert [settings.model_spec(model).model for model in settings.named_models().values()] == ["/x", "org/model=1"]
-    with pytest.raises(ValidationError, match="REWARD_MODEL or REWARD_ENSEMBLE"):
+    with pytest.raises(ValidationError, match="REWARD_MODEL and REWARD_ENSEMBLE are both set"):
         ServeSettings(model="/z", ensemble="a=/x,b=/y", _cli_parse_args=[])
 
 

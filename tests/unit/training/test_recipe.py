@@ -53,6 +53,8 @@ def test_set_overrides_a_nested_key(override, read):
         ("optim.learning_rate=1", "did you mean 'optim.lr'?"),
         ("optim.max_tokens=1", "did you mean 'encoding.max_tokens'?"),
         ("optim.zzz=1", "unknown setting 'optim.zzz'. Known here: lr, "),
+        ("method.name=lroa", "it must be one of full, lora, frozen; did you mean lora?"),
+        ("data.on_bad_row=skipp", "it must be one of raise, skip; did you mean skip?"),
         ("optim.epoch=1", "did you mean 'optim.epochs'"),
         ("optm.lr=1", "did you mean 'optim'"),
         ("optim.lr=fast", "optim.lr is 'fast'; it must be of type float"),
@@ -250,3 +252,20 @@ def test_plain_goes_back_into_the_same_config():
 )
 def test_every_shipped_recipe_reads(path):
     assert recipe.load(path).model.path
+
+
+@pytest.mark.parametrize("typed", ["lroa.yaml", "lora", "training/recipes/lora.yml"])
+def test_a_missing_recipe_suggests_one_that_is_shipped(tmp_path, typed):
+    with pytest.raises(ConfigError, match=r"No such file or directory; did you mean \S*recipes/lora\.yaml\?"):
+        recipe.load(tmp_path / typed)
+
+
+def test_a_missing_recipe_suggests_the_one_beside_it(tmp_path):
+    (tmp_path / "lora2.yaml").write_text("")
+    with pytest.raises(ConfigError, match=f"did you mean {tmp_path}/lora2.yaml"):
+        recipe.load(tmp_path / "lora3.yaml")
+
+
+def test_an_unlike_name_names_the_folder_of_those_that_are_shipped(tmp_path):
+    with pytest.raises(ConfigError, match=r"The shipped recipes are in \S+recipes$"):
+        recipe.load(tmp_path / "xyzzy.yaml")

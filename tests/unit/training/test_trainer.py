@@ -11,9 +11,9 @@ from transformers.training_args import OptimizerNames
 
 from rewardserve.model.network import NetworkOutput, RewardNetwork
 from rewardserve.training import recipe, scoring
-from rewardserve.training.config import ConfigError
+from rewardserve.training.config import ConfigError, LossConfig
 from rewardserve.training.errors import NonFiniteLoss
-from rewardserve.training.losses import logsigmoid
+from rewardserve.training.losses import logsigmoid, pair_loss
 from rewardserve.training.methods import CachedNetwork, adapt, check_targets, fit_logistic, merge
 from rewardserve.training.pair_batches import Collator, PairBatches, cached_rows, token_rows
 from rewardserve.training.sequences import PairTable
@@ -499,3 +499,8 @@ def test_all_linear_means_the_conv1d_layers_of_gpt2_too(overrides, n_adapted, re
 def test_a_target_that_takes_no_adapter_is_refused_by_name(overrides, says):
     with pytest.raises(ConfigError, match=says):
         check_targets(gpt2(), lora(*overrides))
+
+
+def test_a_misspelt_loss_suggests_the_nearest():
+    with pytest.raises(ConfigError, match="it must be one of logsigmoid, logexp; did you mean logexp"):
+        pair_loss(LossConfig("logxep"))

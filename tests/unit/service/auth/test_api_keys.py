@@ -87,8 +87,8 @@ FORM = "write NAME sha256:HEX SCOPES, as rewardserve keys does"
 NAME = "the name must have 1 to 64 printable characters"
 DIGEST = "a digest must be sha256: and 64 hexadecimal digits, and not that of an empty key"
 OWNER = "an owner must have 1 to 64 printable characters"
-RUNS = "runs must be names separated by commas, without spaces; `name*` means all names that begin so"
 SCOPE = "scopes must be of score, admin, metrics, separated by commas, without spaces"
+RUNS = "runs must be names separated by commas, without spaces; `name*` means all names that begin so"
 PLAIN = "a key must have printable characters only"
 LIMIT = "options are requests_per_s, tokens_per_s, burst_s, each with = and a number above zero, and runs= and owner="
 
@@ -107,6 +107,7 @@ LIMIT = "options are requests_per_s, tokens_per_s, burst_s, each with = and a nu
         *((hashed("ppo", "xyzzy", f"score runs={runs}"), RUNS) for runs in ("", "*", "a*b", "a*b*", "a,", "b\0", "r" * 257)),
         (hashed("ppo", "xyzzy", "score runs=" + ",".join(map(str, range(65)))), "65 runs; the limit of a key is 64"),
         *((hashed("ppo", "xyzzy", scopes), SCOPE) for scopes in ("score,root", "score,", ",")),
+        (hashed("ppo", "xyzzy", "score,amdin"), f"{SCOPE}; did you mean admin?"),
         *((hashed("ppo", "xyzzy", f"score {limit}"), LIMIT) for limit in (
             "tokens_per_s=0", "tokens_per_s=-1", "tokens_per_s=nan", "tokens_per_s=inf", "tokens_per_s=xyzzy", "tokens_per_s",
             "tokens=3", "xyzzy=3", "admin", "tokens_per_s=1=2", "burst_s=0",
@@ -479,14 +480,15 @@ SPACE = "has a space or a line break: fields of a line are separated by spaces"
     ("arguments", "message"),
     [
         (["ppo"], "{file}: the file has a key with the name ppo: choose another name, or delete its line first"),
-        (["ops", "--scopes=root"], SCOPE),
+        (["ops", "--scopes=root"], f"--scopes=root: {SCOPE}"),
+        (["ops", "--scopes=scoer,admin"], f"--scopes=scoer,admin: {SCOPE}; did you mean score?"),
         (["two words"], f"the name {SPACE}"),
         (["ops", "--owner=team a"], f"the owner {SPACE}"),
         (["ops", "--runs=a, b"], f"the name of a run {SPACE}"),
         (["#ops"], "the name is empty, or begins with #, as comments do"),
         (["x", "--tokens-per-s=-1"], LIMIT),
         (["x" * 65], NAME),
-        (["x", "--scopes="], SCOPE),
+        (["x", "--scopes="], f"--scopes=: {SCOPE}"),
     ],
 )
 def test_nothing_is_added_that_would_break_the_file(tmp_path, capsys, arguments, message):

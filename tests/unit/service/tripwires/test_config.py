@@ -50,22 +50,26 @@ def test_all_wires_and_all_their_fields_may_be_changed_and_one_vote_may_be_a_pag
 
 
 TWO = WIRES[:2]
-KNOWN = "known are block, lexicons, votes_for_a_page, wires"
-FIELDS = "known are severity, threshold, votes"
+KNOWN = "Known here: block, lexicons, votes_for_a_page, wires"
+FIELDS = "severity, threshold, votes"
 
 
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
-        ({"wire": {}, "Wires": {}}, f"Wires, wire: {KNOWN}"),
+        ({"wire": {}, "Wires": {}}, f"unknown: Wires, wire; did you mean wires? {KNOWN}"),
         ({"wires": []}, "wires is []; it must be a table"),
         ({"wires": 5}, "wires is 5; it must be a table"),
         (
-            {"wires": {"lvel": {}, "lenght": {}, "score_shift": {}}},
-            "wires: lenght, lvel: known are score_shift, saturation",
+            {"wires": {"score_shfit": {}, "zz": {}, "score_shift": {}}},
+            "unknown: wires: score_shfit, zz; did you mean score_shift? Known here: saturation, score_shift",
         ),
-        ({"wires": {"score_shift": {"treshold": 1}}}, f"wires.score_shift: {FIELDS}"),
-        ({"wires": {"score_shift": 3}}, f"wires.score_shift: {FIELDS}"),
+        (
+            {"wires": {"score_shift": {"treshold": 1}}},
+            f"unknown: wires.score_shift: treshold; did you mean threshold? Known here: {FIELDS}",
+        ),
+        ({"wires": {"score_shift": {"z": 1}}}, f"unknown: wires.score_shift: z. Known here: {FIELDS}"),
+        ({"wires": {"score_shift": 3}}, f"wires.score_shift is 3; it must be a table with some of {FIELDS}"),
         (
             {"wires": {"score_shift": {"threshold": 0}}},
             "wires.score_shift.threshold is 0; it must be a number above zero",
@@ -86,6 +90,10 @@ FIELDS = "known are severity, threshold, votes"
             {"wires": {"score_shift": {"severity": "loud"}}},
             "wires.score_shift.severity is 'loud'; it must be one of note, warn, page, off",
         ),
+        (
+            {"wires": {"score_shift": {"severity": "wran"}}},
+            "wires.score_shift.severity is 'wran'; it must be one of note, warn, page, off; did you mean warn?",
+        ),
         ({"wires": {"score_shift": {"votes": 1}}}, "wires.score_shift.votes is 1; it must be true or false"),
         ({"votes_for_a_page": 0}, "votes_for_a_page is 0; it must be a whole number above zero"),
         ({"votes_for_a_page": 1.5}, "votes_for_a_page is 1.5; it must be a whole number above zero"),
@@ -93,8 +101,14 @@ FIELDS = "known are severity, threshold, votes"
         ({"lexicons": "a.json"}, "lexicons must be a list of texts"),
         ({"lexicons": ["a.json", 1]}, "lexicons must be a list of texts"),
         ({"block": "score_shift"}, "block must be a list of texts"),
-        ({"block": ["score_shift", "levle", "lvel"]}, "block: levle, lvel cannot trip"),
-        ({"block": ["score_shift"], "wires": {"score_shift": {"severity": "off"}}}, "block: score_shift cannot trip"),
+        (
+            {"block": ["score_shift", "levle", "lvel"]},
+            "unknown: block: levle, lvel. Known here: canary, saturation, score_shift, vote",
+        ),
+        (
+            {"block": ["score_shift"], "wires": {"score_shift": {"severity": "off"}}},
+            "block: score_shift is off, so it cannot block a run",
+        ),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused_by_entry(entries, words):

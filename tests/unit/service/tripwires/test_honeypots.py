@@ -102,6 +102,14 @@ def test_the_command_hashes_what_it_is_given(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(PLAIN).encode("utf-8-sig"))))
     assert main([str(tmp_path / "key")]) == 0
     assert read(capsys.readouterr().out.splitlines(), KEY) == BAITS
+    for empty in (b"", b" \n\n"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(empty)))
+        assert main([str(tmp_path / "key")]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith(
+            "rewardserve honeypots: standard input has no prompts: send one JSON object a line"
+        )
     assert main([str(tmp_path / "no such key")]) == 2
     with pytest.raises(SystemExit, match="2"):
         main([])
