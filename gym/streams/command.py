@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks import machine, tables
 from gym.streams import outcomes
 from gym.streams.honest import HONEST
+from gym.streams.learning import LESSONS
 from gym.streams.outcomes import StreamOutcome
 from gym.streams.replay import Traffic
 from gym.streams.runs import World, run, start
@@ -97,7 +98,8 @@ def _arguments() -> argparse.Namespace:
         default=["none"],
         help="whether samples name the file of their prompt",
     )
-    add("--world", choices=("planted", "real"), default="planted", help="source of scores")
+    add("--world", choices=("planted", "real", "learned"), default="planted",
+        help="source of scores; learned: a policy that is trained, whose true reward is known")  # fmt: skip
     add("--quality", choices=("model", "noise"), default="model",
         help="honest scores of the planted world: those that the model has given to base texts before, or random ones")  # fmt: skip
     add("--bonus", nargs="+", type=float, default=[2.0, 0.8], help="planted: pay of an exploit, in sd of honest scores")
@@ -153,7 +155,7 @@ def _specs(given: argparse.Namespace) -> Iterator[StreamSpec]:
         for share, size, tasks in product(given.judge_share, given.per_request, given.tasks)
     ]
     is_real = given.world == "real"
-    pays = [(0.0, 0.0)] if is_real else list(zip(given.bonus, given.penalty, strict=True))
+    pays = [(0.0, 0.0)] if given.world != "planted" else list(zip(given.bonus, given.penalty, strict=True))
     for traffic, n_steps, (bonus, penalty) in product(traffics, given.steps, pays):
         planted = Planted(bonus, penalty, given.judge_correlation, given.judge_wander)
         settings: dict[str, Any] = {
@@ -169,6 +171,10 @@ def _streams(given: argparse.Namespace) -> Iterator[StreamSpec]:
         yield StreamSpec("recorded", given.recorded.name, given.recorded)
         return
     first, end = given.seeds
+    if given.world == "learned":
+        kinds = [name for name in LESSONS if not given.only or name in given.only]
+        yield from (StreamSpec("learned", name, None, seed) for name in kinds for seed in range(first, end))
+        return
     again = range(first, first + given.repeats)
     named = [
         *(
@@ -219,8 +225,12 @@ def _print(replayed: Sequence[StreamOutcome]) -> None:
         for pay, of_pay in outcomes.by_pay(of_settings).items():
             print(f"\n{settings}: {pay or 'without an exploit'}")
             print(tables.table([outcomes.stream_row(each) for each in of_pay]))
-    print("\nby settings, with the honest streams of the same settings")
-    print(tables.table(list(outcomes.class_rows(replayed))))
+    if any(each.gold is not None for each in replayed):
+        print("\nby the true reward: what falls, and what never does")
+        print(tables.table(list(outcomes.gold_rows(replayed))))
+    else:
+        print("\nby settings, with the honest streams of the same settings")
+        print(tables.table(list(outcomes.class_rows(replayed))))
     print("\nby wire, over all streams")
     print(tables.table(list(outcomes.wire_rows(replayed))))
     seconds, samples = sum(each.seconds for each in replayed), sum(each.samples for each in replayed)
