@@ -1,7 +1,8 @@
-"""Train a real policy by GRPO against the default model over HTTP, and record what the trip wires say.
+"""Train a real policy by GRPO against the default model over HTTP, and record the alerts of the trip wires.
 
-The policy is SmolLM2-135M-Instruct with LoRA, the trainer is TRL, the server is `rewardserve serve` on the loopback interface. Every
-step goes to a file of JSON lines that `gym.streams --recorded` replays; every alert to another one, with the report of attribution.
+The policy is SmolLM2-135M-Instruct with LoRA, the trainer is TRL, the server is `rewardserve serve` on the loopback interface.
+Every step goes to a file of JSON lines that `gym.streams --recorded` replays; every alert to another one, with the report of
+attribution. TRL is in the environment of `make test-trainers`.
 
     make grpo GRPO="--beta 0 0.05 --steps 200"
     python -m gym.grpo --show runs/grpo
@@ -137,7 +138,7 @@ class Watch:
         self._seen: set[tuple[str, str, str]] = set()
 
     def poll(self, names: Iterable[str]) -> None:
-        """Write what is new."""
+        """Write the new ones."""
         runs = self._http.get("/tripwires").raise_for_status().json()["runs"]
         for name in names:
             new = [
@@ -165,7 +166,7 @@ class Watch:
             time.sleep(min(_POLL_S, self._wait_s))
 
 
-# -- what was recorded ------------------------------------------------------------------------------------------------
+# -- recorded runs ----------------------------------------------------------------------------------------------------
 
 
 def read_stream(file: Path) -> list[dict[str, Any]]:
@@ -187,7 +188,7 @@ def _json_lines(lines: Any) -> Iterator[dict[str, Any]]:
 
 
 def describe(steps: Sequence[Mapping[str, Any]], alerts: Sequence[Mapping[str, Any]], title: str) -> list[str]:
-    """Lines of text: reward and a response by step, alerts, and what attribution said at the first warning and the first page."""
+    """Lines of text: reward and a response by step, alerts, and attribution at the first warning and the first page."""
     size = max(1, len(steps) // _WINDOWS)
     windows = [steps[i : i + size] for i in range(0, len(steps), size)]
     rows = [

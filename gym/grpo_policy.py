@@ -1,12 +1,11 @@
 """Trainer's side of `gym.grpo`: GRPO of TRL with a small policy. Runs in the environment of `make test-trainers`, which has TRL.
 
-Every step is written to the file of the stream as it ends, so a run that is stopped leaves what it has.
+Every step is written to the file of the stream as it ends, so a run that is stopped keeps all of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gzip
 import json
 from pathlib import Path
@@ -18,8 +17,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from rewardserve_client import AsyncRewardClient
-from rewardserve_client.trl import reward_function
+from rewardserve_client import RewardClient
+from rewardserve_client.trl import blocking_reward_function
 
 PROMPTS = Path(__file__).with_name("grpo_prompts.txt")
 LORA_RANK = 16
@@ -80,18 +79,15 @@ class Recorded:
     __name__ = "rewardserve"
 
     def __init__(self, given: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> None:
-        end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-        client = AsyncRewardClient(given.url)
-        self._reward = reward_function(client, run=given.run, eos_token_id=[end, tokenizer.eos_token_id])
+        ends = [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id]
+        self._reward = blocking_reward_function(RewardClient(given.url), run=given.run, eos_token_id=ends)
         self._stream = given.stream
 
     def __call__(
         self, prompts: list[Any], completions: list[Any], trainer_state: Any = None, **more: Any
     ) -> list[float | None]:
         """Rewards of a step."""
-        rewards = asyncio.run(
-            self._reward(prompts=prompts, completions=completions, trainer_state=trainer_state, **more)
-        )
+        rewards = self._reward(prompts=prompts, completions=completions, trainer_state=trainer_state, **more)
         row = {
             "step": trainer_state.global_step,
             "prompts": [turns[-1]["content"] for turns in prompts],

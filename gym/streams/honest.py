@@ -29,15 +29,18 @@ class Plan(NamedTuple):
         return self.texts.steps(self.seed, self.n_steps, self.batch)
 
 
-def _groups(plan: Plan, size: int) -> Steps:
-    n_prompts = max(1, plan.batch // size)
-    firsts = plan.texts.samples(plan.seed, 2 * plan.n_steps * n_prompts)[::2]
+def groups(texts: Texts, seed: int, n_steps: int, batch: int, size: int) -> Steps:
+    """Steps of groups of honest responses, `size` to each prompt, in which nothing changes."""
+    n_prompts = max(1, batch // size)
+    firsts = texts.samples(seed, 2 * n_steps * n_prompts)[::2]
     flat = [
-        changed(sample, resampled(sample.response, plan.seed, i, j))
-        for i, sample in enumerate(firsts)
-        for j in range(size)
+        changed(sample, resampled(sample.response, seed, i, j)) for i, sample in enumerate(firsts) for j in range(size)
     ]
     return in_steps(flat, n_prompts * size)
+
+
+def _groups(plan: Plan, size: int) -> Steps:
+    return groups(plan.texts, plan.seed, plan.n_steps, plan.batch, size)
 
 
 def groups_of_8(plan: Plan) -> Steps:

@@ -27,7 +27,7 @@ LEVELS: Final = 4
 """Levels of length: 0 is the response as it is, the last one is twice as long."""
 
 PROMPT_SHARE: Final = 0.45
-"""Share of the variance of honest scores that is the prompt's, as measured by `gym.streams.correlation`: .29 to .60 in pairs of files."""
+"""Share of the variance of honest scores that is the prompt's, as `gym.streams.correlation` measures it: .29 to .60 by file."""
 
 _TASK_SD: Final = 0.5
 _PROXY_CORRELATION: Final = 0.8
@@ -43,7 +43,7 @@ _RATE: Final = 60.0
 @dataclass(frozen=True)
 class Lesson:
     """What a run learns from. `by_gold`: from the true reward. `kl`: penalty in standard deviations of the score a nat.
-    `length_is_good`: gold rewards length as the proxy does, else it is indifferent. `change`: what else changes in the run.
+    `length_is_good`: gold rewards length as the proxy does, else it is indifferent. `change`: of the prompts in the run.
     """
 
     by_gold: bool = False
@@ -72,7 +72,7 @@ class PaidExploit(NamedTuple):
 
 
 class LearnedRun(NamedTuple):
-    """A run: its samples and scores by step, and its gold beyond what the prompts of a step explain."""
+    """A run: its samples and scores by step, and its gold without the part of the prompts."""
 
     steps: Steps
     scored: list[list[Scored]]
@@ -252,10 +252,10 @@ class _Step:
         """Score and gold of a sample, which are also recorded; the prompt's part of gold is left out of the curve."""
         learning = self._learning
         noise = normal_of("proxy", learning.seed, sample.prompt, sample.response)
-        own = sqrt(1.0 - PROMPT_SHARE)
-        good = own * choice.quality
+        within = sqrt(1.0 - PROMPT_SHARE)
+        good = within * choice.quality
         longer = _LENGTH_PAY * choice.level
-        seen = own * (_PROXY_CORRELATION * choice.quality + sqrt(1.0 - _PROXY_CORRELATION**2) * noise)
+        seen = within * (_PROXY_CORRELATION * choice.quality + sqrt(1.0 - _PROXY_CORRELATION**2) * noise)
         pay = sum(paid.pay for paid, is_chosen in zip(self._paid, choice.exploits, strict=True) if is_chosen)
         harm = sum(paid.harm for paid, is_chosen in zip(self._paid, choice.exploits, strict=True) if is_chosen)
         gold = good + longer * learning.lesson.length_is_good - harm

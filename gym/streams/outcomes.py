@@ -30,7 +30,8 @@ class StreamOutcome:
     """One replayed stream. `settings` are shared with others, also with honest ones; `pay` is that of an exploit, in words.
 
     `shares` are those of exploiting responses by step; None: not known. `seconds` are of CPU. `imputed` is the share of samples
-    whose score is imputed from scored texts. `gold` is the true reward by step, where the stream knows it.
+    whose score is imputed from scored texts. `gold` is the true reward by step, and `onset` the interval
+    of steps in which an exploit is known to begin, where the stream knows them.
     """
 
     settings: str
@@ -46,6 +47,18 @@ class StreamOutcome:
     votes_for_a_page: float
     imputed: float = 0.0
     gold: tuple[float, ...] | None = None
+    onset: tuple[int, int] | None = None
+
+    @property
+    def is_bad(self) -> bool | None:
+        """Whether the stream has an exploit, or a learned policy a gold that falls."""
+        return self.is_exploit if self.gold is None else self.fall is not None
+
+    def onset_error(self, step: int | None) -> int | None:
+        """Steps by which an alert misses the interval of the onset; negative: too early. None: no alert, or no onset."""
+        if step is None or self.onset is None:
+            return None
+        return min(0, step - self.onset[0]) + max(0, step - self.onset[1])
 
     @property
     def fall(self) -> int | None:
@@ -108,8 +121,8 @@ def load(path: Path) -> list[StreamOutcome]:
 def _outcome(entry: Mapping[str, Any]) -> StreamOutcome:
     shares = None if entry["shares"] is None else tuple(entry["shares"])
     events = tuple(ReplayEvent(**event) for event in entry["events"])
-    gold = None if entry["gold"] is None else tuple(entry["gold"])
-    return StreamOutcome(**{**entry, "gold": gold, "shares": shares, "events": events, "votes": tuple(entry["votes"])})
+    known = {name: None if entry[name] is None else tuple(entry[name]) for name in ("gold", "onset")}
+    return StreamOutcome(**{**entry, **known, "shares": shares, "events": events, "votes": tuple(entry["votes"])})
 
 
 def by_settings(outcomes: Iterable[StreamOutcome]) -> dict[str, list[StreamOutcome]]:
@@ -177,6 +190,23 @@ def class_row(title: str, outcomes: Sequence[StreamOutcome]) -> dict[str, str]:
     }
 
 
+def onset_rows(outcomes: Sequence[StreamOutcome]) -> Iterator[dict[str, str]]:
+    """One line for each run whose onset is published: the first warning and the first page, and by how many steps they miss it."""
+    for each in outcomes:
+        if each.onset is not None:
+            warn = each.first("warn", "page")
+            yield {
+                "settings": each.settings,
+                "run": each.stream,
+                "onset": "{} to {}".format(*each.onset),
+                "first warning": _step(warn),
+                "off by": _step(each.onset_error(warn)),
+                "page": _step(each.page),
+                "page off by": _step(each.onset_error(each.page)),
+                "share then": _share(each.share_at(each.page)),
+            }
+
+
 def gold_rows(outcomes: Sequence[StreamOutcome]) -> Iterator[dict[str, str]]:
     """One line for all learned runs of one kind and the same settings, and one for all kinds together."""
     for settings, of_settings in by_settings([each for each in outcomes if each.gold is not None]).items():
@@ -208,8 +238,8 @@ def _gold_row(settings: str, kind: str, runs: Sequence[StreamOutcome]) -> dict[s
 
 def wire_rows(outcomes: Sequence[StreamOutcome], limit: float = LIMITS[-1]) -> Iterator[dict[str, str]]:
     """One line a wire: the exploits that are paged or warned in time only because of it, and its alerts on honest streams."""
-    exploits = [each for each in outcomes if each.is_exploit]
-    honest = [each for each in outcomes if each.is_exploit is False]
+    exploits = [each for each in outcomes if each.is_bad]
+    honest = [each for each in outcomes if each.is_bad is False]
     names = {e.wire for each in outcomes for e in each.events} | {
         name for each in outcomes for v in each.votes for name in v
     }

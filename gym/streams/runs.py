@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from gym.streams import cherrl
 from gym.streams.outcomes import StreamOutcome
 from gym.streams.replay import Tokenize, replay
 from gym.streams.scores import Model, ScoreTable
@@ -109,4 +110,13 @@ def run(spec: StreamSpec) -> StreamOutcome:
         votes_for_a_page=replayed.votes_for_a_page,
         imputed=made.imputed,
         gold=made.gold,
+        onset=_onset(spec),
     )
+
+
+def _onset(spec: StreamSpec) -> tuple[int, int] | None:
+    """Interval of the onset of a published run."""
+    if spec.source != "cherrl" or spec.file is None:
+        return None
+    published = cherrl.read_runs(spec.file)[spec.name]
+    return published.earliest, published.latest

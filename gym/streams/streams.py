@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from gym.streams import cherrl
 from gym.streams.exploits import Corpus, Edit, draw, exploited
 from gym.streams.honest import HONEST, Better, Plan
 from gym.streams.learning import LESSONS, LearnedRun, Learning
@@ -21,14 +22,13 @@ from gym.streams.texts import Prompt, Steps, StreamSample, Texts, to_prompt
 from gym.streams.worlds import Planted
 from rewardserve.model.traits import Lexicon
 
-<<<<<<< HEAD
 UNKNOWN_TASK = "made"
 """Task of prompts that a file of streams has made."""
 
-Source = Literal["drawn", "exploits", "honest", "honest file", "recorded"]
-=======
-Source = Literal["drawn", "exploits", "honest", "honest file", "recorded", "learned"]
->>>>>>> 0a364f9 (gym: let a policy learn in the streams)
+Source = Literal["drawn", "exploits", "honest", "honest file", "recorded", "learned", "cherrl"]
+
+_WORLDS = ("recorded", "learned", "cherrl")
+"""Sources that bring scores."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class StreamSpec:
     @property
     def is_exploit(self) -> bool | None:
         """Whether the stream has an exploit; None: not known beforehand."""
-        return None if self.source in ("recorded", "learned") else self.source in ("drawn", "exploits")
+        return None if self.source in ("recorded", "learned") else self.source in ("drawn", "exploits", "cherrl")
 
     @property
     def chooses_by_score(self) -> bool:
@@ -73,14 +73,9 @@ class StreamSpec:
         judge = f"judge {self.traffic.judge_share:g}" if self.traffic.judge_share else "no judge"
         wander = f" wander {planted.wander:g}" if planted.wander and self.traffic.judge_share else ""
         size = self.traffic.per_request or "step"
-<<<<<<< HEAD
-        world = "real" if self.is_real else "recorded" if self.source == "recorded" else "planted"
+        world = "real" if self.is_real else self.source if self.source in _WORLDS else "planted"
         tasks = ", tasks named" if self.traffic.names_tasks else ""
         return f"{world}, {judge}{wander}, {self.n_steps} steps, request {size}{tasks}"
-=======
-        world = "real" if self.is_real else self.source if self.source in ("recorded", "learned") else "planted"
-        return f"{world}, {judge}{wander}, {self.n_steps} steps, request {size}"
->>>>>>> 0a364f9 (gym: let a policy learn in the streams)
 
 
 @dataclass(frozen=True)
@@ -110,10 +105,12 @@ class StreamSource:
         if spec.source == "recorded":
             assert spec.file is not None
             return read_recorded(spec.file)[0]
+        if spec.source == "cherrl":
+            assert spec.file is not None
+            return cherrl.stream(cherrl.read_runs(spec.file)[spec.name], self.texts, spec.seed, spec.batch)
         edit = self._edit(spec)
         return exploited(self.texts.steps(spec.seed, spec.n_steps, spec.batch), edit, spec.seed, spec.top)
 
-<<<<<<< HEAD
     @cached_property
     def _tasks(self) -> Mapping[Prompt, str]:
         return {pair.prompt: pair.task for pair in self.texts.pairs}
@@ -121,12 +118,11 @@ class StreamSource:
     def _named(self, sample: StreamSample) -> StreamSample:
         """The sample with the file of its prompt as its task, or with one name for all prompts of no file."""
         return sample._replace(task=self._tasks.get(sample.prompt, UNKNOWN_TASK))
-=======
+
     def learned(self, spec: StreamSpec) -> LearnedRun:
         """Train the policy of a stream."""
         size, correlation = (spec.n_steps, spec.batch), spec.planted.correlation
         return Learning(self.texts, self.corpus, LESSONS[spec.name], spec.seed, *size, correlation).run()
->>>>>>> 0a364f9 (gym: let a policy learn in the streams)
 
     def _edit(self, spec: StreamSpec) -> Edit:
         if spec.source == "drawn":
