@@ -153,7 +153,7 @@ class Tripwires(BaseModel):
 
     state_dir: Path | None = Field(
         None,
-        description="folder for state that survives a restart: runs with their alerts, the queue of the webhook; no texts",
+        description="folder for state that survives a restart: baselines of runs, the queue of the webhook; one a replica",
     )
 
     @field_validator(

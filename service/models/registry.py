@@ -87,8 +87,6 @@ class ModelRegistry:
         self._deployment = DeploymentState((self._activate_prepared(first, source),))
         resources.metrics.watch_models(self)
         self._publish()
-        if resources.state_keeper is not None:
-            resources.state_keeper.start(self.serving.watcher.baseline_source)
 
     @property
     def serving(self) -> ModelRuntime:
@@ -222,12 +220,11 @@ class ModelRegistry:
         await self._resources.close()
 
     async def abort(self) -> None:
-        """Refuse all unfinished rows, and save the state of runs."""
+        """Refuse all unfinished rows."""
         for runtime in tuple(self._runtimes.values()):
             await runtime.batcher.abort()
         for task in self._unloading:
             task.cancel()
-        await self._resources.save_state()
 
     # -- loading ----------------------------------------------------------------------------------------------------
 

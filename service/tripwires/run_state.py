@@ -14,6 +14,7 @@ from rewardserve.service.tripwires.baseline import Baseline, BaselineSource
 from rewardserve.service.tripwires.config import VOTES_FOR_A_PAGE
 from rewardserve.service.tripwires.drift import DriftTest, PromptMeans
 from rewardserve.service.tripwires.features import SampleFeatures
+from rewardserve.service.tripwires.prompt_profiles import PromptProfiles
 from rewardserve.service.tripwires.running_sums import RunningSums
 from rewardserve.service.tripwires.statistics import AuditDivergence, HoneypotHitRate, WindowMeans
 from rewardserve.service.tripwires.strata import MAX_TASKS, OTHER_TASKS, Stratum, learned_so_far, mixed_baseline
@@ -63,15 +64,12 @@ class ActiveAlert:
 class Run:
     """The state of one run.
 
-    `strata` are its samples by task. `has_baseline`: wires are evaluated, with the strata whose baselines are complete. `baseline`
-    is that of all samples: of the only stratum, or mixed of several; `run_wide` has the numbers of no single stratum.
-    `window_audits` are the audited samples of the open window: prompt, and both scores; `window_ids` are its ids. `total` is over
-    rewards of the model of `baseline_source`, since `model_changed_at` where another model scored the run before; sums over rewards
-    of the earlier model are in `earlier`. `owner` is the name of the API key, "" without keys; `name` is "" for samples without a
-    run.
-
-    All fields but the source are written to the state file (`io.run_records`): a new one needs a default, and a type of builtins,
-    tuples and dataclasses, with an `OrderedDict` only as the field itself. Times are monotonic. `revision` grows with each change.
+    `strata` are its samples by task, and without tasks by the profiles of their `prompts`. `has_baseline`: wires are evaluated,
+    with the strata whose baselines are complete. `baseline` is that of all samples: of the only stratum, or mixed of several;
+    `run_wide` has the numbers of no single stratum. `window_audits` are the audited samples of the open window: prompt, and both
+    scores; `window_ids` are its ids. `total` is over rewards of the model of `baseline_source`, since `model_changed_at` where
+    another model scored the run before; sums over rewards of the earlier model are in `earlier`. `owner` is the name of the API
+    key, "" without keys; `name` is "" for samples without a run.
     """
 
     baseline_source: BaselineSource
@@ -82,6 +80,7 @@ class Run:
     earlier: RunningSums
     strata: dict[str, Stratum] = field(default_factory=dict)
     run_wide: Baseline = field(default_factory=Baseline)
+    prompts: PromptProfiles = field(default_factory=PromptProfiles)
     model_changed_at: float | None = None
     window_samples: list[WindowSample] = field(default_factory=list)
     window_prompts: set[int] = field(default_factory=set)
@@ -104,12 +103,16 @@ class Run:
     seen_at: float = 0.0
     owner: str = ""
     name: str = ""
-    revision: int = 0
 
     @property
     def baseline_key(self) -> str:
         """Key of this run's baseline in the baseline store. Names of API keys contain no space."""
         return f"{self.owner} {self.name}" if self.owner else self.name
+
+    @property
+    def has_samples_without_task(self) -> bool:
+        """Whether the run ever had samples whose task the client did not name."""
+        return any(not each.task for each in self.strata.values())
 
     @property
     def window(self) -> RunningSums:
@@ -139,17 +142,33 @@ class Run:
         return run
 
     def stratum_of(self, task: str) -> Stratum:
-        """The stratum of a task. Beyond `MAX_TASKS` further tasks share that of `OTHER_TASKS`."""
+        """The stratum of a task; without one, of the prompts of the latest window. Beyond `MAX_TASKS` further tasks share that of
+        `OTHER_TASKS`.
+        """
+        if not task:
+            return self.stratum_of_profile(self.prompts.current)
         found = self.strata.get(task)
         if found is not None:
             return found
-        if task not in ("", OTHER_TASKS) and len(self.strata.keys() - {"", OTHER_TASKS}) >= MAX_TASKS - 1:
-            return self.stratum_of(OTHER_TASKS)
-        baseline = self.baseline_source.baseline_of(self.baseline_key) if not task else self._baseline_of_task(task)
-        self.strata[task] = Stratum.new(task, self.step, baseline, len(self.baseline_source.components))
+        if task != OTHER_TASKS and sum(bool(each.task) for each in self.strata.values()) >= MAX_TASKS - 1:
+            return self.strata.get(OTHER_TASKS) or self.stratum_of(OTHER_TASKS)
+        return self._add(
+            Stratum.new(task, self.step, self._baseline_of_task(task), len(self.baseline_source.components))
+        )
+
+    def stratum_of_profile(self, profile: int) -> Stratum:
+        """The stratum of samples without a task, by the profile of their prompts."""
+        found = self.strata.get(f"\n{profile}" if profile else "")
+        if found is not None:
+            return found
+        baseline = Baseline() if profile else self.baseline_source.baseline_of(self.baseline_key)
+        return self._add(Stratum.new("", self.step, baseline, len(self.baseline_source.components), profile))
+
+    def _add(self, stratum: Stratum) -> Stratum:
+        self.strata[stratum.key] = stratum
         if len(self.strata) == 2 and self.has_baseline:
             self._recentre_trend()
-        return self.strata[task]
+        return stratum
 
     def _baseline_of_task(self, task: str) -> Baseline:
         """The baseline that the task has learned before. The baseline of the model is of other prompts."""
@@ -174,6 +193,7 @@ class Run:
         self.total, self.window_ids, self.smooth = (RunningSums(n_components=n) for _ in range(3))
         self.baseline_source, self.baseline = baseline_source, baseline_source.baseline_of(self.baseline_key)
         self.run_wide = Baseline()
+        self.prompts = PromptProfiles()
         window = self.window_samples, self.window_prompts, self.window_audits
         for each in (self.strata, self.trend, self.statistics, *window):
             each.clear()
@@ -196,22 +216,12 @@ class Run:
         self.statistics.clear()
         if wire == "audit_drift":
             self.audit_drift.restart()
+        elif wire == "prompts_changed":
+            self.prompts.n_changes = 0
         elif wire == "divergence":
             self.trend.clear()
         elif wire == "honeypots":
             self.honeypots.clear()
-
-    def restart_all_statistics(self) -> None:
-        """Begin all statistics and the open window again, where what they depend on has changed. Baseline, sums and alerts stay."""
-        self.earlier += self.window
-        self.window_ids = RunningSums(n_components=self.window_ids.n_components)
-        for stratum in self.strata.values():
-            stratum.window, stratum.audits = RunningSums(n_components=stratum.window.n_components), None
-        for each in (self.window_samples, self.window_prompts, self.window_audits):
-            each.clear()
-        for wire in ("divergence", "honeypots"):
-            self.restart_statistics(wire)
-        self.audit_drift = DriftTest()
 
     def clear_samples(self) -> None:
         """Delete the memory of samples; sums, alerts and counters stay."""

@@ -89,6 +89,10 @@ class RunningSums:
         """Add to one entry."""
         self.sums[_AT[name]] += amount
 
+    def set(self, name: str, amount: float) -> None:
+        """Replace one entry."""
+        self.sums[_AT[name]] = float(amount)
+
     def add_signed(self, name: str, amount: float) -> None:
         """Add to the entry for its side."""
         self.sums[_AT[f"{name}_positive" if amount >= 0 else f"{name}_negative"]] += abs(amount)

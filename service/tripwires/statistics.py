@@ -64,7 +64,8 @@ class RunSnapshot:
     `honeypots` are the number of the latest answers to planted prompts, and the number of hits among them. `kl` is the distance of
     the policy from its start in nats, as its trainer reported it last. `window` is the number of samples between evaluations.
     `compared` are the smoothed sums of those strata whose baselines are complete, of which `baseline` is made; None: all of
-    `smooth`. `expected_gap` is the audit gap with which the tasks of the latest samples began.
+    `smooth`. `expected_gap` is the audit gap with which the tasks of the latest samples began. `n_prompt_changes` counts the
+    changes of the prompts that the client did not name.
     """
 
     smooth: RunningSums
@@ -76,6 +77,7 @@ class RunSnapshot:
     audit_drift: float | None = None
     compared: RunningSums | None = None
     expected_gap: float = 0.0
+    n_prompt_changes: int = 0
 
     @property
     def with_baseline(self) -> RunningSums:
@@ -312,6 +314,21 @@ class ComponentShare:
             for each in (promql.COMPONENT_VARIANCE, promql.COMPONENT_BASELINE_VARIANCE)
         )
         return f"max without (component) ({now}\n  / clamp_min({usual}, {self.min_share:g}))"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptChanges:
+    """Number of times that the prompts have changed, so that a baseline was learned for the new ones."""
+
+    unit: ClassVar[Unit] = Unit("changes of the prompts")
+
+    def __call__(self, run: RunSnapshot) -> float | None:
+        """The number; None without a change."""
+        return float(run.n_prompt_changes) if run.n_prompt_changes else None
+
+    def promql(self, windows: Windows) -> str:
+        """That of the replica where it is largest."""
+        return f'max without ({promql.REPLICA}, wire) (rewardserve_tripwire_statistic{{wire="prompts_changed"}})'
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ stratified sample: each stratum's own, by its weight (Cochran, Sampling Techniqu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from math import sqrt
+from math import copysign, sqrt
 
 from rewardserve.service.tripwires.baseline import Baseline, BaselineStat, is_component
 from rewardserve.service.tripwires.running_sums import RunningSums, count_of
@@ -32,10 +32,15 @@ class AuditMeans:
     score: float
     audit: float
 
+    @property
+    def gap(self) -> float:
+        """The score less that of the judge."""
+        return self.score - self.audit
+
 
 @dataclass(slots=True)
 class Stratum:
-    """The samples of one task of a run, "" for those without one; since `first_step`.
+    """The samples of one task of a run; without a task, of one of its `prompt_profiles`, by index. Since `first_step`.
 
     `window` are the sums of the open window, `total` those of all windows, `smooth` the smoothed ones. `has_baseline`: the
     baseline, of `n_prompts` prompts, is complete; until then the samples are compared with nothing.
@@ -50,12 +55,18 @@ class Stratum:
     has_baseline: bool = False
     n_prompts: float = 0.0
     audits: AuditMeans | None = None
+    profile: int = 0
 
     @classmethod
-    def new(cls, task: str, first_step: int | None, baseline: Baseline, n_components: int) -> Stratum:
+    def new(cls, task: str, first_step: int | None, baseline: Baseline, n_components: int, profile: int = 0) -> Stratum:
         """A stratum without samples."""
         window, total, smooth = (RunningSums(n_components=n_components) for _ in range(3))
-        return cls(task, first_step, baseline, window, total, smooth)
+        return cls(task, first_step, baseline, window, total, smooth, profile=profile)
+
+    @property
+    def key(self) -> str:
+        """Name of the stratum in its run: a task is printable, so it contains no line break."""
+        return f"\n{self.profile}" if self.profile else self.task
 
     def close_window(self, keep: float) -> None:
         """Add the open window to the sums. Every stratum does so when a window of the run is full."""
@@ -100,20 +111,23 @@ def learned_so_far(strata: Iterable[Stratum]) -> list[Stratum]:
             each.total,
             each.smooth,
             n_prompts=each.total["prompts"],
+            profile=each.profile,
         )
         for each in strata
     ]
 
 
 def expected_gap(strata: Collection[Stratum], smooth: RunningSums) -> float:
-    """The gap between score and audit at which the tasks of the latest samples began, less that of all baselines together."""
-    known: Mapping[str, AuditMeans] = {each.task: each.audits for each in strata if each.audits is not None}
-    weights = {each.task: each.smooth["audited"] for each in strata if each.task in known}
-    if not sum(weights.values()) or not smooth["audited"]:
+    """The gap between score and audit at which the strata of the latest samples began, less that of all baselines together.
+
+    Of each difference only the part beyond three standard errors counts, of scores with a standard deviation of about 1.
+    """
+    known = [(each.smooth["audited"], each.audits.n, each.audits.gap) for each in strata if each.audits is not None]
+    if not known or not smooth["audited"]:
         return 0.0
-    gaps = {task: means.score - means.audit for task, means in known.items()}
-    first = sum(gaps[task] * means.n for task, means in known.items()) / sum(means.n for means in known.values())
-    return sum(weight * (gaps[task] - first) for task, weight in weights.items()) / smooth["audited"]
+    first = sum(n * gap for _, n, gap in known) / sum(n for _, n, _ in known)
+    parts = (weight * copysign(max(0.0, abs(gap - first) - 3.0 / sqrt(n)), gap - first) for weight, n, gap in known)
+    return sum(parts) / smooth["audited"]
 
 
 def _mixed(name: str, strata: Collection[Stratum]) -> BaselineStat | None:

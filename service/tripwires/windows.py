@@ -87,8 +87,7 @@ class WindowCounter:
         window.add("samples")
         window.add_signed("score", sample.score)
         window.add("score_squared", sample.score * sample.score)
-        saturation = stratum.baseline.saturation
-        if saturation is not None and sample.score > saturation:
+        if _is_saturated(sample, stratum):
             window.add("saturated")
         if sample.is_capped:
             window.add("capped")
@@ -117,7 +116,7 @@ class WindowCounter:
         duplicate, is_probing = "", False
         if sample.text_digest is not None:
             duplicate, is_probing = self._count_duplicate(run, window, sample.text_digest, sample)
-        run.window_samples.append(WindowSample(sample, stratum.task, duplicate, is_probing))
+        run.window_samples.append(WindowSample(sample, stratum.key, duplicate, is_probing))
         run.window_prompts.add(sample.prompt_hash)
         if sample.evidence:
             run.recent_evidence.append(sample.evidence)
@@ -157,6 +156,7 @@ class WindowCounter:
         return n >= size and (has_prompts or n >= _MAX_TIMES * size)
 
     def _close_window(self, run: Run, now: float) -> list[Alert]:
+        _assign_profile(run)
         self._add_prompts(run)
         window = run.window
         run.audit_drift.add_window(prompt_means(run.window_audits))
@@ -214,7 +214,9 @@ class WindowCounter:
             has_enough = is_only or each.total["prompts"] >= enough_prompts or self._is_stratum_warm(each)
             if not each.has_baseline and has_enough:
                 each.complete_baseline(MIN_AUDITED)
-                if run.owner or run.name:
+                if not each.task:
+                    run.prompts.complete(each.profile)
+                if (run.owner or run.name) and not each.profile:
                     key = task_key(run.baseline_key, each.task) if each.task else run.baseline_key
                     run.baseline_source.keep_learned(key, each.baseline)
 
@@ -267,6 +269,7 @@ class WindowCounter:
             run.audit_drift.e_value if run.audit_drift.start is not None else None,
             compared,
             gap,
+            run.prompts.n_changes,
         )
 
     def _statistics(self, snapshot: RunSnapshot) -> dict[str, float]:
@@ -290,6 +293,27 @@ class WindowCounter:
         alert = Alert(wire, severity, run.statistics[wire], threshold, run.step, evidence, task)
         run.activate(alert, now)
         return alert
+
+
+def _assign_profile(run: Run) -> None:
+    """Count the samples without a task for the profile of their prompts, which only the whole window shows."""
+    counted_as = run.stratum_of_profile(run.prompts.current) if run.has_samples_without_task else None
+    if counted_as is None:
+        return
+    samples = [each for each in run.window_samples if each.stratum == counted_as.key]
+    features = {each.features.prompt_hash: each.features.prompt_features for each in samples}
+    stratum = run.stratum_of_profile(run.prompts.assign([each for each in features.values() if each is not None]))
+    if stratum is counted_as:
+        return
+    stratum.window, counted_as.window = counted_as.window, stratum.window
+    stratum.window.set("saturated", sum(_is_saturated(each.features, stratum) for each in samples))
+    run.window_samples = [
+        each._replace(stratum=stratum.key) if each.stratum == counted_as.key else each for each in run.window_samples
+    ]
+
+
+def _is_saturated(sample: SampleFeatures, stratum: Stratum) -> bool:
+    return stratum.baseline.saturation is not None and sample.score > stratum.baseline.saturation
 
 
 def _comparable(run: Run) -> list[Stratum]:

@@ -24,6 +24,7 @@ from rewardserve.service.tripwires.statistics import (
     KlRoot,
     Mean,
     MeanShift,
+    PromptChanges,
     Saturation,
     Statistic,
 )
@@ -285,6 +286,16 @@ WIRES: tuple[Wire, ...] = (
         chart=Chart(
             "judges", "Disagreement of the members",
             "Mean standard deviation of the members of the ensemble about one sample.", "short",
+        ),
+    ),
+    Wire(
+        "prompts_changed", PromptChanges(), 0.0, "note",
+        text=AlertText(
+            summary="the prompts have changed, and a baseline is learned for responses to the new ones",
+            confidence="High: only prompts are compared, before the first response of a conversation. After seven changes no more "
+            "baselines are learned: samples are compared with those of the most similar prompts.",
+            action="Name the tasks of your samples (`task`), so that each has its baseline from its first sample on.",
+            cause="client",
         ),
     ),
     Wire(

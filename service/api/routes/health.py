@@ -169,6 +169,7 @@ def describe_runs(monitor: RunMonitor, now: float) -> dict[str, Any]:
 def _task(stratum: Stratum) -> dict[str, Any]:
     return {
         "task": stratum.task or None,
+        "prompts": stratum.profile or None,
         "first_step": stratum.first_step,
         "samples": int(stratum.total["samples"] + stratum.window["samples"]),
         "baseline": "complete" if stratum.has_baseline else "learning",

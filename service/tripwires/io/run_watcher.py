@@ -29,6 +29,7 @@ from rewardserve.service.tripwires.io.attribution import Attribution, Scores
 from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.io.evidence import EvidenceRecord, EvidenceStore
 from rewardserve.service.tripwires.io.run_texts import KeptSample
+from rewardserve.service.tripwires.prompt_profiles import given_text, prompt_features
 from rewardserve.service.tripwires.run_context import RunContext
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.wires import FLAGGED_TRAITS
@@ -114,6 +115,7 @@ class RunWatcher:
         self.attribution = attribution
         self._edit_scorer = edit_scorer
         self._first = 0
+        self._last_prompt: tuple[int | None, tuple[float, ...] | None] = (None, None)
 
     def begin_run(self, context: RunContext) -> None:
         """Set this model as the one that scores the samples of this run."""
@@ -174,7 +176,7 @@ class RunWatcher:
         if self._cpu_budget.is_zero or not any(context.ids):
             return
         named = [
-            (hash((-1 if context.step is None else context.step, text_hash(name))), text_hash(repr(sample)))
+            (hash((context.step, name)), hash(sample))
             for name, sample in zip(context.ids, samples, strict=True)
             if name is not None and isinstance(sample, Sample)
         ]
@@ -226,10 +228,10 @@ class RunWatcher:
         if has_text:
             traits += text_traits(prompt, response, self._lexicon)
         digest = text_digest(response) if has_text else None
-        prompt_hash = text_hash(prompt) if has_text else hash(ids[:n_prompt] or ids)
+        prompt_hash = hash(prompt) if has_text else hash(ids[:n_prompt] or ids)
         return SampleFeatures(
             prompt_hash=prompt_hash,
-            retry_key=None if row.id is None or context.step is None else hash((context.step, text_hash(row.id), ids)),
+            retry_key=None if row.id is None or context.step is None else hash((context.step, row.id, ids)),
             reward=reward.value,
             score=reward.changes[0],
             is_capped=reward.is_capped,
@@ -243,12 +245,15 @@ class RunWatcher:
             if self._honeypots
             else None,
             task=row.task,
+            prompt_features=None if row.task else self._prompt_features(row.sample, prompt_hash),
         )
 
-
-def text_hash(text: str) -> int:
-    """64-bit hash of a text, the same in every process: `hash` of a text is another one after a restart, that of numbers is not."""
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+    def _prompt_features(self, sample: Sample, prompt_hash: int) -> tuple[float, ...] | None:
+        """Features of the prompt, computed once for the neighbours of a group."""
+        if self._last_prompt[0] != prompt_hash:
+            text = given_text(sample)
+            self._last_prompt = prompt_hash, prompt_features(text) if text else None
+        return self._last_prompt[1]
 
 
 def evidence(prompt: str, response: str) -> str:

@@ -9,12 +9,13 @@ import pytest
 
 from rewardserve.model.traits import TRAITS
 from rewardserve.service.tripwires.alert import VOTE
-from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat, LearnedBaselines, component
+from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat, component
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import MonitorLimits, task_key
 from rewardserve.service.tripwires.running_sums import RunningSums
 from rewardserve.service.tripwires.strata import MAX_TASKS, AuditMeans, Stratum, expected_gap, mixed_baseline
+from tests.support.service_fakes import MemoryBaselines
 
 LENGTHS = {"chat": 3.0, "code": 6.0, "math": 4.5}
 
@@ -26,7 +27,7 @@ def sample(rng, task, shift=0.0, audit=False, **traits):
     return SampleFeatures(
         prompt_hash=rng.getrandbits(60), retry_key=None, reward=rng.random(), score=score, is_capped=False,
         traits=tuple(values.get(name, 0.0) for name in TRAITS), text_digest=rng.getrandbits(60), task=task,
-        audit=score / 2 + rng.gauss(0.0, 1.0) if audit else None,
+        audit=0.7 * score + rng.gauss(0.0, 1.0) if audit else None,
     )  # fmt: skip
 
 
@@ -158,14 +159,14 @@ def test_the_sums_of_a_run_are_those_of_its_tasks():
 
 
 def test_baselines_of_tasks_are_stored_and_a_run_goes_on_with_them():
-    store = LearnedBaselines()
+    store = MemoryBaselines()
     source = BaselineSource(store=store)
     monitor = RunMonitor(source, MonitorLimits())
     for i, step in enumerate(stream(11, 12, lambda _: {"chat": 1.0, "code": 1.0, "": 1.0})):
         monitor.observe("a", i, step, 0.0, owner="key")
-    assert {run for _, run, _ in store.items()} == {"key a", task_key("key a", "chat"), task_key("key a", "code")}
-    known = {run: baseline for _, run, baseline in store.items()}
-    again = RunMonitor(BaselineSource(store=store), MonitorLimits())
+    assert {run for run, _ in store.saved} == {"key a", task_key("key a", "chat"), task_key("key a", "code")}
+    known = dict(store.saved)
+    again = RunMonitor(BaselineSource(store=MemoryBaselines(**known)), MonitorLimits())
     again.observe("a", 0, stream(12, 1, lambda _: {"code": 1.0})[0], 0.0, owner="key")
     assert (
         again.runs["a@key" if "a@key" in again.runs else "a"].strata["code"].baseline
@@ -220,9 +221,11 @@ def test_a_trait_that_few_prompts_never_had_is_not_known_to_be_absent():
 
 def test_a_task_on_which_model_and_judge_always_differed_is_no_gap():
     stat = BaselineStat(0.0, 1.0)
-    one = stratum("a", 10.0, stat, audits=AuditMeans(40.0, 0.0, 0.0))
-    two = stratum("b", 30.0, stat, audits=AuditMeans(40.0, 2.0, 1.0))
+    one = stratum("a", 10.0, stat, audits=AuditMeans(900.0, 0.0, 0.0))
+    two = stratum("b", 30.0, stat, audits=AuditMeans(900.0, 2.0, 1.0))
     total = one.smooth + two.smooth
-    assert expected_gap([one, two], total) == pytest.approx(0.25 * -0.5 + 0.75 * 0.5)
+    assert expected_gap([one, two], total) == pytest.approx(0.25 * -0.4 + 0.75 * 0.4)
+    two.audits = AuditMeans(900.0, 2.0, 1.85)
+    assert expected_gap([one, two], total) == 0.0, "within three standard errors"
     assert expected_gap([one], one.smooth) == 0.0
     assert expected_gap([stratum("a", 10.0, stat)], one.smooth) == 0.0

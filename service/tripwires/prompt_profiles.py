@@ -1,0 +1,207 @@
+"""Tell whether the prompts of a run have changed, by features of the prompts alone: no response has a part in it.
+
+Each profile is a distribution of prompts, for which the run learns a baseline. A window belongs to the profile of the one before,
+else to the most similar one, as long as the difference is within chance; otherwise a new profile begins. Compared are the means of
+`FEATURES` over the prompts of the window, and those of the latest windows together, which show slow change. The variance of a mean
+is that of prompts and that of windows: a run whose batches alternate between sources from the start has one profile.
+
+Only the turns before the first response of a conversation are read: later ones depend on the policy. The number of profiles is
+bounded, so a run whose prompts never stop changing is compared with the most similar profile in the end. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from math import log
+from typing import Final
+from zlib import crc32
+
+from rewardserve.model.conversation import Sample
+
+MAX_PROFILES: Final = 8
+"""Profiles of a run, the first one included."""
+
+MAX_PROMPTS: Final = 64
+"""Prompts of a window that are compared, the first ones."""
+
+MIN_PROMPTS: Final = 4
+"""Fewest prompts of a window that can show a change."""
+
+MAX_CHANCE: Final = 110.0
+"""Sum of the squares of differences in standard errors that chance explains; `len(FEATURES)` are expected."""
+
+MIN_EFFECT: Final = 1.0
+"""Sum of the squares of differences in standard deviations of prompts from which responses may change by a threshold of a wire."""
+
+_FEW: Final = 8.0
+"""Prompts with which the sum exceeds chance twice as far: their features are not normal."""
+_HEAD, _TAIL = 400, 200
+"""Characters of a long prompt that are read."""
+_CLASSES: Final = {
+    "digits": b"0123456789",
+    "capitals": bytes(range(65, 91)),
+    "symbols": b"{}()[]<>=_`\\/#*|&+$@%^~;",
+    "punctuation": b".,:!?\"'-",
+    "white space": b" \n\t\r",
+    "vowels": b"aeiou",
+    "frequent letters": b"tnshr",
+    "rare letters": b"bjkqvwxyz",
+    "not ASCII": bytes(range(128, 256)),
+    "East Asian": bytes(range(0xE3, 0xEE)),
+}
+"""Classes of bytes in UTF-8, of which a prompt has shares."""
+
+_N_FIRST_WORDS = 8
+FEATURES: Final = ("length", "lines", "question", *_CLASSES, *(f"first word {i}" for i in range(_N_FIRST_WORDS)))
+_MIN_STD = {"length": 0.2, "lines": 0.2, "question": 0.1} | dict.fromkeys(_CLASSES, 0.01)
+_MIN_VARIANCE = tuple(_MIN_STD.get(name, 0.1) ** 2 for name in FEATURES)
+_NEWEST: Final = 0.1
+"""Weight of the newest window in smoothed means."""
+
+
+def given_text(sample: Sample) -> str:
+    """The turns before the first response of a conversation; "" where they are not known apart from later ones."""
+    turns = sample.prompt if sample.messages is None else sample.messages[:-1]
+    if isinstance(turns, str):
+        return turns
+    given: list[str] = []
+    for turn in turns or ():
+        if turn.role not in ("system", "user"):
+            break
+        given.append(turn.content)
+    return "\n".join(given)
+
+
+def prompt_features(text: str) -> tuple[float, ...]:
+    """`FEATURES` of a text: logarithms of length and lines, whether it asks, shares of classes of bytes, the first word hashed."""
+    read = text if len(text) <= _HEAD + _TAIL else text[:_HEAD] + text[-_TAIL:]
+    content = read.encode("utf-8", "replace")
+    n = len(content) or 1
+    words = read.split(None, 1)
+    first = crc32(words[0].lower().encode("utf-8", "replace")) % _N_FIRST_WORDS if words else 0
+    return (
+        log(1 + len(text)),
+        log(1 + text.count("\n")),
+        float("?" in read),
+        *[(n - len(content.translate(None, of_class))) / n for of_class in _CLASSES.values()],
+        *[float(i == first) for i in range(_N_FIRST_WORDS)],
+    )
+
+
+@dataclass(slots=True)
+class FeatureMeans:
+    """Means and variances of the features over `n` prompts."""
+
+    n: float
+    means: list[float]
+    variances: list[float]
+
+    @classmethod
+    def of(cls, prompts: Sequence[Sequence[float]]) -> FeatureMeans:
+        """Those of single prompts."""
+        n = len(prompts)
+        columns = list(zip(*prompts, strict=True))
+        means = [sum(column) / n for column in columns]
+        squares = [sum([x * x for x in column]) / n for column in columns]
+        return cls(n, means, [max(0.0, square - mean * mean) for square, mean in zip(squares, means, strict=True)])
+
+
+@dataclass(slots=True)
+class PromptProfile:
+    """A distribution of prompts. `learned` are its first windows, until `is_complete`; `recent` is smoothed over all windows, with
+    the effective number of its prompts.
+    """
+
+    learned: list[FeatureMeans] = field(default_factory=list)
+    recent: FeatureMeans | None = None
+    is_complete: bool = False
+    n_restarts: int = 0
+
+    def add(self, window: FeatureMeans) -> None:
+        """Add a window that belongs to this profile."""
+        if not self.is_complete:
+            self.learned.append(window)
+        if self.recent is None:
+            self.recent = window
+            return
+        self.recent = FeatureMeans(
+            min(self.recent.n + window.n, window.n * (2.0 - _NEWEST) / _NEWEST),
+            [old + _NEWEST * (new - old) for old, new in zip(self.recent.means, window.means, strict=True)],
+            window.variances,
+        )
+
+    def distance(self, window: FeatureMeans) -> float:
+        """How far the means are apart in standard errors: the sum of the squares of the differences."""
+        total, n = 0.0, sum(each.n for each in self.learned)
+        n_windows = len(self.learned)
+        for i, least in enumerate(_MIN_VARIANCE):
+            mean = sum([each.n * each.means[i] for each in self.learned]) / n
+            within = max(least, sum([each.n * each.variances[i] for each in self.learned]) / n)
+            error = within * (1.0 / n + 1.0 / window.n)
+            if n_windows > 1:
+                between = sum([(each.means[i] - mean) * (each.means[i] - mean) for each in self.learned]) / (
+                    n_windows - 1
+                )
+                error += max(0.0, between - within * n_windows / n) * (1.0 + 1.0 / n_windows)
+            total += (window.means[i] - mean) * (window.means[i] - mean) / error
+        return total
+
+    def is_like(self, window: FeatureMeans) -> bool:
+        """Whether the difference is within chance, which is larger with few prompts, or too small to change responses."""
+        distance = self.distance(window)
+        effect = (distance - len(FEATURES)) * (1.0 / sum(each.n for each in self.learned) + 1.0 / window.n)
+        return distance <= MAX_CHANCE * (1.0 + _FEW / window.n) or effect <= MIN_EFFECT
+
+    @property
+    def has_drifted(self) -> bool:
+        """Whether the latest windows together are unlike the first ones."""
+        return self.is_complete and self.recent is not None and not self.is_like(self.recent)
+
+    def restart(self) -> None:
+        """Forget the windows so far: the first one had prompts of before the change too."""
+        self.learned.clear()
+        self.recent = None
+        self.n_restarts += 1
+
+
+@dataclass(slots=True)
+class PromptProfiles:
+    """The profiles of one run. `current` is that of the latest window, `n_changes` counts the new ones."""
+
+    profiles: list[PromptProfile] = field(default_factory=lambda: [PromptProfile()])
+    current: int = 0
+    n_changes: int = 0
+
+    def assign(self, prompts: Collection[Sequence[float]]) -> int:
+        """The profile of a window with these prompts, which becomes the current one."""
+        if len(prompts) < MIN_PROMPTS:
+            return self.current
+        window = FeatureMeans.of([*prompts][:MAX_PROMPTS])
+        self.current = self._profile_of(window)
+        self.profiles[self.current].add(window)
+        return self.current
+
+    def complete(self, profile: int) -> None:
+        """Freeze a profile: the baseline of its responses is complete."""
+        self.profiles[profile].is_complete = True
+
+    def _profile_of(self, window: FeatureMeans) -> int:
+        known = self.profiles[self.current]
+        if not self.profiles[0].is_complete:  # the first baseline is of all prompts of the warm-up
+            return 0
+        if not known.learned or (known.is_like(window) and not known.has_drifted):
+            return self.current
+        others = [i for i, each in enumerate(self.profiles) if each.learned and i != self.current]
+        others.sort(key=lambda i: self.profiles[i].distance(window))
+        if others and self.profiles[others[0]].is_like(window) and not self.profiles[others[0]].has_drifted:
+            return others[0]
+        if not known.is_complete:
+            if known.n_restarts == 0:
+                known.restart()
+            return self.current
+        if len(self.profiles) < MAX_PROFILES:
+            self.profiles.append(PromptProfile())
+            self.n_changes += 1
+            return len(self.profiles) - 1
+        return min(range(len(self.profiles)), key=lambda i: self.profiles[i].distance(window))

@@ -1,0 +1,257 @@
+"""Changes of prompts are told apart from changes of responses, and never forgotten baselines, by prompts alone."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from rewardserve.model.conversation import Message, Sample
+from rewardserve.model.traits import TRAITS
+from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.features import SampleFeatures
+from rewardserve.service.tripwires.prompt_profiles import (
+    FEATURES,
+    MAX_PROFILES,
+    FeatureMeans,
+    PromptProfiles,
+    given_text,
+    prompt_features,
+)
+from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import MonitorLimits
+
+WORDS = ("river", "stone", "garden", "window", "market", "teacher", "letter", "engine", "winter", "bridge")
+
+
+def chat(rng):
+    return f"What {rng.choice(('is', 'was'))} the {' '.join(rng.choices(WORDS, k=rng.randint(3, 9)))}?"
+
+
+def code(rng):
+    return f"Write a function f{rng.randint(1, 99)}(x):\n  return x[{rng.randint(1, 9)}] * {rng.random():.3f};\n" * 3
+
+
+def summary(rng):
+    return "SUMMARY. " + ". ".join(" ".join(rng.choices(WORDS, k=8)).capitalize() for _ in range(20)) + "."
+
+
+SOURCES = {"chat": chat, "code": code, "summary": summary}
+LENGTHS = {"chat": 3.0, "code": 6.0, "summary": 4.5}
+
+
+def mixed_prompt(share):
+    """A prompt in which so large a share of the sentences is of another kind: slow change has no two sources."""
+
+    def prompt(rng):
+        return " ".join(summary(rng)[:60] if rng.random() < share else chat(rng) for _ in range(6))
+
+    return prompt
+
+
+def stream(seed, sources, group=1, shift=lambda step: 0.0, batch=128):
+    """Steps of samples whose responses follow the source of their prompts. `shift`: of an exploit."""
+    rng, steps = Random(seed), []
+    for step, source in enumerate(sources):
+        samples = []
+        for _ in range(batch // group):
+            features, prompt_hash = prompt_features(SOURCES[source](rng)), rng.getrandbits(60)
+            for _ in range(group):
+                length = rng.gauss(LENGTHS[source] + shift(step), 0.5)
+                traits = tuple(length if name == "length" else 0.0 for name in TRAITS)
+                samples.append(
+                    SampleFeatures(
+                        prompt_hash,
+                        None,
+                        rng.random(),
+                        rng.gauss(0, 1),
+                        is_capped=False,
+                        traits=traits,
+                        text_digest=rng.getrandbits(60),
+                        prompt_features=features,
+                    )
+                )
+        steps.append(samples)
+    return steps
+
+
+def watched(steps, size=128, monitor=None):
+    """The run after a stream, and its alerts as (step, wire)."""
+    monitor, alerts = monitor or RunMonitor(BaselineSource(), MonitorLimits()), []
+    for i, step in enumerate(steps):
+        for at in range(0, len(step), size):
+            alerts += [(i, each.wire) for each in monitor.observe("a", i, step[at : at + size], float(i))]
+    return monitor.runs["a"], alerts
+
+
+def blind(steps):
+    """Steps at whose end the samples are compared with nothing."""
+    monitor, n = RunMonitor(BaselineSource(), MonitorLimits()), 0
+    for i, step in enumerate(steps):
+        monitor.observe("a", i, step, float(i))
+        run = monitor.runs["a"]
+        n += not run.stratum_of("").has_baseline
+    return n
+
+
+# -- which text is read -----------------------------------------------------------------------------------------------
+
+
+def turns(*pairs):
+    return tuple(Message(role, content) for role, content in pairs)
+
+
+@pytest.mark.parametrize(
+    ("sample", "text"),
+    [
+        (Sample(prompt="why?", response="so"), "why?"),
+        (Sample(prompt=turns(("system", "be"), ("user", "why?")), response="so"), "be\nwhy?"),
+        (Sample(messages=turns(("user", "why?"), ("assistant", "so"))), "why?"),
+        (Sample(prompt=turns(("user", "a"), ("assistant", "b"), ("user", "c")), response="d"), "a"),
+        (Sample(messages=turns(("user", "a"), ("tool", "b"), ("user", "c"), ("assistant", "d"))), "a"),
+        (Sample(text="User: a\nBot: b", n_prompt_chars=14), ""),
+        (Sample(text="a"), ""),
+        (Sample(input_ids=(1, 2)), ""),
+    ],
+)
+def test_only_turns_that_no_policy_has_a_part_in_are_read(sample, text):
+    assert given_text(sample) == text
+
+
+def test_features_are_numbers_of_the_text_alone():
+    features = dict(zip(FEATURES, prompt_features("Why 12?\nNo."), strict=True))
+    assert features["length"] == pytest.approx(2.4849, abs=1e-4)
+    assert (features["lines"], features["question"]) == (pytest.approx(0.6931, abs=1e-4), 1.0)
+    assert features["digits"] == pytest.approx(2 / 11)
+    assert features["capitals"] == pytest.approx(2 / 11)
+    assert sum(value for name, value in features.items() if name.startswith("first word")) == 1.0
+    assert len(prompt_features("")) == len(FEATURES)
+    assert prompt_features("\ud800") != prompt_features("")
+
+
+# -- a change ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", [1, 8, 16])
+@pytest.mark.parametrize("to", ["code", "summary"])
+def test_other_prompts_are_a_note_with_the_step_and_no_alert(group, to):
+    sources = ["chat"] * 20 + [to] * 30
+    run, alerts = watched(stream(1, sources, group))
+    assert alerts == [(20, "prompts_changed")]
+    assert [each.first_step for each in run.strata.values()] == [0, 20]
+    assert run.strata["\n1"].baseline.stats["length"].mean == pytest.approx(LENGTHS[to], abs=0.2)
+
+
+def test_without_features_of_prompts_the_same_is_an_alert():
+    steps = stream(1, ["chat"] * 20 + ["code"] * 30)
+    unknown = [[each._replace(prompt_features=None) for each in step] for step in steps]
+    assert {wire for _, wire in watched(unknown)[1]} == {"length_high"}
+
+
+def test_an_exploit_changes_no_prompt_and_is_seen():
+    _, alerts = watched(stream(2, ["chat"] * 60, shift=lambda step: 0.02 * max(0, step - 10)))
+    assert [wire for _, wire in alerts] == ["length_high"]
+
+
+def test_what_tripped_before_the_prompts_changed_stays_and_an_exploit_that_goes_on_is_seen():
+    sources = ["chat"] * 30 + ["code"] * 40
+    before, alerts = watched(stream(3, sources, shift=lambda step: 0.9 * (step > 12)))
+    assert alerts[0][1] == "length_high"
+    assert alerts[1] == (30, "prompts_changed")
+    assert set(before.alerts) == {"length_high", "prompts_changed"}
+    _, after = watched(stream(4, sources, shift=lambda step: 0.02 * max(0, step - 25)))
+    assert [wire for _, wire in after] == ["prompts_changed", "length_high"]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_requests_of_one_sixteen_and_all_samples_change_at_the_same_step(seed):
+    steps = stream(seed, ["chat"] * 12 + ["code"] * 12 + ["chat"] * 20, shift=lambda step: 0.05 * max(0, step - 24))
+    one, sixteen, whole = (watched(steps, size)[1] for size in (1, 16, 128))
+    assert one == sixteen == whole
+    assert {wire for _, wire in whole} == {"prompts_changed", "length_high"}
+
+
+def test_a_window_of_both_sources_does_not_stand_for_the_second():
+    """Steps of 96 samples: the windows of 128 do not end with the steps."""
+    run, alerts = watched(stream(5, ["chat"] * 21 + ["code"] * 40, batch=96), size=96)
+    assert [wire for _, wire in alerts] == ["prompts_changed"]
+    assert run.strata["\n1"].baseline.stats["length"].mean == pytest.approx(6.0, abs=0.2)
+
+
+def test_an_acknowledged_note_comes_again_with_the_next_change():
+    monitor = RunMonitor(BaselineSource(), MonitorLimits())
+    first = stream(6, ["chat"] * 12 + ["code"] * 12)
+    assert watched(first, monitor=monitor)[1] == [(12, "prompts_changed")]
+    assert monitor.acknowledge("a", "prompts_changed")
+    assert watched(stream(7, ["code"] * 6 + ["summary"] * 12), monitor=monitor)[1] == [(6, "prompts_changed")]
+
+
+# -- nasty runs -------------------------------------------------------------------------------------------------------
+
+
+def test_a_source_that_comes_back_has_its_baseline_and_no_change():
+    sources = (["chat"] * 8 + ["code"] * 8) * 4
+    run, alerts = watched(stream(8, sources))
+    assert alerts == [(8, "prompts_changed")]
+    assert len(run.strata) == 2
+    assert blind(stream(8, sources)) == 3 + 1
+
+
+@pytest.mark.parametrize("n_before", [0, 10])
+def test_sources_that_alternate_window_by_window_leave_the_run_watched(n_before):
+    sources = ["chat"] * n_before + ["chat", "code"] * 30
+    exploit = stream(9, sources, shift=lambda step: 0.03 * max(0, step - 25))
+    assert blind(exploit) <= 8
+    assert "length_high" in {wire for _, wire in watched(exploit)[1]}
+    assert {wire for _, wire in watched(stream(9, sources))[1]} <= {"prompts_changed"}
+
+
+def test_prompts_that_never_stop_changing_are_learned_a_bounded_number_of_times():
+    profiles, rng = PromptProfiles(), Random(10)
+    n_learning = 0
+    for window in range(400):
+        prompts = [prompt_features(f"{'x' * (1 + window // 3) * 9} {rng.random()}") for _ in range(64)]
+        profile = profiles.assign(prompts)
+        n_learning += not profiles.profiles[profile].is_complete
+        if len(profiles.profiles[profile].learned) >= 4:
+            profiles.complete(profile)
+    assert len(profiles.profiles) == MAX_PROFILES
+    assert n_learning <= 6 * MAX_PROFILES
+
+
+def test_slow_change_of_prompts_is_seen_by_the_latest_windows_together():
+    rng, profiles = Random(11), PromptProfiles()
+    for window in range(80):
+        share = max(0, window - 10) / 70
+        profile = profiles.assign([prompt_features(mixed_prompt(share)(rng)) for _ in range(64)])
+        if len(profiles.profiles[profile].learned) >= 4:
+            profiles.complete(profile)
+    assert 1 <= profiles.n_changes < MAX_PROFILES - 1
+
+
+@pytest.mark.parametrize("n_prompts", [8, 16, 64, 128])
+def test_prompts_of_one_source_are_no_change(n_prompts):
+    for source in SOURCES.values():
+        rng, profiles = Random(12), PromptProfiles()
+        for window in range(300):
+            profiles.assign([prompt_features(source(rng)) for _ in range(n_prompts)])
+            if window == max(3, 64 // n_prompts):
+                profiles.complete(0)
+        assert profiles.n_changes == 0
+
+
+def test_the_distance_is_a_sum_of_squared_differences_in_standard_errors():
+    """Reference: written out for one feature that differs, with as much variance within windows and none between them."""
+    profiles = PromptProfiles()
+    spread = [(float(i % 2), *[0.0] * (len(FEATURES) - 1)) for i in range(64)]
+    moved = [(float(i % 2) + 1.0, *[0.0] * (len(FEATURES) - 1)) for i in range(32)]
+    for _ in range(2):
+        profiles.assign(spread)
+    assert profiles.profiles[0].distance(FeatureMeans.of(moved)) == pytest.approx(1.0 / (0.25 * (1 / 128 + 1 / 32)))
+
+
+def test_few_prompts_change_nothing():
+    profiles = PromptProfiles()
+    profiles.assign([prompt_features("a")] * 8)
+    profiles.complete(0)
+    assert [profiles.assign([prompt_features("x" * 5000)] * n) for n in (0, 3)] == [0, 0]
