@@ -92,7 +92,7 @@ COPY rewardserve rewardserve
 COPY model model
 COPY service service
 COPY training training
-# `required`: fail where the kernels for CPUs with AMX cannot be compiled.
+# `required`: fail where the kernels for CPUs with AMX or AVX-512 cannot be compiled.
 ARG KERNELS=optional
 ARG HASHED=0
 RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
@@ -100,9 +100,10 @@ RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
     && pip install --require-hashes --no-deps --requirement build.txt \
     && pip install --no-deps --no-build-isolation --root /staged .; \
     else pip install --no-deps --root /staged .; fi \
-    && if ls /staged/opt/rewardserve/lib/python3*/site-packages/rewardserve/model/backends/native/_amx*.so; \
-    then echo "The kernels for CPUs with AMX are in the image."; \
-    else echo "THE KERNELS FOR CPUS WITH AMX ARE NOT IN THE IMAGE: they could not be compiled." && [ "$KERNELS" = optional ]; fi
+    && cd /staged/opt/rewardserve/lib/python3*/site-packages/rewardserve/model/backends/native \
+    && if ls _amx*.so && ls _avx512*.so; \
+    then echo "The kernels for CPUs with AMX or AVX-512 are in the image."; \
+    else echo "KERNELS FOR CPUS WITH AMX OR AVX-512 ARE NOT IN THE IMAGE: they could not be compiled." && [ "$KERNELS" = optional ]; fi
 
 # The base of the finished image.
 FROM python AS ground-cpu

@@ -67,7 +67,7 @@ help:
 setup: $(VENV)/.ready
 
 # An existing .venv is reused. torch comes through the constraints: unconstrained it may be another build.
-$(VENV)/.ready: pyproject.toml client/pyproject.toml setup.py constraints.txt model/backends/native/amx.c
+$(VENV)/.ready: pyproject.toml client/pyproject.toml setup.py constraints.txt $(wildcard model/backends/native/*.[ch])
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a minute or two, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -e ./client

@@ -4,12 +4,18 @@ import os
 
 from setuptools import Extension, setup
 
-AMX = Extension(
-    "rewardserve.model.backends.native._amx",
-    ["model/backends/native/amx.c"],
-    # For the compiler only: the linker is to find the OpenMP runtime that torch brings, not another one.
-    extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra", "-fopenmp"],
-    optional=True,  # without a compiler the installation goes on, and the server says what it does without
-)
+NATIVE = "model/backends/native"
 
-setup(ext_modules=[] if os.environ.get("REWARDSERVE_PURE") == "1" else [AMX])
+
+def kernels(instructions: str) -> Extension:
+    return Extension(
+        f"rewardserve.model.backends.native._{instructions}",
+        [f"{NATIVE}/{instructions}.c"],
+        depends=[f"{NATIVE}/kernels.h"],
+        # For the compiler only: the linker is to find the OpenMP runtime that torch brings, not another one.
+        extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra", "-fopenmp"],
+        optional=True,  # without a compiler the installation goes on, and the server says what it does without
+    )
+
+
+setup(ext_modules=[] if os.environ.get("REWARDSERVE_PURE") == "1" else [kernels("amx"), kernels("avx512")])

@@ -102,6 +102,7 @@ class Identity:
     `engine_notes`: optimisations that the engine leaves out for this model, with the reason, and weaknesses of the model.
     `vocab_size`: rows of the embedding table.
     `score_position`: the token at which the score is read, and the reason, in words.
+    `matmul_kernels`: "amx" or "avx512" for the kernels in C, "mkl", or "torch" for PyTorch's choice; empty where unknown.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Identity:
     vocab_size: int = 0
     score_position: str = ""
     matmul_precision: MatmulPrecision = "highest"
+    matmul_kernels: str = ""
 
     def raw(self, scores: HeadScores) -> float:
         """Raw score: the weighted sum of the heads."""

@@ -86,9 +86,9 @@ def _packed(
         why_not = objections.get((trim, got)) or _objection(reference, scorer)
         if why_not is None:
             scorer.release_unpacked_weights()
-            whole = objections.get((trim, "high")) or scorer.precision_note
             notes = {"the last layer is computed whole": objections.get((True, got)) if not trim else None,
-                     "float32 is multiplied as float32": whole if got != spec.matmul_precision else None}  # fmt: skip
+                     "float32 is multiplied as float32": objections.get((trim, "high")) if got == "highest" else None,
+                     "the fastest kernels are not used": scorer.kernels_note}  # fmt: skip
             return scorer, tuple(f"{note}: {reason}" for note, reason in notes.items() if reason)
         scorer.uninstall()
         objections[trim, got] = why_not

@@ -144,6 +144,7 @@ def _identity(members: Sequence[tuple[str, LoadedModel]]) -> Identity:
         vocab_size=min(i.vocab_size for i in identities),
         engine_notes=tuple(f"{name}: {note}" for name, loaded in members for note in loaded.identity.engine_notes),
         score_position=_positions(members),
+        matmul_kernels=_listed(i.matmul_kernels for i in identities),
         matmul_precision="high" if any(i.matmul_precision == "high" for i in identities) else "highest",
     )
 

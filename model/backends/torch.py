@@ -72,6 +72,7 @@ def _identity(checkpoint: Checkpoint, spec: ModelSpec, device: str, scorer: Engi
         engine_notes=notes,
         score_position=checkpoint.score_position,
         matmul_precision=scorer.matmul_precision if isinstance(scorer, PackedScorer) else "highest",
+        matmul_kernels=scorer.matmul_kernels if isinstance(scorer, PackedScorer) else "torch",
     )
 
 

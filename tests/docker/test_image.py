@@ -36,11 +36,13 @@ def test_hadolint_has_nothing_to_say_against_the_dockerfile():
 
 
 def test_the_build_says_whether_the_kernels_in_c_are_there(built):
-    assert "The kernels for CPUs with AMX are in the image." in built
+    assert "The kernels for CPUs with AMX or AVX-512 are in the image." in built
 
 
-def test_the_compiled_kernels_are_found_where_the_server_looks(in_the_image):
-    find = "from importlib.util import find_spec; print(find_spec('rewardserve.model.backends.native._amx').origin)"
+@pytest.mark.parametrize("instructions", ["amx", "avx512"])
+def test_the_compiled_kernels_are_found_where_the_server_looks(in_the_image, instructions):
+    name = f"rewardserve.model.backends.native._{instructions}"
+    find = f"from importlib.util import find_spec; print(find_spec({name!r}).origin)"
     assert "/opt/rewardserve/" in in_the_image("-c", find, entrypoint="python").stdout
 
 

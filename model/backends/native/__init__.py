@@ -1,7 +1,7 @@
 """Bindings of the kernels in C, where they were compiled at installation and this CPU supports them.
 
-`amx.c` is compiled by setuptools as an optional extension: without a C compiler the installation succeeds without it, and
-`load` raises. It is called through ctypes, which releases the GIL; the C code does not use Python.
+`amx.c` and `avx512.c` are compiled by setuptools as optional extensions: without a C compiler the installation succeeds
+without them, and `load` raises. They are called through ctypes, which releases the GIL; the C code does not use Python.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ import ctypes
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Instructions = Literal["amx", "avx512"]
+"""Instruction set of the kernels; each is one extension."""
 
 BLOCK_SIZE = 32
 """Rows, columns and depth of a block; packed matrices are padded to a multiple of it."""
@@ -27,9 +31,13 @@ class KernelsUnavailable(Exception):
 
 
 class Kernels:
-    """Kernels of `amx.c`, which has the algorithms and their errors. All tensors are float32 on the CPU, with dense rows."""
+    """Kernels of `kernels.h`, which has the algorithms. All tensors are float32 on the CPU, with dense rows.
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    Packed matrices are as many bytes as float32; their representation is that of `instructions`.
+    """
+
+    def __init__(self, library: ctypes.CDLL, instructions: Instructions) -> None:
+        self.instructions = instructions
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         library.rs_scratch.restype = size
         self._pack, self._linear, self._n_scratch = library.rs_pack, library.rs_linear, library.rs_scratch()
@@ -63,7 +71,7 @@ class Kernels:
         """Pack a float32 weight `(N, K)` for the kernel, in as many bytes (with N and K padded to 32)."""
         n, k = weight.shape
         weight = weight.detach().contiguous()
-        packed = torch.empty(n_blocks(n) * n_blocks(k) * 2 * BLOCK_SIZE * BLOCK_SIZE, dtype=torch.bfloat16)
+        packed = torch.empty(n_blocks(n) * n_blocks(k) * BLOCK_SIZE * BLOCK_SIZE)
         self._pack(weight.data_ptr(), n, k, packed.data_ptr(), torch.get_num_threads())
         return packed
 
@@ -76,10 +84,10 @@ class Kernels:
         gate: Tensor | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
-        """`x (M, K) -> (M, N)` by three products of bfloat16; with a gate of x's shape and strides, of `silu(gate) * x`."""
+        """`x (M, K) -> (M, N)`; with a gate of x's shape and strides, of `silu(gate) * x`."""
         (m, k), stride = x.shape, x.stride(0)
         out = torch.empty(m, n) if out is None else out
-        scratch = torch.empty(self._n_scratch, dtype=torch.bfloat16)
+        scratch = torch.empty(self._n_scratch)
         self._linear(
             x.data_ptr(), gate.data_ptr() if gate is not None else None, stride, packed.data_ptr(),
             bias.data_ptr() if bias is not None else None, out.data_ptr(), m, n, k, scratch.data_ptr(),
@@ -107,14 +115,12 @@ class Kernels:
         blocks_B2: Tensor,
         n_columns: int,
     ) -> Tensor:
-        """`(Q, H, E)`: attention of the segments of a packed row. The tables, int64, are those of `rs_attend` in `amx.c`."""
+        """`(Q, H, E)`: attention of the segments of a packed row. The tables, int64, are those of `rs_attend`."""
         n_heads, n_queries, width = query_HQE.shape
         out = torch.empty(n_queries, n_heads, width)
         n_threads = torch.get_num_threads()
         n_steps = int(ranges_R8[-1, -1]) + n_blocks(int(ranges_R8[-1, -2]))
-        packed = torch.empty(
-            2 * n_steps * n_groups * n_blocks(width) * 2 * BLOCK_SIZE * BLOCK_SIZE, dtype=torch.bfloat16
-        )
+        packed = torch.empty(2 * n_steps * n_groups * n_blocks(width) * BLOCK_SIZE * BLOCK_SIZE)
         work = torch.empty(n_threads * self._attend_work(n_columns, width))
         self._attend(
             query_HQE.data_ptr(), query_HQE.stride(1), query_HQE.stride(0), n_heads, n_groups, width, scale,
@@ -125,32 +131,40 @@ class Kernels:
 
 
 @cache
-def load() -> Kernels:
-    """The kernels. Raise `KernelsUnavailable`."""
-    if not _cpu_has_amx():
-        raise KernelsUnavailable("this CPU has no AMX", is_actionable=False)
-    spec = find_spec("rewardserve.model.backends.native._amx")
+def load(instructions: Instructions) -> Kernels:
+    """The kernels for these instructions. Raise `KernelsUnavailable`."""
+    name = _NAMES[instructions]
+    if _CPU_FLAGS[instructions] not in _cpu_flags():
+        raise KernelsUnavailable(f"this CPU has no {name}", is_actionable=False)
+    spec = find_spec(f"rewardserve.model.backends.native._{instructions}")
     if spec is None or spec.origin is None:
         raise KernelsUnavailable(
-            "its kernels were not compiled: there was no C compiler at installation", is_actionable=True
+            f"the kernels for {name} were not compiled: there was no C compiler at installation", is_actionable=True
         )
     try:
         library = ctypes.CDLL(spec.origin)
     except OSError as error:
-        raise KernelsUnavailable(f"its kernels cannot be loaded: {error}", is_actionable=True) from error
+        raise KernelsUnavailable(f"the kernels for {name} cannot be loaded: {error}", is_actionable=True) from error
     ready = library.rs_ready()
     if ready < 0:
-        raise KernelsUnavailable("the operating system does not allow AMX", is_actionable=True)
+        raise KernelsUnavailable(f"the operating system does not allow {name}", is_actionable=True)
     if not ready:
-        raise KernelsUnavailable("this CPU has no AVX-512 beside its AMX", is_actionable=False)
-    return Kernels(library)
+        raise KernelsUnavailable(
+            f"this CPU has not all of the AVX-512 that the kernels for {name} use", is_actionable=False
+        )
+    return Kernels(library, instructions)
 
 
-def _cpu_has_amx() -> bool:
+_NAMES: dict[Instructions, str] = {"amx": "AMX", "avx512": "AVX-512"}
+_CPU_FLAGS: dict[Instructions, str] = {"amx": "amx_bf16", "avx512": "avx512f"}
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text().split()
+        return frozenset(Path("/proc/cpuinfo").read_text().split())
     except OSError:
-        return False
+        return frozenset()
 
 
 def n_blocks(n: int) -> int:

@@ -3,7 +3,8 @@
 `MklLinear`: MKL packs weights again for every product; for a batch of some hundred tokens that is a tenth of the work. Here
 they are packed once. The packed form serves any number of rows: the number given to the packing is a hint (as CTranslate2 and
 Marian use it).
-`SplitLinear` and `SplitGatedMlp`: three products of bfloat16 for one of float32, see `native/amx.c`.
+`NativeLinear`, `NativeGatedMlp` and `RmsNorm` use the kernels in C (`native/`): on AMX three products of bfloat16 for one of
+float32, on AVX-512 float32.
 Shapes: M rows, K in, N out.
 """
 
@@ -15,12 +16,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rewardserve.model.backends.native import Kernels
+from rewardserve.model.backends.native import Instructions, Kernels
 
 _ROWS_HINT = 256
 
-_ROWS_A_THREAD = 128
-"""Rows of an MLP at a time: the activation between its two products is the widest of a network, and so stays in the cache."""
+_ROWS_A_THREAD: dict[Instructions, int] = {"amx": 128, "avx512": 256}
+"""Rows of an MLP at a time: few, so that the activation between its two products, the widest of a network, stays in the
+cache; many, so that the weights come from memory seldom."""
 
 
 class PackedLayer(Protocol):
@@ -61,8 +63,8 @@ class MklLinear:
         return out.view(*x.shape[:-1], -1)
 
 
-class SplitLinear:
-    """`nn.Linear` in float32 on the CPU's bfloat16 unit (AMX)."""
+class NativeLinear:
+    """`nn.Linear` by the kernels in C."""
 
     def __init__(self, layer: nn.Linear, kernels: Kernels) -> None:
         self.module, self.linears, self.width = layer, (layer,), layer.in_features
@@ -74,7 +76,7 @@ class SplitLinear:
         return self._kernels.linear(_rows(x), self._weight, self._n, self._bias).view(*x.shape[:-1], self._n)
 
 
-class SplitGatedMlp:
+class NativeGatedMlp:
     """`down(silu(gate(x)) * up(x))`: gate and up are one product, and the down product computes `silu(gate) * up` as it reads."""
 
     def __init__(self, mlp: Any, kernels: Kernels) -> None:
@@ -90,7 +92,7 @@ class SplitGatedMlp:
         """`(..., K) -> (..., K)`."""
         rows = _rows(x)
         out = torch.empty(len(rows), self._n)
-        n_together = _ROWS_A_THREAD * torch.get_num_threads()
+        n_together = _ROWS_A_THREAD[self._kernels.instructions] * torch.get_num_threads()
         for some, of_out in zip(rows.split(n_together), out.split(n_together), strict=True):
             both = self._kernels.linear(some, self._gate_up, 2 * self._between, self._gate_up_bias)
             gate, up = both[:, : self._between], both[:, self._between :]

@@ -45,8 +45,8 @@ class PackedScorer:
     `share`: common prefixes and equal rows are computed once. `trim`: the last layer computes only the scored tokens.
     `hidden`: reference for the column `DISTANCE`.
     `one_by_one`: every row has a separate forward, so its score has the same bits in every batch.
-    `prepack`: linear layers use weights in the order of the matrix kernel, where one is available;
-    `matmul_precision`: "highest" uses MKL, "high" the kernels in C, which also compute attention, gated MLPs and norms.
+    `prepack`: linear layers use weights in the order of the matrix kernel, where one is available: on AMX ("high") or AVX-512
+    those in C, which also compute attention, gated MLPs and norms, else MKL's.
     """
 
     pads_rows = False
@@ -116,8 +116,13 @@ class PackedScorer:
         return self._weights.precision if self._weights else "highest"
 
     @property
-    def precision_note(self) -> str | None:
-        """Reason why the precision is not the requested one, where the operator can change that."""
+    def matmul_kernels(self) -> str:
+        """Library or instruction set of the matrix products."""
+        return self._weights.kernels_name if self._weights else "torch"
+
+    @property
+    def kernels_note(self) -> str | None:
+        """Reason why faster kernels are not used, where the operator can change that."""
         return self._weights.note if self._weights else None
 
     @property

@@ -13,21 +13,27 @@ import torch
 from torch import nn
 
 from rewardserve.model.backends import MatmulPrecision
-from rewardserve.model.backends.native import Kernels, KernelsUnavailable, load
+from rewardserve.model.backends.native import Instructions, Kernels, KernelsUnavailable, load
 from rewardserve.model.backends.packed.packed_layers import (
     MklLinear,
+    NativeGatedMlp,
+    NativeLinear,
     PackedLayer,
     RmsNorm,
-    SplitGatedMlp,
-    SplitLinear,
     is_gated_mlp,
     is_rms_norm,
 )
 
 _CHECKED_ROWS = (1, 3, 64, 200, 257)
 _TOLERANCE = {"highest": 1e-4, "high": 2e-4}
-"""Largest difference, relative to the largest value: the order of sums differs, and split products are off by more
-(see `native/amx.c`)."""
+"""Largest difference, relative to the largest value: the order of sums differs, and three products of bfloat16 are off by
+more (see `native/amx.c`)."""
+
+_INSTRUCTIONS: dict[MatmulPrecision, tuple[tuple[Instructions, MatmulPrecision], ...]] = {
+    "high": (("amx", "high"), ("avx512", "highest")),
+    "highest": (("avx512", "highest"),),
+}
+"""Kernels in C for each requested precision, the fastest first, with the precision that they have."""
 
 _WIDE = 4.0
 """Range of the test inputs: wide enough to reveal a clamp or a saturated activation."""
@@ -36,7 +42,7 @@ _WIDE = 4.0
 class PackedWeights:
     """Packed layers in place of linear layers, with the kernels in C also of gated MLPs and norms: from `install` to `remove`.
 
-    `precision` is the precision in use, `note` the reason where the operator could get the requested one; `kernels` are those
+    `precision` is the precision in use, `note` the reason where the operator could get faster kernels; `kernels` are those
     in C, where they are in use.
     """
 
@@ -47,15 +53,24 @@ class PackedWeights:
         self._packed_layers: list[PackedLayer] = []
         self._withheld: list[tuple[nn.Linear, nn.Parameter]] = []
         linears = [m for m in backbone.modules() if type(m) is nn.Linear and _is_plain(m.weight)]
-        if asked == "high" and linears:
+        for instructions, precision in _INSTRUCTIONS[asked] if linears else ():
             try:
-                kernels = load()
-                self._packed_layers = _native(backbone, linears, kernels)
-                self.precision, self.kernels = "high", kernels
+                kernels = load(instructions)
+                self._packed_layers = _native(backbone, linears, kernels, precision)
+                self.precision, self.kernels = precision, kernels
+                return
             except KernelsUnavailable as error:
-                self.note = str(error) if error.is_actionable else None
-        if not self._packed_layers and _has_mkl():
+                if error.is_actionable:
+                    self.note = self.note or str(error)
+        if _has_mkl():
             self._packed_layers = _verified_layers(linears, "highest", MklLinear)
+
+    @property
+    def kernels_name(self) -> str:
+        """Library or instruction set of the matrix products."""
+        if self.kernels:
+            return self.kernels.instructions
+        return "mkl" if self._packed_layers else "torch"
 
     def __len__(self) -> int:
         """Number of packed layers; 0 where none is possible, or none gave the right output."""
@@ -92,13 +107,15 @@ class PackedWeights:
         self._withheld.clear()
 
 
-def _native(backbone: nn.Module, linears: Sequence[nn.Linear], kernels: Kernels) -> list[PackedLayer]:
+def _native(
+    backbone: nn.Module, linears: Sequence[nn.Linear], kernels: Kernels, precision: MatmulPrecision
+) -> list[PackedLayer]:
     """Pack gated MLPs, all other linear layers, and norms. Raise `KernelsUnavailable` where products are wrong."""
     gated = [m for m in backbone.modules() if is_gated_mlp(m) and all(_is_plain(p) for p in m.parameters())]
-    mlps = _verified_layers(gated, "high", lambda mlp: SplitGatedMlp(mlp, kernels))
+    mlps = _verified_layers(gated, precision, lambda mlp: NativeGatedMlp(mlp, kernels))
     covered = {id(layer) for mlp in mlps for layer in mlp.linears}
     rest = [layer for layer in linears if id(layer) not in covered]
-    others = _verified_layers(rest, "high", lambda layer: SplitLinear(layer, kernels))
+    others = _verified_layers(rest, precision, lambda layer: NativeLinear(layer, kernels))
     if len(others) < len(rest):
         raise KernelsUnavailable("its kernels gave other products than torch", is_actionable=True)
     norms = [m for m in backbone.modules() if is_rms_norm(m) and _is_plain(m.weight)]

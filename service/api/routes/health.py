@@ -196,6 +196,7 @@ def describe(runtime: ModelRuntime, server_limits: ServerLimits) -> dict[str, An
             "device": identity.device,
             "dtype": identity.dtype,
             "matmul_precision": identity.matmul_precision,
+            "matmul_kernels": identity.matmul_kernels,
         },
         "contract_report": {
             "origin": loaded.report.origin,

@@ -11,7 +11,8 @@ from rewardserve.model.backends import LoadError, ModelSpec, engine_check
 from rewardserve.model.backends.engine_check import check_rows
 from rewardserve.model.backends.engine_choice import choose_engine
 from rewardserve.model.backends.length_classes import LengthClasses
-from rewardserve.model.backends.packed import PackedScorer
+from rewardserve.model.backends.native import KernelsUnavailable
+from rewardserve.model.backends.packed import PackedScorer, weights
 from rewardserve.model.backends.packed.attention import NAME
 from rewardserve.model.backends.padded import PaddedScorer
 from rewardserve.model.scorer import OutOfMemory, ScorerError, TokenBatch
@@ -131,6 +132,16 @@ def test_how_matrices_are_multiplied_is_what_was_asked_for():
     for asked in ("high", "highest"):
         scorer, notes = chosen(make("llama"), matmul_precision=asked)
         assert (scorer.matmul_precision, notes) == (asked, ())
+
+
+def test_kernels_that_were_not_compiled_are_named(monkeypatch):
+    def not_compiled(instructions):
+        raise KernelsUnavailable("not compiled", is_actionable=True)
+
+    monkeypatch.setattr(weights, "load", not_compiled)
+    scorer, notes = chosen(make("llama"))
+    assert isinstance(scorer, PackedScorer)
+    assert notes == ("the fastest kernels are not used: not compiled",)
 
 
 def test_padded_is_what_one_gets_when_one_asks_for_it():

@@ -8,12 +8,17 @@ from torch import nn
 
 from rewardserve.model.backends import MatmulPrecision, ModelSpec
 from rewardserve.model.backends.engine_choice import choose_engine
-from rewardserve.model.backends.native import KernelsUnavailable
+from rewardserve.model.backends.native import KernelsUnavailable, load
 from rewardserve.model.backends.packed import packed_layers, weights
 from rewardserve.model.backends.packed.weights import PackedWeights
 from rewardserve.model.scorer import TokenBatch
-from tests.support.machine import needs_amx
+from tests.support.machine import needs_amx, needs_avx512
 from tests.unit.model.test_network import TOLERANCE, alone, make
+
+in_c = pytest.mark.parametrize(
+    "precision", [pytest.param("high", marks=needs_amx), pytest.param("highest", marks=needs_avx512)]
+)
+"""The precision whose kernels are those for AMX, or for AVX-512."""
 
 needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch was built without MKL")
 
@@ -58,7 +63,7 @@ def test_removed_the_layers_are_as_they_were():
 @needs_mkl
 @pytest.mark.parametrize("precision", ["highest", "high"])
 def test_a_packed_form_that_gives_other_products_is_not_used(monkeypatch, precision):
-    for kind in (packed_layers.MklLinear, packed_layers.SplitLinear):
+    for kind in (packed_layers.MklLinear, packed_layers.NativeLinear):
         monkeypatch.setattr(kind, "__call__", lambda self, x: self.module(x) + 0.01)
     packed = PackedWeights(layers(bias=False), precision)
     assert len(packed) == 0
@@ -80,19 +85,19 @@ def gated(activation: type[nn.Module] = nn.SiLU, *, bias: bool = False, swapped:
     return nn.Sequential(nn.Linear(48, 48), Mlp()).eval()
 
 
-@needs_amx
+@in_c
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [1, 33, 300])
-def test_a_gated_mlp_is_computed_as_a_whole(rows: int, bias: bool):
-    packed = computes_as_before(gated(bias=bias), torch.randn(2, rows, 48), "high", 2e-5)
-    assert (len(packed), packed.precision) == (2, "high"), "a layer, and the MLP in one"
+def test_a_gated_mlp_is_computed_as_a_whole(rows: int, bias: bool, precision: MatmulPrecision):
+    packed = computes_as_before(gated(bias=bias), torch.randn(2, rows, 48), precision, 2e-5)
+    assert (len(packed), packed.precision) == (2, precision), "a layer, and the MLP in one"
 
 
-@needs_amx
+@in_c
 @pytest.mark.parametrize("other", [{"activation": nn.GELU}, {"swapped": True}])
-def test_an_mlp_of_the_same_parts_that_does_something_else_keeps_its_forward(other):
-    packed = computes_as_before(gated(**other), torch.randn(2, 9, 48), "high", 2e-5)
-    assert (len(packed), packed.precision) == (4, "high"), "layer by layer"
+def test_an_mlp_of_the_same_parts_that_does_something_else_keeps_its_forward(other, precision: MatmulPrecision):
+    packed = computes_as_before(gated(**other), torch.randn(2, 9, 48), precision, 2e-5)
+    assert (len(packed), packed.precision) == (4, precision), "layer by layer"
 
 
 class TinyRMSNorm(nn.Module):
@@ -108,31 +113,44 @@ class TinyRMSNorm(nn.Module):
         return (self.weight + self.offset) * x * (x.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
 
 
-@needs_amx
+@in_c
 @pytest.mark.parametrize(
     ("norm", "n"), [(TinyRMSNorm(0.0), 2), (TinyRMSNorm(1.0), 2), (TinyRMSNorm(0.0, centred=True), 1)]
 )
-def test_a_norm_is_computed_in_one_pass_where_it_is_one(norm: nn.Module, n: int):
+def test_a_norm_is_computed_in_one_pass_where_it_is_one(norm: nn.Module, n: int, precision: MatmulPrecision):
     torch.manual_seed(7)
     network = nn.Sequential(norm, nn.Linear(48, 8)).eval()
-    packed = computes_as_before(network, torch.randn(3, 11, 48), "high", 2e-5)
+    packed = computes_as_before(network, torch.randn(3, 11, 48), precision, 2e-5)
     assert len(packed) == n
+
+
+@needs_avx512
+def test_without_amx_the_products_are_those_of_avx512(monkeypatch):
+    def no_amx(instructions):
+        if instructions == "amx":
+            raise KernelsUnavailable("no AMX", is_actionable=False)
+        return load(instructions)
+
+    monkeypatch.setattr(weights, "load", no_amx)
+    packed = PackedWeights(layers(bias=False), "high")
+    assert (packed.precision, packed.kernels_name, packed.note) == ("highest", "avx512", None)
 
 
 @needs_mkl
 def test_without_compiled_kernels_it_is_mkl_and_the_reason(monkeypatch):
-    def not_compiled():
-        raise KernelsUnavailable("not compiled", is_actionable=True)
+    def not_compiled(instructions):
+        raise KernelsUnavailable(f"{instructions} not compiled", is_actionable=True)
 
     monkeypatch.setattr(weights, "load", not_compiled)
     packed = PackedWeights(layers(bias=False), "high")
-    assert (len(packed), packed.precision, packed.note) == (2, "highest", "not compiled")
+    assert (len(packed), packed.precision, packed.note) == (2, "highest", "amx not compiled")
+    assert packed.kernels_name == "mkl"
 
 
 @needs_mkl
-def test_a_cpu_that_has_no_amx_is_nothing_to_complain_about(monkeypatch):
-    def too_old():
-        raise KernelsUnavailable("no AMX", is_actionable=False)
+def test_a_cpu_that_has_not_the_instructions_is_nothing_to_complain_about(monkeypatch):
+    def too_old(instructions):
+        raise KernelsUnavailable(f"no {instructions}", is_actionable=False)
 
     monkeypatch.setattr(weights, "load", too_old)
     assert PackedWeights(layers(bias=False), "high").note is None
