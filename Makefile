@@ -17,12 +17,13 @@ HASHED ?= 0
 AREAS ?=
 GYM ?=
 STREAMS ?=
+GRPO ?=
 DRILL ?=
 SOAK ?=
 MEMORY ?=
 OVERLOAD ?=
 
-.PHONY: help hashes image-digests setup serve test test-sweeps test-vllm test-trainers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check docs bench bench-peers bench-overhead bench-tripwires bench-load gym gym-report streams drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
+.PHONY: help hashes image-digests setup serve test test-sweeps test-vllm test-trainers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check docs bench bench-peers bench-overhead bench-tripwires bench-load gym gym-report streams grpo drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -54,6 +55,7 @@ help:
 	@echo "make drill          real servers, Prometheus, Alertmanager: how soon an exploit raises an alert (DRILL=--data FOLDER)"
 	@echo "make gym-report     the same once more, and over HTTP through a real server, with a page of plots (runs/gym.html)"
 	@echo "make streams        the trip wires on streams of real text with exploits and honest change (DATA=folder with the preference files, STREAMS=--help)"
+	@echo "make grpo           a small policy trained by TRL's GRPO against the default model until it exploits it, and what the trip wires say (hours; GRPO=--help)"
 	@echo "make soak           servers are killed under load: no sample lost, doubled or made up (SOAK=--backend=torch)"
 	@echo "make soak-memory    half an hour of mixed load: whether memory stays flat (MEMORY=--minutes=5)"
 	@echo "make overload       ten times more work than the server can do, for a minute (OVERLOAD=--backend=echo)"
@@ -216,6 +218,10 @@ gym-report: setup
 streams: setup
 	@mkdir -p runs
 	@OMP_NUM_THREADS=1 $(BIN)/python -m gym.streams --data $(DATA) --json runs/streams.json $(STREAMS)
+
+grpo: setup
+	@$(BIN)/python -m tests.trainers.install
+	@$(BIN)/python -m gym.grpo --python "$$($(BIN)/python -m tests.trainers.install | tail -n 1)" $(GRPO)
 
 drill: setup
 	@$(BIN)/python -m benchmarks.drill $(DRILL)

@@ -23,13 +23,13 @@ _PAUSE_S: Final = 0.05
 
 
 class GymServer:
-    """`gym.serving` with these flags as a separate process at `url`."""
+    """A program of servers with these flags as a separate process at `url`: by default `gym.serving`."""
 
-    def __init__(self, flags: Sequence[str]) -> None:
+    def __init__(self, flags: Sequence[str], program: Sequence[str] = ("gym.serving",)) -> None:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the process that writes it
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gym.serving", "--port=0", "--log-level=error", *flags],
+            [sys.executable, "-m", *program, "--port=0", "--log-level=error", *flags],
             env={**clean, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,

@@ -15,6 +15,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
@@ -61,6 +62,7 @@ from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.observability.tripwire_report import TripwireReport
 from rewardserve.service.settings import ServeSettings, is_loopback
+from rewardserve.service.storage.slots import claimed_slot
 from rewardserve.service.storage.watched_files import watching
 from rewardserve.service.tripwires.io.webhook import Webhook
 
@@ -309,9 +311,9 @@ async def serve(
     server = _UvicornServer(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
-        async with _background_work(application, webhook_secrets, certificate) as webhook:
+        async with _background_work(application, webhook_secrets, certificate) as (webhook, folder):
             known = fingerprint(settings.watched_folders())
-            registry = await _load_unless_stopped(application, stop, webhook)
+            registry = await _load_unless_stopped(application, stop, webhook, folder)
             if registry is not None:
                 on_ready(_describe(registry.serving))
                 with _reloading_model(application, registry, known):
@@ -333,8 +335,8 @@ async def running_app(
     Leaving the block waits for the accepted requests. Raises the exceptions of `serve`.
     """
     application = create_app(settings, keys)
-    async with _background_work(application, webhook_secrets) as webhook:
-        registry = await _load_unless_stopped(application, asyncio.Event(), webhook)
+    async with _background_work(application, webhook_secrets) as (webhook, folder):
+        registry = await _load_unless_stopped(application, asyncio.Event(), webhook, folder)
         assert registry is not None, "no stop was requested"
         try:
             yield application, registry
@@ -352,23 +354,45 @@ def _limits(settings: ServeSettings) -> ConnectionLimits:
 @contextlib.asynccontextmanager
 async def _background_work(
     application: Application, webhook_secrets: Sequence[str], certificate: ReloadingCertificate | None = None
-) -> AsyncIterator[Webhook | None]:
-    """While the body runs, watch the files of keys and certificate, and deliver alerts. Yield the webhook if there is one."""
+) -> AsyncIterator[tuple[Webhook | None, Path | None]]:
+    """While the body runs, watch the files of keys and certificate, and deliver alerts. Yield the webhook if there is one, and the
+    folder of the state of this process if there is one.
+    """
     settings, webhook = application.settings, None
-    if settings.webhook_url:
-        events, folder = TripwireReport(application.metrics), settings.tripwires.state_dir
-        webhook = Webhook(settings.webhook_url, webhook_secrets, application.clock, events, folder=folder)
-        webhook.start()
-    try:
-        with watching([file for file in (application.key_file, certificate) if file is not None], application.events):
-            yield webhook
-    finally:
-        if webhook is not None:
-            await webhook.stop()
+    with _state_folder(application) as folder:
+        if settings.webhook_url:
+            events = TripwireReport(application.metrics)
+            webhook = Webhook(settings.webhook_url, webhook_secrets, application.clock, events, folder=folder)
+            webhook.start()
+        try:
+            with watching(
+                [file for file in (application.key_file, certificate) if file is not None], application.events
+            ):
+                yield webhook, folder
+        finally:
+            if webhook is not None:
+                await webhook.stop()
+
+
+@contextlib.contextmanager
+def _state_folder(application: Application) -> Iterator[Path | None]:
+    """While the body runs, claim a subfolder of the state folder: replicas on one machine may share it."""
+    shared = application.settings.tripwires.state_dir
+    if shared is None:
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(claimed_slot(shared))
+        except OSError as error:
+            application.log.error("state_folder_unusable", reason=error.strerror or str(error))
+            yield None
+            return
+        yield folder
 
 
 async def _load_unless_stopped(
-    application: Application, stop: asyncio.Event, webhook: Webhook | None
+    application: Application, stop: asyncio.Event, webhook: Webhook | None, state_folder: Path | None
 ) -> ModelRegistry | None:
     """Load the first model and put it into service. Return None if a stop was requested first."""
     settings = application.settings
@@ -394,6 +418,7 @@ async def _load_unless_stopped(
         webhook,
         audit,
         settings.scorer_timeout_s,
+        state_folder,
     )
     source = Source(settings.model, settings.ensemble)
     registry = ModelRegistry(

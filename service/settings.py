@@ -153,7 +153,7 @@ class Tripwires(BaseModel):
 
     state_dir: Path | None = Field(
         None,
-        description="folder for state that survives a restart: baselines of runs, the queue of the webhook; one a replica",
+        description="folder for state that survives a restart: runs with their alerts, the queue of the webhook; no texts",
     )
 
     @field_validator(

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, tables
-from gym.streams import outcomes
+from gym.streams import cherrl, outcomes
 from gym.streams.honest import HONEST
+from gym.streams.learning import LESSONS
 from gym.streams.outcomes import StreamOutcome
 from gym.streams.replay import Traffic
 from gym.streams.runs import World, run, start
@@ -38,6 +39,9 @@ def main() -> int:
         return 0
     os.environ["OMP_NUM_THREADS"] = "1"
     specs = list(_specs(given))
+    if given.world == "cherrl":
+        runs = cherrl.read_runs(given.signals)
+        specs = [replace(spec, n_steps=len(runs[spec.name].shares)) for spec in specs]
     if given.world == "real":
         specs = _fill_tables(given, specs)
     replayed = _run_all(given, specs)
@@ -97,7 +101,13 @@ def _arguments() -> argparse.Namespace:
         default=["none"],
         help="whether samples name the file of their prompt",
     )
-    add("--world", choices=("planted", "real"), default="planted", help="source of scores")
+    add(
+        "--world",
+        choices=("planted", "real", "learned", "cherrl"),
+        default="planted",
+        help="source of scores; learned: a policy that is trained, with a known true reward; cherrl: three published runs",
+    )
+    add("--signals", type=Path, help="cherrl: its file reference_onset_definition.json")
     add("--quality", choices=("model", "noise"), default="model",
         help="honest scores of the planted world: those that the model has given to base texts before, or random ones")  # fmt: skip
     add("--bonus", nargs="+", type=float, default=[2.0, 0.8], help="planted: pay of an exploit, in sd of honest scores")
@@ -140,6 +150,8 @@ def _arguments() -> argparse.Namespace:
         parser.error("give --data, --recorded or --show")
     if len(given.bonus) != len(given.penalty):
         parser.error("give as many --penalty as --bonus")
+    if given.world == "cherrl" and given.signals is None:
+        parser.error("--world cherrl needs --signals")
     return given
 
 
@@ -153,7 +165,11 @@ def _specs(given: argparse.Namespace) -> Iterator[StreamSpec]:
         for share, size, tasks in product(given.judge_share, given.per_request, given.tasks)
     ]
     is_real = given.world == "real"
-    pays = [(0.0, 0.0)] if is_real else list(zip(given.bonus, given.penalty, strict=True))
+    pays = (
+        [(cherrl.PAY / cherrl.SCORE_SD if given.world == "cherrl" else 0.0, 0.0)]
+        if given.world != "planted"
+        else list(zip(given.bonus, given.penalty, strict=True))
+    )
     for traffic, n_steps, (bonus, penalty) in product(traffics, given.steps, pays):
         planted = Planted(bonus, penalty, given.judge_correlation, given.judge_wander)
         settings: dict[str, Any] = {
@@ -169,6 +185,14 @@ def _streams(given: argparse.Namespace) -> Iterator[StreamSpec]:
         yield StreamSpec("recorded", given.recorded.name, given.recorded)
         return
     first, end = given.seeds
+    if given.world == "learned":
+        kinds = [name for name in LESSONS if not given.only or name in given.only]
+        yield from (StreamSpec("learned", name, None, seed) for name in kinds for seed in range(first, end))
+        return
+    if given.world == "cherrl":
+        names = [name for name in cherrl.read_runs(given.signals) if not given.only or name in given.only]
+        yield from (StreamSpec("cherrl", name, given.signals, seed) for name in names for seed in range(first, end))
+        return
     again = range(first, first + given.repeats)
     named = [
         *(
@@ -219,8 +243,15 @@ def _print(replayed: Sequence[StreamOutcome]) -> None:
         for pay, of_pay in outcomes.by_pay(of_settings).items():
             print(f"\n{settings}: {pay or 'without an exploit'}")
             print(tables.table([outcomes.stream_row(each) for each in of_pay]))
-    print("\nby settings, with the honest streams of the same settings")
-    print(tables.table(list(outcomes.class_rows(replayed))))
+    if any(each.gold is not None for each in replayed):
+        print("\nby the true reward: runs that fall, and runs that never do")
+        print(tables.table(list(outcomes.gold_rows(replayed))))
+    else:
+        print("\nby settings, with the honest streams of the same settings")
+        print(tables.table(list(outcomes.class_rows(replayed))))
+    if any(each.onset for each in replayed):
+        print("\nby the published onset")
+        print(tables.table(list(outcomes.onset_rows(replayed))))
     print("\nby wire, over all streams")
     print(tables.table(list(outcomes.wire_rows(replayed))))
     seconds, samples = sum(each.seconds for each in replayed), sum(each.samples for each in replayed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -29,15 +29,18 @@ class Plan(NamedTuple):
         return self.texts.steps(self.seed, self.n_steps, self.batch)
 
 
-def _groups(plan: Plan, size: int) -> Steps:
-    n_prompts = max(1, plan.batch // size)
-    firsts = plan.texts.samples(plan.seed, 2 * plan.n_steps * n_prompts)[::2]
+def groups(texts: Texts, seed: int, n_steps: int, batch: int, size: int) -> Steps:
+    """Steps of groups of honest responses, `size` to each prompt, in which nothing changes."""
+    n_prompts = max(1, batch // size)
+    firsts = texts.samples(seed, 2 * n_steps * n_prompts)[::2]
     flat = [
-        changed(sample, resampled(sample.response, plan.seed, i, j))
-        for i, sample in enumerate(firsts)
-        for j in range(size)
+        changed(sample, resampled(sample.response, seed, i, j)) for i, sample in enumerate(firsts) for j in range(size)
     ]
     return in_steps(flat, n_prompts * size)
+
+
+def _groups(plan: Plan, size: int) -> Steps:
+    return groups(plan.texts, plan.seed, plan.n_steps, plan.batch, size)
 
 
 def groups_of_8(plan: Plan) -> Steps:
@@ -69,12 +72,13 @@ def longer(plan: Plan) -> Steps:
     rng = random.Random(f"{plan.seed} longer")
     donors = [sample.response for sample in plan.texts.samples(f"{plan.seed} donors", 2_000)]
     return [
-        [_lengthened(sample, i / max(1, plan.n_steps - 1), rng, donors) for sample in step]
+        [lengthened(sample, i / max(1, plan.n_steps - 1), rng, donors) for sample in step]
         for i, step in enumerate(plan.stationary())
     ]
 
 
-def _lengthened(sample: StreamSample, share: float, rng: random.Random, donors: list[str]) -> StreamSample:
+def lengthened(sample: StreamSample, share: float, rng: random.Random, donors: Sequence[str]) -> StreamSample:
+    """The sample with a response that is longer by this share of its length, with parts of other responses."""
     wanted, added = int(len(sample.response) * share), ""
     while len(added) < wanted:
         added += " " + rng.choice(donors)
@@ -130,15 +134,17 @@ _ALPHABETS = (
 """Letters for a to z: Cyrillic, Greek, and another Latin language. No text of another language is needed."""
 
 
+def translator(rng: random.Random) -> Callable[[str], str]:
+    """Draw another language: a function that translates a text into it."""
+    letters = rng.choice(_ALPHABETS)
+    table = str.maketrans("abcdefghijklmnopqrstuvwxyz", letters)
+    return lambda text: _LATIN.sub(lambda word: word.group().lower()[::-1].translate(table), text)
+
+
 def other_language(plan: Plan) -> Steps:
     """A share of prompts and their responses that grows to a half is in another language."""
     rng = random.Random(f"{plan.seed} language")
-    letters = rng.choice(_ALPHABETS)
-    table = str.maketrans("abcdefghijklmnopqrstuvwxyz", letters)
-
-    def translated(text: str) -> str:
-        return _LATIN.sub(lambda word: word.group().lower()[::-1].translate(table), text)
-
+    translated = translator(rng)
     last = max(1, plan.n_steps - 1)
     return [
         [

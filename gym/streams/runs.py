@@ -6,7 +6,9 @@ import argparse
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
+from gym.streams import cherrl
 from gym.streams.outcomes import StreamOutcome
 from gym.streams.replay import Tokenize, replay
 from gym.streams.scores import Model, ScoreTable
@@ -15,6 +17,16 @@ from gym.streams.texts import Steps, Texts, read_pairs
 from gym.streams.tokens import tokenizer_of
 from gym.streams.worlds import PLANTED_SCALE, BaseTexts, Quality, Scale, Scored, ScoredModel, real_scores
 from rewardserve.service.observability import logs
+
+
+class Made(NamedTuple):
+    """Samples of a stream by step, their scores and the scale of these, the share of imputed scores, and gold by step if known."""
+
+    steps: Steps
+    scored: list[list[Scored]]
+    scale: Scale
+    imputed: float = 0.0
+    gold: tuple[float, ...] | None = None
 
 
 @dataclass
@@ -38,7 +50,15 @@ class World:
         source = StreamSource(texts, quality.is_better)
         return cls(source, BaseTexts.of(texts), quality, served, judge, tokenizer_of(given.model))
 
-    def scores(self, spec: StreamSpec, steps: Steps) -> tuple[list[list[Scored]], Scale, float]:
+    def make(self, spec: StreamSpec) -> Made:
+        """Make and score the samples of a stream."""
+        if spec.source == "learned":
+            learned = self.source.learned(spec)
+            return Made(learned.steps, learned.scored, PLANTED_SCALE, gold=tuple(learned.gold))
+        steps = self.source.steps(spec)
+        return Made(steps, *self._scores(spec, steps))
+
+    def _scores(self, spec: StreamSpec, steps: Steps) -> tuple[list[list[Scored]], Scale, float]:
         """Scores of a stream, their scale, and the share of imputed ones."""
         if spec.source == "recorded" and not spec.is_real:
             assert spec.file is not None
@@ -69,11 +89,11 @@ def run(spec: StreamSpec) -> StreamOutcome:
     """Make and replay one stream, in a process that has started."""
     assert _started is not None, "the process has been started"
     began = time.process_time()
-    steps = _started.source.steps(spec)
-    scored, scale, imputed = _started.scores(spec, steps)
-    has_judge = any(each.audit is not None for step in scored for each in step)
+    made = _started.make(spec)
+    steps = made.steps
+    has_judge = any(each.audit is not None for step in made.scored for each in step)
     traffic = spec.traffic if has_judge else replace(spec.traffic, judge_share=0.0)
-    replayed = replay(steps, scored, _started.tokenize, traffic, scale)
+    replayed = replay(steps, made.scored, _started.tokenize, traffic, made.scale)
     return StreamOutcome(
         settings=replace(spec, traffic=traffic).settings,
         pay=spec.pay,
@@ -83,10 +103,20 @@ def run(spec: StreamSpec) -> StreamOutcome:
         samples=sum(map(len, steps)),
         seconds=time.process_time() - began,
         shares=tuple(sum(s.is_exploiting for s in step) / len(step) for step in steps)
-        if spec.is_exploit is not None
+        if spec.source != "recorded"
         else None,
         events=replayed.events,
         votes=replayed.votes,
         votes_for_a_page=replayed.votes_for_a_page,
-        imputed=imputed,
+        imputed=made.imputed,
+        gold=made.gold,
+        onset=_onset(spec),
     )
+
+
+def _onset(spec: StreamSpec) -> tuple[int, int] | None:
+    """Interval of the onset of a published run."""
+    if spec.source != "cherrl" or spec.file is None:
+        return None
+    published = cherrl.read_runs(spec.file)[spec.name]
+    return published.earliest, published.latest

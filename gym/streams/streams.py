@@ -13,8 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from gym.streams import cherrl
 from gym.streams.exploits import Corpus, Edit, draw, exploited
 from gym.streams.honest import HONEST, Better, Plan
+from gym.streams.learning import LESSONS, LearnedRun, Learning
 from gym.streams.replay import Traffic
 from gym.streams.texts import Prompt, Steps, StreamSample, Texts, to_prompt
 from gym.streams.worlds import Planted
@@ -23,7 +25,10 @@ from rewardserve.model.traits import Lexicon
 UNKNOWN_TASK = "made"
 """Task of prompts that a file of streams has made."""
 
-Source = Literal["drawn", "exploits", "honest", "honest file", "recorded"]
+Source = Literal["drawn", "exploits", "honest", "honest file", "recorded", "learned", "cherrl"]
+
+_WORLDS = ("recorded", "learned", "cherrl")
+"""Sources that bring scores."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,8 @@ class StreamSpec:
 
     @property
     def is_exploit(self) -> bool | None:
-        """Whether the stream has an exploit; None: not known."""
-        return None if self.source == "recorded" else self.source in ("drawn", "exploits")
+        """Whether the stream has an exploit; None: not known beforehand."""
+        return None if self.source in ("recorded", "learned") else self.source in ("drawn", "exploits", "cherrl")
 
     @property
     def chooses_by_score(self) -> bool:
@@ -68,7 +73,7 @@ class StreamSpec:
         judge = f"judge {self.traffic.judge_share:g}" if self.traffic.judge_share else "no judge"
         wander = f" wander {planted.wander:g}" if planted.wander and self.traffic.judge_share else ""
         size = self.traffic.per_request or "step"
-        world = "real" if self.is_real else "recorded" if self.source == "recorded" else "planted"
+        world = "real" if self.is_real else self.source if self.source in _WORLDS else "planted"
         tasks = ", tasks named" if self.traffic.names_tasks else ""
         return f"{world}, {judge}{wander}, {self.n_steps} steps, request {size}{tasks}"
 
@@ -100,6 +105,9 @@ class StreamSource:
         if spec.source == "recorded":
             assert spec.file is not None
             return read_recorded(spec.file)[0]
+        if spec.source == "cherrl":
+            assert spec.file is not None
+            return cherrl.stream(cherrl.read_runs(spec.file)[spec.name], self.texts, spec.seed, spec.batch)
         edit = self._edit(spec)
         return exploited(self.texts.steps(spec.seed, spec.n_steps, spec.batch), edit, spec.seed, spec.top)
 
@@ -110,6 +118,11 @@ class StreamSource:
     def _named(self, sample: StreamSample) -> StreamSample:
         """The sample with the file of its prompt as its task, or with one name for all prompts of no file."""
         return sample._replace(task=self._tasks.get(sample.prompt, UNKNOWN_TASK))
+
+    def learned(self, spec: StreamSpec) -> LearnedRun:
+        """Train the policy of a stream."""
+        size, correlation = (spec.n_steps, spec.batch), spec.planted.correlation
+        return Learning(self.texts, self.corpus, LESSONS[spec.name], spec.seed, *size, correlation).run()
 
     def _edit(self, spec: StreamSpec) -> Edit:
         if spec.source == "drawn":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from rewardserve.model.text.text_files import TextDecodeError, decode_text
@@ -31,6 +32,12 @@ class Lexicon:
     flattery: tuple[str, ...]
     judge_injection: tuple[str, ...]
     empty_opener: frozenset[str]
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digest of all phrases."""
+        parts = self.refusal, self.flattery, self.judge_injection, tuple(sorted(self.empty_opener))
+        return sha256(repr(parts).encode()).hexdigest()
 
     @classmethod
     def read(cls, files: Sequence[Path] = ()) -> Lexicon:

@@ -87,6 +87,8 @@ class ModelRegistry:
         self._deployment = DeploymentState((self._activate_prepared(first, source),))
         resources.metrics.watch_models(self)
         self._publish()
+        if resources.state_keeper is not None:
+            resources.state_keeper.start(self.serving.watcher.baseline_source)
 
     @property
     def serving(self) -> ModelRuntime:
@@ -220,11 +222,12 @@ class ModelRegistry:
         await self._resources.close()
 
     async def abort(self) -> None:
-        """Refuse all unfinished rows."""
+        """Refuse all unfinished rows, and save the state of runs."""
         for runtime in tuple(self._runtimes.values()):
             await runtime.batcher.abort()
         for task in self._unloading:
             task.cancel()
+        await self._resources.save_state()
 
     # -- loading ----------------------------------------------------------------------------------------------------
 

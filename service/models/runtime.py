@@ -32,7 +32,6 @@ from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.scoring import Scoring
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, baseline_stat
-from rewardserve.service.tripwires.io.baseline_store import BaselineStore
 from rewardserve.service.tripwires.io.canaries import CanarySet
 from rewardserve.service.tripwires.io.edit_scorer import EditScorer
 from rewardserve.service.tripwires.io.run_watcher import RunWatcher
@@ -75,7 +74,6 @@ class ModelRuntime:
     canaries: CanarySet
     canary_task: asyncio.Task[None]
     edit_scorer: EditScorer
-    baseline_store: BaselineStore | None = None
     shadow: Shadow | None = None
     loaded_at: str = field(default_factory=utc_now)
 
@@ -148,8 +146,6 @@ class ModelRuntime:
         self.canary_task.cancel()
         await self.edit_scorer.stop()
         await self.batcher.stop()
-        if self.baseline_store is not None:
-            self.baseline_store.close()
         self.encode_pool.close()
         # Waits for the scorer's processes, where it has some; replies are written meanwhile.
         await asyncio.to_thread(self.loaded.scorer.close)
@@ -163,9 +159,8 @@ def start_runtime(resources: SharedResources, model: PreparedModel, version: int
     encode_pool = EncodePool(loaded.encode, settings.encoder_threads, events)
     watchdog = Watchdog(resources.scorer_timeout_s) if resources.scorer_timeout_s else None
     batcher = create_batcher(settings, loaded, clock, events, version, watchdog)
-    baseline_store = _build_baseline_store(resources, loaded, pipeline)
     edit_scorer = EditScorer(BackgroundScorer(encode_pool, batcher, pipeline), batcher, clock)
-    watcher = _build_watcher(resources, model, baseline_store, version, edit_scorer)
+    watcher = _build_watcher(resources, model, version, edit_scorer)
     metrics.model_loaded(version, loaded.calibration, pipeline)
     batcher.start()
     canaries = model.canaries or CanarySet([], loaded.encode, loaded.identity, 1.0)
@@ -204,14 +199,12 @@ def start_runtime(resources: SharedResources, model: PreparedModel, version: int
         canaries=canaries,
         canary_task=canary_task,
         edit_scorer=edit_scorer,
-        baseline_store=baseline_store,
     )
 
 
 def _build_watcher(
     resources: SharedResources,
     model: PreparedModel,
-    baseline_store: BaselineStore | None,
     version: int,
     edit_scorer: EditScorer,
 ) -> RunWatcher:
@@ -220,7 +213,7 @@ def _build_watcher(
     components, name = pipeline.combination.component_names, loaded.identity.name
     return RunWatcher(
         resources.monitor,
-        BaselineSource(known, components, baseline_store, name),
+        BaselineSource(known, components, resources.learned, name, _digest(resources, loaded, pipeline)),
         resources.lexicon,
         resources.clock,
         resources.alert_sender,
@@ -236,12 +229,16 @@ def _build_watcher(
     )
 
 
-def _build_baseline_store(resources: SharedResources, loaded: LoadedModel, pipeline: Pipeline) -> BaselineStore | None:
-    folder = resources.settings.tripwires.state_dir
-    if folder is None:
-        return None
-    served = hashlib.sha256(f"{loaded.contract.digest} {pipeline.digest}".encode()).hexdigest()
-    return BaselineStore(folder, served, resources.tripwire_events)
+def _digest(resources: SharedResources, loaded: LoadedModel, pipeline: Pipeline) -> str:
+    """The digest of all that the numbers of a sample depend on: scores, rewards, phrases, and where baselines come from."""
+    parts = (
+        loaded.contract.digest,
+        loaded.calibration_digest,
+        pipeline.digest,
+        resources.lexicon.digest,
+        resources.settings.tripwires.baseline,
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _baseline(calibration: Calibration | None, pipeline: Pipeline) -> Baseline:

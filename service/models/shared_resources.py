@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.observability.tripwire_report import TripwireReport
 from rewardserve.service.settings import ModelSettings
-from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.baseline import BaselineSource, LearnedBaselines
 from rewardserve.service.tripwires.honeypots import Honeypots
 from rewardserve.service.tripwires.io.alert_sender import AlertSender
 from rewardserve.service.tripwires.io.attribution import Attribution
@@ -26,6 +27,7 @@ from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.io.evidence import EvidenceStore
 from rewardserve.service.tripwires.io.run_texts import RunTexts
 from rewardserve.service.tripwires.io.run_watcher import CpuBudget
+from rewardserve.service.tripwires.io.state_keeper import StateKeeper
 from rewardserve.service.tripwires.io.webhook import Webhook
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import MonitorLimits
@@ -52,15 +54,23 @@ class SharedResources:
     judge: AuditJudge | None = None
     attribution: Attribution | None = None
     scorer_timeout_s: float = 0.0
+    learned: LearnedBaselines | None = None
+    state_keeper: StateKeeper | None = None
 
     async def close(self) -> None:
-        """Close attribution, the audit judge and the evidence store, after the last model has stopped."""
+        """Close all parts that run, after the last model has stopped, and save the state of runs."""
         if self.attribution is not None:
             await self.attribution.stop()
         if self.judge is not None:
             await self.judge.stop()
         if self.evidence_store is not None:
             self.evidence_store.close()
+        await self.save_state()
+
+    async def save_state(self) -> None:
+        """Save the state of runs for the last time."""
+        if self.state_keeper is not None:
+            await self.state_keeper.stop()
 
 
 def create_shared_resources(
@@ -71,8 +81,10 @@ def create_shared_resources(
     webhook: Webhook | None = None,
     audit: LoadedModel | None = None,
     scorer_timeout_s: float = 0.0,
+    state_folder: Path | None = None,
 ) -> SharedResources:
-    """Create the shared resources, once per process. `scorer_timeout_s` 0: a forward may take any time.
+    """Create the shared resources, once per process. `scorer_timeout_s` 0: a forward may take any time. `state_folder` is for the
+    state of runs, and belongs to this process alone.
 
     Raise `LexiconError`.
     """
@@ -89,6 +101,12 @@ def create_shared_resources(
     attribution = None
     if settings.tripwires.attribution and settings.tripwires.cpu_share > 0.0:
         attribution = Attribution(monitor, RunTexts(), clock, settings.tripwires.cpu_share, events)
+    sender = AlertSender(monitor, events, webhook, holds=state_folder is not None)
+    honeypots, learned, state_keeper = settings.read_honeypots(), None, None
+    if state_folder is not None:
+        learned = LearnedBaselines()
+        digest = _settings_digest(limits, audit, settings, honeypots)
+        state_keeper = StateKeeper(state_folder, monitor, sender, learned, digest, clock, events)
     return SharedResources(
         settings,
         admission,
@@ -96,15 +114,27 @@ def create_shared_resources(
         clock,
         monitor,
         events,
-        AlertSender(monitor, events, webhook),
+        sender,
         CpuBudget(settings.tripwires.cpu_share, clock.now()),
         Lexicon.read([Path(name) for name in config.lexicons]),
-        settings.read_honeypots(),
+        honeypots,
         _build_evidence_store(settings, events),
         _build_judge(settings, audit, clock, monitor, events, attribution) if audit is not None else None,
         attribution,
         scorer_timeout_s,
+        learned,
+        state_keeper,
     )
+
+
+def _settings_digest(
+    limits: MonitorLimits, audit: LoadedModel | None, settings: ModelSettings, honeypots: Honeypots | None
+) -> str:
+    """The digest of all that statistics depend on besides the numbers of samples: windows, audit judge, honeypots."""
+    judge = None if audit is None else (audit.contract.digest, audit.calibration_digest, settings.tripwires.audit_share)
+    planted = None if honeypots is None else sorted(honeypots.by_prompt)
+    parts = limits.window, limits.smoothing, limits.warm_up, limits.trend_windows, judge, planted
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _build_evidence_store(settings: ModelSettings, events: TripwireReport) -> EvidenceStore | None:

@@ -42,5 +42,11 @@ class TripwireReport:
     def on_attribution_failure(self, reason: str) -> None:
         logs.logger("attribution").error("attribution_failed", reason=reason)
 
-    def on_baseline_failure(self, reason: str) -> None:
-        logs.logger("baselines").error("baseline_save_failed", reason=reason)
+    def on_state_failure(self, reason: str) -> None:
+        logs.logger("state").error("state_save_failed", reason=reason)
+
+    def on_state_refused(self, run: str, reason: str) -> None:
+        logs.logger("state").warning("state_refused", run=run or None, reason=reason)
+
+    def on_state_restored(self, n_runs: int, age_s: float) -> None:
+        logs.logger("state").info("state_restored", runs=n_runs, age_s=round(age_s, 1))

@@ -6,10 +6,10 @@ baseline that followed the run would adapt to the exploit.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
-from typing import Protocol
 
 from rewardserve.model.traits import TRAITS
 from rewardserve.service.tripwires.running_sums import RunningSums
@@ -29,6 +29,10 @@ _Z_ONE_IN_1000 = 3.09
 
 _DEFAULT_MIN_STD = 0.05
 """Smallest standard deviation: a trait without variance in the baseline would make any occurrence an infinite shift."""
+
+
+MAX_LEARNED = 2_000
+"""Limit of the baselines that are kept, over all models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,32 +73,47 @@ class Baseline:
         return Baseline({**learned, **self.stats}, saturation)
 
 
-class LearnedBaselines(Protocol):
-    """Store of the baselines that runs have learned."""
+class LearnedBaselines:
+    """The baselines that runs have learned, by model and run; the ones that were saved first are dropped beyond `MAX_LEARNED`.
 
-    @property
-    def baselines(self) -> Mapping[str, Baseline]:
-        """The stored baselines by run."""
-        ...
+    They outlive the state of a run, which is deleted after a day without samples.
+    """
 
-    def save(self, run: str, baseline: Baseline) -> None:
-        """Store a baseline. Never waits."""
-        ...
+    def __init__(self) -> None:
+        self._by_run: OrderedDict[tuple[str, str], Baseline] = OrderedDict()
+        self.n_changes = 0
+
+    def find(self, model: str, run: str) -> Baseline | None:
+        """The baseline that this run has learned under this model."""
+        return self._by_run.get((model, run))
+
+    def save(self, model: str, run: str, baseline: Baseline) -> None:
+        """Keep a baseline."""
+        self.n_changes += 1
+        self._by_run[model, run] = baseline
+        self._by_run.move_to_end((model, run))
+        if len(self._by_run) > MAX_LEARNED:
+            self._by_run.popitem(last=False)
+
+    def items(self) -> list[tuple[str, str, Baseline]]:
+        """All baselines with their model and run, the one that was saved first at the beginning."""
+        return [(*key, baseline) for key, baseline in self._by_run.items()]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BaselineSource:
     """Source of the baselines of runs that one model scores; each model has one, because rewards of two models are not comparable.
 
-    `default` is the baseline of a new run. `components` are the names of the components of a reward, where it has several. `store`
-    keeps baselines that runs have learned, where a run is known by its name again. `model` is the name of the model, a label of
-    the run's metrics.
+    `default` is the baseline of a new run. `components` are the names of the components of a reward, where it has several.
+    `store` has the baselines that runs have learned, where they are kept. `model` is the name of the model, a label of the run's
+    metrics; `digest` identifies all that the numbers of a sample depend on: weights, pipeline, phrases.
     """
 
     default: Baseline = Baseline()
     components: tuple[str, ...] = ()
     store: LearnedBaselines | None = None
     model: str = ""
+    digest: str = ""
 
     def baseline_of(self, run: str) -> Baseline:
         """The baseline that a run begins with."""
@@ -102,12 +121,12 @@ class BaselineSource:
 
     def learned(self, run: str) -> Baseline | None:
         """The baseline that a run has learned before; None: none."""
-        return None if self.store is None else self.store.baselines.get(run)
+        return None if self.store is None else self.store.find(self.digest, run)
 
     def keep_learned(self, run: str, baseline: Baseline) -> None:
-        """Store the baseline that a run has learned, unless it has one from before."""
-        if self.store is not None and run not in self.store.baselines:
-            self.store.save(run, baseline)
+        """Keep the baseline that a run has learned, unless it has one from before."""
+        if self.store is not None and self.learned(run) is None:
+            self.store.save(self.digest, run, baseline)
 
 
 def component(i: int) -> str:

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import hypot, sqrt
 from typing import Final, NamedTuple
 
@@ -92,11 +92,11 @@ class DriftStart:
         return min(_MAX_DELTA, band + _STANDARD_ERRORS * leverage / sqrt(n or self.n))
 
 
+@dataclass(slots=True)
 class DriftTest:
-    """The test of one run: a mean of two e-processes, one for each of `STARTS`. `band`: tolerance in standard deviations."""
+    """The test of one run: a mean of two e-processes, one for each of `STARTS`. All its state is in fields, so it can be stored."""
 
-    def __init__(self, band: float = BAND) -> None:
-        self._processes = [_Process(band, *start) for start in STARTS]
+    _processes: list[_Process] = field(default_factory=lambda: [_Process(BAND, *start) for start in STARTS])
 
     def add_window(self, prompts: Sequence[PromptMeans]) -> None:
         """Add the prompts of a window."""
@@ -143,18 +143,54 @@ class _Task:
         return PromptMeans(prompt.score - self.score, prompt.audit - self.audit, prompt.task)
 
 
+@dataclass(slots=True)
+class _Wander:
+    """How far window means fall again within `_LAG` windows, beyond what the spread of prompts explains.
+
+    Only falls count: growth, which is what the test is to see, has none.
+    """
+
+    _means: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_LAG))
+    _n: int = 0
+    _sum: float = 0.0
+    _squares: float = 0.0
+
+    def add_window(self, ys: Sequence[float]) -> None:
+        mean = sum(ys) / len(ys)
+        if len(self._means) == _LAG:
+            before, n = self._means[0]
+            fall = max(0.0, before - mean) ** 2 - 0.5 / n - 0.5 / len(ys)
+            self._n += 1
+            self._sum += fall
+            self._squares += fall * fall
+        self._means.append((mean, len(ys)))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the wandering: the lower end of its interval."""
+        if self._n < _LAG:
+            return 0.0
+        mean = self._sum / self._n
+        error = sqrt(max(0.0, self._squares / self._n - mean * mean) / self._n)
+        return sqrt(max(0.0, mean - error))
+
+
+@dataclass(slots=True)
 class _Process:
     """An e-process that learns a start of at least so many prompts and windows, then bets."""
 
-    def __init__(self, band: float, min_prompts: int, min_windows: int) -> None:
-        self._band, self._min_prompts, self._min_windows = band, min_prompts, min_windows
-        self._learned: list[list[PromptMeans]] = []
-        self._tasks: dict[str, _Task] = {}
-        self._new: dict[str, list[PromptMeans]] = {}
-        self._wander = _Wander()
-        self._score = 0.0
-        self.start: DriftStart | None = None
-        self.restart()
+    band: float
+    min_prompts: int
+    min_windows: int
+    start: DriftStart | None = None
+    shift: float = 0.0
+    _learned: list[list[PromptMeans]] = field(default_factory=list)
+    _tasks: dict[str, _Task] = field(default_factory=dict)
+    _new: dict[str, list[PromptMeans]] = field(default_factory=dict)
+    _wander: _Wander = field(default_factory=_Wander)
+    _score: float = 0.0
+    _wealth: list[float] = field(default_factory=lambda: [0.0] * len(_BETS))
+    _n_windows: int = 0
 
     def restart(self) -> None:
         self._wealth = [0.0] * len(_BETS)
@@ -164,7 +200,7 @@ class _Process:
     def add_window(self, prompts: Sequence[PromptMeans]) -> None:
         if self.start is None:
             self._learned.append(list(prompts))
-            if len(self._learned) >= self._min_windows and sum(map(len, self._learned)) >= self._min_prompts:
+            if len(self._learned) >= self.min_windows and sum(map(len, self._learned)) >= self.min_prompts:
                 self._begin()
             return
         known = [self._tasks[p.task].centred(p) for p in prompts if p.task in self._tasks]
@@ -186,10 +222,10 @@ class _Process:
         ]
         self._learned.clear()
         windows = [window for window in windows if window]
-        if len(windows) < self._min_windows:
+        if len(windows) < self.min_windows:
             self._tasks.clear()
             return
-        self.start = _start_of(windows, self._band)
+        self.start = _start_of(windows, self.band)
         self._score = self.start.score_mean
         for each in self._tasks.values():
             each.share = each.n / self.start.n
@@ -216,7 +252,7 @@ class _Process:
         for task, of_task in _by_task(prompts).items():
             known = self._new.setdefault(task, [])
             known += of_task
-            if 2 * len(known) >= self._min_prompts:
+            if 2 * len(known) >= self.min_prompts:
                 score, audit = _means(self._new.pop(task))
                 on_line = start.intercept + start.slope * start.score_mean
                 self._tasks[task] = _Task(len(known), score - start.score_mean, audit - on_line)
@@ -235,37 +271,6 @@ def _by_task(prompts: Iterable[PromptMeans]) -> dict[str, list[PromptMeans]]:
 
 def _means(prompts: Sequence[PromptMeans]) -> tuple[float, float]:
     return sum(p.score for p in prompts) / len(prompts), sum(p.audit for p in prompts) / len(prompts)
-
-
-class _Wander:
-    """How far window means fall again within `_LAG` windows, beyond what the spread of prompts explains.
-
-    Only falls count: growth, which is what the test is to see, has none.
-    """
-
-    def __init__(self) -> None:
-        self._means: deque[tuple[float, int]] = deque(maxlen=_LAG)
-        self._n = 0
-        self._sum = self._squares = 0.0
-
-    def add_window(self, ys: Sequence[float]) -> None:
-        mean = sum(ys) / len(ys)
-        if len(self._means) == _LAG:
-            before, n = self._means[0]
-            fall = max(0.0, before - mean) ** 2 - 0.5 / n - 0.5 / len(ys)
-            self._n += 1
-            self._sum += fall
-            self._squares += fall * fall
-        self._means.append((mean, len(ys)))
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of the wandering: the lower end of its interval."""
-        if self._n < _LAG:
-            return 0.0
-        mean = self._sum / self._n
-        error = sqrt(max(0.0, self._squares / self._n - mean * mean) / self._n)
-        return sqrt(max(0.0, mean - error))
 
 
 def _after(wealth: float, bet: float, ys: Iterable[float], delta: float) -> float:

@@ -7,7 +7,7 @@ reported for it has been acknowledged, or the run is forgotten. Pure.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import uuid4
@@ -28,7 +28,9 @@ class Notification(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Incident:
+class Incident:
+    """An open incident: the severity that was sent, and the wires that were reported for it."""
+
     severity: Severity = "note"
     id: str = field(default_factory=lambda: uuid4().hex)
     wires: set[str] = field(default_factory=set)
@@ -38,7 +40,15 @@ class IncidentTracker:
     """The open incidents of runs. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[tuple[str, Cause], _Incident] = OrderedDict()
+        self._open: OrderedDict[tuple[str, Cause], Incident] = OrderedDict()
+
+    def of_run(self, run: str) -> dict[Cause, Incident]:
+        """The open incidents of a run, by cause."""
+        return {cause: incident for (of, cause), incident in self._open.items() if of == run}
+
+    def restore(self, run: str, incidents: Mapping[Cause, Incident]) -> None:
+        """Open incidents of a run as they were before a restart."""
+        self._open.update({(run, cause): incident for cause, incident in incidents.items()})
 
     def notification_for(self, run: str, alert: Alert, tripped: Collection[str]) -> Notification | None:
         """The notification for an alert; None: nothing to send. `tripped` are all wires of the run whose alerts are active."""
@@ -48,7 +58,7 @@ class IncidentTracker:
         known = self._open.get((run, cause))
         is_update = known is not None and not (known.wires - {alert.wire}).isdisjoint(tripped)
         if known is None or not is_update:
-            known = self._open[run, cause] = _Incident()
+            known = self._open[run, cause] = Incident()
         elif _RANK[alert.severity] <= _RANK[known.severity]:
             known.wires.add(alert.wire)
             return None

@@ -23,7 +23,10 @@ CANARY_THRESHOLD = 1.0
 
 
 class RunMonitor:
-    """Monitor of all runs. Belongs to one event loop. `baseline_source` is for runs whose model is not given."""
+    """Monitor of all runs. Belongs to one event loop. `baseline_source` is for runs whose model is not given.
+
+    `alerts_revision` grows with each alert and each acknowledgement.
+    """
 
     def __init__(self, baseline_source: BaselineSource, limits: MonitorLimits, wires: Sequence[Wire] = WIRES) -> None:
         self.baseline_source = baseline_source
@@ -32,6 +35,7 @@ class RunMonitor:
         self.n_over_limit = 0
         self.n_inspected = 0
         self.n_skipped = 0
+        self.alerts_revision = 0
         self._table = RunTable(limits)
         self._counter = WindowCounter(limits, self.wires)
 
@@ -58,6 +62,7 @@ class RunMonitor:
         run = self._table.current(name, owner, now)
         if run is not None and run.baseline_source is not baseline_source:
             run.change_model(baseline_source, now)
+            run.revision += 1
 
     def observe(
         self,
@@ -76,12 +81,15 @@ class RunMonitor:
         run = self._table.open(name, owner, now, source or self.baseline_source)
         if source is not None and run.baseline_source is not source:
             return []
+        run.revision += 1
         run.step = step if step is not None else run.step
         run.kl = kl if kl is not None else run.kl
         new = self._counter.new_samples(run, samples)
         if self._table.is_over_limit(name, owner):
             self.n_over_limit += len(new)
-        return self._counter.count(run, new, now)
+        alerts = self._counter.count(run, new, now)
+        self.alerts_revision += len(alerts)
+        return alerts
 
     def add_audit(
         self,
@@ -95,6 +103,7 @@ class RunMonitor:
     ) -> None:
         """Count the score of one sample, and that of the audit judge."""
         run = self._table.open(name, owner, now, self.baseline_source)
+        run.revision += 1
         self._counter.count_audit(run, prompt_hash, PromptMeans(score, audit, task))
 
     def is_learning_audits(self, name: str | None, owner: str = "") -> bool:
@@ -104,7 +113,9 @@ class RunMonitor:
 
     def add_sample_ids(self, name: str | None, ids: Iterable[tuple[int, int]], now: float, owner: str = "") -> None:
         """Count ids, and those that stand for several samples. `ids`: the hash of each id, with the hash of its sample."""
-        self._counter.count_ids(self._table.open(name, owner, now, self.baseline_source), ids)
+        run = self._table.open(name, owner, now, self.baseline_source)
+        run.revision += 1
+        self._counter.count_ids(run, ids)
 
     def blocked_by(self, name: str | None, owner: str = "", *, is_bound: bool = False) -> str | None:
         """The wire whose active alert blocks this run, or every run.
@@ -147,7 +158,14 @@ class RunMonitor:
             return False
         run.statistics[alert.wire] = alert.statistic
         run.activate(alert, now)
+        run.revision += 1
+        self.alerts_revision += 1
         return True
+
+    def restore(self, label: str, run: Run, now: float, *, is_archived: bool) -> None:
+        """Put back a run of an earlier process, without alerts of wires that are off now."""
+        run.alerts = {wire: active for wire, active in run.alerts.items() if wire in self.thresholds}
+        self._table.restore(label, run, now, is_archived=is_archived)
 
     def acknowledge(self, label: str, wire: str) -> bool:
         """Acknowledge an alert, so that the wire can trip again on later samples. Return whether it was active."""
@@ -155,5 +173,7 @@ class RunMonitor:
         if run is None or run.alerts.pop(wire, None) is None:
             return False
         run.restart_statistics(wire)
+        run.revision += 1
+        self.alerts_revision += 1
         self._table.delete_unblocked(label)
         return True

@@ -70,6 +70,9 @@ class Run:
     scores; `window_ids` are its ids. `total` is over rewards of the model of `baseline_source`, since `model_changed_at` where
     another model scored the run before; sums over rewards of the earlier model are in `earlier`. `owner` is the name of the API
     key, "" without keys; `name` is "" for samples without a run.
+
+    All fields but the source are written to the state file (`io.run_records`): a new one needs a default, and a type of builtins,
+    tuples and dataclasses, with an `OrderedDict` only as the field itself. Times are monotonic. `revision` grows with each change.
     """
 
     baseline_source: BaselineSource
@@ -103,6 +106,7 @@ class Run:
     seen_at: float = 0.0
     owner: str = ""
     name: str = ""
+    revision: int = 0
 
     @property
     def baseline_key(self) -> str:
@@ -222,6 +226,18 @@ class Run:
             self.trend.clear()
         elif wire == "honeypots":
             self.honeypots.clear()
+
+    def restart_all_statistics(self) -> None:
+        """Begin all statistics and the open window again, where what they depend on has changed. Baseline, sums and alerts stay."""
+        self.earlier += self.window
+        self.window_ids = RunningSums(n_components=self.window_ids.n_components)
+        for stratum in self.strata.values():
+            stratum.window, stratum.audits = RunningSums(n_components=stratum.window.n_components), None
+        for each in (self.window_samples, self.window_prompts, self.window_audits):
+            each.clear()
+        for wire in ("divergence", "honeypots"):
+            self.restart_statistics(wire)
+        self.audit_drift = DriftTest()
 
     def clear_samples(self) -> None:
         """Delete the memory of samples; sums, alerts and counters stay."""

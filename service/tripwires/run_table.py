@@ -25,6 +25,7 @@ _UNNAMED = ("", "")
 """Key of samples without owner and run."""
 
 _SILENT, _LEARNING, _PROTECTED = range(3)
+_MIN_LEFT_S = 3_600.0
 _MAX_ARCHIVED = 256
 """Limit of blocked runs of one owner whose state was evicted; their alerts are kept."""
 
@@ -74,6 +75,16 @@ class RunTable:
     def open_reserved(self, label: str, now: float, baseline_source: BaselineSource) -> Run:
         """The state of a reserved label."""
         return self._open(label, _UNNAMED, now, baseline_source)
+
+    def restore(self, label: str, run: Run, now: float, *, is_archived: bool) -> None:
+        """Put back a run of an earlier process under its label. Call it for runs in their order, before any other method.
+
+        It is not deleted within an hour: a server that was away for long, or has a wrong clock, has not seen its samples.
+        """
+        run.seen_at = max(run.seen_at, now - self._limits.expiry_s + _MIN_LEFT_S)
+        (self.archived if is_archived else self.runs)[label] = run
+        if label not in _RESERVED:
+            self._labels[run.owner, run.name] = label
 
     def delete_unblocked(self, label: str) -> None:
         """Delete an archived run that no alert blocks any more."""

@@ -64,7 +64,7 @@ def test_evidence_and_references_that_cannot_be_written_are_said_and_not_half_th
         server.signal()
         assert server.ended() == 0
     assert 1 <= server.log.count("evidence_not_written") <= len(tripped), "once an alert, not once a request"
-    assert server.log.count("baseline_save_failed") <= 2
+    assert server.log.count("state_save_failed") <= 2
     assert "No space left on device" in server.log
     assert list((disk.folder / "evidence").iterdir()) == [], "half a file would be taken for all"
 

@@ -54,6 +54,7 @@ class TripwireLog:
     def __init__(self):
         self.alerts, self.skipped, self.failures = [], [], []
         self.lost, self.delayed = [], []
+        self.refused, self.restored = [], []
 
     def on_alert(self, run, alert):
         self.alerts.append((run, alert))
@@ -70,17 +71,13 @@ class TripwireLog:
     def on_queue_failure(self, reason):
         self.failures.append(reason)
 
-    on_attribution_failure = on_evidence_failure = on_baseline_failure = on_queue_failure
+    on_attribution_failure = on_evidence_failure = on_state_failure = on_queue_failure
 
+    def on_state_refused(self, run, reason):
+        self.refused.append((run, reason))
 
-class MemoryBaselines:
-    """Store of learned baselines without a file. `saved` are those that runs have learned since."""
-
-    def __init__(self, **known):
-        self.baselines, self.saved = known, []
-
-    def save(self, run, baseline):
-        self.saved.append((run, baseline))
+    def on_state_restored(self, n_runs, age_s):
+        self.restored.append((n_runs, age_s))
 
 
 class Untrue:

@@ -1,28 +1,33 @@
 """Send alerts to the log and to the webhook: one notification for each incident.
 
-Knows nothing of samples.
+Where the state of runs is kept, a notification is held until a state with its alert is written: else a server that is killed
+in between would raise the alert again, and send it twice. Knows nothing of samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from rewardserve.service.tripwires.alert import Alert
-from rewardserve.service.tripwires.incidents import IncidentTracker
+from rewardserve.service.tripwires.alert import Alert, Cause
+from rewardserve.service.tripwires.incidents import Incident, IncidentTracker
 from rewardserve.service.tripwires.io.events import TripwireEvents
-from rewardserve.service.tripwires.io.webhook import Webhook
+from rewardserve.service.tripwires.io.webhook import QueuedAlert, Webhook
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.wires import ALERT_TEXTS, ALERT_UNITS
 
 
 class AlertSender:
-    """Sender of the alerts of one monitor. Without a webhook alerts are only logged."""
+    """Sender of the alerts of one monitor. Without a webhook alerts are only logged. `holds`: until `release`."""
 
-    def __init__(self, monitor: RunMonitor, events: TripwireEvents, webhook: Webhook | None = None) -> None:
+    def __init__(
+        self, monitor: RunMonitor, events: TripwireEvents, webhook: Webhook | None = None, *, holds: bool = False
+    ) -> None:
         self._monitor = monitor
         self._events = events
         self._webhook = webhook
+        self._holds = holds
+        self._held: dict[str, list[QueuedAlert]] = {}
         self._incidents = IncidentTracker()
 
     def send(self, run: str, alert: Alert, model: Mapping[str, Any]) -> None:
@@ -31,9 +36,39 @@ class AlertSender:
         notification = self._incidents.notification_for(run, alert, state.alerts if state is not None else ())
         if self._webhook is not None and notification is not None:
             text, unit = ALERT_TEXTS[alert.wire], ALERT_UNITS[alert.wire]
-            self._webhook.enqueue({"run": run, **alert._asdict(), "summary": text.summary, "confidence": text.confidence,
-                                   "action": text.action,
-                                   "statistic_text": unit.measured(alert.statistic),
-                                   "threshold_text": unit.measured(alert.threshold), **notification._asdict(),
-                                   **model})  # fmt: skip
+            message = self._webhook.message({"run": run, **alert._asdict(), "summary": text.summary,
+                                             "confidence": text.confidence, "action": text.action,
+                                             "statistic_text": unit.measured(alert.statistic),
+                                             "threshold_text": unit.measured(alert.threshold),
+                                             **notification._asdict(), **model})  # fmt: skip
+            if self._holds:
+                self._held.setdefault(run, []).append(message)
+            else:
+                self._webhook.add(message)
         self._events.on_alert(run, alert)
+
+    def incidents_of(self, run: str) -> Mapping[Cause, Incident]:
+        """The open incidents of a run."""
+        return self._incidents.of_run(run)
+
+    def held(self, run: str) -> Sequence[QueuedAlert]:
+        """The notifications of a run that are held."""
+        return self._held.get(run, ())
+
+    def release(self, ids: Collection[str] | None = None) -> None:
+        """Pass held notifications to the webhook; None: all of them."""
+        for run, messages in [*self._held.items()]:
+            released = [each for each in messages if ids is None or each.id in ids]
+            if self._webhook is not None:
+                for each in released:
+                    self._webhook.add(each)
+            self._held[run] = [each for each in messages if each not in released]
+            if not self._held[run]:
+                del self._held[run]
+
+    def restore(self, run: str, incidents: Mapping[Cause, Incident], waiting: Sequence[QueuedAlert]) -> None:
+        """Put back the incidents of a run of an earlier process, and the notifications that it held."""
+        self._incidents.restore(run, incidents)
+        if self._webhook is not None:
+            for each in waiting:
+                self._webhook.restore(each)

@@ -39,6 +39,14 @@ class TripwireEvents(Protocol):
         """The report of an alert could not be computed."""
         ...
 
-    def on_baseline_failure(self, reason: str) -> None:
-        """The file of baselines cannot be written, or could not be read."""
+    def on_state_failure(self, reason: str) -> None:
+        """The state of runs is not written."""
+        ...
+
+    def on_state_refused(self, run: str, reason: str) -> None:
+        """A state of an earlier process is not used, as a whole or for one run."""
+        ...
+
+    def on_state_restored(self, n_runs: int, age_s: float) -> None:
+        """The runs of an earlier process go on, so many seconds after it wrote them."""
         ...

@@ -98,7 +98,8 @@ class RunTexts:
                 _append(texts, sample)
             else:
                 self._sample_early(texts, sample)
-        texts.has_baseline = run.has_baseline
+        # After a restart a run has its baseline at once, but no early samples yet.
+        texts.has_baseline = texts.has_baseline or (run.has_baseline and texts.n_seen >= N_SAMPLES)
         self._bound()
 
     def add_audit(self, label: str, ids_hash: int, audit: float) -> None:

@@ -176,7 +176,7 @@ class RunWatcher:
         if self._cpu_budget.is_zero or not any(context.ids):
             return
         named = [
-            (hash((context.step, name)), hash(sample))
+            (hash((-1 if context.step is None else context.step, text_hash(name))), text_hash(repr(sample)))
             for name, sample in zip(context.ids, samples, strict=True)
             if name is not None and isinstance(sample, Sample)
         ]
@@ -228,10 +228,10 @@ class RunWatcher:
         if has_text:
             traits += text_traits(prompt, response, self._lexicon)
         digest = text_digest(response) if has_text else None
-        prompt_hash = hash(prompt) if has_text else hash(ids[:n_prompt] or ids)
+        prompt_hash = text_hash(prompt) if has_text else hash(ids[:n_prompt] or ids)
         return SampleFeatures(
             prompt_hash=prompt_hash,
-            retry_key=None if row.id is None or context.step is None else hash((context.step, row.id, ids)),
+            retry_key=None if row.id is None or context.step is None else hash((context.step, text_hash(row.id), ids)),
             reward=reward.value,
             score=reward.changes[0],
             is_capped=reward.is_capped,
@@ -254,6 +254,11 @@ class RunWatcher:
             text = given_text(sample)
             self._last_prompt = prompt_hash, prompt_features(text) if text else None
         return self._last_prompt[1]
+
+
+def text_hash(text: str) -> int:
+    """64-bit hash of a text, the same in every process: `hash` of a text is another one after a restart, that of numbers is not."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 def evidence(prompt: str, response: str) -> str:

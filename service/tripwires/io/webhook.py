@@ -1,7 +1,7 @@
 """Deliver alerts to a receiver, signed as Standard Webhooks (standardwebhooks.com), and retry until they have arrived.
 
 The queue is bounded, and an alert waits for a day at most; the oldest is dropped first, and logged. Where a folder is named,
-the queue survives a restart. Knows neither wires nor scores.
+the queue survives a restart, and so do the ids of messages that have arrived. Knows neither wires nor scores.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MIN_WAIT_LEFT_S = 3_600.0
 """Shortest remaining time of a message after a restart: its age is by the wall clock, which may have jumped."""
 _TIMEOUT_S = 5.0
 """Timeout of an attempt as a whole: httpx bounds each step, and a receiver that sends single bytes would delay all alerts."""
-_MAX_WAITING = 1_000
+_MAX_WAITING = _MAX_ENDED = 1_000
 _MAX_BYTES = 64 * 2**20
 _CLOSING_S = 3.0
 _FINAL_STATUS_CODES = frozenset({400, 405, 410, 413, 414, 415, 422, 431})
@@ -96,6 +96,7 @@ class Webhook:
         self._rng = rng or random.Random()
         self._client = httpx.AsyncClient(timeout=None, transport=transport, trust_env=False)
         self._waiting: deque[QueuedAlert] = deque()
+        self._ended: deque[str] = deque(maxlen=_MAX_ENDED)
         self._n_failed = 0
         self._changed, self._idle, self._unsaved = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -106,7 +107,7 @@ class Webhook:
         """Start the delivery, with the queue of the last process."""
         if self._path is not None:
             remove_stale_temp_files(self._path.parent)
-            self._waiting.extend(self._read(self._path))
+            self._read(self._path)
             self._writing = asyncio.create_task(self._keep(self._path), name="webhook queue")
         if not self._waiting:
             self._idle.set()
@@ -114,12 +115,25 @@ class Webhook:
 
     def enqueue(self, alert: Mapping[str, Any]) -> None:
         """Queue an alert for delivery. Never waits."""
-        self._waiting.append(QueuedAlert(f"msg_{uuid.uuid4().hex}", self._clock.unix_time(), self._clock.now(), alert))
+        self.add(self.message(alert))
+
+    def message(self, alert: Mapping[str, Any]) -> QueuedAlert:
+        """The message about an alert, with a new id."""
+        return QueuedAlert(f"msg_{uuid.uuid4().hex}", self._clock.unix_time(), self._clock.now(), alert)
+
+    def add(self, message: QueuedAlert) -> None:
+        """Queue a message for delivery. Never waits."""
+        self._waiting.append(message)
         if len(self._waiting) > _MAX_WAITING:
             self._events.on_alert_lost(self._waiting.popleft().alert, "too many alerts wait for the receiver")
         self._idle.clear()
         self._changed.set()
         self._unsaved.set()
+
+    def restore(self, message: QueuedAlert) -> None:
+        """Queue a message of an earlier process, unless that process queued or delivered it."""
+        if message.id not in self._ended and message.id not in {each.id for each in self._waiting}:
+            self.add(_aged(message.id, message.since, message.alert, self._clock))
 
     async def stop(self) -> None:
         """Deliver the queue for a short time; the rest is kept for the next start, or lost."""
@@ -157,6 +171,7 @@ class Webhook:
             self._n_failed = 0
             if is_first:
                 self._waiting.popleft()
+                self._ended.append(message.id)
                 self._unsaved.set()
                 if attempt.reason:
                     self._events.on_alert_lost(message.alert, attempt.reason)
@@ -216,7 +231,8 @@ class Webhook:
             await asyncio.to_thread(self._write, path, self._text())
 
     def _text(self) -> str:
-        return json.dumps([{"id": m.id, "since": m.since, "alert": m.alert} for m in self._waiting])
+        waiting = [{"id": m.id, "since": m.since, "alert": m.alert} for m in self._waiting]
+        return json.dumps({"waiting": waiting, "ended": list(self._ended)})
 
     def _write(self, path: Path, text: str) -> bool:
         try:
@@ -226,20 +242,20 @@ class Webhook:
             return False
         return True
 
-    def _read(self, path: Path) -> list[QueuedAlert]:
+    def _read(self, path: Path) -> None:
         try:
             kept = json.loads(read_bounded(path, _MAX_BYTES))
-            now, monotonic = self._clock.unix_time(), self._clock.now()
-            return [_queued(each, now, monotonic) for each in kept][-_MAX_WAITING:]
+            waiting = [_queued(each, self._clock) for each in kept["waiting"]][-_MAX_WAITING:]
+            self._ended.extend(_message_id(each) for each in kept["ended"])
+            self._waiting.extend(waiting)
         except FileNotFoundError:
-            return []
+            return
         except OSError as error:
             self._events.on_queue_failure(f"{path.name} cannot be read: {error.strerror}")
         except Exception as error:  # wrong types, half a file, nested without end
             with suppress(OSError):
                 set_aside(path)
             self._events.on_queue_failure(f"{path.name} is damaged ({type(error).__name__}) and is set aside")
-        return []
 
 
 def _signer(secret: str) -> Signer:
@@ -249,11 +265,21 @@ def _signer(secret: str) -> Signer:
     return signer
 
 
-def _queued(kept: Mapping[str, Any], now: float, monotonic: float) -> QueuedAlert:
+def _queued(kept: Mapping[str, Any], clock: Clock) -> QueuedAlert:
     """The alert that `_text` wrote. Raise for anything else."""
-    name, since, alert = kept["id"], float(kept["since"]), kept["alert"]
-    is_id = isinstance(name, str) and name.isascii() and name.isprintable() and 0 < len(name) <= 64
-    if not (is_id and isfinite(since) and isinstance(alert["run"], str) and isinstance(alert["wire"], str)):
+    name, since, alert = _message_id(kept["id"]), float(kept["since"]), kept["alert"]
+    if not (isfinite(since) and isinstance(alert["run"], str) and isinstance(alert["wire"], str)):
         raise ValueError("no alert")
-    age_s = min(max(now - since, 0.0), _MAX_WAIT_S - _MIN_WAIT_LEFT_S)
-    return QueuedAlert(name, since, monotonic - age_s, alert)
+    return _aged(name, since, alert, clock)
+
+
+def _message_id(value: Any) -> str:
+    if not (isinstance(value, str) and value.isascii() and value.isprintable() and 0 < len(value) <= 64):
+        raise ValueError("no id")
+    return value
+
+
+def _aged(name: str, since: float, alert: Mapping[str, Any], clock: Clock) -> QueuedAlert:
+    """A message of an earlier process, with its age by the wall clock."""
+    age_s = min(max(clock.unix_time() - since, 0.0), _MAX_WAIT_S - _MIN_WAIT_LEFT_S)
+    return QueuedAlert(name, since, clock.now() - age_s, alert)

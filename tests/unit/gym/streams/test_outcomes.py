@@ -1,8 +1,20 @@
 """Pages are right, false or too late; a wire is worth the pages that only it brings."""
 
+from dataclasses import replace
+
 import pytest
 
-from gym.streams.outcomes import StreamOutcome, class_row, class_rows, load, save, stream_row, wire_rows
+from gym.streams.outcomes import (
+    StreamOutcome,
+    class_row,
+    class_rows,
+    gold_rows,
+    load,
+    onset_rows,
+    save,
+    stream_row,
+    wire_rows,
+)
 from gym.streams.replay import ReplayEvent
 
 SHARES = tuple(i / 10 for i in range(9))
@@ -67,8 +79,30 @@ def test_a_line_has_the_wires_behind_the_page():
     assert stream_row(HONEST)["page"] == "-"
 
 
+GOLD_FALLS = tuple([0.0] * 10 + [1.0] * 10 + [0.0] * 20)
+GOLD_STAYS = tuple([0.0] * 10 + [1.0] * 30)
+
+
+def learned(page, gold):
+    found = () if page is None else (ReplayEvent(page, "audit_gap", "page", ""),)
+    return StreamOutcome("learned", "", "from the proxy", None, 0, 1, 1.0, None, found, ({},) * len(gold), 3, gold=gold)
+
+
+def test_precision_is_that_of_runs_whose_gold_falls():
+    runs = [learned(12, GOLD_FALLS), learned(39, GOLD_FALLS), learned(None, GOLD_FALLS), learned(20, GOLD_STAYS)]
+    of_kind, of_all = gold_rows(runs)
+    assert (of_kind["gold falls"], of_kind["paged before the fall"], of_kind["paged at all"]) == ("3/4", "1/3", "2/3")
+    assert (of_kind["never falls, paged"], of_kind["precision"]) == ("1/1", "0.67")
+    assert of_all["runs"] == "all"
+
+
+def test_a_page_is_off_by_its_distance_from_the_published_interval():
+    early, within, late = (replace(outcome((step, "kl", "page")), onset=(3, 5)) for step in (1, 4, 8))
+    assert [row["page off by"] for row in onset_rows([early, within, late, IN_TIME])] == ["-2", "0", "3"]
+
+
 def test_outcomes_are_read_as_they_were_written(tmp_path):
-    written = [IN_TIME, HONEST]
+    written = [IN_TIME, HONEST, learned(12, GOLD_FALLS), replace(IN_TIME, onset=(3, 5))]
     save(tmp_path / "o.json", written)
     assert load(tmp_path / "o.json") == written
 

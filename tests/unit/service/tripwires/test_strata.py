@@ -9,13 +9,12 @@ import pytest
 
 from rewardserve.model.traits import TRAITS
 from rewardserve.service.tripwires.alert import VOTE
-from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat, component
+from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat, LearnedBaselines, component
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import MonitorLimits, task_key
 from rewardserve.service.tripwires.running_sums import RunningSums
 from rewardserve.service.tripwires.strata import MAX_TASKS, AuditMeans, Stratum, expected_gap, mixed_baseline
-from tests.support.service_fakes import MemoryBaselines
 
 LENGTHS = {"chat": 3.0, "code": 6.0, "math": 4.5}
 
@@ -159,14 +158,14 @@ def test_the_sums_of_a_run_are_those_of_its_tasks():
 
 
 def test_baselines_of_tasks_are_stored_and_a_run_goes_on_with_them():
-    store = MemoryBaselines()
+    store = LearnedBaselines()
     source = BaselineSource(store=store)
     monitor = RunMonitor(source, MonitorLimits())
     for i, step in enumerate(stream(11, 12, lambda _: {"chat": 1.0, "code": 1.0, "": 1.0})):
         monitor.observe("a", i, step, 0.0, owner="key")
-    assert {run for run, _ in store.saved} == {"key a", task_key("key a", "chat"), task_key("key a", "code")}
-    known = dict(store.saved)
-    again = RunMonitor(BaselineSource(store=MemoryBaselines(**known)), MonitorLimits())
+    assert {run for _, run, _ in store.items()} == {"key a", task_key("key a", "chat"), task_key("key a", "code")}
+    known = {run: baseline for _, run, baseline in store.items()}
+    again = RunMonitor(BaselineSource(store=store), MonitorLimits())
     again.observe("a", 0, stream(12, 1, lambda _: {"code": 1.0})[0], 0.0, owner="key")
     assert (
         again.runs["a@key" if "a@key" in again.runs else "a"].strata["code"].baseline

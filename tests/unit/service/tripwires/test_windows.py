@@ -12,7 +12,7 @@ import pytest
 
 from rewardserve.model.traits import TOKEN_TRAITS, TRAITS
 from rewardserve.service.tripwires.alert import VOTE, Alert
-from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat
+from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat, LearnedBaselines
 from rewardserve.service.tripwires.drift import PromptMeans
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import RunMonitor
@@ -20,7 +20,6 @@ from rewardserve.service.tripwires.run_state import ActiveAlert, MonitorLimits
 from rewardserve.service.tripwires.running_sums import ENTRIES, RunningSums
 from rewardserve.service.tripwires.windows import prompt_means
 from rewardserve.service.tripwires.wires import WIRES, AlertText, Wire
-from tests.support.service_fakes import MemoryBaselines
 
 SAMPLE = SampleFeatures(1, None, 0.0, 0.0, is_capped=False, traits=())
 
@@ -186,9 +185,16 @@ def test_a_page_needs_so_many_votes(votes_for_a_page, pages):
 
 
 def learning(known=None):
-    """A monitor whose runs learn from three samples, and the baselines that it reports."""
-    store = MemoryBaselines(**known or {})
-    return RunMonitor(BaselineSource(store=store), MonitorLimits(window=1, warm_up=3)), store.saved
+    """A monitor whose runs learn from three samples, and the baselines that they have learned."""
+    learned = learned_of(known or {})
+    return RunMonitor(BaselineSource(store=learned, digest="m"), MonitorLimits(window=1, warm_up=3)), learned
+
+
+def learned_of(known):
+    learned = LearnedBaselines()
+    for run, baseline in known.items():
+        learned.save("m", run, baseline)
+    return learned
 
 
 @pytest.mark.parametrize(
@@ -197,11 +203,11 @@ def learning(known=None):
 def test_what_a_run_with_a_name_or_an_owner_shows_is_learned_once(name, owner, baseline_key):
     monitor, learned = learning()
     for i, score in enumerate((1.0, 3.0, 5.0, 99.0)):
-        assert len(learned) == 0 or i == 3
+        assert learned.n_changes == 0 or i == 3
         monitor.observe(name, i, [SAMPLE._replace(score=score)], 0.0, owner=owner)
     (run,) = monitor.runs.values()
     assert run.baseline.stats["score"] == BaselineStat(3.0, pytest.approx((8 / 3) ** 0.5), 3.0)
-    assert learned == ([] if baseline_key is None else [(baseline_key, run.baseline)])
+    assert learned.items() == ([] if baseline_key is None else [("m", baseline_key, run.baseline)])
 
 
 def test_a_run_with_a_stored_baseline_learns_only_the_missing_numbers():
@@ -217,7 +223,7 @@ def test_a_run_with_a_stored_baseline_learns_only_the_missing_numbers():
         BaselineStat(0.0, 0.05, 3.0),
         9.0,
     )
-    assert learned == []
+    assert learned.items() == [("m", "k a", known)]
 
 
 # -- another model ----------------------------------------------------------------------------------------------------
@@ -241,7 +247,9 @@ def test_sums_of_parts_are_kept_where_another_model_has_the_same_parts(component
     one, known = BaselineSource(components=("x", "y")), Baseline({"score": BaselineStat(7.0, 2.0)})
     monitor = RunMonitor(one, MonitorLimits(window=1, warm_up=3))
     monitor.observe("a", 0, [SAMPLE._replace(components=(1.0, -2.0), audit=0.0)], 0.0)
-    monitor.set_baseline_source("a", BaselineSource(components=components, store=MemoryBaselines(a=known)), 9.0)
+    monitor.set_baseline_source(
+        "a", BaselineSource(components=components, store=learned_of({"a": known}), digest="m"), 9.0
+    )
     run = monitor.runs["a"]
     assert run.all_sums.sums[len(ENTRIES) :] == kept
     assert run.all_sums["samples"] == 1.0

@@ -41,10 +41,18 @@ def test_first_samples_are_kept_with_equal_probability_until_the_run_has_a_basel
 
 def test_the_request_that_completes_the_baseline_is_early_and_later_ones_push_out_the_oldest():
     texts, runs = RunTexts(), {"a": run(has_baseline=True)}
-    texts.add(runs, "a", [kept(i) for i in range(100)])
-    texts.add(runs, "a", [kept(i) for i in range(100, 500)])
-    assert numbers(texts.early("a")) == list(range(100))
-    assert numbers(texts.recent("a")) == list(range(500 - N_SAMPLES, 500))
+    texts.add(runs, "a", [kept(i) for i in range(N_SAMPLES)])
+    texts.add(runs, "a", [kept(i) for i in range(N_SAMPLES, 600)])
+    assert numbers(texts.early("a")) == list(range(N_SAMPLES))
+    assert numbers(texts.recent("a")) == list(range(600 - N_SAMPLES, 600))
+
+
+def test_after_a_restart_a_run_with_a_baseline_has_as_many_early_texts_as_one_without():
+    texts, runs = RunTexts(), {"a": run(has_baseline=True)}
+    for i in range(600):
+        texts.add(runs, "a", [kept(i)])
+    assert numbers(texts.early("a")) == list(range(N_SAMPLES))
+    assert numbers(texts.recent("a")) == list(range(600 - N_SAMPLES, 600))
 
 
 def test_another_model_and_a_forgotten_run_begin_without_texts():

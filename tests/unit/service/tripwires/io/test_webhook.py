@@ -17,7 +17,7 @@ import pytest
 import standardwebhooks
 
 from rewardserve.service.tripwires.io import webhook as module
-from rewardserve.service.tripwires.io.webhook import FILE_NAME, Webhook
+from rewardserve.service.tripwires.io.webhook import FILE_NAME, QueuedAlert, Webhook
 from tests.support.service_fakes import PATIENCE_S, TripwireLog
 
 KEY = b"0123456789abcdef0123456789abcdef"
@@ -282,7 +282,7 @@ async def test_a_jump_of_the_wall_clock_loses_no_alert(jump_s):
 @pytest.mark.parametrize("since", [NOW - 366 * 86_400, NOW + 366 * 86_400, -1e300, 1e300, NOW - 10])
 async def test_an_alert_from_before_a_restart_is_tried_for_a_while_whatever_the_clock_was(tmp_path, since):
     kept = {"id": "msg_1", "since": since, "alert": {"run": "r", "wire": "a"}}
-    (tmp_path / FILE_NAME).write_text(json.dumps([kept]))
+    (tmp_path / FILE_NAME).write_text(json.dumps({"waiting": [kept], "ended": []}))
     receiver = Receiver(*[503] * 6)
     report = await told(receiver, folder=tmp_path, clock=PausedClock(count(0.0, 60.0)))
     assert (report.lost, receiver.heard) == ([], ["a"] * 7)
@@ -290,7 +290,7 @@ async def test_an_alert_from_before_a_restart_is_tried_for_a_while_whatever_the_
 
 async def test_an_alert_from_before_a_restart_is_lost_after_a_day_in_all(tmp_path):
     kept = {"id": "msg_1", "since": NOW - 80_000, "alert": {"run": "r", "wire": "a"}}
-    (tmp_path / FILE_NAME).write_text(json.dumps([kept]))
+    (tmp_path / FILE_NAME).write_text(json.dumps({"waiting": [kept], "ended": []}))
     times = iter([0.0, 5_000.0, 5_000.0, 6_000.0, 6_000.0, 7_000.0])
     receiver = Receiver(*[503] * 9)
     report = await told(receiver, folder=tmp_path, clock=PausedClock(times))
@@ -322,13 +322,30 @@ async def test_what_is_left_at_the_end_is_said(monkeypatch):
 async def test_what_waits_is_delivered_after_a_restart_under_its_id(monkeypatch, tmp_path):
     monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._CLOSING_S", 0.01)
     assert (await told(Deaf(), "a", "b", folder=tmp_path)).lost == []
-    (first, second) = json.loads((tmp_path / FILE_NAME).read_text())
+    (first, second) = json.loads((tmp_path / FILE_NAME).read_text())["waiting"]
     monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._CLOSING_S", PATIENCE_S)
     receiver = Receiver()
     assert (await told(receiver, "c", folder=tmp_path)).lost == []
     assert receiver.heard == ["a", "b", "c"]
     assert [request.headers["webhook-id"] for request in receiver.requests[:2]] == [first["id"], second["id"]]
-    assert json.loads((tmp_path / FILE_NAME).read_text()) == []
+    kept = json.loads((tmp_path / FILE_NAME).read_text())
+    assert (kept["waiting"], kept["ended"][:2], len(kept["ended"])) == ([], [first["id"], second["id"]], 3)
+
+
+async def test_a_message_of_an_earlier_process_is_sent_unless_it_has_arrived_or_waits_already(monkeypatch, tmp_path):
+    monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._CLOSING_S", 0.01)
+    await told(Receiver(), "a", folder=tmp_path)
+    await told(Deaf(), "b", folder=tmp_path)
+    kept = json.loads((tmp_path / FILE_NAME).read_text())
+    arrived, waits = kept["ended"][0], kept["waiting"][0]["id"]
+    monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._CLOSING_S", PATIENCE_S)
+    receiver = Receiver()
+    webhook = Webhook("http://receiver/x", (), PausedClock(), TripwireLog(), transport=receiver, folder=tmp_path)
+    webhook.start()
+    for name in (arrived, waits, "msg_new"):
+        webhook.restore(QueuedAlert(name, NOW, 0.0, {"run": "r", "wire": name}))
+    await webhook.stop()
+    assert receiver.heard == ["b", "msg_new"]
 
 
 async def test_the_last_write_is_the_last_one_in_the_file(monkeypatch, tmp_path):
@@ -350,7 +367,7 @@ async def test_the_last_write_is_the_last_one_in_the_file(monkeypatch, tmp_path)
     await asyncio.wait_for(webhook._idle.wait(), PATIENCE_S)
     let_go.set()
     await ending
-    assert json.loads((tmp_path / FILE_NAME).read_text()) == []
+    assert json.loads((tmp_path / FILE_NAME).read_text())["waiting"] == []
 
 
 async def test_what_waits_is_on_the_disk_before_the_process_ends(monkeypatch, tmp_path):
@@ -367,16 +384,18 @@ async def test_what_waits_is_on_the_disk_before_the_process_ends(monkeypatch, tm
     webhook.start()
     webhook.enqueue({"run": "r", "wire": "a"})
     await asyncio.wait_for(written.wait(), PATIENCE_S)  # no `stop`: it may be killed
-    assert json.loads((tmp_path / FILE_NAME).read_text())[0]["alert"]["wire"] == "a"
+    assert json.loads((tmp_path / FILE_NAME).read_text())["waiting"][0]["alert"]["wire"] == "a"
     monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._CLOSING_S", 0.01)
     await webhook.stop()
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[", "{", "[1]", "[" * 100_000, '[{"id": 1, "since": 1, "alert": {"run": "r", "wire": "w"}}]',
-     '[{"id": "a\\r\\nx: y", "since": 1, "alert": {"run": "r", "wire": "w"}}]', '[{"id": "a", "since": "x", "alert": {}}]',
-     '[{"id": "a", "since": NaN, "alert": {"run": "r", "wire": "w"}}]', '[{"id": "a", "since": 1, "alert": []}]'],
+    ["", "[", "{", "{}", "[]", "[1]", "[" * 100_000, '{"waiting": [], "ended": [1]}', '{"waiting": [1], "ended": []}',
+     *[f'{{"waiting": [{each}], "ended": []}}' for each in (
+         '{"id": 1, "since": 1, "alert": {"run": "r", "wire": "w"}}', '{"id": "a", "since": "x", "alert": {}}',
+         '{"id": "a\\r\\nx: y", "since": 1, "alert": {"run": "r", "wire": "w"}}',
+         '{"id": "a", "since": NaN, "alert": {"run": "r", "wire": "w"}}', '{"id": "a", "since": 1, "alert": []}')]],
 )  # fmt: skip
 async def test_a_damaged_file_is_set_aside_and_delivery_goes_on(tmp_path, text):
     (tmp_path / FILE_NAME).write_text(text)
