@@ -10,6 +10,7 @@ from functools import partial
 from rewardserve.model.traits import TRAITS
 from rewardserve.service.tripwires.alert import CANARY, Alert
 from rewardserve.service.tripwires.features import SampleFeatures
+from rewardserve.service.tripwires.prompt_profiles import prompt_features
 from rewardserve.service.tripwires.run_table import CANARIES
 from rewardserve.service.tripwires.running_sums import RunningSums
 
@@ -77,6 +78,9 @@ def _sample(rng, share):
         components=(score, rng.gauss(0, 1)),
         is_honeypot_hit=exploits if rng.random() < 0.2 else None,
         task=rng.choice(TASKS),
+        prompt_features=prompt_features("why? " * 9 if share < 0.5 else f"def f{rng.random()}(x):")
+        if rng.random() < 0.9
+        else None,
     )
 
 

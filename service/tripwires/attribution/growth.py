@@ -18,7 +18,7 @@ from rewardserve.service.tripwires.attribution.edit_search import find_edit
 from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS, Effect, corrected_z, paid, z_of_t
 from rewardserve.service.tripwires.attribution.findings import Feature, Finding, GrowthReport
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
-from rewardserve.service.tripwires.attribution.prompts import prompt_change
+from rewardserve.service.tripwires.attribution.prompts import prompt_change, task_strata
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
 
 MIN_GROWTH = 0.08
@@ -65,9 +65,10 @@ def compare_with(before: EarlyFeatures, recent: Sequence[ObservedSample]) -> Gro
     """
     early = before.samples
     prompts = prompt_change(early, recent)
+    strata = task_strata(early, recent, prompts)
     comparison = StratifiedComparison(
-        cluster([sample.prompt_key for sample in early], prompts.early),
-        cluster([sample.prompt_key for sample in recent], prompts.recent),
+        cluster([sample.prompt_key for sample in early], strata[0]),
+        cluster([sample.prompt_key for sample in recent], strata[1]),
     )
     std = pstdev([sample.score for sample in early]) if early else 0.0
     scores = [[sample.score / (std or 1.0) for sample in side] for side in (early, recent)]

@@ -12,7 +12,8 @@ class ObservedSample(NamedTuple):
     """One scored sample of a run.
 
     `prompt` and `response` are texts, `prompt_key` is equal for samples of one prompt, `score` is the combined score before
-    penalties and shape, `audit` the score of the audit judge where it scored the sample, both in their own units.
+    penalties and shape, `audit` the score of the audit judge where it scored the sample, both in their own units. `task` is the
+    client's name of the task, "" without one.
     """
 
     prompt: str
@@ -21,6 +22,7 @@ class ObservedSample(NamedTuple):
     score: float
     audit: float | None = None
     step: int | None = None
+    task: str = ""
 
     def clipped(self) -> ObservedSample:
         """The sample with its texts clipped to `MAX_CHARACTERS`: all that is kept and read of it."""

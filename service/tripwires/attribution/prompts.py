@@ -4,12 +4,13 @@ Features of responses follow their prompts: with another task they change honest
 test. Where they changed, each gets a score, the sum of log ratios of the features that changed (naive Bayes), and responses
 are compared within strata of that score (Rosenbaum and Rubin 1984, "Reducing Bias in Observational Studies Using
 Subclassification on the Propensity Score"). A stratum in which early and recent prompts still have different scores is left
-out: its recent prompts have no early ones like them, and are compared with none.
+out: its recent prompts have no early ones like them, and are compared with none. Tasks that the client names are strata already.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import log
 from typing import NamedTuple
@@ -74,6 +75,27 @@ def prompt_change(early: Sequence[ObservedSample], recent: Sequence[ObservedSamp
     ]
     changed = sorted(ratios, key=lambda name: (-abs(z[name]), name))[:_N_NAMED]
     return PromptChange(tuple((name, *shares[name]) for name in changed), *_strata(keys, scores))
+
+
+def task_strata(
+    early: Sequence[ObservedSample], recent: Sequence[ObservedSample], prompts: PromptChange
+) -> tuple[Mapping[int, int], Mapping[int, int]]:
+    """Strata of the prompts of both sides: one for each task that the client names and that has `MIN_PROMPTS` prompts on both.
+
+    Other prompts have those of `prompts`.
+    """
+    tasks = [{sample.prompt_key: sample.task for sample in side} for side in (early, recent)]
+    counts = [Counter(task for task in side.values() if task) for side in tasks]
+    large = sorted(task for task in counts[0] if min(each[task] for each in counts) >= MIN_PROMPTS)
+    places = {task: _N_STRATA + place for place, task in enumerate(large)}
+    others = (prompts.early, prompts.recent)
+    if not places:
+        return others
+    first, later = (
+        {key: places.get(task, other.get(key, 0)) for key, task in side.items()}
+        for side, other in zip(tasks, others, strict=True)
+    )
+    return first, later
 
 
 def _strata(

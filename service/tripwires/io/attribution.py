@@ -205,7 +205,7 @@ def _check_enough(early: Sequence[KeptSample], recent: Sequence[KeptSample]) -> 
         raise TooFewSamples(
             f"of this run the texts of {n_early.samples} first responses to {n_early.prompts} prompts and of "
             f"{n_recent.samples} recent ones to {n_recent.prompts} prompts are known; a comparison needs {MIN_PROMPTS} prompts "
-            f"on each side. Responses count as first ones until the baseline of the run is complete.",
+            f"on each side. Responses count as first ones until the baseline of the run, or of their task, is complete.",
             early_samples=n_early.samples,
             early_prompts=n_early.prompts,
             recent_samples=n_recent.samples,

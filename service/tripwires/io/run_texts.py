@@ -56,11 +56,11 @@ class KeptSample(NamedTuple):
 
 @dataclass(slots=True)
 class _TextsOfRun:
-    """Texts of one run under one model. `has_baseline`: the time of early samples is over."""
+    """Texts of one run under one model. `learned` are the strata, by key, whose early samples are over."""
 
     run: Run
     baseline_source: BaselineSource
-    has_baseline: bool = False
+    learned: set[str] = field(default_factory=set)
     early: list[KeptSample] = field(default_factory=list)
     recent: deque[KeptSample] = field(default_factory=deque)
     audits: dict[int, float] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class RunTexts:
     def add(self, runs: Mapping[str, Run], label: str, samples: Sequence[KeptSample]) -> None:
         """Keep samples of a run that the monitor has just counted. `runs` are all that the monitor has: others are forgotten.
 
-        Samples are early until the baseline of the run is complete; of these, each is kept with the same probability. Another
+        Samples are early until the baseline of their task is complete; of these, each is kept with the same probability. Another
         model gives other scores, so its texts replace those of the earlier one.
         """
         self.forget_others(runs)
@@ -93,13 +93,15 @@ class RunTexts:
         if texts is None or texts.baseline_source is not run.baseline_source:
             texts = self._runs[label] = _TextsOfRun(run, run.baseline_source)
         self._runs.move_to_end(label)
+        strata = {task: run.stratum_of(task) for task in {each.sample.task for each in samples}}
         for sample in samples:
-            if texts.has_baseline:
+            if strata[sample.sample.task].key in texts.learned:
                 _append(texts, sample)
             else:
                 self._sample_early(texts, sample)
-        # After a restart a run has its baseline at once, but no early samples yet.
-        texts.has_baseline = texts.has_baseline or (run.has_baseline and texts.n_seen >= N_SAMPLES)
+        # After a restart a run has its baselines at once, but no early samples yet.
+        if texts.n_seen >= N_SAMPLES:
+            texts.learned.update(each.key for each in strata.values() if each.has_baseline)
         self._bound()
 
     def add_audit(self, label: str, ids_hash: int, audit: float) -> None:

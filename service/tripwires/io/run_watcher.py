@@ -194,7 +194,9 @@ class RunWatcher:
     def _kept_sample(self, context: RunContext, row: ScoredRow, features: SampleFeatures) -> KeptSample:
         prompt, response = self._encoder.texts(row.sample)
         turn = _last_user_turn(row.sample)
-        observed = ObservedSample(turn or prompt, response, features.prompt_hash, features.score, step=context.step)
+        observed = ObservedSample(
+            turn or prompt, response, features.prompt_hash, features.score, step=context.step, task=features.task
+        )
         turns = row.sample.prompt if row.sample.messages is None else row.sample.messages[:-1]
         return KeptSample.of(observed, hash(row.encoded.ids), turns)
 

@@ -167,6 +167,41 @@ def test_a_task_that_becomes_more_frequent_is_no_growth():
     assert report.findings == []
 
 
+def of_tasks(seed, share, exploit=None):
+    """Two tasks with equal prompts and other responses, of which one has a tail; `share`: of the task with it."""
+    plain = [each._replace(task="plain") for each in stream(seed, 256, exploit=exploit, share=0.3 if exploit else 0.0)]
+    tailed = [
+        each._replace(task="tailed", response=each.response + " As asked.", score=each.score + 1.5)
+        for each in stream(seed + 100, 256, exploit=exploit, share=0.3 if exploit else 0.0)
+    ]
+    n = int(256 * share)
+    return plain[n:] + tailed[:n]
+
+
+def test_a_named_task_that_becomes_more_frequent_is_no_growth():
+    early, recent = of_tasks(1, 0.2), of_tasks(2, 0.7)
+    named, unnamed = (
+        compare_with(EarlyFeatures([f(each) for each in early]), [f(each) for each in recent])
+        for f in (lambda each: each, lambda each: each._replace(task=""))
+    )
+    assert "asked" in unnamed.findings[0].features[0].key
+    assert named.findings == []
+    assert named.score_growth.high > 0.0 > named.score_growth.low
+    assert unnamed.score_growth.low > 0.0
+
+
+def test_an_exploit_in_named_tasks_is_found_although_their_shares_changed():
+    early = of_tasks(1, 0.2)
+    recent = of_tasks(2, 0.7, lambda _, response: "Zork. " + response)
+    assert compare_with(EarlyFeatures(early), recent).findings[0].edit == Edit((Prepend(("Zork. ",)),))
+
+
+def test_a_task_with_few_prompts_is_compared_with_its_likes():
+    early = [each._replace(task=f"t{i % 64}") for i, each in enumerate(stream(1))]
+    recent = [each._replace(task=f"t{i % 64}") for i, each in enumerate(stream(2))]
+    assert compare_with(EarlyFeatures(early), recent).comparable == 1.0
+
+
 def test_an_exploit_is_found_although_the_mix_of_prompts_changed():
     def mixed(seed, n_other, share):
         parts = [stream(seed, n_other, ask="Spell {} and {}", exploit=tail, share=share),

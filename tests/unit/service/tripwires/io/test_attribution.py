@@ -23,6 +23,7 @@ NOUNS = [
 ]
 VERBS = ["keeps", "finds", "moves", "carries", "changes", "follows", "builds", "opens"]
 TAIL = " Verified by the quorum of seven."
+LEARNED = SimpleNamespace(key="", has_baseline=True)
 
 
 def honest(rng):
@@ -69,7 +70,7 @@ def clock():
 @pytest.fixture
 def build(clock):
     def build(early=EARLY, recent=RECENT, share=1.0, labels=("ppo-7",)):
-        runs = {label: SimpleNamespace(baseline_source="m", has_baseline=True) for label in labels}
+        runs = {label: SimpleNamespace(baseline_source="m", stratum_of=lambda _: LEARNED) for label in labels}
         texts = RunTexts()
         for label in labels:
             texts.add(runs, label, early)

@@ -18,7 +18,14 @@ def kept(i, prompt="why?", response=None, context="why?"):
 
 
 def run(has_baseline=False, source="model 1"):
-    return SimpleNamespace(baseline_source=source, has_baseline=has_baseline)
+    """A run with one stratum."""
+    return run_of({"": has_baseline}, source)
+
+
+def run_of(baselines, source="model 1"):
+    """A run whose tasks have a baseline or not."""
+    strata = {task: SimpleNamespace(key=task, has_baseline=has) for task, has in baselines.items()}
+    return SimpleNamespace(baseline_source=source, stratum_of=strata.__getitem__)
 
 
 def numbers(samples):
@@ -53,6 +60,22 @@ def test_after_a_restart_a_run_with_a_baseline_has_as_many_early_texts_as_one_wi
         texts.add(runs, "a", [kept(i)])
     assert numbers(texts.early("a")) == list(range(N_SAMPLES))
     assert numbers(texts.recent("a")) == list(range(600 - N_SAMPLES, 600))
+
+
+def test_a_task_that_begins_later_has_early_samples_of_its_own():
+    def of_task(task, first, n):
+        return [each._replace(sample=each.sample._replace(task=task)) for each in map(kept, range(first, first + n))]
+
+    known = {"chat": True, "code": False}
+    texts, runs = RunTexts(), {"a": run_of(known)}
+    texts.add(runs, "a", of_task("chat", 0, 300))
+    texts.add(runs, "a", of_task("chat", 300, 50) + of_task("code", 350, 300))
+    assert {each.sample.task for each in texts.recent("a")} == {"chat"}
+    assert 60 < sum(each.sample.task == "code" for each in texts.early("a")) < 190, "about half of the reservoir"
+    runs["a"].stratum_of("code").has_baseline = True
+    texts.add(runs, "a", of_task("code", 700, 1))
+    texts.add(runs, "a", of_task("code", 701, 1))
+    assert numbers(texts.recent("a"))[-1] == 701
 
 
 def test_another_model_and_a_forgotten_run_begin_without_texts():
