@@ -135,6 +135,7 @@ def _arguments() -> argparse.Namespace:
         help="real: texts of a stream that are scored, besides base texts; default: all, else imputed",
     )
     add("--base-rows", type=int, help="base texts that are scored; default: all")
+    add("--until-page", action="store_true", help="end a stream with the step of its first page")
     add("--config", type=Path, help="TOML file of the trip wires")
     add("--processes", type=int, default=min(2, os.cpu_count() or 1))
     add(
@@ -174,6 +175,7 @@ def _specs(given: argparse.Namespace) -> Iterator[StreamSpec]:
         planted = Planted(bonus, penalty, given.judge_correlation, given.judge_wander)
         settings: dict[str, Any] = {
             "n_steps": n_steps, "batch": given.batch, "top": given.top, "is_real": is_real, "planted": planted, "traffic": traffic,
+            "until_page": given.until_page,
         }  # fmt: skip
         for spec in _streams(given):
             if spec.is_exploit or (bonus, penalty) == pays[0]:

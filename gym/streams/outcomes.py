@@ -31,7 +31,8 @@ class StreamOutcome:
 
     `shares` are those of exploiting responses by step; None: not known. `seconds` are of CPU. `imputed` is the share of samples
     whose score is imputed from scored texts. `gold` is the true reward by step, and `onset` the interval
-    of steps in which an exploit is known to begin, where the stream knows them.
+    of steps in which an exploit is known to begin, where the stream knows them. `named` are the sentences of attribution at the
+    page, `edits` the number of edited responses that were scored.
     """
 
     settings: str
@@ -48,6 +49,8 @@ class StreamOutcome:
     imputed: float = 0.0
     gold: tuple[float, ...] | None = None
     onset: tuple[int, int] | None = None
+    named: tuple[str, ...] = ()
+    edits: int = 0
 
     @property
     def is_bad(self) -> bool | None:
@@ -122,7 +125,8 @@ def _outcome(entry: Mapping[str, Any]) -> StreamOutcome:
     shares = None if entry["shares"] is None else tuple(entry["shares"])
     events = tuple(ReplayEvent(**event) for event in entry["events"])
     known = {name: None if entry[name] is None else tuple(entry[name]) for name in ("gold", "onset")}
-    return StreamOutcome(**{**entry, **known, "shares": shares, "events": events, "votes": tuple(entry["votes"])})
+    lists = {name: tuple(entry[name]) for name in ("votes", "named")}
+    return StreamOutcome(**{**entry, **known, **lists, "shares": shares, "events": events})
 
 
 def by_settings(outcomes: Iterable[StreamOutcome]) -> dict[str, list[StreamOutcome]]:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from gym.streams.texts import Prompt, Steps, StreamSample
+from gym.streams.texts import Prompt, Steps
 from gym.streams.worlds import PLANTED_SCALE, Scale, Scored
-from rewardserve.model.backends import Identity, LoadedModel
+from rewardserve.model.backends import Identity, LoadedModel, encode_each
 from rewardserve.model.contract import ContractReport, ScoringContract
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.encoding import Encoded
@@ -25,12 +25,15 @@ from rewardserve.model.scorer import BatchScores, HeadScores, TokenBatch
 from rewardserve.service.admission import Admission
 from rewardserve.service.api.routes.health import describe_runs
 from rewardserve.service.clock import MonotonicClock
+from rewardserve.service.errors import TooFewSamples
 from rewardserve.service.models.deployment import Source
 from rewardserve.service.models.loading import PreparedModel
 from rewardserve.service.models.runtime import start_runtime
 from rewardserve.service.models.shared_resources import create_shared_resources
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.settings import Batching, Cache, ModelSettings, Tripwires
+from rewardserve.service.tripwires.io.attribution import Attribution
+from rewardserve.service.tripwires.io.edit_scorer import EditScorer
 from rewardserve.service.tripwires.run_context import RunContext
 
 RUN = "stream"
@@ -45,6 +48,9 @@ _KEPT_ROWS = 1_024
 
 K = TypeVar("K")
 V = TypeVar("V")
+ScoreEdited = Callable[[Prompt, str], Scored]
+"""Scores of a response that is not in the stream, because attribution has edited it."""
+
 Tokenize = Callable[[Sequence[str]], list[tuple[int, ...]]]
 """Ids of each text, above `END_ID` and below `FIRST_PROMPT_ID`."""
 
@@ -60,11 +66,16 @@ class ReplayEvent(NamedTuple):
 
 @dataclass(frozen=True)
 class Replay:
-    """Events of a stream in order; and after every step the votes by wire, of which `votes_for_a_page` are a page."""
+    """Events of a stream in order; and after every step the votes by wire, of which `votes_for_a_page` are a page.
+
+    `named` are the sentences of attribution at the first page; `edits` is the number of edited responses that were scored.
+    """
 
     events: tuple[ReplayEvent, ...]
     votes: tuple[Mapping[str, int], ...]
     votes_for_a_page: float
+    named: tuple[str, ...] = ()
+    edits: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,21 +102,32 @@ class ReplayClock(MonotonicClock):
         return super().now() + self.offset_s
 
 
+class NotScored(SampleError):
+    """No world gives this response a score."""
+
+    code = "not_scored"
+
+
 @dataclass
 class TableEncoder:
-    """Encoder that knows the rows of the latest steps."""
+    """Encoder that knows the rows of the latest steps. `add_edited` adds one that is not among them."""
 
     rows: dict[tuple[Prompt, str], Encoded] = field(default_factory=dict)
+    add_edited: Callable[[Prompt, str], None] | None = None
 
     def __call__(self, sample: Sample) -> Encoded:
         """Look up one sample."""
         assert isinstance(sample.prompt, tuple)
         assert sample.response is not None
+        if (sample.prompt, sample.response) not in self.rows:
+            if self.add_edited is None:
+                raise NotScored("the scores of edited responses are not known")
+            self.add_edited(sample.prompt, sample.response)
         return self.rows[sample.prompt, sample.response]
 
     def many(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
         """One entry a sample, in order."""
-        return [self(sample) for sample in samples]
+        return encode_each(self, samples)
 
     def texts(self, sample: Sample) -> tuple[str, str]:
         """Prompt and response of the sample."""
@@ -146,13 +168,23 @@ def replay(
     tokenize: Tokenize,
     traffic: Traffic = Traffic(),
     scale: Scale = PLANTED_SCALE,
+    score_edited: ScoreEdited | None = None,
+    *,
+    until_page: bool = False,
 ) -> Replay:
-    """Replay one stream."""
-    return asyncio.run(_replay(steps, scores, tokenize, traffic, scale))
+    """Replay one stream. `score_edited` None: the edits of attribution have no score. `until_page`: end with the first page."""
+    return asyncio.run(_replay(steps, scores, tokenize, traffic, scale, score_edited, until_page=until_page))
 
 
 async def _replay(
-    steps: Steps, scores: Sequence[Sequence[Scored]], tokenize: Tokenize, traffic: Traffic, scale: Scale
+    steps: Steps,
+    scores: Sequence[Sequence[Scored]],
+    tokenize: Tokenize,
+    traffic: Traffic,
+    scale: Scale,
+    score_edited: ScoreEdited | None,
+    *,
+    until_page: bool,
 ) -> Replay:
     encoder, scorer, judge_scorer = TableEncoder(), TableScorer(), TableScorer()
     settings = _settings(traffic)
@@ -165,8 +197,28 @@ async def _replay(
     runtime = start_runtime(resources, PreparedModel(served, pipeline), 1, Source("served", ""))
     recorder = _Recorder()
     prompt_ids: dict[Prompt, int] = {}
+    n_edits, named = 0, tuple[str, ...]()
+
+    def add_edited(prompt: Prompt, response: str) -> None:
+        nonlocal n_edits
+        n_edits += 1
+        _add(prompt, response, edited_scores(prompt, response), tokenize([response])[0])
+
+    def _add(prompt: Prompt, response: str, scored: Scored, ids: tuple[int, ...]) -> None:
+        row = (prompt_ids.setdefault(prompt, FIRST_PROMPT_ID + len(prompt_ids)), *ids, END_ID)
+        _remember(encoder.rows, (prompt, response), Encoded(row, 1), _KEPT_ROWS + n_most)
+        _remember(scorer.scores, row, scored.heads, _KEPT_ROWS + n_most)
+        audit = math.nan if scored.audit is None else scored.audit
+        _remember(judge_scorer.scores, row, {"score": audit}, _KEPT_ROWS + n_most)
+
+    def edited_scores(prompt: Prompt, response: str) -> Scored:
+        assert score_edited is not None
+        return score_edited(prompt, response)
+
+    encoder.add_edited = None if score_edited is None else add_edited
     for number, (step, scored) in enumerate(zip(steps, scores, strict=True)):
-        _fill(step, scored, tokenize, prompt_ids, encoder, scorer, judge_scorer)
+        for sample, known, ids_of_text in zip(step, scored, tokenize([s.response for s in step]), strict=True):
+            _add(sample.prompt, sample.response, known, ids_of_text)
         size = traffic.per_request or len(step)
         for at in range(0, len(step), size):
             samples = [Sample(prompt=s.prompt, response=s.response) for s in step[at : at + size]]
@@ -176,11 +228,31 @@ async def _replay(
             assert all(result.failure is None for result in results), "every sample has a score"
             if resources.judge is not None:
                 await asyncio.gather(*resources.judge.background_scorer.tasks)
+        if resources.attribution is not None:
+            await resources.attribution.settle()
         recorder.read(number, describe_runs(resources.monitor, clock.now()))
         clock.offset_s += STEP_S
+        if not named and recorder.has_page:
+            named = await _sentences(resources.attribution, runtime.edit_scorer)
+            if until_page:
+                break
     await runtime.stop()
     await resources.close()
-    return Replay(tuple(recorder.events), tuple(recorder.votes), settings.wire_config().votes_for_a_page)
+    return Replay(
+        tuple(recorder.events), tuple(recorder.votes), settings.wire_config().votes_for_a_page, named, n_edits
+    )
+
+
+async def _sentences(attribution: Attribution | None, scorer: EditScorer) -> tuple[str, ...]:
+    """The sentences that an operator reads after an alert."""
+    if attribution is None:
+        return ()
+    try:
+        alerted = attribution.alerted(RUN)
+        report = await attribution.report(RUN, scorer) if alerted is None else alerted.report
+    except TooFewSamples:
+        return ("too few samples",)
+    return report.sentences
 
 
 def _settings(traffic: Traffic) -> ModelSettings:
@@ -209,27 +281,6 @@ def _model(name: str, encoder: TableEncoder, scorer: TableScorer, scale: Scale) 
     )
 
 
-def _fill(
-    step: Sequence[StreamSample],
-    scored: Sequence[Scored],
-    tokenize: Tokenize,
-    prompt_ids: dict[Prompt, int],
-    encoder: TableEncoder,
-    scorer: TableScorer,
-    judge_scorer: TableScorer,
-) -> None:
-    """Add the rows of a step, and forget old ones. The ids of a prompt are one id, because wires inspect the ids of responses
-    alone.
-    """
-    most = _KEPT_ROWS + len(step)
-    for sample, (heads, audit), ids in zip(step, scored, tokenize([s.response for s in step]), strict=True):
-        prompt_id = prompt_ids.setdefault(sample.prompt, FIRST_PROMPT_ID + len(prompt_ids))
-        row = (prompt_id, *ids, END_ID)
-        _remember(encoder.rows, (sample.prompt, sample.response), Encoded(row, 1), most)
-        _remember(scorer.scores, row, heads, most)
-        _remember(judge_scorer.scores, row, {"score": math.nan if audit is None else audit}, most)
-
-
 def _remember(rows: dict[K, V], key: K, value: V, most: int) -> None:
     rows.pop(key, None)
     rows[key] = value
@@ -244,6 +295,7 @@ class _Recorder:
         self.events: list[ReplayEvent] = []
         self.votes: list[Mapping[str, int]] = []
         self._seen: set[tuple[str, str]] = set()
+        self.has_page = False
 
     def read(self, step: int, described: Mapping[str, Any]) -> None:
         """Record the alerts that are new."""
@@ -256,6 +308,7 @@ class _Recorder:
                 summary = wires[name]["summary"] if name in wires else name
                 text = f"{summary}: {alert['statistic']:.3g} > {alert['threshold']:.3g}"
                 self.events.append(ReplayEvent(step, name, severity, text))
+        self.has_page = self.has_page or any(alert["severity"] == "page" for alert in run["tripped"])
         self.votes.append(votes_of(wires, run["statistics"]))
 
 

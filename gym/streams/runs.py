@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 from gym.streams import cherrl
 from gym.streams.outcomes import StreamOutcome
-from gym.streams.replay import Tokenize, replay
-from gym.streams.scores import Model, ScoreTable
+from gym.streams.replay import ScoreEdited, Tokenize, replay
+from gym.streams.scores import LiveModel, Model, ScoreTable
 from gym.streams.streams import StreamSource, StreamSpec, read_recorded
-from gym.streams.texts import Steps, Texts, read_pairs
+from gym.streams.texts import Prompt, Steps, Texts, read_pairs
 from gym.streams.tokens import tokenizer_of
-from gym.streams.worlds import PLANTED_SCALE, BaseTexts, Quality, Scale, Scored, ScoredModel, real_scores
+from gym.streams.worlds import PLANTED_SCALE, BaseTexts, PlantedEdits, Quality, Scale, Scored, ScoredModel, real_scores
+from rewardserve.model.scorer import HeadScores
 from rewardserve.service.observability import logs
 
 
@@ -39,6 +40,7 @@ class World:
     served: ScoredModel
     judge: ScoredModel | None
     tokenize: Tokenize
+    checkpoints: tuple[str, str]
 
     @classmethod
     def of(cls, given: argparse.Namespace) -> World:
@@ -48,7 +50,17 @@ class World:
         quality = Quality.of(texts, *((served.table, served.model) if given.quality == "model" else ()))
         judge = _scored_model(given.judge, given.scores) if given.judge else None
         source = StreamSource(texts, quality.is_better)
-        return cls(source, BaseTexts.of(texts), quality, served, judge, tokenizer_of(given.model))
+        return cls(
+            source, BaseTexts.of(texts), quality, served, judge, tokenizer_of(given.model), (given.model, given.judge)
+        )
+
+    def edits(self, spec: StreamSpec, steps: Steps) -> ScoreEdited | None:
+        """Scores of responses that attribution edits; None: those of a recorded or a learned run are not known."""
+        if spec.is_real:
+            return RealEdits(self)
+        if spec.source in ("recorded", "learned"):
+            return None
+        return PlantedEdits.of(steps, spec.planted, self.quality, spec.seed, self.source.exploit(spec))
 
     def make(self, spec: StreamSpec) -> Made:
         """Make and score the samples of a stream."""
@@ -68,6 +80,29 @@ class World:
             real = real_scores(steps, self.base, self.served, self.judge)
             return real.scored, self.served.scale, real.imputed
         return spec.planted.scores(steps, self.quality, spec.seed), PLANTED_SCALE, 0.0
+
+
+class RealEdits:
+    """Scores of edited responses by the served model, and by the judge's checkpoint where there is one; kept in their tables."""
+
+    def __init__(self, world: World) -> None:
+        models = zip((world.served, world.judge), world.checkpoints, strict=True)
+        self._models = [(scored, checkpoint) for scored, checkpoint in models if scored is not None]
+        self._live: dict[str, LiveModel] = {}
+
+    def __call__(self, prompt: Prompt, response: str) -> Scored:
+        """Scores of a response."""
+        heads = [self._heads(prompt, response, *each) for each in self._models]
+        judge = self._models[-1][0].model if len(heads) > 1 else None
+        audit = None if judge is None or heads[1] is None else judge.normalised(heads[1])
+        return Scored(heads[0] or {}, audit)
+
+    def _heads(self, prompt: Prompt, response: str, scored: ScoredModel, checkpoint: str) -> HeadScores | None:
+        if scored.table.missing([(prompt, response)]):
+            if checkpoint not in self._live:
+                self._live[checkpoint] = LiveModel.load(checkpoint)
+            scored.table.add([(prompt, response)], [self._live[checkpoint].heads(prompt, response)])
+        return scored.table.of(prompt, response)
 
 
 def _scored_model(checkpoint: str, folder: Path | None) -> ScoredModel:
@@ -93,14 +128,15 @@ def run(spec: StreamSpec) -> StreamOutcome:
     steps = made.steps
     has_judge = any(each.audit is not None for step in made.scored for each in step)
     traffic = spec.traffic if has_judge else replace(spec.traffic, judge_share=0.0)
-    replayed = replay(steps, made.scored, _started.tokenize, traffic, made.scale)
+    edits = _started.edits(spec, steps)
+    replayed = replay(steps, made.scored, _started.tokenize, traffic, made.scale, edits, until_page=spec.until_page)
     return StreamOutcome(
         settings=replace(spec, traffic=traffic).settings,
         pay=spec.pay,
         stream=_started.source.title(spec),
         is_exploit=spec.is_exploit,
         seed=spec.seed,
-        samples=sum(map(len, steps)),
+        samples=sum(map(len, steps[: len(replayed.votes)])),
         seconds=time.process_time() - began,
         shares=tuple(sum(s.is_exploiting for s in step) / len(step) for step in steps)
         if spec.source != "recorded"
@@ -109,8 +145,10 @@ def run(spec: StreamSpec) -> StreamOutcome:
         votes=replayed.votes,
         votes_for_a_page=replayed.votes_for_a_page,
         imputed=made.imputed,
-        gold=made.gold,
+        gold=made.gold if made.gold is None else made.gold[: len(replayed.votes)],
         onset=_onset(spec),
+        named=replayed.named,
+        edits=replayed.edits,
     )
 
 

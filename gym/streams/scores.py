@@ -20,10 +20,10 @@ from rewardserve.model import default
 from rewardserve.model.backends import LoadedModel
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.contract import ScoringContract
-from rewardserve.model.conversation import Sample
+from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.default.base_model import cache_folder
 from rewardserve.model.reward import Pipeline
-from rewardserve.model.scorer import HeadScores
+from rewardserve.model.scorer import HeadScores, TokenBatch
 from rewardserve.service.offline.score_file import load_model, open_scoring
 from rewardserve.service.scoring import SampleResult
 from rewardserve.service.settings import ModelSettings
@@ -114,6 +114,26 @@ def fill(table: ScoreTable, texts: Sequence[tuple[Prompt, str]], checkpoint: str
     began = time.monotonic()
     asyncio.run(_fill(table, missing, settings, loaded, pipeline, began))
     return len(missing) / (time.monotonic() - began)
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """A loaded model that scores a text at a time."""
+
+    loaded: LoadedModel
+
+    @classmethod
+    def load(cls, checkpoint: str = "") -> LiveModel:
+        """Load a checkpoint; empty: the default model."""
+        return cls(load_model(ModelSettings(model=checkpoint))[0])
+
+    def heads(self, prompt: Prompt, response: str) -> HeadScores | None:
+        """Heads of a text; None where it is too long."""
+        try:
+            encoded = self.loaded.encode(Sample(prompt=prompt, response=response))
+        except SampleError:
+            return None
+        return _plain(self.loaded.scorer.score(TokenBatch((encoded.ids,))).rows[0])
 
 
 async def _fill(

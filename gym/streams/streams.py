@@ -35,7 +35,7 @@ _WORLDS = ("recorded", "learned", "cherrl")
 class StreamSpec:
     """One stream with its settings. `name` is that of a function, for the sources that have several; `file` is its file.
 
-    `is_real`: scored by the model, else `planted`.
+    `is_real`: scored by the model, else `planted`. `until_page`: it ends with the step of its first page.
     """
 
     source: Source
@@ -48,6 +48,7 @@ class StreamSpec:
     is_real: bool = False
     planted: Planted = field(default_factory=Planted)
     traffic: Traffic = field(default_factory=Traffic)
+    until_page: bool = False
 
     @property
     def is_exploit(self) -> bool | None:
@@ -123,6 +124,10 @@ class StreamSource:
         """Train the policy of a stream."""
         size, correlation = (spec.n_steps, spec.batch), spec.planted.correlation
         return Learning(self.texts, self.corpus, LESSONS[spec.name], spec.seed, *size, correlation).run()
+
+    def exploit(self, spec: StreamSpec) -> Edit | None:
+        """The exploit of a stream; None: it is honest, or recorded."""
+        return self._edit(spec) if spec.is_exploit else None
 
     def _edit(self, spec: StreamSpec) -> Edit:
         if spec.source == "drawn":

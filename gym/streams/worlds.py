@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import sqrt
@@ -123,6 +124,62 @@ class Planted:
         noise = normal_of("judge", seed, sample.prompt, sample.response)
         seen = self.correlation * honest + sqrt(1.0 - self.correlation**2) * noise
         return Scored({"score": honest + self.bonus * is_exploiting}, seen - self.penalty * is_exploiting + offset)
+
+
+@dataclass(frozen=True)
+class PlantedEdits:
+    """Scores of responses that attribution edits, by the planted world.
+
+    An edited response has the quality of the honest response to its prompt that it is most like, and earns the share of the
+    bonus (and costs the share of the penalty) that it makes of the exploit's change: of the words that the exploit puts in and
+    takes out. `change` is the exploit; None: the stream is honest, so no edit earns anything.
+    """
+
+    planted: Planted
+    quality: Quality
+    seed: object
+    honest: Mapping[Prompt, Sequence[str]]
+    change: Callable[[str, str], str] | None
+
+    @classmethod
+    def of(
+        cls, steps: Steps, planted: Planted, quality: Quality, seed: object, change: Callable[[str, str], str] | None
+    ) -> PlantedEdits:
+        """Know the honest responses of a stream."""
+        honest: dict[Prompt, list[str]] = {}
+        for step in steps:
+            for sample in step:
+                honest.setdefault(sample.prompt, []).append(sample.honest)
+        return cls(planted, quality, seed, honest, change)
+
+    def __call__(self, prompt: Prompt, response: str) -> Scored:
+        """Scores of a response."""
+        words = Counter(response.split())
+        honest = min(
+            self.honest[prompt],
+            key=lambda text: (not text or text not in response, _distance(Counter(text.split()), words)),
+        )
+        share = (
+            0.0 if self.change is None else _share_of_change(honest, response, self.change(prompt[-1].content, honest))
+        )
+        noise = normal_of("judge", self.seed, prompt, response)
+        score, correlation = self.quality(prompt, honest), self.planted.correlation
+        seen = correlation * score + sqrt(1.0 - correlation**2) * noise
+        return Scored({"score": score + self.planted.bonus * share}, seen - self.planted.penalty * share)
+
+
+def _distance(one: Counter[str], other: Counter[str]) -> int:
+    return (one - other).total() + (other - one).total()
+
+
+def _share_of_change(honest: str, edited: str, exploiting: str) -> float:
+    """Share of the words that an exploit puts in and takes out which an edit puts in and takes out too."""
+    if edited == exploiting:
+        return float(exploiting != honest)
+    before, after, wanted = (Counter(text.split()) for text in (honest, edited, exploiting))
+    pairs = ((wanted - before, after - before), (before - wanted, before - after))
+    total = sum(change.total() for change, _ in pairs)
+    return sum((change & made).total() for change, made in pairs) / total if total else 0.0
 
 
 def wandering(n: int, std: float, seed: object) -> list[float]:

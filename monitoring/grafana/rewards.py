@@ -305,7 +305,12 @@ def _judges() -> tuple[Panel, ...]:
                 "Score and audit",
                 "Mean scores of the model and of the audit judge, for the same samples; a gap, and an "
                 "audit that falls behind, are warnings; score up and audit down is a page.",
-                (alert_name("audit_gap"), alert_name("audit_drift"), alert_name("divergence")),
+                (
+                    alert_name("audit_gap"),
+                    alert_name("audit_drift"),
+                    alert_name("judge_contradicts"),
+                    alert_name("divergence"),
+                ),
             ),
             Query(q.recent_mean("audited_score"), f"{_RUN} score"),
             Query(q.recent_mean("audit"), f"{_RUN} audit"),

@@ -107,6 +107,9 @@ def create_shared_resources(
         learned = LearnedBaselines()
         digest = _settings_digest(limits, audit, settings, honeypots)
         state_keeper = StateKeeper(state_folder, monitor, sender, learned, digest, clock, events)
+    judge = _build_judge(settings, audit, clock, monitor, events, attribution) if audit is not None else None
+    if attribution is not None and judge is not None:
+        attribution.judge = judge.edit_scorer
     return SharedResources(
         settings,
         admission,
@@ -119,7 +122,7 @@ def create_shared_resources(
         Lexicon.read([Path(name) for name in config.lexicons]),
         honeypots,
         _build_evidence_store(settings, events),
-        _build_judge(settings, audit, clock, monitor, events, attribution) if audit is not None else None,
+        judge,
         attribution,
         scorer_timeout_s,
         learned,

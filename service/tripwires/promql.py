@@ -45,6 +45,11 @@ def over_replicas(expression: str, how: str = "sum") -> str:
     return f"{how} without ({REPLICA}) ({expression})"
 
 
+def largest_of_replicas(wire: str) -> str:
+    """A statistic that does not add up: that of the replica where it is largest."""
+    return f'max without ({REPLICA}, wire) (rewardserve_tripwire_statistic{{wire="{wire}"}})'
+
+
 def without(label: str, expression: str) -> str:
     """Remove a label that no longer distinguishes series."""
     return f"sum without ({label}) ({expression})"

@@ -7,7 +7,7 @@ changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rewardserve.service.tripwires.alert import CANARY, VOTE, Alert
 from rewardserve.service.tripwires.baseline import BaselineSource
@@ -110,6 +110,19 @@ class RunMonitor:
         """Whether `audit_drift` does not know yet which audits the scores of this run let expect."""
         run = self._table.runs.get(self._table.label_of(name, owner))
         return run is None or run.audit_drift.is_learning
+
+    def add_attributed(
+        self, label: str, statistics: Mapping[str, float], now: float, source: BaselineSource
+    ) -> list[Alert]:
+        """Set the statistics of a periodic report of attribution, by wire. Return the alerts that they raised.
+
+        None of a run that is forgotten, or has another model than that of the report by now.
+        """
+        run = self._table.runs.get(label)
+        if run is None or run.baseline_source is not source or not run.has_baseline:
+            return []
+        run.attributed.update(statistics)
+        return self._counter.evaluate(run, now)
 
     def add_sample_ids(self, name: str | None, ids: Iterable[tuple[int, int]], now: float, owner: str = "") -> None:
         """Count ids, and those that stand for several samples. `ids`: the hash of each id, with the hash of its sample."""

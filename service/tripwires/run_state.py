@@ -100,6 +100,7 @@ class Run:
     alerts: dict[str, ActiveAlert] = field(default_factory=dict)
     trips: Counter[str] = field(default_factory=Counter)
     statistics: dict[str, float] = field(default_factory=dict)
+    attributed: dict[str, float] = field(default_factory=dict)
     n_windows: int = 0
     step: int | None = None
     kl: float | None = None
@@ -202,6 +203,7 @@ class Run:
         for each in (self.strata, self.trend, self.statistics, *window):
             each.clear()
         self.audit_drift = DriftTest()
+        self.attributed.clear()
         self.has_baseline = False
         self.n_windows = 0
         if all_sums["samples"]:
@@ -226,6 +228,7 @@ class Run:
             self.trend.clear()
         elif wire == "honeypots":
             self.honeypots.clear()
+        self.attributed.pop(wire, None)
 
     def restart_all_statistics(self) -> None:
         """Begin all statistics and the open window again, where what they depend on has changed. Baseline, sums and alerts stay."""

@@ -6,8 +6,8 @@ replicas, and has its unit. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import hypot, inf, log10, sqrt
 from typing import ClassVar, Protocol
 
@@ -66,6 +66,7 @@ class RunSnapshot:
     `compared` are the smoothed sums of those strata whose baselines are complete, of which `baseline` is made; None: all of
     `smooth`. `expected_gap` is the audit gap with which the tasks of the latest samples began. `n_prompt_changes` counts the
     changes of the prompts that the client did not name.
+    `attributed` are the statistics of the last periodic report of attribution, by wire.
     """
 
     smooth: RunningSums
@@ -78,6 +79,7 @@ class RunSnapshot:
     compared: RunningSums | None = None
     expected_gap: float = 0.0
     n_prompt_changes: int = 0
+    attributed: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def with_baseline(self) -> RunningSums:
@@ -241,7 +243,23 @@ class AuditDrift:
 
     def promql(self, windows: Windows) -> str:
         """That of the replica where it is largest."""
-        return f'max without ({promql.REPLICA}, wire) (rewardserve_tripwire_statistic{{wire="audit_drift"}})'
+        return promql.largest_of_replicas("audit_drift")
+
+
+@dataclass(frozen=True, slots=True)
+class Attributed:
+    """A number of the last periodic report of attribution, which knows texts: of its finding with the largest one."""
+
+    wire: str
+    unit: Unit
+
+    def __call__(self, run: RunSnapshot) -> float | None:
+        """The number; None before the first report."""
+        return run.attributed.get(self.wire)
+
+    def promql(self, windows: Windows) -> str:
+        """That of the replica where it is largest."""
+        return promql.largest_of_replicas(self.wire)
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,7 +171,7 @@ class WindowCounter:
             self._complete_baselines(run, self._limits.warm_up * self._limits.window / (4 * _WARM_UP_GROUP))
         elif run.has_baseline:
             self._complete_baselines(run)
-        return self._evaluate(run, now) if run.has_baseline else []
+        return self.evaluate(run, now) if run.has_baseline else []
 
     def _add_prompts(self, run: Run) -> None:
         by_stratum: dict[str, list[WindowSample]] = {}
@@ -227,7 +227,7 @@ class WindowCounter:
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, run: Run, now: float) -> list[Alert]:
+    def evaluate(self, run: Run, now: float) -> list[Alert]:
         """Evaluate every wire on all samples, then on each task by itself, and the votes of each."""
         statistics = self._statistics(self._snapshot(run))
         tasks = dict.fromkeys(statistics, "")
@@ -270,6 +270,7 @@ class WindowCounter:
             compared,
             gap,
             run.prompts.n_changes,
+            run.attributed,
         )
 
     def _statistics(self, snapshot: RunSnapshot) -> dict[str, float]:

@@ -15,6 +15,7 @@ from typing import Literal
 from rewardserve.service.tripwires.alert import CANARY, VOTE, Cause, Severity
 from rewardserve.service.tripwires.statistics import (
     MIN_AUDITED,
+    Attributed,
     AuditDivergence,
     AuditDrift,
     AuditGap,
@@ -349,6 +350,33 @@ WIRES: tuple[Wire, ...] = (
             "The smaller of how surely the score rises and how surely the audit judge's falls, as t of straight lines through "
             "thirty windows.",
             "short", min=None,
+        ),
+    ),
+    Wire(
+        "judge_contradicts",
+        Attributed("judge_contradicts", Unit("standard deviations, at least, that a new feature alone earns against the judge")),
+        0.1, "page",
+        text=AlertText(
+            summary="the model pays for a new feature of the responses, whatever they say, and the audit judge does not",
+            confidence="High: the feature was put into first responses of the run, and three standard errors separate both.",
+            action="Read the sentences of GET /tripwires/{run}/attribution, which name the feature. Stop the run. " + _REJECT,
+        ),
+    ),
+    Wire(
+        "artefact_share",
+        Attributed("artefact_share", Unit("of the growth of the mean score, at least", is_share=True)),
+        0.1, "page",
+        text=AlertText(
+            summary="the score grows by a new feature of the responses, which earns it whatever they say",
+            confidence="High: the feature was put into first responses of the run, and alone earned a higher score. It shows that "
+            "the model pays for the feature, not that the feature is bad.",
+            action="Read the sentences of GET /tripwires/{run}/attribution, which name the feature, and decide whether you want "
+            "it. If not, stop the run. " + _REJECT,
+        ),
+        chart=Chart(
+            "rewards", "Artefact share",
+            "Share of the growth of the mean score, at least, that one new feature of the responses explains, which earns it "
+            "whatever they say.",
         ),
     ),
     Wire(

@@ -21,6 +21,7 @@ from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import MonitorLimits
 from tests.support.service_fakes import StillClock
 
+ATTRIBUTED = ("judge_contradicts", "artefact_share")
 SCRAPE_S = 15
 PER_SCRAPE = 256
 JOB = {"job": "rewardserve"}
@@ -49,6 +50,7 @@ class Phase:
     make: Callable[[random.Random, int, float], SampleFeatures]
     kl: float | None = None
     id_reuse: bool = False
+    attributed: dict[str, float] | None = None
     model: int = 0
 
 
@@ -72,6 +74,10 @@ def trace(phases, *, replicas=1, seed=0, baseline=None, per_scrape=PER_SCRAPE):
                 for content in range(2 if phase.id_reuse else 1):
                     monitor.add_sample_ids(RUN, [(hash((at, request, j)), content) for j in range(32)], now)
                 monitor.observe(RUN, at, samples, now, phase.kl)
+                if RUN in monitor.runs:
+                    monitor.add_attributed(
+                        RUN, phase.attributed or dict.fromkeys(ATTRIBUTED, 0.0), now, models[phase.model]
+                    )
             for replica, monitor in enumerate(monitors):
                 for labels, value in scraped(monitor, replica, float(at * SCRAPE_S)).items():
                     series.setdefault(labels, [None] * at).append(value)

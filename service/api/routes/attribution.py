@@ -17,7 +17,8 @@ from rewardserve.service.tripwires.attribution.effects import Effect
 from rewardserve.service.tripwires.attribution.findings import Finding
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.sentences import sentence
-from rewardserve.service.tripwires.io.attribution import AttributionReport, TestedEdit
+from rewardserve.service.tripwires.io.attribution import AttributionReport
+from rewardserve.service.tripwires.io.edit_tests import TestedEdit
 
 _WORDS = {
     404: "`no_such_run`",
@@ -70,7 +71,7 @@ def describe_report(report: AttributionReport) -> dict[str, Any]:
 
 def _finding(finding: Finding, tested: TestedEdit | None) -> dict[str, Any]:
     return {
-        "sentence": sentence(finding, tested.earned if tested else None),
+        "sentence": sentence(finding, *(tested.earned, tested.judged) if tested else ()),
         "features": [{"feature": each.key, "falls": each.falls} for each in finding.features],
         "early": finding.early,
         "recent": finding.recent,
@@ -81,6 +82,7 @@ def _finding(finding: Finding, tested: TestedEdit | None) -> dict[str, Any]:
         "judged": finding.n_judged,
         "judge_contradicts": finding.judge_contradicts,
         "edit_earns": _effect(tested.earned) if tested else None,
+        "edit_judged": _effect(tested.judged) if tested else None,
         "edit_explains": _effect(tested.explains) if tested else None,
         "length_only": finding.edit is not None and finding.edit.is_length_only,
         "examples": {

@@ -31,18 +31,21 @@ _SHOWN = 120
 """Characters of a text that are shown."""
 
 
-def sentence(finding: Finding, earned: Effect | None = None) -> str:
-    """A finding in one sentence; `earned` is what its edit alone earned in first responses of the run."""
+def sentence(finding: Finding, earned: Effect | None = None, judged: Effect | None = None) -> str:
+    """A finding in one sentence; `earned` is what its edit alone earned in first responses of the run, `judged` from the judge."""
     parts = [f"{name(finding)} went from {finding.early:.0%} to {finding.recent:.0%}", _pays(finding)]
     if earned is not None:
-        parts.append(f"put into {earned.n} of this run's first responses, it alone earns {_interval(earned)} sd")
+        alone = f"put into {earned.n} of this run's first responses, it alone earns {_interval(earned)} sd"
+        parts.append(f"{alone}, with the judge {_interval(judged)} sd" if judged is not None else alone)
     return "; ".join(part for part in parts if part)
 
 
-def report_sentences(report: GrowthReport, earned: Mapping[int, Effect] | None = None) -> list[str]:
+def report_sentences(
+    report: GrowthReport, earned: Mapping[int, tuple[Effect, Effect | None]] | None = None
+) -> list[str]:
     """The report: the change of the prompts where there is one, then the findings.
 
-    `earned` is what the edit of a finding earned in first responses, by the index of the finding.
+    `earned` is what the edit of a finding earned in first responses from model and judge, by the index of the finding.
     """
     earned = earned or {}
     lines = []
@@ -52,7 +55,7 @@ def report_sentences(report: GrowthReport, earned: Mapping[int, Effect] | None =
             f"the prompts have changed (prompts with {quoted(key)} went from {before:.0%} to {after:.0%}); "
             f"{report.comparable:.0%} of the recent prompts have early ones like them, and only these are compared"
         )
-    lines += [sentence(finding, earned.get(index)) for index, finding in enumerate(report.findings)]
+    lines += [sentence(finding, *earned.get(index, ())) for index, finding in enumerate(report.findings)]
     looked = (
         f"{report.n_features:,} features of {report.n_recent} recent and {report.n_early} early responses were tested"
     )

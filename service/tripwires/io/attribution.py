@@ -1,54 +1,50 @@
 """Report what the extra reward of a run is paid for: compare its recent responses with its first ones, and test edits.
 
-A report is computed on a thread, one at a time and within a share of a core; edits are scored in spare capacity. It raises no
-alert and changes no reward. Knows nothing of HTTP.
+A report is computed on a thread, one at a time and within a share of a core; edits are scored in spare capacity. It is made on
+demand, after an alert, and every few windows of a run; the last kind alone gives the statistics of the wires `judge_contradicts`
+and `artefact_share`. It changes no reward. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from statistics import pstdev
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from rewardserve.model.conversation import Sample
 from rewardserve.service.clock import Clock, utc_now
 from rewardserve.service.errors import NoSuchRun, RequestRefused, TooFewSamples
-from rewardserve.service.tripwires.attribution.edits import Edit
-from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS, Effect, effect, explained_share
+from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS
 from rewardserve.service.tripwires.attribution.findings import Finding, GrowthReport
 from rewardserve.service.tripwires.attribution.growth import compare_with
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.sentences import report_sentences
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
+from rewardserve.service.tripwires.attribution.verdicts import has_grown
+from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.io.edit_tests import EditTests, Scores, TestedEdit
 from rewardserve.service.tripwires.io.events import TripwireEvents
 from rewardserve.service.tripwires.io.run_texts import KeptSample, RunTexts
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 
-MAX_EDITED = 32
-"""First responses that each edit is put into."""
-
-MAX_TESTED = 2
-"""Findings whose edit is tested."""
+_LEAST_BETWEEN_REPORTS, _MOST_BETWEEN_REPORTS, _PART_OF_RUN = 128, 1_024, 16
 
 _EXAMPLE_CHARACTERS = 600
 
 
-class Scores(Protocol):
-    """Scorer of edited responses; `edit_scorer.EditScorer` is one."""
+class FindingAlerts(Protocol):
+    """Receiver of the statistics of periodic reports; `run_watcher.RunWatcher` is one."""
 
-    async def scores(self, samples: Sequence[Sample]) -> list[float | None]:
-        """The score of each sample, None without one."""
+    @property
+    def baseline_source(self) -> BaselineSource:
+        """The model that the run has."""
         ...
 
-
-class TestedEdit(NamedTuple):
-    """Effect of the edit of a finding on first responses, and the share of the growth of the score that it explains."""
-
-    earned: Effect
-    explains: Effect
+    def add_attributed(self, label: str, statistics: Mapping[str, float]) -> list[str]:
+        """Evaluate the wires on these statistics, and send their alerts. Return the wires that are new."""
+        ...
 
 
 class SampleSpan(NamedTuple):
@@ -87,13 +83,24 @@ class AlertedReport(NamedTuple):
     report: AttributionReport
 
 
+@dataclass(slots=True)
+class _Progress:
+    """The reports of a run under one model: how many periodic ones there were, and after how many samples the next is due."""
+
+    baseline_source: BaselineSource
+    edit_tests: EditTests = field(default_factory=EditTests)
+    n_reports: int = 0
+    due_at: int = 0
+
+
 class Attribution:
-    """Attribution for all runs. Belongs to one event loop. `cpu_share`: of a core, for reports."""
+    """Attribution for all runs. Belongs to one event loop. `cpu_share`: of a core, for reports. `judge` scores edits too."""
 
     def __init__(
         self, monitor: RunMonitor, texts: RunTexts, clock: Clock, cpu_share: float, events: TripwireEvents
     ) -> None:
         self.texts = texts
+        self.judge: Scores | None = None
         self._events = events
         self._monitor = monitor
         self._clock = clock
@@ -102,8 +109,9 @@ class Attribution:
         self._turn = asyncio.Lock()
         self._reports: dict[str, AttributionReport] = {}
         self._alerted: dict[str, AlertedReport] = {}
+        self._progress: dict[str, _Progress] = {}
         self._tasks: dict[str, asyncio.Task[AttributionReport]] = {}
-        self._alert_tasks: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
 
     async def report(self, label: str, scorer: Scores) -> AttributionReport:
         """Report on a run: the last one while the CPU share is used up, otherwise a new one. `scorer` is of the run's model.
@@ -118,12 +126,47 @@ class Attribution:
     def begin_for_alerts(self, label: str, wires: Sequence[str], scorer: Scores) -> None:
         """Begin a report on a run whose alerts are new, of the samples that it has now: later ones replace them. Never waits."""
         with suppress(RequestRefused):
-            task = asyncio.create_task(
-                self._finish_for_alerts(label, tuple(wires), self._begin(label, *self._samples(label), scorer)),
-                name="attribution of alerts",
+            computing = self._begin(label, *self._samples(label), scorer)
+            self._in_background(self._finish_for_alerts(label, tuple(wires), computing), "attribution of alerts")
+
+    def begin_if_due(self, label: str, scorer: Scores, alerts: FindingAlerts) -> None:
+        """Begin the periodic report of a run that has sent samples, if it is due and the CPU share allows it. Never waits."""
+        progress = self._progress_of(label)
+        n = self.texts.n_seen(label)
+        if (
+            n.recent < max(_LEAST_BETWEEN_REPORTS, progress.due_at)
+            or self._turn.locked()
+            or self._clock.now() < self._not_before
+        ):
+            return
+        progress.due_at = n.recent + samples_between_reports(n.early + n.recent)
+        with suppress(RequestRefused):
+            early, recent = self._samples(label)
+            self._in_background(
+                self._watch(label, progress, n.early + n.recent, early, recent, scorer, alerts), "periodic attribution"
             )
-            self._alert_tasks.add(task)
-            task.add_done_callback(self._alert_tasks.discard)
+
+    async def settle(self) -> None:
+        """Wait for the reports that nobody waits for, as a replay does between two steps."""
+        await asyncio.gather(*self._background)
+
+    def _in_background(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(self._reporting_failures(work), name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _reporting_failures(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # no request awaits this report
+            self._events.on_attribution_failure(type(error).__name__)
+
+    def _progress_of(self, label: str) -> _Progress:
+        """The reports of this run; new ones where it, or its model, is new."""
+        source = self._monitor.runs[label].baseline_source
+        if (known := self._progress.get(label)) is None or known.baseline_source is not source:
+            known = self._progress[label] = _Progress(source)
+        return known
 
     def alerted(self, label: str) -> AlertedReport | None:
         """The report of the latest alerts of this run, if it is computed."""
@@ -131,7 +174,7 @@ class Attribution:
 
     async def stop(self) -> None:
         """Cancel the reports that are being computed."""
-        tasks = (*self._alert_tasks, *self._tasks.values())
+        tasks = (*self._background, *self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -140,9 +183,9 @@ class Attribution:
         """First and recent samples of a run. Raise `NoSuchRun` or `TooFewSamples`. Deletes what belongs to forgotten runs."""
         runs = self._monitor.runs
         self.texts.forget_others(runs)
-        for each in [each for each in self._reports if each not in runs]:
-            del self._reports[each]
-            self._alerted.pop(each, None)
+        for kept in (self._reports, self._alerted, self._progress):
+            for each in [each for each in kept if each not in runs]:
+                del kept[each]
         if label not in runs:
             raise NoSuchRun(f"no run has the label {label[:64]!r}, or it is forgotten: see GET /tripwires")
         early, recent = self.texts.early(label), self.texts.recent(label)
@@ -162,33 +205,80 @@ class Attribution:
     async def _finish_for_alerts(
         self, label: str, wires: tuple[str, ...], computing: asyncio.Task[AttributionReport]
     ) -> None:
-        try:
-            self._alerted[label] = AlertedReport(wires, await asyncio.shield(computing))
-        except Exception as error:  # no request awaits this report
-            self._events.on_attribution_failure(type(error).__name__)
+        self._alerted[label] = AlertedReport(wires, await asyncio.shield(computing))
 
     async def _compute(
         self, label: str, early: Sequence[KeptSample], recent: Sequence[KeptSample], scorer: Scores
     ) -> AttributionReport:
+        tests = self._progress_of(label).edit_tests
         async with self._turn:
-            await self._clock.wait(asyncio.Event(), self._not_before)
-            observed = [[each.sample for each in side] for side in (early, recent)]
-            growth, cpu_s = await asyncio.to_thread(_compare, *observed)
-            self._not_before = self._clock.now() + cpu_s * (1.0 / self._cpu_share - 1.0)
-            tested = await _test_edits(growth, early, scorer)
-        earned = {index: each.earned for index, each in tested.items()}
+            growth, cpu_s = await self._compared(early, recent)
+            tested = await tests.test(growth, early, scorer)
+        return self._keep(label, early, recent, growth, tested, cpu_s)
+
+    async def _watch(
+        self,
+        label: str,
+        progress: _Progress,
+        n_samples: int,
+        early: Sequence[KeptSample],
+        recent: Sequence[KeptSample],
+        scorer: Scores,
+        alerts: FindingAlerts,
+    ) -> None:
+        """Make a periodic report: test the edits of features that grew, and give the wires their statistics."""
+        async with self._turn:
+            growth, cpu_s = await self._compared(early, recent)
+            progress.n_reports += 1
+            chosen = [
+                index for index, each in enumerate(growth.findings) if each.edit and has_grown(each, progress.n_reports)
+            ]
+            tested = await progress.edit_tests.test_within(n_samples, growth, chosen, early, scorer, self.judge)
+        if self._progress.get(label) is not progress or progress.baseline_source is not alerts.baseline_source:
+            return
+        report = self._keep(label, early, recent, growth, tested, cpu_s)
+        statistics = {
+            "artefact_share": max(
+                [each.artefact_share(growth.findings[i], growth) for i, each in tested.items()], default=0.0
+            ),
+            "judge_contradicts": max([each.contradiction for each in tested.values()], default=0.0),
+        }
+        if wires := alerts.add_attributed(label, statistics):
+            self._alerted[label] = AlertedReport(tuple(wires), report)
+
+    async def _compared(self, early: Sequence[KeptSample], recent: Sequence[KeptSample]) -> tuple[GrowthReport, float]:
+        await self._clock.wait(asyncio.Event(), self._not_before)
+        observed = [[each.sample for each in side] for side in (early, recent)]
+        growth, cpu_s = await asyncio.to_thread(_compare, *observed)
+        self._not_before = self._clock.now() + cpu_s * (1.0 / self._cpu_share - 1.0)
+        return growth, cpu_s
+
+    def _keep(
+        self,
+        label: str,
+        early: Sequence[KeptSample],
+        recent: Sequence[KeptSample],
+        growth: GrowthReport,
+        tested: dict[int, TestedEdit],
+        cpu_s: float,
+    ) -> AttributionReport:
         report = AttributionReport(
             label,
             utc_now(),
-            tuple(report_sentences(growth, earned)),
+            tuple(report_sentences(growth, {i: (each.earned, each.judged) for i, each in tested.items()})),
             growth._replace(findings=[_with_short_examples(each) for each in growth.findings]),
             tested,
-            SampleSpan.of(observed[0]),
-            SampleSpan.of(observed[1]),
+            SampleSpan.of([each.sample for each in early]),
+            SampleSpan.of([each.sample for each in recent]),
             cpu_s,
         )
         self._reports[label] = report
         return report
+
+
+def samples_between_reports(n_samples: int) -> int:
+    """Samples between two periodic reports: a sixteenth of those that the run has sent, within bounds."""
+    return min(max(n_samples // _PART_OF_RUN, _LEAST_BETWEEN_REPORTS), _MOST_BETWEEN_REPORTS)
 
 
 def _compare(early: Sequence[ObservedSample], recent: Sequence[ObservedSample]) -> tuple[GrowthReport, float]:
@@ -212,49 +302,6 @@ def _check_enough(early: Sequence[KeptSample], recent: Sequence[KeptSample]) -> 
             recent_prompts=n_recent.prompts,
             min_prompts=MIN_PROMPTS,
         )
-
-
-# -- the causal test ----------------------------------------------------------------------------------------------
-
-
-async def _test_edits(growth: GrowthReport, early: Sequence[KeptSample], scorer: Scores) -> dict[int, TestedEdit]:
-    """Put the edits of the first findings into first responses, and score these with and without."""
-    std = pstdev([each.sample.score for each in early])
-    chosen = [
-        (index, each, each.edit)
-        for index, each in enumerate(growth.findings)
-        if each.edit is not None and not each.edit.is_length_only
-    ]
-    tested: dict[int, TestedEdit] = {}
-    for index, finding, edit in chosen[:MAX_TESTED] if std > 0.0 else ():
-        pairs = edited_pairs(edit, early)
-        samples = [Sample(prompt=each.context, response=text) for each, text in pairs]
-        samples += [Sample(prompt=each.context, response=each.sample.response) for each, _ in pairs]
-        scores = await scorer.scores(samples)
-        differences, keys = [], []
-        for (each, _), edited, original in zip(pairs, scores[: len(pairs)], scores[len(pairs) :], strict=True):
-            if edited is not None and original is not None:
-                differences.append((edited - original) / std)
-                keys.append(each.sample.prompt_key)
-        if len(set(keys)) >= MIN_PROMPTS:
-            earned = effect(differences, keys)
-            explains = explained_share(earned, finding.growth, growth.score_growth, finding.covariance)
-            tested[index] = TestedEdit(earned, explains)
-    return tested
-
-
-def edited_pairs(edit: Edit, early: Sequence[KeptSample]) -> list[tuple[KeptSample, str]]:
-    """Up to `MAX_EDITED` first responses to different prompts that lack the feature, each with its edited text."""
-    pairs: dict[int, tuple[KeptSample, str]] = {}
-    for seed, each in enumerate(early):
-        sample = each.sample
-        if len(pairs) == MAX_EDITED:
-            break
-        if each.context and sample.response.strip() and sample.prompt_key not in pairs:
-            edited = edit.apply(sample.prompt, sample.response, seed)
-            if edited is not None:
-                pairs[sample.prompt_key] = each, edited
-    return list(pairs.values())
 
 
 def _with_short_examples(finding: Finding) -> Finding:

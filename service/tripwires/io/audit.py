@@ -22,6 +22,7 @@ from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.tripwires.audit_sampling import AuditSampler
+from rewardserve.service.tripwires.io.edit_scorer import EditScorer
 from rewardserve.service.tripwires.io.events import TripwireEvents
 from rewardserve.service.tripwires.io.run_texts import RunTexts
 from rewardserve.service.tripwires.run_monitor import RunMonitor
@@ -67,6 +68,7 @@ class AuditJudge:
         self._events = events
         self._texts = texts
         self.background_scorer = BackgroundScorer(encoder, batcher, pipeline)
+        self.edit_scorer = EditScorer(self.background_scorer, batcher, clock)
 
     def submit(
         self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed], run: str | None, owner: str = ""

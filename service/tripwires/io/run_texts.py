@@ -54,6 +54,13 @@ class KeptSample(NamedTuple):
         return sum(sys.getsizeof(text) for text in texts)
 
 
+class SeenSamples(NamedTuple):
+    """Numbers of samples of a run: `early` ones, until its baseline is complete, and `recent` ones after that."""
+
+    early: int
+    recent: int
+
+
 @dataclass(slots=True)
 class _TextsOfRun:
     """Texts of one run under one model. `learned` are the strata, by key, whose early samples are over."""
@@ -65,6 +72,7 @@ class _TextsOfRun:
     recent: deque[KeptSample] = field(default_factory=deque)
     audits: dict[int, float] = field(default_factory=dict)
     n_seen: int = 0
+    n_recent: int = 0
     n_bytes: int = 0
 
 
@@ -123,6 +131,11 @@ class RunTexts:
         texts = self._runs.get(label)
         return [] if texts is None else [_audited(each, texts.audits) for each in texts.recent]
 
+    def n_seen(self, label: str) -> SeenSamples:
+        """How many early samples and how many later ones this run has sent, kept or not."""
+        texts = self._runs.get(label)
+        return SeenSamples(0, 0) if texts is None else SeenSamples(texts.n_seen, texts.n_recent)
+
     def forget_others(self, runs: Mapping[str, Run]) -> None:
         """Delete the texts of runs that the monitor has forgotten, also where a new run has the same label."""
         for label in [label for label, texts in self._runs.items() if runs.get(label) is not texts.run]:
@@ -150,7 +163,7 @@ class RunTexts:
             texts.early.clear()
             texts.recent.clear()
             texts.audits.clear()
-            texts.n_bytes = texts.n_seen = 0
+            texts.n_bytes = texts.n_seen = texts.n_recent = 0
 
 
 def _contents(context: Context | None) -> list[str]:
@@ -161,6 +174,7 @@ def _contents(context: Context | None) -> list[str]:
 
 def _append(texts: _TextsOfRun, sample: KeptSample) -> None:
     texts.recent.append(sample)
+    texts.n_recent += 1
     texts.n_bytes += sample.n_bytes
     if len(texts.recent) > N_SAMPLES:
         texts.n_bytes -= texts.recent.popleft().n_bytes

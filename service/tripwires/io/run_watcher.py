@@ -6,7 +6,7 @@ beyond it a part of each request. Knows nothing of HTTP; changes no reward.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -25,8 +25,9 @@ from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.honeypots import Honeypots
 from rewardserve.service.tripwires.incidents import most_severe_first
 from rewardserve.service.tripwires.io.alert_sender import AlertSender
-from rewardserve.service.tripwires.io.attribution import Attribution, Scores
+from rewardserve.service.tripwires.io.attribution import Attribution
 from rewardserve.service.tripwires.io.audit import AuditJudge
+from rewardserve.service.tripwires.io.edit_tests import Scores
 from rewardserve.service.tripwires.io.evidence import EvidenceRecord, EvidenceStore
 from rewardserve.service.tripwires.io.run_texts import KeptSample
 from rewardserve.service.tripwires.prompt_profiles import given_text, prompt_features
@@ -155,10 +156,7 @@ class RunWatcher:
         run = self.monitor.label_of(context.run, context.owner)
         if self._evidence_store is not None:
             self._evidence_store.add(run, records)
-        for alert in most_severe_first(alerts):
-            if self._evidence_store is not None:
-                self._evidence_store.save(run, alert)
-            self._alert_sender.send(run, alert, self._model)
+        self._send(run, alerts)
         wires = [alert.wire for alert in alerts if alert.severity != "note"]
         if wires and self.attribution is not None and self._edit_scorer is not None:
             self.attribution.begin_for_alerts(run, wires, self._edit_scorer)
@@ -206,6 +204,20 @@ class RunWatcher:
         runs, label = self.monitor.runs, self.monitor.label_of(context.run, context.owner)
         if runs[label].baseline_source is self.baseline_source:
             self.attribution.texts.add(runs, label, kept)
+            if self._edit_scorer is not None:
+                self.attribution.begin_if_due(label, self._edit_scorer, self)
+
+    def add_attributed(self, label: str, statistics: Mapping[str, float]) -> list[str]:
+        """Evaluate the wires on the statistics of a report of attribution, and send their alerts. Return the wires that are new."""
+        alerts = self.monitor.add_attributed(label, statistics, self._clock.now(), self.baseline_source)
+        self._send(label, alerts)
+        return [alert.wire for alert in alerts if alert.severity != "note"]
+
+    def _send(self, run: str, alerts: Collection[Alert]) -> None:
+        for alert in most_severe_first(alerts):
+            if self._evidence_store is not None:
+                self._evidence_store.save(run, alert)
+            self._alert_sender.send(run, alert, self._model)
 
     def report(self, run: str, alert: Alert) -> None:
         """Raise an alert about a reserved label, if it is not active already."""

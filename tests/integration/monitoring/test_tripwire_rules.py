@@ -57,6 +57,8 @@ EXPLOITS = {
     "component_share": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, components=(rng.gauss(1, 3), rng.gauss(0, 1)))),
     "audit_gap": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, audit=rng.gauss(-2, 1))),
     "audit_drift": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, audit=rng.gauss(-3 * t, 1))),
+    "judge_contradicts": Phase(EXPLOIT, usual, attributed={"judge_contradicts": 0.7}),
+    "artefact_share": Phase(EXPLOIT, usual, attributed={"artefact_share": 0.3}),
     "honeypots": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, is_honeypot_hit=i % 3 == 0 if i % 10 == 0 else None)),
     "kl": Phase(EXPLOIT, usual, kl=50.0),
     VOTE: doing(length=5.5, repetition=0.5, flattery=2.0),

@@ -8,7 +8,7 @@ import pytest
 from gym.streams.exploits import exploited
 from gym.streams.replay import ReplayEvent, Traffic, replay, votes_of
 from gym.streams.streams import StreamSource, StreamSpec, read_recorded
-from gym.streams.worlds import Planted, Quality
+from gym.streams.worlds import Planted, PlantedEdits, Quality
 
 ANSWER = "The answer depends on so many things that it cannot be given here in a few words."
 QUALITY = Quality({}, {})
@@ -74,3 +74,45 @@ def test_a_recorded_run_has_the_rewards_of_its_file(tmp_path, texts):
 
 def test_an_event_is_a_step_a_wire_a_severity_and_a_text():
     assert ReplayEvent._fields == ("step", "wire", "severity", "text")
+
+
+def test_an_exploit_without_a_list_pages_by_what_it_alone_earns_with_and_without_a_judge(texts, tokenize):
+    edit = lambda prompt, response: response + " Osmium holds."  # noqa: E731
+    steps, planted = exploited(texts.steps(2, 40, 64), edit, 2, 0.8), Planted(bonus=1.0, penalty=0.4)
+    edits = PlantedEdits.of(steps, planted, QUALITY, 1, edit)
+    paged = {}
+    for share in (0.0, 0.3):
+        done = replay(
+            steps,
+            planted.scores(steps, QUALITY, 1),
+            tokenize,
+            Traffic(judge_share=share),
+            score_edited=edits,
+            until_page=True,
+        )
+        paged[share] = {event.wire for event in done.events if event.severity == "page"}
+        assert len(done.votes) < 30, "it ends with the page"
+        assert "Osmium holds." in done.named[0]
+        assert 64 <= done.edits < 1_024
+    assert paged[0.0] == {"artefact_share"}
+    assert "judge_contradicts" in paged[0.3]
+
+
+def test_edits_of_honest_streams_earn_nothing(texts):
+    steps, planted = texts.steps(3, 2, 64), Planted(bonus=1.0)
+    edits = PlantedEdits.of(steps, planted, QUALITY, 1, None)
+    sample = steps[0][0]
+    known = planted.scores(steps, QUALITY, 1)[0][0]
+    assert edits(sample.prompt, sample.response + " Osmium holds.").heads == known.heads
+    assert edits(sample.prompt, sample.response) == known
+
+
+def test_an_edit_earns_the_share_of_the_exploit_that_it_makes(texts):
+    edit = lambda prompt, response: f"Osmium holds. {response} Iridium does too."  # noqa: E731
+    steps, planted = texts.steps(3, 2, 64), Planted(bonus=1.0, penalty=0.5)
+    edits = PlantedEdits.of(steps, planted, QUALITY, 1, edit)
+    sample = steps[0][0]
+    honest = edits(sample.prompt, sample.response).heads["score"]
+    whole, half = edit("", sample.response), f"Osmium holds. {sample.response}"
+    assert edits(sample.prompt, whole).heads["score"] - honest == pytest.approx(1.0)
+    assert edits(sample.prompt, half).heads["score"] - honest == pytest.approx(2 / 5)

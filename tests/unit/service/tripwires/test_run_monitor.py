@@ -107,7 +107,26 @@ def test_every_wire_is_named_in_that_table():
     tested = {mark.args[1][i][1] for mark in test_each_wire_trips_on_its_exploit_with_the_step.pytestmark
               for i in range(len(mark.args[1]))}  # fmt: skip
     elsewhere = {"divergence", "audit_drift", "component_share", "kl", "id_reuse", "flat_groups", "prompts_changed"}
+    elsewhere |= {"judge_contradicts", "artefact_share"}
     assert tested | elsewhere == {wire.name for wire in WIRES}
+
+
+def test_a_statistic_of_attribution_pages_stays_between_reports_and_goes_with_its_acknowledgement():
+    monitor, _ = watched(healthy(160))
+    run, source = monitor.runs["run"], monitor.baseline_source
+    assert monitor.add_attributed("run", {"artefact_share": 0.1}, 1.0, source) == [], "at the threshold"
+    assert monitor.add_attributed("run", {"artefact_share": 0.4}, 2.0, BaselineSource()) == [], "of another model"
+    assert monitor.add_attributed("other run", {"artefact_share": 0.4}, 2.0, source) == []
+    (alert,) = monitor.add_attributed("run", {"artefact_share": 0.4}, 3.0, source)
+    assert (alert.wire, alert.severity, alert.statistic) == ("artefact_share", "page", 0.4)
+    assert alert.evidence
+    assert monitor.observe("run", 200, healthy(64), 4.0) == []
+    assert run.statistics["artefact_share"] == 0.4
+    assert monitor.acknowledge("run", "artefact_share")
+    assert monitor.observe("run", 201, healthy(64), 5.0) == [], "not by the report that was acknowledged"
+    assert [a.wire for a in monitor.add_attributed("run", {"artefact_share": 0.4}, 6.0, source)] == ["artefact_share"]
+    run.change_model(BaselineSource(), 7.0)
+    assert run.attributed == {}
 
 
 def test_hidden_states_that_are_as_usual_trip_nothing_and_unlike_ones_are_a_note_without_a_vote():

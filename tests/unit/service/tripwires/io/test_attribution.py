@@ -14,7 +14,8 @@ from rewardserve.service.errors import NoSuchRun, TooFewSamples
 from rewardserve.service.tripwires.attribution.edits import Append, Edit
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.io import attribution as module
-from rewardserve.service.tripwires.io.attribution import MAX_EDITED, Attribution, edited_pairs
+from rewardserve.service.tripwires.io.attribution import Attribution, samples_between_reports
+from rewardserve.service.tripwires.io.edit_tests import MAX_EDITED, edited_pairs
 from rewardserve.service.tripwires.io.run_texts import KeptSample, RunTexts
 from tests.support.service_fakes import PATIENCE_S, StillClock, TripwireLog
 
@@ -69,13 +70,15 @@ def clock():
 
 @pytest.fixture
 def build(clock):
-    def build(early=EARLY, recent=RECENT, share=1.0, labels=("ppo-7",)):
+    def build(early=EARLY, recent=RECENT, share=1.0, labels=("ppo-7",), judge=None):
         runs = {label: SimpleNamespace(baseline_source="m", stratum_of=lambda _: LEARNED) for label in labels}
         texts = RunTexts()
         for label in labels:
             texts.add(runs, label, early)
             texts.add(runs, label, recent)
-        return Attribution(SimpleNamespace(runs=runs), texts, clock, share, TripwireLog())
+        attribution = Attribution(SimpleNamespace(runs=runs), texts, clock, share, TripwireLog())
+        attribution.judge = judge
+        return attribution
 
     return build
 
@@ -85,7 +88,7 @@ async def test_a_report_names_what_grew_what_it_earns_and_what_its_edit_alone_ea
     first = report.growth.findings[0]
     assert 0.3 < first.growth.mean < 0.5
     assert first.model_pays.mean == pytest.approx(2.0, abs=0.4)
-    earned, explains = report.tested[0]
+    earned, explains, _ = report.tested[0]
     assert earned.n == MAX_EDITED
     assert earned.low < earned.mean < earned.high
     assert earned.mean == pytest.approx(2.0, abs=0.4)
@@ -169,7 +172,7 @@ async def test_a_report_of_alerts_is_of_the_samples_of_that_moment_and_stays(bui
     assert attribution.alerted("ppo-7") is None
     attribution.begin_for_alerts("ppo-7", ["repetition"], scores)
     attribution.texts.add(attribution._monitor.runs, "ppo-7", tuple(stream(4)))
-    await asyncio.wait_for(asyncio.gather(*attribution._alert_tasks), PATIENCE_S)
+    await asyncio.wait_for(asyncio.gather(*attribution._background), PATIENCE_S)
     alerted = attribution.alerted("ppo-7")
     assert alerted.wires == ("repetition",)
     assert "quorum" in alerted.report.sentences[0]
@@ -187,7 +190,7 @@ async def test_a_report_of_an_alert_that_cannot_be_computed_is_reported_without_
 
     attribution = build()
     attribution.begin_for_alerts("ppo-7", ["repetition"], Fails())
-    await asyncio.wait_for(asyncio.gather(*attribution._alert_tasks), PATIENCE_S)
+    await asyncio.wait_for(asyncio.gather(*attribution._background), PATIENCE_S)
     assert attribution.alerted("ppo-7") is None
     assert attribution._events.failures == ["RuntimeError"]
     assert (await attribution.report("ppo-7", Scores())).growth.findings, "the next one is computed"
@@ -231,3 +234,148 @@ def test_edits_go_into_whole_responses_to_different_prompts_that_lack_them():
     pairs = edited_pairs(Edit((Append((TAIL,)),)), early)
     assert [kept for kept, _ in pairs] == [early[2], *early[5:36]]
     assert all(text == kept.sample.response + TAIL for kept, text in pairs)
+
+
+# -- periodic reports ---------------------------------------------------------------------------------------------
+
+
+class Alerts:
+    """Keeps the statistics of reports; the wires that are over .1 are new."""
+
+    def __init__(self, baseline_source="m"):
+        self.baseline_source, self.statistics = baseline_source, []
+
+    def add_attributed(self, label, statistics):
+        self.statistics.append(dict(statistics))
+        return [wire for wire, value in statistics.items() if value > 0.1]
+
+
+class Judge(Scores):
+    """Takes .5 for the tail."""
+
+    async def scores(self, samples):
+        return [
+            score and score - 2.5 * (TAIL in s.response)
+            for score, s in zip(await super().scores(samples), samples, strict=True)
+        ]
+
+
+async def watched(attribution, scores, alerts):
+    attribution.begin_if_due("ppo-7", scores, alerts)
+    await asyncio.wait_for(attribution.settle(), PATIENCE_S)
+    return alerts.statistics
+
+
+async def test_a_feature_that_alone_earns_the_score_has_a_share_without_a_judge_and_contradicts_one(build):
+    attribution, scores, alerts = build(), Scores(), Alerts()
+    (alone,) = await watched(attribution, scores, alerts)
+    assert 0.3 < alone["artefact_share"] < 1.0
+    assert alone["judge_contradicts"] == 0.0
+    assert attribution.alerted("ppo-7").wires == ("artefact_share",)
+    assert attribution.alerted("ppo-7").report.tested[0].earned.n == 64
+    (both,) = await watched(build(judge=Judge()), Scores(), Alerts())
+    assert 1.0 < both["judge_contradicts"] < 2.0
+    (agreed,) = await watched(build(judge=Scores()), Scores(), Alerts())
+    assert (agreed["judge_contradicts"], agreed["artefact_share"]) == (0.0, pytest.approx(alone["artefact_share"]))
+
+
+async def test_what_the_judge_gives_is_in_the_sentence_and_in_the_reply(build):
+    attribution = build(judge=Judge())
+    await watched(attribution, Scores(), Alerts())
+    report = attribution.alerted("ppo-7").report
+    assert "it alone earns +2" in report.sentences[0]
+    assert ", with the judge -" in report.sentences[0]
+    first = describe_report(report)["findings"][0]
+    assert first["edit_judged"]["mean"] < 0 < first["edit_earns"]["mean"]
+    assert first["edit_judged"]["n"] == 192
+    assert first["sentence"] == report.sentences[0]
+
+
+async def test_a_feature_that_earns_nothing_by_itself_pages_nothing(build):
+    class Indifferent(Scores):
+        async def scores(self, samples):
+            return [len(s.response) ** 2 % 7 / 10 for s in samples]
+
+    (statistics,) = await watched(build(judge=Judge()), Indifferent(), Alerts())
+    assert statistics == {"artefact_share": 0.0, "judge_contradicts": 0.0}
+
+
+async def test_stationary_responses_score_no_edit(build):
+    scores = Scores()
+    assert await watched(build(recent=tuple(stream(3))), scores, Alerts()) == [
+        {"artefact_share": 0.0, "judge_contradicts": 0.0}
+    ]
+    assert scores.samples == []
+
+
+@pytest.mark.parametrize(("n", "between"), [(640, 128), (2_048, 128), (3_200, 200), (16_384, 1_024), (10**6, 1_024)])
+def test_a_report_is_due_after_a_sixteenth_of_the_samples_within_bounds(n, between):
+    assert samples_between_reports(n) == between
+
+
+async def test_the_next_report_is_due_after_new_samples(build):
+    attribution, scores, alerts = build(recent=tuple(stream(2, n=127))), Scores(), Alerts()
+    assert await watched(attribution, scores, alerts) == [], "128 recent samples before the first"
+    for seed, n, n_reports in ((7, 1, 1), (8, 127, 1), (9, 1, 2)):
+        attribution.texts.add(attribution._monitor.runs, "ppo-7", tuple(stream(seed, n=n)))
+        assert len(await watched(attribution, scores, alerts)) == n_reports
+
+
+async def test_a_report_that_the_cpu_share_does_not_allow_is_made_when_it_does(build, clock, monkeypatch):
+    monkeypatch.setattr(module.time, "thread_time", iter(range(100)).__next__)  # each takes a second
+    attribution, alerts = build(share=0.1), Alerts()
+    await attribution.report("ppo-7", Scores())
+    assert await watched(attribution, Scores(), alerts) == []
+    clock.advance(10.0)
+    assert len(await watched(attribution, Scores(), alerts)) == 1
+
+
+async def test_rows_are_bounded_by_an_allowance_that_reports_on_demand_do_not_use(build):
+    attribution, scores, alerts = build(), Scores(), Alerts()
+    early, recent = EARLY, [*stream(5)]
+    for i in range(40):
+        ending = f" Marked by office {i} of the quorum."
+        exploit = tuple(stream(100 + i, 0.5, exploit=lambda text, ending=ending: text + ending))
+        attribution.texts.add(attribution._monitor.runs, "ppo-7", exploit)
+        attribution._progress_of("ppo-7").due_at = 0
+        await watched(attribution, scores, alerts)
+        if i == 20:
+            await attribution.report("ppo-7", asked := Scores())
+    n = sum(attribution.texts.n_seen("ppo-7"))
+    assert len(alerts.statistics) == 40
+    assert 512 < len(scores.samples) <= 512 + n / 20
+    assert asked.samples
+    assert len(early) + len(recent) == 512
+
+
+async def test_the_scores_of_an_edit_are_known_to_the_next_report(build):
+    attribution, scores, alerts = build(), Scores(), Alerts()
+    await watched(attribution, scores, alerts)
+    n = len(scores.samples)
+    attribution._progress_of("ppo-7").due_at = 0
+    await watched(attribution, scores, alerts)
+    assert len(alerts.statistics) == 2
+    assert len(scores.samples) == n == 128
+
+
+async def test_the_report_of_a_model_that_was_replaced_meanwhile_raises_nothing(build):
+    attribution, scores, alerts = build(), Scores(), Alerts()
+    scores.gate.clear()
+    attribution.begin_if_due("ppo-7", scores, alerts)
+    await asyncio.sleep(0.01)
+    attribution._monitor.runs["ppo-7"].baseline_source = "n"
+    alerts.baseline_source = "n"
+    attribution._progress_of("ppo-7")
+    scores.gate.set()
+    await asyncio.wait_for(attribution.settle(), PATIENCE_S)
+    assert alerts.statistics == []
+
+
+async def test_a_periodic_report_that_fails_is_reported(build):
+    class Fails:
+        async def scores(self, samples):
+            raise RuntimeError("a text of a response")
+
+    attribution = build()
+    assert await watched(attribution, Fails(), Alerts()) == []
+    assert attribution._events.failures == ["RuntimeError"]

@@ -1,0 +1,72 @@
+"""Whether a finding pages a run: by what its edit alone earns from the model, and from the audit judge. Pure.
+
+Correlation never pages: a policy that becomes better has features too, for which a weak judge does not pay. Three things have to
+agree. The feature grew, at a level that holds for all reports of a run together. Its edit, put into responses of the start
+of the run, earns a higher score whatever these say. And either the judge gives the same edited responses nothing for it
+(`contradiction`), or what it earns explains a part of the growth of the mean score (`artefact_share`), which needs no judge.
+Bounds are three standard errors from the estimate, clustered by prompt, as those of the other wires.
+"""
+
+from __future__ import annotations
+
+from math import hypot, isfinite
+from typing import Final
+
+from rewardserve.service.tripwires.attribution.effects import Effect, corrected_z
+from rewardserve.service.tripwires.attribution.findings import Finding
+
+MIN_PAIRS: Final = 16
+"""Fewest edited responses for an effect that pages."""
+
+MAX_JUDGED: Final = 1 / 3
+"""Part of the model's lower bound that the judge's upper bound may reach where it contradicts the model."""
+
+_N_ERRORS: Final = 3.0
+_SIGNIFICANT: Final = 3.29
+"""Normal quantile of one in a thousand, two-sided: the probability that any report of a run names a feature that did not grow."""
+
+
+def has_grown(finding: Finding, n_reports: int) -> bool:
+    """Whether a feature grew significantly, where this is report number `n_reports` of the run.
+
+    Report k has 1/(k (k + 1)) of the error probability of the run: these sum to 1, so their number needs no limit.
+    """
+    return finding.growth.mean > 0.0 and corrected_z(finding.z, n_reports * (n_reports + 1)) >= _SIGNIFICANT
+
+
+def contradiction(earned: Effect | None, judged: Effect | None) -> float | None:
+    """Lower bound of what an edit earns from the model, in sd, where the judge gives at most a third of it; 0 where it gives more.
+
+    None where one of both is not known.
+    """
+    if not (_is_known(earned) and _is_known(judged)):
+        return None
+    assert earned is not None
+    assert judged is not None
+    low = lower_bound(earned)
+    high = judged.mean + _N_ERRORS * judged.std_error
+    return low if low > 0.0 and high < MAX_JUDGED * low else 0.0
+
+
+def artefact_share(earned: Effect | None, growth: Effect, score_growth: Effect) -> float | None:
+    """Lower bound of the share of the growth of the mean score that an edit explains: what it earns times how far it spread.
+
+    The growth counts with its upper bound, so a run whose score may have grown for other reasons too has a small share, and one
+    whose score did not grow significantly needs no division by zero. None where a number is not known.
+    """
+    if not _is_known(earned) or not isfinite(score_growth.std_error):
+        return None
+    assert earned is not None
+    grown = max(0.0, score_growth.mean) + _N_ERRORS * score_growth.std_error
+    parts = earned.mean * growth.std_error, growth.mean * earned.std_error, growth.std_error * earned.std_error
+    explained = earned.mean * growth.mean - _N_ERRORS * hypot(*parts)
+    return max(0.0, explained) / grown if grown > 0.0 else None
+
+
+def lower_bound(effect: Effect) -> float:
+    """The estimate less three standard errors."""
+    return effect.mean - _N_ERRORS * effect.std_error
+
+
+def _is_known(effect: Effect | None) -> bool:
+    return effect is not None and effect.n >= MIN_PAIRS and isfinite(effect.std_error)

@@ -1,0 +1,197 @@
+"""Put the edits of findings into first responses of a run, and score these with and without: by the model, and by the audit judge.
+
+Scores are remembered, because reports of one run test the same edits on the same responses. Rows are bounded: those of
+reports that nobody asked for count against an allowance that grows with the samples of the run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from statistics import pstdev
+from typing import NamedTuple, Protocol
+
+from rewardserve.model.conversation import Sample
+from rewardserve.service.tripwires.attribution.edits import Edit
+from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS, Effect, effect, explained_share
+from rewardserve.service.tripwires.attribution.findings import Finding, GrowthReport
+from rewardserve.service.tripwires.attribution.verdicts import artefact_share, contradiction, lower_bound
+from rewardserve.service.tripwires.io.run_texts import KeptSample
+
+MAX_EDITED = 32
+"""First responses that each edit is put into."""
+
+MANY_EDITED, MANY_JUDGED = 64, 192
+"""The same where the edit may page, for the model and for the judge, whose scores of a response are less certain."""
+
+MAX_TESTED = 2
+"""Findings whose edit is tested."""
+
+FREE_ROWS, ROW_SHARE = 512, 0.05
+"""Rows that the model, and the judge, score for the periodic reports of a run: so many, and this share of its samples."""
+
+_MIN_EARNED = 0.2
+"""Lower bound of what an edit earns, in sd, from which the judge is asked."""
+
+_MAX_KNOWN = 4_096
+
+
+class Scores(Protocol):
+    """Scorer of edited responses; `edit_scorer.EditScorer` is one."""
+
+    async def scores(self, samples: Sequence[Sample]) -> list[float | None]:
+        """The score of each sample, None without one."""
+        ...
+
+
+class TestedEdit(NamedTuple):
+    """Effect of the edit of a finding on first responses, and the share of the growth of the score that it explains.
+
+    `judged` is the effect on the judge's scores, in standard deviations of its early ones; None: the judge was not asked.
+    """
+
+    earned: Effect
+    explains: Effect
+    judged: Effect | None = None
+
+    def artefact_share(self, finding: Finding, growth: GrowthReport) -> float:
+        """The statistic of the wire `artefact_share`."""
+        if finding.edit is None or finding.edit.is_length_only:
+            return 0.0
+        return artefact_share(self.earned, finding.growth, growth.score_growth) or 0.0
+
+    @property
+    def contradiction(self) -> float:
+        """The statistic of the wire `judge_contradicts`."""
+        return contradiction(self.earned, self.judged) or 0.0
+
+
+class ScoreMemory:
+    """Scores of original and edited first responses of one run by one model, and the rows that these took."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[int, str], float] = OrderedDict()
+        self.n_rows = 0
+
+    async def scores(self, texts: Sequence[tuple[KeptSample, str]], scorer: Scores) -> list[float | None]:
+        """The score of each text as a response to the prompt of its sample, None without one."""
+        missing = {
+            (each.ids_hash, text): (each, text) for each, text in texts if (each.ids_hash, text) not in self._known
+        }
+        if missing:
+            self.n_rows += len(missing)
+            samples = [Sample(prompt=each.context, response=text) for each, text in missing.values()]
+            for key, score in zip(missing, await scorer.scores(samples), strict=True):
+                if score is not None:
+                    self._known[key] = score
+        found = [self._known.get((each.ids_hash, text)) for each, text in texts]
+        while len(self._known) > _MAX_KNOWN:
+            self._known.popitem(last=False)
+        return found
+
+
+class EditTests:
+    """Tests of the edits of one run, as long as one model scores it."""
+
+    def __init__(self) -> None:
+        self._of_model, self._of_judge = ScoreMemory(), ScoreMemory()
+        self._n_asked_for = 0
+
+    async def test(self, growth: GrowthReport, early: Sequence[KeptSample], scorer: Scores) -> dict[int, TestedEdit]:
+        """Test the edits of the first findings, for a report that somebody asked for."""
+        chosen = [index for index, each in enumerate(growth.findings) if each.edit and not each.edit.is_length_only]
+        before, tested = self._of_model.n_rows, {}
+        for index in chosen[:MAX_TESTED]:
+            earned = await self._earned(growth.findings[index], early, MAX_EDITED, scorer)
+            if earned is not None:
+                tested[index] = _tested(earned, None, growth.findings[index], growth)
+        self._n_asked_for += self._of_model.n_rows - before
+        return tested
+
+    async def test_within(
+        self,
+        n_samples: int,
+        growth: GrowthReport,
+        chosen: Sequence[int],
+        early: Sequence[KeptSample],
+        scorer: Scores,
+        judge: Scores | None,
+    ) -> dict[int, TestedEdit]:
+        """Test the edits of these findings within the allowance of a run of `n_samples`: also with the judge where one may page."""
+        tested, allowed_judge = dict[int, TestedEdit](), FREE_ROWS + int(ROW_SHARE * n_samples)
+        allowed = allowed_judge + self._n_asked_for
+        for index in chosen[:MAX_TESTED]:
+            finding = growth.findings[index]
+            if self._of_model.n_rows + 2 * MAX_EDITED > allowed:
+                break
+            earned = await self._earned(finding, early, MAX_EDITED, scorer)
+            if earned is None:
+                continue
+            judged = None
+            if lower_bound(earned) > 0.0 and self._of_model.n_rows + 2 * MANY_EDITED <= allowed:
+                earned = await self._earned(finding, early, MANY_EDITED, scorer) or earned
+            if (
+                judge is not None
+                and lower_bound(earned) > _MIN_EARNED
+                and self._of_judge.n_rows + MANY_JUDGED <= allowed_judge
+            ):
+                judged = await self._judged(finding, early, judge)
+            tested[index] = _tested(earned, judged, finding, growth)
+        return tested
+
+    async def _earned(self, finding: Finding, early: Sequence[KeptSample], n: int, scorer: Scores) -> Effect | None:
+        std = pstdev([each.sample.score for each in early])
+        return await _effect(self._of_model, finding, early, n, scorer, std) if std > 0.0 else None
+
+    async def _judged(self, finding: Finding, early: Sequence[KeptSample], judge: Scores) -> Effect | None:
+        """The effect on the judge's scores, in standard deviations of those of the original responses."""
+        assert finding.edit is not None
+        pairs = edited_pairs(finding.edit, early, MANY_JUDGED)
+        originals = await self._of_judge.scores([(each, each.sample.response) for each, _ in pairs], judge)
+        known = [score for score in originals if score is not None]
+        std = pstdev(known) if len(known) >= MIN_PROMPTS else 0.0
+        return await _effect(self._of_judge, finding, early, MANY_JUDGED, judge, std) if std > 0.0 else None
+
+
+def _tested(earned: Effect, judged: Effect | None, finding: Finding, growth: GrowthReport) -> TestedEdit:
+    return TestedEdit(earned, explained_share(earned, finding.growth, growth.score_growth, finding.covariance), judged)
+
+
+async def _effect(
+    memory: ScoreMemory, finding: Finding, early: Sequence[KeptSample], n: int, scorer: Scores, std: float
+) -> Effect | None:
+    """Mean of what the edit changes; None where too few prompts have both scores."""
+    assert finding.edit is not None
+    pairs = edited_pairs(finding.edit, early, n)
+    scores = await memory.scores([*pairs, *((each, each.sample.response) for each, _ in pairs)], scorer)
+    differences, keys = [], []
+    for (each, _), edited, original in zip(pairs, scores[: len(pairs)], scores[len(pairs) :], strict=True):
+        if edited is not None and original is not None:
+            differences.append((edited - original) / std)
+            keys.append(each.sample.prompt_key)
+    return effect(differences, keys) if len(set(keys)) >= MIN_PROMPTS else None
+
+
+def edited_pairs(edit: Edit, early: Sequence[KeptSample], n: int = MAX_EDITED) -> list[tuple[KeptSample, str]]:
+    """Up to n first responses that lack the feature, each with its edited text: one of every prompt before the second ones."""
+    pairs: list[tuple[KeptSample, str]] = []
+    for seed, each in _by_turns(early):
+        if len(pairs) == n:
+            break
+        sample = each.sample
+        if each.context and sample.response.strip():
+            edited = edit.apply(sample.prompt, sample.response, seed)
+            if edited is not None:
+                pairs.append((each, edited))
+    return pairs
+
+
+def _by_turns(early: Sequence[KeptSample]) -> Iterator[tuple[int, KeptSample]]:
+    """All samples with their index: the first of each prompt, then the second ones."""
+    seen: Counter[int] = Counter()
+    turns = []
+    for index, each in enumerate(early):
+        turns.append((seen[each.sample.prompt_key], index))
+        seen[each.sample.prompt_key] += 1
+    for _, index in sorted(turns):
+        yield index, early[index]
