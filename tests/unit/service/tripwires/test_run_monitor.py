@@ -119,7 +119,6 @@ def test_a_statistic_of_attribution_pages_stays_between_reports_and_goes_with_it
     assert monitor.add_attributed("other run", {"artefact_share": 0.4}, 2.0, source) == []
     (alert,) = monitor.add_attributed("run", {"artefact_share": 0.4}, 3.0, source)
     assert (alert.wire, alert.severity, alert.statistic) == ("artefact_share", "page", 0.4)
-    assert alert.evidence
     assert monitor.observe("run", 200, healthy(64), 4.0) == []
     assert run.statistics["artefact_share"] == 0.4
     assert monitor.acknowledge("run", "artefact_share")
