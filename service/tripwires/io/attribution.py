@@ -147,7 +147,7 @@ class Attribution:
             )
 
     async def settle(self) -> None:
-        """Wait for the reports that nobody waits for, as a replay does between two steps."""
+        """Wait for the reports in the background, as a replay does between two steps."""
         await asyncio.gather(*self._background)
 
     def _in_background(self, work: Coroutine[None, None, None], name: str) -> None:

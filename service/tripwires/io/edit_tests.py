@@ -1,7 +1,7 @@
 """Put the edits of findings into first responses of a run, and score these with and without: by the model, and by the audit judge.
 
 Scores are remembered, because reports of one run test the same edits on the same responses. Rows are bounded: those of
-reports that nobody asked for count against an allowance that grows with the samples of the run.
+periodic reports count against an allowance that grows with the samples of the run.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class EditTests:
         self._n_asked_for = 0
 
     async def test(self, growth: GrowthReport, early: Sequence[KeptSample], scorer: Scores) -> dict[int, TestedEdit]:
-        """Test the edits of the first findings, for a report that somebody asked for."""
+        """Test the edits of the first findings, for a report on demand."""
         chosen = [index for index, each in enumerate(growth.findings) if each.edit and not each.edit.is_length_only]
         before, tested = self._of_model.n_rows, {}
         for index in chosen[:MAX_TESTED]:
