@@ -21,6 +21,7 @@ from typing import Any
 from docs import reference
 from docs.log_events import LOG_EVENTS
 from docs.markdown import code, spaced, table, text
+from rewardserve.exit_codes import EXIT_CODES
 
 ROOT = reference.ROOT
 
@@ -180,6 +181,12 @@ def _commands() -> str:
     return "\n".join(parts)
 
 
+def _exit_codes() -> str:
+    numbers = sorted({number for codes in EXIT_CODES.values() for number in codes})
+    rows = [(code(name), *(text(codes.get(number, "")) for number in numbers)) for name, codes in EXIT_CODES.items()]
+    return table(("command", *map(str, numbers)), rows)
+
+
 def _recipes() -> str:
     parts = []
     for section in reference.recipe():
@@ -322,6 +329,7 @@ LISTS: dict[str, Callable[[], str]] = {
     "wires": _wires,
     "log-events": _log_events,
     "recipes": _recipes,
+    "exit-codes": _exit_codes,
     "commands": _commands,
     "parameters": _parameters_of_scoring,
     "routes": _routes,

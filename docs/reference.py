@@ -359,6 +359,11 @@ def commands() -> list[CommandEntry]:
 _OF_SETTINGS = ("serve", "score", "version")
 
 
+def help_of(name: str) -> str:
+    """The text of a subcommand's `--help`."""
+    return next(_help_of(each) for group in COMMANDS.values() for each in group if each.name == name)
+
+
 def _help_of(command: Command) -> str:
     printed = io.StringIO()
     columns = os.environ.get("COLUMNS")

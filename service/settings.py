@@ -43,7 +43,7 @@ class Batching(BaseModel):
     max_tokens: int | None = Field(
         None,
         gt=0,
-        description="token budget of a batch; a longer row is a batch by itself. Default: adapts to the time of a forward pass",
+        description="token budget of a batch; a longer row is a batch by itself; default: adapts to the time of a forward pass",
     )
     linger_ms: float = Field(
         2.0, ge=0.0, le=10_000.0, description="longest wait of a row for rows that are being encoded"
@@ -107,9 +107,15 @@ class Penalties(BaseModel):
         0.0, ge=0.0, allow_inf_nan=False, description="penalty for a response of overlong_end tokens or more"
     )
     overlong_start: int | None = Field(
-        None, ge=0, description="response length in tokens from which overlong grows from 0"
+        None,
+        ge=0,
+        description="response length in tokens from which overlong grows from 0; default: none, and overlong needs one",
     )
-    overlong_end: int | None = Field(None, gt=0, description="response length in tokens at which overlong is reached")
+    overlong_end: int | None = Field(
+        None,
+        gt=0,
+        description="response length in tokens at which overlong is reached; default: none, and overlong needs one",
+    )
     repetition: float = Field(
         0.0, ge=0.0, allow_inf_nan=False, description="penalty for a response in which all trigrams are repeated"
     )
@@ -135,13 +141,19 @@ class Tripwires(BaseModel):
     config_file: Path | None = Field(
         None, description="TOML file with thresholds, severities and phrases; default: built-in values"
     )
-    canaries_file: Path | None = Field(None, description="JSON file with your pairs of an honest answer and an exploit")
+    canaries_file: Path | None = Field(
+        None, description="JSON file with your pairs of an honest answer and an exploit; empty: the built-in ones"
+    )
     canaries_every_s: float = Field(600.0, gt=0.0, description="interval between two scorings of the canaries")
     baseline: Literal["run", "calibration"] = Field(
         "run", description="baseline of a run: its first samples, or the responses of the calibration"
     )
-    honeypots_file: Path | None = Field(None, description="planted prompts, hashed by rewardserve honeypots")
-    honeypots_key_file: Path | None = Field(None, description="key with which the prompts were hashed, 16 to 64 bytes")
+    honeypots_file: Path | None = Field(
+        None, description="planted prompts, hashed by rewardserve honeypots; empty: none"
+    )
+    honeypots_key_file: Path | None = Field(
+        None, description="key with which the prompts were hashed, 16 to 64 bytes; empty: no honeypots"
+    )
     evidence_dir: Path | None = Field(
         None, description="folder for the texts behind an alert; empty: never write a conversation to disk"
     )
@@ -153,7 +165,8 @@ class Tripwires(BaseModel):
 
     state_dir: Path | None = Field(
         None,
-        description="folder for state that survives a restart: runs with their alerts, the queue of the webhook; no texts",
+        description="folder for state that survives a restart: runs with their alerts, the queue of the webhook; no texts; "
+        "empty: state ends with the process",
     )
 
     @field_validator(
@@ -218,7 +231,9 @@ class ModelSettings(BaseSettings):
     )
 
     model: str = Field("", description="checkpoint folder or hub name; empty or `default`: the embedded default")
-    ensemble: str = Field("", description="several models as one, `name=model,name=model`; see combine")
+    ensemble: str = Field(
+        "", description="several models as one, `name=model,name=model`; see combine; empty: one model"
+    )
     backend: Annotated[str, AfterValidator(require_backend)] = Field(
         "torch", description=f"engine that runs the model: one of {', '.join(BACKENDS)}"
     )
@@ -268,10 +283,14 @@ class ModelSettings(BaseSettings):
     )
     slope: float = Field(1.0, gt=0.0, allow_inf_nan=False, description="k of par and lsc, in log odds")
     cap_low: float | None = Field(
-        None, allow_inf_nan=False, description="lowest reward, in units of the input of the cap"
+        None,
+        allow_inf_nan=False,
+        description="lowest reward, in units of the input of the cap; default: the calibration's, if neither cap is set",
     )
     cap_high: float | None = Field(
-        None, allow_inf_nan=False, description="highest reward, in units of the input of the cap"
+        None,
+        allow_inf_nan=False,
+        description="highest reward, in units of the input of the cap; default: the calibration's, if neither cap is set",
     )
     max_input_tokens: int | None = Field(
         None, gt=0, description="longest sample in tokens; default: the limit of the model"
@@ -281,7 +300,9 @@ class ModelSettings(BaseSettings):
     )
     batching: Batching = Batching()
     tripwires: Tripwires = Tripwires()
-    audit_model: str = Field("", description="second model that scores a share of the samples, for the trip wires only")
+    audit_model: str = Field(
+        "", description="second model that scores a share of the samples, for the trip wires only; empty: none"
+    )
     cache: Cache = Cache()
     vllm: Vllm = Vllm()
     encoder_threads: int = Field(min(4, os.cpu_count() or 1), gt=0, le=64, description="threads that tokenise")
@@ -411,13 +432,14 @@ class ServeSettings(ModelSettings):
         None,
         ge=1,
         le=65_535,
-        description="second port, open while a model is loaded; replicas of one machine can share it",
+        description="second port, open while a model is loaded; replicas of one machine can share it; default: none",
     )
     admission: AdmissionSettings = AdmissionSettings()
     swap: Swap = Swap()
     model_aliases: str = Field(
         "",
-        description="further model names that requests may send as `model`, separated by commas; others are refused with 404",
+        description="further model names that requests may send as `model`, separated by commas; others are refused "
+        "with 404; empty: none",
     )
     verify_on_failure: Literal["mask", "refuse"] = Field(
         "mask",
@@ -445,7 +467,7 @@ class ServeSettings(ModelSettings):
         gt=0,
         description="connections; beyond it, the one idle for longest is evicted; default: by file descriptors, at most 8192",
     )
-    webhook_url: str = Field("", description="URL to which alerts are sent as JSON by POST")
+    webhook_url: str = Field("", description="URL to which alerts are sent as JSON by POST; empty: nowhere")
     webhook_secret_file: Path | None = Field(
         None,
         description="secrets of Standard Webhooks (whsec_...), one a line; each signs every alert; empty: alerts are not signed",
@@ -456,10 +478,13 @@ class ServeSettings(ModelSettings):
     metrics_key_required: bool = Field(False, description="require a key with the scope metrics for /metrics")
     allow_unauthenticated: bool = Field(False, description="serve without keys on addresses other than loopback")
     allowed_hosts: str = Field(
-        "", description="without keys: host names of this server, separated by commas; *.NAME: all subdomains; *: any"
+        "",
+        description="without keys: host names of this server, separated by commas; *.NAME: all subdomains; *: any; "
+        "empty: the bind address",
     )
     allowed_origins: str = Field(
-        "", description="without keys: origins of web pages that may send requests, separated by commas; *: any"
+        "",
+        description="without keys: origins of web pages that may send requests, separated by commas; *: any; empty: none",
     )
     scorer_timeout_s: float = Field(
         60.0,
@@ -468,9 +493,11 @@ class ServeSettings(ModelSettings):
         description="longest forward pass; beyond it, requests are refused until it returns; 0: no limit",
     )
     tls_cert_file: Path | None = Field(None, description="certificate chain in PEM; empty: no TLS")
-    tls_key_file: Path | None = Field(None, description="private key of the certificate in PEM, without a password")
+    tls_key_file: Path | None = Field(
+        None, description="private key of the certificate in PEM, without a password; empty: no TLS"
+    )
     tls_client_ca_file: Path | None = Field(
-        None, description="require client certificates signed by this CA (mTLS), in PEM"
+        None, description="require client certificates signed by this CA (mTLS), in PEM; empty: require none"
     )
     drain_timeout_s: float = Field(60.0, gt=0, description="longest wait for accepted requests at shutdown")
 

@@ -161,7 +161,13 @@ def _parser(verb: str) -> Parser:
         more="--set output.resume=true resumes from the last step checkpoint." * (verb == "train"),
     )
     parser.add_argument("--config", required=True, metavar="RECIPE", help="the recipe, a YAML file")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. optim.lr=1e-4")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting of the recipe, e.g. optim.lr=1e-4; may be repeated; default: none",
+    )
     if verb == "crossvalidate":
         parser.add_argument("--folds", type=int, default=5, help="number of folds; as many as groups leaves one out")
     if verb in ("evaluate", "calibrate"):

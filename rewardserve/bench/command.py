@@ -119,8 +119,10 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 def _parser() -> Parser:
     usage = f"{PROGRAM} [MODEL] [SETTINGS] [OPTIONS]\n       {PROGRAM} --url URL [--key-file FILE] [OPTIONS]"
     parser = Parser(PROGRAM, _DESCRIPTION, usage=usage)
-    parser.add_argument("--url", type=_url, help="measure the server with this URL instead of starting one")
-    parser.add_argument("--key-file", type=Path, metavar="FILE", help="file with the API key for --url")
+    parser.add_argument("--url", type=_url, help="measure the server with this URL; default: start one")
+    parser.add_argument(
+        "--key-file", type=Path, metavar="FILE", help="file with the API key for --url; default: no key"
+    )
     parser.add_argument(
         "--file", type=Path, help="samples, one a line, as for rewardserve score; default: synthetic ones"
     )
@@ -130,10 +132,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--run", default="", metavar="NAME", help="name of a run, so that the trip wires watch it; default: none"
     )
-    parser.add_argument("--concurrency", type=_count, default=CONCURRENCY, metavar="C", help="clients; default: 4")
-    parser.add_argument(
-        "--per-request", type=_count, default=PER_REQUEST, metavar="B", help="samples a request; default: 16"
-    )
+    parser.add_argument("--concurrency", type=_count, default=CONCURRENCY, metavar="C", help="clients")
+    parser.add_argument("--per-request", type=_count, default=PER_REQUEST, metavar="B", help="samples a request")
     parser.add_argument("--samples", type=_count, metavar="N", help="end after N samples; default: no such limit")
     parser.add_argument(
         "--seconds",
@@ -141,7 +141,7 @@ def _parser() -> Parser:
         metavar="S",
         help="begin no request after this time; default: 30 for synthetic samples, none for --file and --samples",
     )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures into a file as well")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures into a file as well; default: none")
     return parser
 
 

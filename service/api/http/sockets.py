@@ -18,9 +18,13 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if shared:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listening.bind(address)
-    if not shared:
-        listening.listen(_BACKLOG)
+    try:
+        listening.bind(address)
+        if not shared:
+            listening.listen(_BACKLOG)
+    except OSError:
+        listening.close()
+        raise
     return listening
 
 

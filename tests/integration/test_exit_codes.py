@@ -1,0 +1,160 @@
+"""The exit codes that the help and the reference list are those of the commands: every one is brought about."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from rewardserve.cli import COMMANDS
+from rewardserve.exit_codes import EXIT_CODES
+from rewardserve.training.errors import RunFailed
+from tests.support.checkpoints import reward_model
+from tests.support.command import run_command
+from tests.support.service_server import Server
+
+KEY = "k" * 32
+SAMPLE = '{"prompt": "p", "response": "r"}\n'
+PAIR = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
+RECIPE = "model: {path: none}\ndata: {sources: [{path: pairs.jsonl}]}\noutput: {folder: out}\n"
+TRAINING = {
+    "train": "train", "finish": "export_last_step", "evaluate": "evaluate_checkpoint", "calibrate": "calibrate_checkpoint",
+}  # fmt: skip
+"""Command -> the function of `training.workflow` that does its work."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "rm"
+    reward_model(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    for name, text in {
+        "rows.jsonl": SAMPLE, "bad.jsonl": SAMPLE + "{\n", "pairs.jsonl": PAIR, "key": KEY, "recipe.yaml": RECIPE,
+        "no.jsonl": PAIR + "{\n",
+    }.items():  # fmt: skip
+        Path(name).write_text(text)
+    yield
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+
+
+ECHO = ("--backend=echo",)
+RUNS: dict[tuple[str, int], tuple[str, ...]] = {
+    ("serve", 2): ("--port=x",),
+    ("check", 0): ("MODEL",),
+    ("check", 1): ("none",),
+    ("check", 2): ("MODEL", "--device=x"),
+    ("compare", 0): ("echo", "echo:delay_ms=1", "pairs.jsonl", *ECHO),
+    ("compare", 1): ("none", "default", "pairs.jsonl"),
+    ("compare", 2): ("echo", "echo:delay_ms=1", "none.jsonl", *ECHO),
+    ("compare", 3): ("echo", "echo:delay_ms=1", "no.jsonl", *ECHO),
+    ("bench", 0): ("echo", *ECHO, "--samples=4"),
+    ("bench", 2): ("--samples=0",),
+    ("bench", 3): ("echo", *ECHO, "--file=bad.jsonl"),
+    ("score", 0): ("rows.jsonl", "out.jsonl", *ECHO),
+    ("score", 1): ("rows.jsonl", "out.jsonl", "--model=none"),
+    ("score", 2): ("none.jsonl", "out.jsonl", *ECHO),
+    ("score", 3): ("bad.jsonl", "out.jsonl", *ECHO),
+    ("export", 0): ("MODEL", "exported"),
+    ("export", 1): ("none", "exported"),
+    ("export", 2): ("default",),
+    ("keys", 0): ("ppo", "keys"),
+    ("keys", 2): ("ppo", "keys", "--scopes=x"),
+    ("rules", 0): (),
+    ("rules", 2): ("--windows", "x"),
+    ("honeypots", 0): ("key",),
+    ("honeypots", 2): ("none",),
+    ("version", 0): (),
+    ("version", 2): ("--x",),
+    **{(verb, 2): ("--config=none.yaml",) for verb in (*TRAINING, "crossvalidate")},
+}
+"""Exit codes that arguments alone bring about. `MODEL` is a small checkpoint."""
+
+BROKEN = {
+    "check": "rewardserve.model.check:load",
+    "compare": "rewardserve.compare.command:read_rows",
+    "bench": "rewardserve.bench.command:synthetic",
+    "score": "rewardserve.service.cli.score:count_lines",
+    "export": "rewardserve.model.export:resolve",
+    "honeypots": "rewardserve.service.cli.honeypots:hashed",
+    **{verb: f"rewardserve.training.workflow:{function}" for verb, function in TRAINING.items()},
+    "crossvalidate": "rewardserve.training.crossvalidate:crossvalidate",
+}
+"""Functions that are interrupted in place of a signal, whose moment cannot be chosen."""
+
+
+def raising(error):
+    def function(*_, **__):
+        raise error
+
+    return function
+
+
+def replaced(monkeypatch, target, function):
+    module, _, name = target.partition(":")
+    monkeypatch.setattr(importlib.import_module(module), name, function)
+
+
+def patched_run(monkeypatch, name, code):
+    """Run a command whose work is replaced by one that returns, fails or is interrupted."""
+    arguments = ("--config=recipe.yaml",) if BROKEN[name].startswith("rewardserve.training") else RUNS[name, 0]
+    if code == 130:
+        replaced(monkeypatch, BROKEN[name], raising(KeyboardInterrupt()))
+    elif code == 3:
+        replaced(monkeypatch, BROKEN[name], raising(RunFailed("the loss is not finite.")))
+    elif name == "crossvalidate":
+        monkeypatch.setattr("rewardserve.training.cli._crossvalidate", lambda *_: None)
+    else:
+        replaced(monkeypatch, BROKEN[name], lambda *_: ([], "report.html") if name == "evaluate" else "checkpoint")
+    return run_command(name, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [(name, code) for name, codes in EXIT_CODES.items() for code in codes if name != "serve" or code == 2],
+)
+def test_a_listed_exit_code_is_that_of_the_command(name, code, model, monkeypatch):
+    prompts = b'{"prompt": "p", "answers": ["a"]}\n'
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(prompts)))
+    if (name, code) == ("bench", 1):
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        ended, _, error = run_command("bench", f"--url={url}")
+    elif (name, code) in RUNS:
+        arguments = [str(model) if each == "MODEL" else each for each in RUNS[name, code]]
+        ended, _, error = run_command(name, *arguments)
+    else:
+        ended, _, error = patched_run(monkeypatch, name, code)
+    assert ended == code, error
+    assert "Traceback" not in error
+
+
+def test_a_server_ends_with_0_after_a_signal_and_with_1_where_its_port_is_taken():
+    with Server("--backend=echo", "echo") as running:
+        port = int(running.url.rpartition(":")[2])
+        code, _, error = run_command("serve", "echo", "--backend=echo", f"--port={port}")
+        assert (code, "Set --port to a free port" in error) == (1, True)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(30) == 0
+
+
+def test_every_command_has_exit_codes_and_every_help_has_them():
+    names = [command.name for group in COMMANDS.values() for command in group]
+    assert list(EXIT_CODES) == sorted(EXIT_CODES, key=names.index)
+    assert set(EXIT_CODES) == set(names)
+    for name, codes in EXIT_CODES.items():
+        code, out, _ = run_command(name, "--help")
+        text = " ".join(out.split())
+        assert (code, text.partition("Exit codes: ")[2].split()[:1]) == (0, ["0"])
+        for number, meaning in codes.items():
+            assert f"{number} {meaning}"[:40] in text, name
