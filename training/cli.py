@@ -177,6 +177,8 @@ def _parser(verb: str) -> Parser:
 
 def _run(verb: str, config: Config, options: Namespace) -> None:
     from rewardserve.training import workflow
+    from rewardserve.training.console import show
+    from rewardserve.training.evaluate import summary_lines
 
     if verb in ("evaluate", "calibrate"):
         checkpoint = options.checkpoint or str(Path(config.output.folder) / "checkpoint")
@@ -190,21 +192,21 @@ def _run(verb: str, config: Config, options: Namespace) -> None:
         print(f"checkpoint: {workflow.calibrate_checkpoint(config, checkpoint)}")
     else:
         metrics, page = workflow.evaluate_checkpoint(config, checkpoint)
-        for m in metrics:
-            print(f"{m.head} {m.source}: accuracy {m.accuracy:.3f} of {m.n_pairs} pairs, longer wins {m.longer:.3f}")
-        print(f"report: {page}")
+        for line in summary_lines(metrics):
+            show(line)
+        show(f"report: {page}")
 
 
 def _crossvalidate(config: Config, n_folds: int) -> None:
+    from rewardserve.training.console import show
     from rewardserve.training.crossvalidate import crossvalidate, spread
+    from rewardserve.training.evaluate import summary_lines
 
     found = crossvalidate(config, n_folds)
-    for m, by_group in zip(found.metrics, found.by_group, strict=True):
-        print(
-            f"{m.head} {m.source}: accuracy {m.accuracy:.3f} [{m.accuracy_low:.3f}, {m.accuracy_high:.3f}] of {m.n_pairs} "
-            f"pairs in {m.n_groups} groups ({spread(by_group)} a group), longer wins {m.longer:.3f}, shorter "
-            f"{m.shorter:.3f}, NLL {m.nll:.3f}, ECE {m.ece:.3f}"
+    for line, m, by_group in zip(summary_lines(found.metrics), found.metrics, found.by_group, strict=True):
+        show(
+            f"{line}, shorter {m.shorter:.3f}; accuracy of a group {spread(by_group)}, NLL {m.nll:.3f}, ECE {m.ece:.3f}"
         )
     for m in found.crossed:
-        print(f"{m.head} on {m.source}: accuracy {m.accuracy:.3f} [{m.accuracy_low:.3f}, {m.accuracy_high:.3f}]")
-    print(f"report: {found.page}")
+        show(f"{m.head} on {m.source}: accuracy {m.accuracy:.3f} [{m.accuracy_low:.3f}, {m.accuracy_high:.3f}]")
+    show(f"report: {found.page}")

@@ -73,6 +73,17 @@ class SliceMetrics:
     length_spearman: float
 
 
+def summary_lines(metrics: Sequence[SliceMetrics]) -> list[str]:
+    """The lines that end `train`, `finish`, `calibrate`, `evaluate` and `crossvalidate`: one a slice of the held-out pairs."""
+    if not metrics:
+        return ["held out: no pairs, so there is no accuracy"]
+    return [
+        f"held out, {m.head} {m.source}: accuracy {m.accuracy:.3f} [{m.accuracy_low:.3f}, {m.accuracy_high:.3f}] of {m.n_pairs:,} "
+        f"pairs in {m.n_groups:,} groups, mean margin {m.margin:.3g}; longer text wins {m.longer:.3f}"
+        for m in metrics
+    ]
+
+
 def slice_metrics(judged: ScoredPairs, *, n_bootstrap: int = 1000) -> SliceMetrics:
     """Compute all figures of one slice."""
     diff_P = judged.diff_P

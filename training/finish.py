@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -129,8 +129,10 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
             recipe.plain(config), crossed, made.history, about_pairs,
         )  # fmt: skip
         report.write(page, shown)
-        for line in _results(metrics, uncalibrated):
+        for line in evaluate.summary_lines(metrics):
             show(line)
+        if uncalibrated:
+            show(f"not calibrated: {uncalibrated}")
         show(f"report: {page}")
         for part, base in alone:
             # Its contract is written last and is a different one; the scores in it are the same.
@@ -153,19 +155,6 @@ def _export_adapter_or_heads(
         export.export_heads(new, trained, _base_name(config))
         return [(new, _base_name(config))]
     return []
-
-
-def _results(metrics: Sequence[SliceMetrics], uncalibrated: str) -> Iterator[str]:
-    """Yield the summary after training, a line a fact."""
-    for m in metrics:
-        yield (
-            f"held out, {m.head} {m.source}: accuracy {m.accuracy:.3f} [{m.accuracy_low:.3f}, {m.accuracy_high:.3f}] of "
-            f"{m.n_pairs:,} pairs in {m.n_groups:,} groups, mean margin {m.margin:.3g}; longer text wins {m.longer:.3f}"
-        )
-    if not metrics:
-        yield "held out: no pairs, so there is no accuracy"
-    if uncalibrated:
-        yield f"not calibrated: {uncalibrated}"
 
 
 def independence(tables: EncodedData, checkpoint: Path | None, config: Config | None = None) -> str:

@@ -11,8 +11,12 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,18 +99,24 @@ def _build(folder: Path, n_layers: int) -> None:
         ("unpacking the tokenizer", lambda: _write_tokenizer(source, folder)),
         ("checking the result", lambda: _check_result(folder, n_layers)),
     ]
+    console, began = Console(stderr=True), time.monotonic()
+    if not console.is_terminal:
+        print("default model, first use only: unpacking its weights", file=sys.stderr, flush=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("default model", total=len(steps))
         for description, step in steps:
             progress.update(bar, description=f"default model, first use only: {description}")
             step()
             progress.advance(bar)
+    if not console.is_terminal:
+        took_s = time.monotonic() - began
+        print(f"default model: its weights are unpacked and checked ({took_s:.0f} s)", file=sys.stderr, flush=True)
 
 
 def _find_gguf() -> Path:
@@ -139,7 +149,7 @@ def _write_weights(source: Path, folder: Path, n_layers: int) -> None:
     from rewardserve.model.checkpoint.transformers_logging import quiet_transformers
 
     where: dict[str, Any] = {"gguf_file": source.name}
-    with quiet_transformers():
+    with quiet_transformers(), _quiet_gguf():
         config = AutoConfig.from_pretrained(source.parent, **where)
         config.num_hidden_layers = n_layers
         config.pad_token_id = 0
@@ -149,6 +159,19 @@ def _write_weights(source: Path, folder: Path, n_layers: int) -> None:
         plain = AutoModel.from_config(config).to(torch.float16)
         plain.load_state_dict({name: tensor.half() for name, tensor in loaded.state_dict().items()})
         plain.save_pretrained(folder)
+
+
+@contextmanager
+def _quiet_gguf() -> Iterator[None]:
+    """Switch off the bar that transformers draws while it unpacks GGUF, past its own switch for bars."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = reader.tqdm
+    reader.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
 
 
 def _write_tokenizer(source: Path, folder: Path) -> None:

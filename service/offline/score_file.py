@@ -130,6 +130,7 @@ async def _score_lines(scoring: Scoring, lines: list[Line]) -> list[SampleResult
 
 
 def progress_bar() -> Progress:
-    """A progress bar on stderr."""
+    """A progress bar on stderr if that is a terminal: a log file would keep its last state."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=Console(stderr=True))
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, disable=not console.is_terminal)

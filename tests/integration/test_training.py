@@ -300,7 +300,12 @@ def test_evaluate_finds_what_training_reported(finished, tmp_path, capsys):
     (expected,) = report_of(finished / "out")["metrics"]
     for key in ("accuracy", "nll", "margin", "length_spearman", "longer"):
         assert line[key] == pytest.approx(expected[key], abs=1e-5)
-    assert "longer wins" in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"held out, score planted: accuracy {line['accuracy']:.3f} [{line['accuracy_low']:.3f}, {line['accuracy_high']:.3f}] of "
+        f"{line['n_pairs']} pairs in {line['n_groups']} groups, mean margin {line['margin']:.3g}; "
+        f"longer text wins {line['longer']:.3f}",
+        f"report: {tmp_path}/evaluation.html",
+    ], "the words of train"
 
 
 def test_calibrate_writes_statistics_of_other_data_and_the_same_scores(finished, tmp_path):

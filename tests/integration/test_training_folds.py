@@ -59,7 +59,7 @@ def test_the_planted_preference_is_found_on_every_pair_out_of_fold(tmp_path, sft
     assert (line["n_pairs"], line["n_groups"]) == (N_PAIRS, N_GROUPS)
     assert line["group_accuracy"]["low"] <= line["accuracy"] <= line["group_accuracy"]["high"]
     assert line["nll"] < 0.6
-    assert "longer wins" in capsys.readouterr().out
+    assert "; longer text wins " in capsys.readouterr().out
     assert "accuracy of groups" in (tmp_path / "out" / "crossvalidation.html").read_text()
     assert {f.name for f in (tmp_path / "out").iterdir()} - {".lock"} == {
         "crossvalidation.html",

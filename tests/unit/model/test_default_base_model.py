@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr
 
 import pytest
 import torch
@@ -21,8 +24,20 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    return ensure_base_model(1, cache=tmp_path_factory.mktemp("cache"))
+def build_output():
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, build_output):
+    with redirect_stderr(build_output):
+        return ensure_base_model(1, cache=tmp_path_factory.mktemp("cache"))
+
+
+def test_a_log_file_gets_a_line_at_the_start_and_at_the_end_and_no_bar(built, build_output):
+    first, last = build_output.getvalue().splitlines()
+    assert first == "default model, first use only: unpacking its weights"
+    assert re.fullmatch(r"default model: its weights are unpacked and checked \(\d+ s\)", last)
 
 
 @pytest.mark.sweep(0)
