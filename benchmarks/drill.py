@@ -37,7 +37,7 @@ from benchmarks import machine, tables
 from benchmarks.peers.processes import PeerServer
 from benchmarks.texts import samples
 from benchmarks.webhook_receiver import WebhookRequest, receive_webhooks
-from rewardserve.bench.server_process import free_port
+from rewardserve.bench.server_process import free_port, interrupt_at_sigterm
 from rewardserve.service.tripwires.honeypots import hashed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -165,6 +165,7 @@ def main() -> int:
     parser.add_argument("--backend", choices=("torch", "echo"), default="torch", help="echo: no model, no canaries")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    interrupt_at_sigterm()
     if missing := [name for name in ("prometheus", "prometheus-alertmanager") if shutil.which(name) is None]:
         print(f"not on the path: {', '.join(missing)} (Debian: {' '.join(missing)})", file=sys.stderr)
         return 2

@@ -29,7 +29,7 @@ from typing import Any, Self
 import httpx
 
 from benchmarks.tables import table
-from rewardserve.bench.server_process import free_port
+from rewardserve.bench.server_process import free_port, start_bound
 from rewardserve.model.backends.echo import echo_score
 from rewardserve_client import AsyncRewardClient, Backoff, RewardClient, Scores
 
@@ -98,7 +98,7 @@ class RestartingServer:
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return start_bound(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def end(self, number: signal.Signals, timeout_s: float = 60.0) -> None:
         """Send a signal, wait for the end, and record how the server ended."""

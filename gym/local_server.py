@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from typing import Any, Final, NamedTuple
 
 from benchmarks.webhook_receiver import WebhookRequest, receive_webhooks
+from rewardserve.bench.server_process import start_bound
 
 READY: Final = re.compile(r"is ready: .* on (http://\S+)")
 TIMEOUT_S: Final = 60.0
@@ -28,7 +29,7 @@ class GymServer:
     def __init__(self, flags: Sequence[str], program: Sequence[str] = ("gym.serving",)) -> None:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the process that writes it
-        self.process = subprocess.Popen(
+        self.process = start_bound(
             [sys.executable, "-m", *program, "--port=0", "--log-level=error", *flags],
             env={**clean, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,

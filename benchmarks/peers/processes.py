@@ -16,6 +16,8 @@ from typing import Self
 
 import httpx
 
+from rewardserve.bench.server_process import start_bound
+
 _TICKS = os.sysconf("SC_CLK_TCK")
 _TIMEOUT_S = 300.0
 
@@ -42,7 +44,7 @@ class PeerServer:
     ) -> None:
         pinned = ["taskset", "-c", ",".join(map(str, cores))] if shutil.which("taskset") else []
         self._path, self._log = log, log.open("wb")
-        self._process = subprocess.Popen(
+        self._process = start_bound(
             [*pinned, *map(str, command)],
             env=dict(env),
             cwd=home,

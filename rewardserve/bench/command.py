@@ -20,12 +20,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import FrameType
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -34,9 +33,10 @@ import uvloop
 from rewardserve.arguments import Parser, end_with_usage, show
 from rewardserve.bench import machine
 from rewardserve.bench.closed_loop import closed_loop, http_client
+from rewardserve.bench.contention import contention, read_cpu_times
 from rewardserve.bench.figures import Counts, figures
 from rewardserve.bench.report import text_of
-from rewardserve.bench.server_process import NotReady, ServerProcess
+from rewardserve.bench.server_process import NotReady, ServerProcess, interrupt_at_sigterm
 from rewardserve.bench.workload import NoSamples, Workload, of_file, synthetic
 from rewardserve.exit_codes import FAILED, INTERRUPTED, SOME_FAILED, USAGE_ERROR
 from rewardserve.model.text.nearest_word import CUTOFF_OF_NAMES, did_you_mean
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = _parser()
     given, of_server = parser.parse_known_args(arguments)
     _check_server_arguments(parser, given, of_server)
-    signal.signal(signal.SIGTERM, _interrupt)  # also while the server starts, which must not outlive this process
+    interrupt_at_sigterm()  # also while the server starts, which must not outlive this process
     try:
         workload = _workload(given)
         key = given.key_file.read_text().strip() if given.key_file else ""
@@ -110,10 +110,6 @@ def main(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         complain(PROGRAM, ["interrupted before the measurement."])
         return INTERRUPTED
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _parser() -> Parser:
@@ -220,6 +216,7 @@ async def _measure(target: Target, workload: Workload, given: argparse.Namespace
         await closed_loop(http, url, islice(first, n_clients), n_clients, lambda *_: None)
         _print_status("measuring; Ctrl-C ends it and prints the figures so far")
         client_cpu_s, server_cpu_s, began = time.process_time(), _cpu_s(target), time.perf_counter()
+        cpu_before = read_cpu_times()
         try:
             bodies = workload.bodies(given.per_request, given.run)
             until = began + _time_limit_s(given)
@@ -229,6 +226,7 @@ async def _measure(target: Target, workload: Workload, given: argparse.Namespace
             is_interrupted = True
         wall_s = time.perf_counter() - began
         client_cpu_s, server_cpu_s = time.process_time() - client_cpu_s, _cpu_s(target) - server_cpu_s
+        lost = contention(cpu_before, read_cpu_times(), client_cpu_s + server_cpu_s, wall_s)
     record = {
         "server": {"url": target.url, "started_here": target.process is not None, "model": model},
         "workload": {
@@ -240,12 +238,14 @@ async def _measure(target: Target, workload: Workload, given: argparse.Namespace
         },
         **figures(counts, wall_s),
         "interrupted": is_interrupted,
+        "warnings": lost.warnings(),
         "cpu": {"clients_s": client_cpu_s, "server_s": None if math.isnan(server_cpu_s) else server_cpu_s},
         "machine": {
             "cpu": machine.cpu_name(),
             "instructions": machine.instruction_set(),
             "cores": machine.usable_cores(),
             "load": load,
+            **asdict(lost),
             "gpus": machine.gpu_names(),
         },
         "versions": {

@@ -69,7 +69,10 @@ def _results(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines += [("left out", f"lines of the file that are no samples: {_listed(record['workload']['left_out'])}")]
     if record["first_message"]:
         lines += [("first message", record["first_message"])]
-    return [*lines, ("CPU", _cpu(record))]
+    lines += [("CPU", _cpu(record))]
+    if record["warnings"]:
+        lines += [("NOT TRUSTED", f"{'; '.join(record['warnings'])}. Measure again on a quiet machine")]
+    return lines
 
 
 def _lengths(record: Mapping[str, Any]) -> str:

@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from types import FrameType, TracebackType
+from typing import IO, Any, NoReturn, Self
 
 import httpx
 
@@ -24,6 +25,30 @@ _PR_SET_PDEATHSIG = 1
 
 class NotReady(Exception):
     """The server ended, or was not ready in time."""
+
+
+def start_bound(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process that gets SIGTERM when this one ends, however it ends. `options` are those of `Popen`."""
+    # An exception of a signal handler in the middle of a fork would be lost: Python ignores it there.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+
+    def in_child() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    try:
+        return subprocess.Popen(command, preexec_fn=in_child, **options)  # noqa: PLW1509
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def interrupt_at_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does, so that what it started and wrote is cleaned up."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 class ServerProcess:
@@ -43,17 +68,7 @@ class ServerProcess:
         self.url = f"http://127.0.0.1:{self.port}"
         self._timeout_s = timeout_s
         command = [sys.executable, "-m", "rewardserve", "serve", f"--port={self.port}", *flags]
-        # An exception of a signal handler in the middle of a fork would be lost: Python ignores it there.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-
-        def in_child() -> None:
-            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # also where this process is killed, or is interrupted below
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-        try:
-            self.process = subprocess.Popen(command, stderr=log, start_new_session=True, preexec_fn=in_child)  # noqa: PLW1509
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self.process = start_bound(command, stderr=log, start_new_session=True)
 
     @property
     def pid(self) -> int:

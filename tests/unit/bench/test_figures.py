@@ -84,6 +84,7 @@ def record(counts, **changes):
         "workload": {"samples": "synthetic", "left_out": {}, "clients": 4, "samples_per_request": 16, "run": ""},
         **figures(counts, 2.0),
         "interrupted": False,
+        "warnings": [],
         "cpu": {"clients_s": 0.1, "server_s": 1.0},
         "machine": {"cpu": "CPU", "instructions": "AVX2", "cores": 2, "load": 0.51, "gpus": ["H200", "H200"]},
         "versions": {"python": "3.11", "vllm": "none"},
@@ -109,6 +110,9 @@ def test_the_report_names_failures_by_code_and_an_overloaded_server():
     assert lines["machine"] == "CPU (AVX2), 2 cores, 2 x H200; load average 0.5 before"
     assert lines["versions"] == "python 3.11"
     assert lines["CPU"] == "server 0.50 cores, 1.00 samples a CPU second; clients 0.05 cores"
+    assert "NOT TRUSTED" not in text_of(record(counts))
+    busy = text_of(record(counts, warnings=["steal", "others"])).splitlines()[-1]
+    assert busy == "NOT TRUSTED   steal; others. Measure again on a quiet machine"
 
 
 def test_the_report_says_what_a_reader_would_take_for_speed():
