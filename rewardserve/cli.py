@@ -25,13 +25,17 @@ _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "fas
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One subcommand. `target` is `module:function`; the function takes the arguments and returns the exit code."""
+    """One subcommand. `target` is `module:function`; the function takes the arguments and returns the exit code.
+
+    `has_threads`: a load or a forward pass may still run then, which cannot be interrupted: the process does not wait for it.
+    """
 
     name: str
     arguments: str
     summary: str
     target: str
     least_descriptors: int = 0
+    has_threads: bool = False
 
     def run(self, arguments: list[str]) -> int:
         """Import the function and call it."""
@@ -39,19 +43,26 @@ class Command:
         module, _, function = self.target.partition(":")
         try:
             main: Callable[[list[str]], int] = getattr(import_module(module), function)
-            return main(arguments)
+            code = main(arguments)
         except KeyboardInterrupt:
             print(f"{PROGRAM} {self.name}: interrupted.", file=sys.stderr)
-            return INTERRUPTED
+            code = INTERRUPTED
+        if self.has_threads:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        return code
 
 
 COMMANDS = {
     "Serve": (
-        Command("serve", "[MODEL]", "serve a reward model over HTTP", "rewardserve.service.cli.serve:main", 64),
+        Command("serve", "[MODEL]", "serve a reward model over HTTP", "rewardserve.service.cli.serve:main", 64, has_threads=True),
         Command("check", "[CHECKPOINT]", "verify a checkpoint, as a server would", "rewardserve.model.check:main"),
-        Command("compare", "MODEL_A MODEL_B FILE", "compare two models on a file", "rewardserve.compare.command:main"),
+        Command(
+            "compare", "MODEL_A MODEL_B FILE", "compare two models on a file", "rewardserve.compare.command:main", has_threads=True
+        ),
         Command("bench", "[MODEL]", "measure a model, or a running server", "rewardserve.bench.command:main", 64),
-        Command("score", "INPUT OUTPUT", "score a file", "rewardserve.service.cli.score:main"),
+        Command("score", "INPUT OUTPUT", "score a file", "rewardserve.service.cli.score:main", has_threads=True),
     ),
     "Train": (
         Command("train", "--config RECIPE", "train a reward model", "rewardserve.training.cli:train"),

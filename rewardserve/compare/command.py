@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from pydantic import Field
@@ -28,7 +27,7 @@ from rewardserve.model.resource_errors import describe_resource_error
 from rewardserve.model.reward import PipelineError
 from rewardserve.model.text.printable import printable
 from rewardserve.model.traits import LexiconError
-from rewardserve.service.cli.options import Wording, complain, complain_of_model, end_process, from_command_line
+from rewardserve.service.cli.options import Wording, complain, complain_of_model, from_command_line
 from rewardserve.service.errors import RequestRefused
 from rewardserve.service.observability import logs
 from rewardserve.service.offline.score_file import load_model, open_scoring, progress_bar, score_windows
@@ -75,8 +74,8 @@ class Scores:
     failed: Mapping[str, int]
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
-    """Compare the models and end the process with the exit code."""
+def main(arguments: Sequence[str]) -> int:
+    """Read the file, score it with one model after the other, print the comparison. Return the exit code."""
     settings = from_command_line(
         CompareSettings,
         PROGRAM,
@@ -85,11 +84,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
         without=("model", "ensemble"),
         switches={AS_JSON: "print one JSON object"},
     )
-    end_process(run(settings, Wording(CompareSettings, arguments), as_json=AS_JSON in arguments))
-
-
-def run(settings: CompareSettings, wording: Wording, *, as_json: bool = False) -> int:
-    """Read the file, score it with one model after the other, print the comparison. Return the exit code."""
+    wording, as_json = Wording(CompareSettings, arguments), AS_JSON in arguments
     logs.configure(settings.log_level, settings.log_format)
     try:
         rows = read_rows(settings.file)

@@ -179,13 +179,6 @@ def complain_of_model(program: str, error: Exception, wording: Wording, which: s
     complain(program, [f"{which} cannot be served.", *wording(str(error)).splitlines()])
 
 
-def end_process(code: int) -> NoReturn:
-    """End the process now. A load or a forward pass cannot be interrupted, and Python would wait for its thread."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 def options_of(settings: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[Option]:
     """Yield the options of a settings class, positional arguments first and nested sections last."""
     sections: dict[str, type[BaseModel]] = {}

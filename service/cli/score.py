@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import errno
 from collections.abc import Sequence
-from typing import NoReturn
 
 from pydantic_settings import SettingsError
 
@@ -19,7 +18,7 @@ from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.resource_errors import describe_resource_error
 from rewardserve.model.reward import PipelineError
 from rewardserve.model.traits import LexiconError
-from rewardserve.service.cli.options import Wording, complain, complain_of_model, end_process, from_command_line
+from rewardserve.service.cli.options import Wording, complain, complain_of_model, from_command_line
 from rewardserve.service.errors import RequestRefused
 from rewardserve.service.observability import logs
 from rewardserve.service.offline.input_file import NotContinuable, count_lines
@@ -32,14 +31,10 @@ FIRST = ("model", "device", "dtype", "max_input_tokens", "truncation")
 """The settings that `--help` shows."""
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
-    """Score the file and end the process with the exit code."""
-    settings = from_command_line(ScoreSettings, PROGRAM, arguments, FIRST)
-    end_process(run(settings, Wording(ScoreSettings, arguments)))
-
-
-def run(settings: ScoreSettings, wording: Wording) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Score the file. Return the exit code."""
+    settings = from_command_line(ScoreSettings, PROGRAM, arguments, FIRST)
+    wording = Wording(ScoreSettings, arguments)
     logs.configure(settings.log_level, settings.log_format)
     try:
         n_lines = count_lines(settings.input, settings.output)

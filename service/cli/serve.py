@@ -22,7 +22,6 @@ import errno
 import resource
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import uvloop
 from pydantic_settings import SettingsError
@@ -35,7 +34,7 @@ from rewardserve.model.text.printable import printable
 from rewardserve.model.traits import LexiconError
 from rewardserve.service.api.http.sockets import bind, url
 from rewardserve.service.app import serve
-from rewardserve.service.cli.options import Wording, complain, complain_of_model, end_process, from_command_line
+from rewardserve.service.cli.options import Wording, complain, complain_of_model, from_command_line
 from rewardserve.service.observability import logs
 from rewardserve.service.settings import ServeSettings
 
@@ -44,14 +43,10 @@ FIRST = ("host", "port", "device", "dtype", "keys_file", "webhook_url")
 """The settings, besides the model, that `--help` shows."""
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
-    """Serve until a signal and end the process with the exit code."""
-    settings = from_command_line(ServeSettings, PROGRAM, arguments, FIRST)
-    end_process(run(settings, Wording(ServeSettings, arguments)))
-
-
-def run(settings: ServeSettings, wording: Wording) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Serve until a signal. Return the exit code."""
+    settings = from_command_line(ServeSettings, PROGRAM, arguments, FIRST)
+    wording = Wording(ServeSettings, arguments)
     raise_descriptor_limit()
     logs.configure(settings.log_level, settings.log_format)
     port, which = settings.port, "REWARD_PORT"

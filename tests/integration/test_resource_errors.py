@@ -78,7 +78,7 @@ def test_a_port_that_is_taken_and_one_that_is_not_allowed():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         code, output = run(["-m", "rewardserve", "serve", f"--port={taken.getsockname()[1]}", "--backend=echo"])
-    assert (code, "REWARD_PORT" in output, "Traceback" in output) == (1, True, False)
+    assert (code, "Set --port to a free port" in output, "Traceback" in output) == (1, True, False)
 
 
 THREADLESS = """

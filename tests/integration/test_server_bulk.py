@@ -362,4 +362,4 @@ def test_a_line_has_its_number_as_id_and_keeps_its_own():
 def test_a_promise_of_equal_bits_that_is_broken_scores_nothing(files):
     source, target = files
     exit_code, output = score_file_in_a_process(source, target, "--model=noisy:", "--deterministic=1", backend="drill")
-    assert (exit_code, "REWARD_DETERMINISTIC=1, but" in output, target.read_bytes()) == (1, True, b"")
+    assert (exit_code, "--deterministic=1, but" in output, target.read_bytes()) == (1, True, b"")

@@ -10,9 +10,8 @@ import pytest
 
 from rewardserve.model.backends import ModelSpec, load
 from rewardserve.model.conversation import Sample
-from rewardserve.service.cli import score
-from rewardserve.service.settings import ScoreSettings
 from tests.support.checkpoints import hidden_reference, reward_model
+from tests.support.command import run_command
 from tests.support.server_in_process import serve_in_process
 
 WORDS = ("solar", "panels", "turn", "light", "into", "power", "on", "most", "roofs", "every", "clear", "day")
@@ -68,7 +67,7 @@ def test_replies_are_the_same_whether_the_server_computes_distances_or_not(check
 def test_a_file_that_is_scored_holds_no_distance(checkpoints, tmp_path):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(sample) + "\n" for sample in SAMPLES))
-    assert score.run(ScoreSettings(input=source, output=target, model=str(checkpoints / "told"))) == 0
+    assert run_command("score", source, target, f"--model={checkpoints / 'told'}")[0] == 0
     lines = target.read_text().splitlines()
     assert len(lines) == len(SAMPLES)
     assert "distance" not in target.read_text()

@@ -112,16 +112,16 @@ def test_a_model_that_cannot_be_loaded_is_said_in_words_and_ends_the_process():
     ("flags", "env", "words"),
     [
         (["--no-such-flag=1"], {}, "unrecognized arguments"),
-        (["--port=hundred"], {}, "REWARD_PORT (--port)"),
-        (["--backend=nonsense"], {}, "REWARD_BACKEND"),
-        (["--shape=banana"], {}, "REWARD_SHAPE"),
-        (["--batching.max-tokens=0"], {}, "REWARD_BATCHING__MAX_TOKENS"),
-        ([], {"REWARD_BATCHING__MAX_TOKENS": "many"}, "REWARD_BATCHING__MAX_TOKENS (--batching.max-tokens)"),
-        (["--max-input-tokens=4096", "--batching.max-tokens=1024"], {}, "max_input_tokens=4096 exceeds"),
-        (["--host=0.0.0.0"], {}, "REWARD_ALLOW_UNAUTHENTICATED=1"),
-        (["--keys-file=/no/such/file"], {}, "REWARD_KEYS_FILE"),
+        (["--port=hundred"], {}, "--port: must be a whole number"),
+        (["--backend=nonsense"], {}, "--backend: must be one of"),
+        (["--shape=banana"], {}, "--shape: must be one of"),
+        (["--batching.max-tokens=0"], {}, "--batching.max-tokens: must be above 0"),
+        ([], {"REWARD_BATCHING__MAX_TOKENS": "many"}, "REWARD_BATCHING__MAX_TOKENS: must be a whole number"),
+        (["--max-input-tokens=4096", "--batching.max-tokens=1024"], {}, "--max-input-tokens=4096 exceeds"),
+        (["--host=0.0.0.0"], {}, "--allow-unauthenticated=1"),
+        (["--keys-file=/no/such/file"], {}, "--keys-file=/no/such/file"),
         (["--cap-low=2", "--cap-high=1"], {}, "is not below"),
-        (["--overload-status=500"], {}, "REWARD_OVERLOAD_STATUS"),
+        (["--overload-status=500"], {}, "--overload-status: must be one of 503, 429"),
     ],
 )
 def test_settings_that_make_no_sense_are_said_in_words_with_exit_code_2(flags, env, words):
@@ -143,7 +143,7 @@ def test_how_much_scores_depend_on_their_batch_is_measured_and_reported(model, r
         assert server.client.get("/model").json()["numeric_noise"] == {"max": most, "p99": most, "rows": rows}
 
 
-BROKEN_PROMISE = "REWARD_DETERMINISTIC=1, but a score depends on what else is in its batch, by up to 1.8e+00"
+BROKEN_PROMISE = "--deterministic=1, but a score depends on what else is in its batch, by up to 1.8e+00"
 
 
 def test_a_promise_of_equal_bits_that_is_broken_ends_the_process_in_words():
@@ -406,7 +406,7 @@ def test_what_is_not_finished_in_time_is_given_up_with_exit_code_1(gate, crowd):
         gate.enter()
         server.signal()
         assert server.ended() == 1
-        assert "REWARD_DRAIN_TIMEOUT_S" in server.log
+        assert "--drain-timeout-s=0.2" in server.log
         assert code(held.result()) == (503, "shutting_down")
         gate.leave()
 

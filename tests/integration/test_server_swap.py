@@ -374,7 +374,7 @@ def test_a_watched_folder_is_followed_and_what_is_half_written_is_not(checkpoint
 def test_to_watch_what_is_no_folder_is_refused_at_start():
     code, output = run_to_end("--backend=echo", "echo", "--swap.watch-s=1")
     assert code == 2
-    assert "REWARD_SWAP__WATCH_S" in output
+    assert "--swap.watch-s=1, but the model is not a folder" in output
 
 
 # -- watched runs -----------------------------------------------------------------------------------------------------

@@ -139,8 +139,8 @@ def test_a_renewed_certificate_is_shown_without_a_restart_and_a_broken_one_is_no
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (["--tls-cert-file=server.pem"], "REWARD_TLS_KEY_FILE"),
-        (["--tls-client-ca-file=clients.pem"], "REWARD_TLS_CERT_FILE"),
+        (["--tls-cert-file=server.pem"], "--tls-key-file"),
+        (["--tls-client-ca-file=clients.pem"], "--tls-cert-file"),
         (["--tls-cert-file=server.pem", "--tls-key-file=client.key"], "and its key"),
         (["--tls-cert-file=no-such.pem", "--tls-key-file=client.key"], "no-such.pem cannot be read"),
         (

@@ -305,7 +305,7 @@ def test_planted_prompts_without_their_key_are_refused(tmp_path):
     (tmp_path / "baits.jsonl").write_text("")
     code, output = run_to_end("--backend=echo", "echo", f"--tripwires.honeypots-file={tmp_path / 'baits.jsonl'}")
     assert code == 2
-    assert "REWARD_TRIPWIRES__HONEYPOTS_KEY_FILE" in output
+    assert "set --tripwires.honeypots-key-file" in output
 
 
 def test_the_texts_behind_an_alert_are_kept_where_an_operator_asks_for_it(tmp_path):
