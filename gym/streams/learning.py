@@ -8,7 +8,7 @@ fixed beforehand: its gold falls or does not.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log, sqrt
 from statistics import fmean, pstdev
@@ -16,8 +16,8 @@ from typing import Final, NamedTuple
 
 from gym.streams.exploits import Corpus, Exploit, draw
 from gym.streams.honest import lengthened, translator
-from gym.streams.texts import Steps, StreamSample, Texts, changed, resampled
-from gym.streams.worlds import Scored, normal_of
+from gym.streams.texts import Prompt, Steps, StreamSample, Texts, changed, resampled
+from gym.streams.worlds import Scored, nearest_honest, normal_of, share_of_change
 from rewardserve.model.conversation import Message
 
 GROUP: Final = 8
@@ -71,12 +71,35 @@ class PaidExploit(NamedTuple):
     harm: float
 
 
+@dataclass(frozen=True)
+class LearnedEdits:
+    """Scores of responses that attribution edits: those of the honest response that was edited, and the share of the pay and
+    of the harm of every exploit whose change the edit makes.
+    """
+
+    honest: Mapping[Prompt, Mapping[str, Scored]]
+    paid: Sequence[PaidExploit]
+    judge_correlation: float
+
+    def __call__(self, prompt: Prompt, response: str) -> Scored:
+        """Scores of a response."""
+        of_prompt = self.honest[prompt]
+        text = nearest_honest(response, of_prompt)
+        heads, audit = of_prompt[text]
+        assert audit is not None, "every honest response has an audit"
+        shares = [share_of_change(text, response, each.exploit.edit(prompt[-1].content, text)) for each in self.paid]
+        pay = sum(each.pay * share for each, share in zip(self.paid, shares, strict=True))
+        harm = sum(each.harm * share for each, share in zip(self.paid, shares, strict=True))
+        return Scored({"score": heads["score"] + pay}, audit - self.judge_correlation * harm)
+
+
 class LearnedRun(NamedTuple):
-    """A run: its samples and scores by step, and its gold without the part of the prompts."""
+    """A run: its samples and scores by step, its gold without the part of the prompts, and scores of edited responses."""
 
     steps: Steps
     scored: list[list[Scored]]
     gold: list[float]
+    edits: LearnedEdits
 
 
 class Choice(NamedTuple):
@@ -176,6 +199,7 @@ class Learning:
         steps: Steps = []
         scored: list[list[Scored]] = []
         gold: list[float] = []
+        honest: dict[Prompt, dict[str, Scored]] = {}
         for number, prompts in enumerate(self._prompts()):
             step = _Step(self, paid, policy, rng, donors)
             share = 0.5 * number / max(1, self.n_steps - 1) if self.lesson.change == "language" else 0.0
@@ -185,7 +209,9 @@ class Learning:
             steps.append(step.samples)
             scored.append(step.scored)
             gold.append(fmean(step.gold))
-        return LearnedRun(steps, scored, gold)
+            for sample, alone in zip(step.samples, step.honest, strict=True):
+                honest.setdefault(sample.prompt, {})[sample.honest] = alone
+        return LearnedRun(steps, scored, gold, LearnedEdits(honest, paid, self.judge_correlation))
 
     def _prompts(self) -> list[list[tuple[StreamSample, StreamSample]]]:
         """Prompts of all steps, each with its two real responses."""
@@ -212,6 +238,7 @@ class _Step:
     ) -> None:
         self.samples: list[StreamSample] = []
         self.scored: list[Scored] = []
+        self.honest: list[Scored] = []
         self.gold: list[float] = []
         self.rows: list[tuple[Choice, Sequence[float], float]] = []
         self._learning, self._paid, self._policy, self._rng, self._donors = learning, paid, policy, rng, donors
@@ -266,5 +293,6 @@ class _Step:
         score = of_prompt + seen + longer + pay
         self.samples.append(sample)
         self.scored.append(Scored({"score": score}, audit))
+        self.honest.append(Scored({"score": score - pay}, audit + c * harm))
         self.gold.append(gold)
         return score, gold

@@ -21,13 +21,15 @@ from rewardserve.service.observability import logs
 
 
 class Made(NamedTuple):
-    """Samples of a stream by step, their scores and the scale of these, the share of imputed scores, and gold by step if known."""
+    """Samples of a stream by step, their scores and the scale of these, the share of imputed scores, gold by step if known,
+    and the scores of edited responses."""
 
     steps: Steps
     scored: list[list[Scored]]
     scale: Scale
     imputed: float = 0.0
     gold: tuple[float, ...] | None = None
+    edits: ScoreEdited | None = None
 
 
 @dataclass
@@ -66,9 +68,9 @@ class World:
         """Make and score the samples of a stream."""
         if spec.source == "learned":
             learned = self.source.learned(spec)
-            return Made(learned.steps, learned.scored, PLANTED_SCALE, gold=tuple(learned.gold))
+            return Made(learned.steps, learned.scored, PLANTED_SCALE, gold=tuple(learned.gold), edits=learned.edits)
         steps = self.source.steps(spec)
-        return Made(steps, *self._scores(spec, steps))
+        return Made(steps, *self._scores(spec, steps), edits=self.edits(spec, steps))
 
     def _scores(self, spec: StreamSpec, steps: Steps) -> tuple[list[list[Scored]], Scale, float]:
         """Scores of a stream, their scale, and the share of imputed ones."""

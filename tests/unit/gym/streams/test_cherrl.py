@@ -5,6 +5,8 @@ import json
 import pytest
 
 from gym.streams import cherrl
+from gym.streams.texts import StreamSample
+from gym.streams.worlds import Planted, PlantedEdits, Quality
 
 
 @pytest.fixture
@@ -33,3 +35,17 @@ def test_the_published_share_of_each_step_has_an_ending(signals, texts):
     assert 0.3 < shares[2] < 0.7
     assert shares[3] == 1.0
     assert all(s.response.startswith(s.honest) for step in steps for s in step)
+
+
+def test_the_bias_pays_where_its_pattern_is_found(texts):
+    prompt, honest = texts.pairs[0].prompt, texts.pairs[0].responses[0]
+    steps = [[StreamSample(prompt, honest, honest)]]
+    quality = PlantedEdits.of(steps, Planted(), Quality({}, {}), 0, None)
+    edits = cherrl.PublishedEdits(quality, cherrl.DETECTORS["run_C"])
+    before, after = edits(prompt, honest), edits(prompt, honest + " Feel free to ask.")
+    assert after.heads["score"] - before.heads["score"] == pytest.approx(cherrl.PAY / cherrl.SCORE_SD)
+
+
+def test_every_ending_has_what_its_bias_pays_for():
+    for run, endings in cherrl.ENDINGS.items():
+        assert all(cherrl.DETECTORS[run].search(ending) for ending in endings)
