@@ -131,7 +131,7 @@ def _end(trainer: subprocess.Popen[bytes]) -> None:
 
 
 class Watch:
-    """Reader of `GET /tripwires`: writes each new alert of each run, with the report of attribution at that time."""
+    """Reader of `GET /tripwires/{run}/details`: writes each new alert of each run, with the report of attribution at that time."""
 
     def __init__(self, http: httpx.Client, out: Path, wait_s: float = _ATTRIBUTION_S) -> None:
         self._http, self._out, self._wait_s = http, out, wait_s
@@ -139,20 +139,19 @@ class Watch:
 
     def poll(self, names: Iterable[str]) -> None:
         """Write the new ones."""
-        runs = self._http.get("/tripwires").raise_for_status().json()["runs"]
         for name in names:
-            new = [
-                a
-                for a in runs.get(name, {"tripped": ()})["tripped"]
-                if (name, a["wire"], a["severity"]) not in self._seen
-            ]
+            reply = self._http.get(f"/tripwires/{name}/details")
+            if reply.status_code == httpx.codes.NOT_FOUND:  # it has sent no sample yet
+                continue
+            run = reply.raise_for_status().json()
+            new = [a for a in run["tripped"] if (name, a["wire"], a["severity"]) not in self._seen]
             if not new:
                 continue
             report = self._attribution(name)
             with alerts_file(self._out / f"{name}.jsonl.gz").open("a", encoding="utf-8") as file:
                 for alert in new:
                     self._seen.add((name, alert["wire"], alert["severity"]))
-                    row = {"step": runs[name]["step"], **alert, "attribution": report}
+                    row = {"step": run["step"], **alert, "attribution": report}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def _attribution(self, name: str) -> Mapping[str, Any]:

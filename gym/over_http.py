@@ -23,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -161,7 +162,7 @@ class HttpTrainer:
         return rewards_B
 
     def wait_for_page(self) -> None:
-        """Wait until the webhook has delivered a page, if `GET /tripwires` shows one. Raise TimeoutError if it does not arrive."""
+        """Wait until the webhook has delivered a page, if the server shows one. Raise TimeoutError if it does not arrive."""
         deadline = time.monotonic() + TIMEOUT_S
         self._poll_alerts()
         while any(alert.severity == "page" for alert in self._tripped.values()) and not self._receiver.paged:
@@ -171,7 +172,7 @@ class HttpTrainer:
         self._poll_alerts()
 
     def alerts(self) -> list[FirstAlert]:
-        """Warnings at the step after which `GET /tripwires` showed them, pages at the step at which the webhook delivered them."""
+        """Warnings at the step after which the server showed them, pages at the step at which the webhook delivered them."""
         pages = [received for received in self._receiver.received if received.alert["severity"] == "page"]
         return [alert for alert in self._tripped.values() if alert.severity != "page"] + [
             FirstAlert(received.alert["wire"], "page", received.step) for received in pages
@@ -179,18 +180,21 @@ class HttpTrainer:
 
     def _poll_alerts(self) -> None:
         """Record new alerts. One notification is sent per run and cause, so the webhook alone does not name every wire."""
-        shown = self._tripwires()
-        for alert in shown["runs"].get(self._name, {"tripped": ()})["tripped"]:
+        shown = self._shown()
+        for alert in shown["tripped"]:
             self._tripped.setdefault(alert["wire"], FirstAlert(alert["wire"], alert["severity"], self._receiver.step))
         if self._receiver.paged and not self.over:
-            self.over = over_threshold(shown, self._name)
+            self.over = over_threshold(shown)
 
     def _post(self, samples: Sequence[Mapping[str, str]]) -> list[float]:
         body = {"run": self._name, "step": self._step, "samples": samples}
         return rewards_of(self._http.post("/score", json=body).raise_for_status().json())
 
-    def _tripwires(self) -> dict[str, Any]:
-        shown: dict[str, Any] = self._http.get("/tripwires").raise_for_status().json()
+    def _shown(self) -> dict[str, Any]:
+        reply = self._http.get(f"/tripwires/{quote(self._name, safe='')}/details")
+        if reply.status_code == httpx.codes.NOT_FOUND:  # no sample of the run has been inspected yet
+            return {"tripped": (), "statistics": {}, "wires": ()}
+        shown: dict[str, Any] = reply.raise_for_status().json()
         return shown
 
 
@@ -217,9 +221,9 @@ def rewards_of(reply: Mapping[str, Any]) -> list[float]:
     return [float(reward) for reward in reply["rewards"]]
 
 
-def over_threshold(shown: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """Wires of `GET /tripwires` that are over their thresholds in this run, and either vote or page alone."""
-    statistics = shown["runs"][name]["statistics"]
+def over_threshold(shown: Mapping[str, Any]) -> tuple[str, ...]:
+    """Wires of `GET /tripwires/{run}/details` that are over their thresholds, and either vote or page alone."""
+    statistics = shown["statistics"]
     decisive = [wire for wire in shown["wires"] if wire["votes"] or wire["severity"] == "page"]
     return tuple([w["wire"] for w in decisive if statistics.get(w["wire"], 0.0) > w["threshold"]])
 

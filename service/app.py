@@ -38,15 +38,15 @@ from rewardserve.service.api.middleware.body_limits import BodyLimitMiddleware, 
 from rewardserve.service.api.middleware.fast_router import FastRouter
 from rewardserve.service.api.middleware.host_policy import HostPolicy
 from rewardserve.service.api.middleware.request_log import RequestLogMiddleware
-from rewardserve.service.api.requests import CompareRequest, ScoreRequest
 from rewardserve.service.api.route_policy import OPEN_PATHS, RoutePolicy, check_same_route
-from rewardserve.service.api.routes.admin import REQUESTS as ADMIN_REQUESTS
 from rewardserve.service.api.routes.admin import admin_routes
 from rewardserve.service.api.routes.attribution import attribution_routes
 from rewardserve.service.api.routes.health import health_routes
 from rewardserve.service.api.routes.kserve_health import kserve_health_routes
+from rewardserve.service.api.routes.model import model_routes
 from rewardserve.service.api.routes.pages import page_routes
 from rewardserve.service.api.routes.scoring import scoring_routes
+from rewardserve.service.api.routes.tripwires import tripwire_routes
 from rewardserve.service.api.server_limits import ServerLimits
 from rewardserve.service.auth.api_keys import ApiKeys, ApiKeysFile
 from rewardserve.service.auth.tls import ReloadingCertificate
@@ -124,15 +124,16 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
     routers = [
         *scoring,
         kserve_health_routes(active_models, aliases),
-        health_routes(active_models, server_limits, metrics, aliases, clock),
+        health_routes(active_models, metrics, aliases),
+        model_routes(active_models, server_limits),
         attribution_routes(active_models),
+        tripwire_routes(active_models, clock),
         admin_routes(active_models),
         page_routes(api.title),
     ]
     for router in routers:
         api.include_router(router)
-    of_dialects = [form.body for dialect in DIALECTS for form in dialect.body_formats]
-    openapi.install_openapi(api, [ScoreRequest, CompareRequest, *ADMIN_REQUESTS, *of_dialects], OPEN_PATHS)
+    openapi.install_openapi(api, OPEN_PATHS)
     methods: dict[str, set[str]] = {}
     for route in [route for router in routers for route in router.routes if isinstance(route, APIRoute)]:
         methods.setdefault(route.path_format, set()).update(route.methods or ())

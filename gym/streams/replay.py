@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
+
 from gym.streams.texts import Prompt, Steps
 from gym.streams.worlds import PLANTED_SCALE, Scale, Scored
 from rewardserve.model.backends import Identity, LoadedModel, encode_each
@@ -23,7 +25,7 @@ from rewardserve.model.encoding import Encoded
 from rewardserve.model.reward import build_pipeline
 from rewardserve.model.scorer import BatchScores, HeadScores, TokenBatch
 from rewardserve.service.admission import Admission
-from rewardserve.service.api.routes.health import describe_runs
+from rewardserve.service.api.routes.tripwires import describe_run
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.errors import TooFewSamples
 from rewardserve.service.models.deployment import Source
@@ -230,7 +232,10 @@ async def _replay(
                 await asyncio.gather(*resources.judge.background_scorer.tasks)
         if resources.attribution is not None:
             await resources.attribution.settle()
-        recorder.read(number, describe_runs(resources.monitor, clock.now()))
+        if RUN in resources.monitor.runs:
+            recorder.read(number, msgspec.to_builtins(describe_run(RUN, resources.monitor, clock.now(), {})))
+        else:
+            recorder.votes.append({})
         clock.offset_s += STEP_S
         if not named and recorder.has_page:
             named = await _sentences(resources.attribution, runtime.edit_scorer)
@@ -289,7 +294,7 @@ def _remember(rows: dict[K, V], key: K, value: V, most: int) -> None:
 
 
 class _Recorder:
-    """Reader of `GET /tripwires`: keeps the first alert of each wire and severity, and the votes of every step."""
+    """Reader of `GET /tripwires/{run}/details`: keeps the first alert of each wire and severity, and the votes of every step."""
 
     def __init__(self) -> None:
         self.events: list[ReplayEvent] = []
@@ -297,10 +302,9 @@ class _Recorder:
         self._seen: set[tuple[str, str]] = set()
         self.has_page = False
 
-    def read(self, step: int, described: Mapping[str, Any]) -> None:
+    def read(self, step: int, run: Mapping[str, Any]) -> None:
         """Record the alerts that are new."""
-        wires = {wire["wire"]: wire for wire in described["wires"]}
-        run = described["runs"].get(RUN, {"tripped": [], "statistics": {}})
+        wires = {wire["wire"]: wire for wire in run["wires"]}
         for alert in run["tripped"]:
             name, severity = alert["wire"], alert["severity"]
             if (name, severity) not in self._seen:

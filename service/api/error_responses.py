@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
 from rewardserve.service.api.replies import json_response
+from rewardserve.service.api.schemas.errors import ErrorOut, ErrorReply, error_out
 from rewardserve.service.errors import Overloaded, RequestRefused, ServiceError, ShuttingDown, Unauthorized
 
 FRAMEWORK_CODES: dict[int, str] = {404: "not_found", 405: "method_not_allowed"}
@@ -28,7 +29,7 @@ def error_response(error: ServiceError, status: int | None = None) -> Response:
         headers["connection"] = "close"  # so that the client's next connection reaches another replica
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
-    body = {"error": {"code": error.code, "message": error.message, **error.details}}
+    body = ErrorReply(error_out(error.code, error.message, error.details))
     return json_response(body, status or error.status, headers)
 
 
@@ -60,7 +61,7 @@ def install_error_handlers(app: FastAPI, overload_status: int, methods: Mapping[
         known = request.scope["state"]["route"]
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and known is not None and known.path in methods:
             headers["allow"] = ", ".join(sorted(methods[known.path]))
-        return json_response({"error": {"code": code, "message": message}}, error.status_code, headers)
+        return json_response(ErrorReply(ErrorOut(code, message)), error.status_code, headers)
 
     async def bug(_request: Request, _error: Exception) -> Response:
         return internal_error_response()

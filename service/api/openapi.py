@@ -1,21 +1,28 @@
-"""The OpenAPI document: bodies, parameters and errors. Routes decode their bodies themselves, so FastAPI cannot document them."""
+"""The OpenAPI document: bodies, parameters, replies and errors, from the records that decode and encode them.
+
+Routes do so themselves, so FastAPI cannot document them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.json_schema import models_json_schema
 
+from rewardserve.service.api.dialects.dialect import Dialect
+from rewardserve.service.api.error_examples import example_of_error
 from rewardserve.service.api.names import MAX_NAME_CHARS
 from rewardserve.service.api.requests import MAX_STEP, StrictRecord
-from rewardserve.service.api.schemas import ERROR, CompareReply, ErrorReply, ScoreReply
+from rewardserve.service.api.schemas.errors import ErrorReply
+from rewardserve.service.api.schemas.record import ReplyRecord
 
 _REF = "#/components/schemas/{name}"
+_RECORDS = "rewardserve.service.api."
+"""Where the records of requests and replies are; those of a library may have the same names."""
 
 _FOREIGN = "`host_not_allowed` or `origin_not_allowed`: on a server without keys, an unknown host name or a page of another site"
 _FORBIDDEN = f"`forbidden`: the key lacks the scope of this route. {_FOREIGN}"
@@ -131,60 +138,55 @@ _IN_PATH = {
 """Description and example."""
 
 
-class ForeignError(BaseModel):
-    """An error in the wire format of another server."""
+def operation(body: type[StrictRecord], reply: type[ReplyRecord], dialect: Dialect | None = None) -> dict[str, Any]:
+    """Build the arguments of a scoring route that reads `body`: its documentation, its reply and its errors.
 
-    model_config = ConfigDict(extra="allow")
-
-    error: str | dict[str, Any] = Field(description="message, or an object with one", examples=[ERROR])
-
-
-class ForeignReply(BaseModel):
-    """Scores in the wire format of another server."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-def operation(body: type[StrictRecord], foreign: Sequence[Any] = ()) -> dict[str, Any]:
-    """Build the arguments of a scoring route that reads `body`: its documentation and its errors.
-
-    `foreign`: bodies of other wire formats that the route reads too.
+    `dialect`: another wire format whose bodies the route reads too.
     """
+    forms = dialect.body_formats if dialect else ()
     examples = {f"example {i}": {"value": each} for i, each in enumerate(body.EXAMPLES)}
-    content = {"application/json": {"schema": _schema([body, *foreign]), "examples": examples}}
-    parameters = [*_REPLY_PARAMETERS, *_RUN_PARAMETERS, *([_VALUE_OF_PAIRS] if foreign else [])]
-    responses = errors(*(status for status in _ERRORS if status != 404 or foreign))
+    content = {"application/json": {"schema": _schema([body, *(form.body for form in forms)]), "examples": examples}}
+    parameters = [*_REPLY_PARAMETERS, *_RUN_PARAMETERS, *([_VALUE_OF_PAIRS] if dialect else [])]
+    types = [reply, *(each for form in forms for each in form.replies)]
+    not_served = dialect.not_served_reply if dialect else ErrorReply
+    statuses = [status for status in _ERRORS if status != 404 or dialect]
     return {
-        "responses": in_any_shape(responses) if foreign else responses,
+        "responses": {
+            200: _json("Results", types, example_of(reply)),
+            **errors(*statuses, not_served_reply=not_served),
+        },
         "openapi_extra": {"requestBody": {"required": True, "content": content}, "parameters": parameters},
     }
 
 
-def admin_operation(body: type[StrictRecord], *statuses: int) -> dict[str, Any]:
+def admin_operation(body: type[StrictRecord], reply: type[ReplyRecord], *statuses: int) -> dict[str, Any]:
     """Build the arguments of an admin route that reads `body`."""
     content = {"application/json": {"schema": _schema([body])}}
     return {
-        "responses": errors(400, 408, 413, 415, *statuses, 503, words=ADMIN),
+        "responses": replies(reply, 400, 408, 413, 415, *statuses, 503, words=ADMIN),
         "openapi_extra": {"requestBody": {"required": True, "content": content}},
     }
 
 
-def foreign_operation(
-    path: str, bodies: Sequence[Any], example_reply: Any, options: Mapping[str, Collection[str]]
-) -> dict[str, Any]:
-    """Build the arguments of a route of another wire format: its bodies, an example reply, and its errors.
-
-    `options` are its query parameters with their permitted values; none: any value.
-    """
-    content = {"application/json": {"schema": _schema(bodies)}}
-    good = {"description": "Scores", "content": {"application/json": {"example": example_reply}}}
+def dialect_operation(dialect: Dialect) -> dict[str, Any]:
+    """Build the arguments of a route of another wire format: its bodies, its replies, and its errors."""
+    forms = dialect.body_formats
+    content = {"application/json": {"schema": _schema([form.body for form in forms])}}
+    good = _json("Scores", [each for form in forms for each in form.replies], dialect.example_reply)
     optional = [
         _parameter("query", name, {**_STRING, "enum": sorted(values)} if values else _STRING, *_OPTIONS[name])
-        for name, values in sorted(options.items())
+        for name, values in sorted(dialect.options.items())
     ]
-    in_path = [_parameter("path", name, _STRING, *_IN_PATH[name]) for name in _IN_PATH if f"{{{name}" in path]
+    in_path = [_parameter("path", name, _STRING, *_IN_PATH[name]) for name in _IN_PATH if f"{{{name}" in dialect.path]
+    refused = errors(
+        *_ERRORS,
+        *dialect.error_statuses,
+        words=dialect.error_statuses,
+        error_reply=dialect.error_reply,
+        not_served_reply=dialect.not_served_reply,
+    )
     return {
-        "responses": {200: good, **in_any_shape(errors(*_ERRORS))},
+        "responses": {200: good, **refused},
         "openapi_extra": {
             "requestBody": {"required": True, "content": content},
             "parameters": [*in_path, *_REPLY_PARAMETERS, *_RUN_PARAMETERS, _VALUE, *optional],
@@ -192,79 +194,134 @@ def foreign_operation(
     }
 
 
-def _schema(bodies: Sequence[Any]) -> dict[str, Any]:
-    schemas = msgspec.json.schema_components(bodies, ref_template=_REF)[0]
-    return schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
+Responses = dict[int | str, dict[str, Any]]
+
+
+def replies(reply: type[ReplyRecord], *statuses: int, **of_errors: Any) -> Responses:
+    """Build the responses of a route with this reply, and with the errors of `errors`."""
+    words = (reply.__doc__ or "").split("\n")[0]
+    return {200: _json(words, [reply], example_of(reply)), **errors(*statuses, **of_errors)}
+
+
+def text_reply(media_type: str, example: str, *statuses: int, **of_errors: Any) -> Responses:
+    """Build the responses of a route that replies with text."""
+    content = {media_type: {"schema": _STRING, "example": example}}
+    return {200: {"description": "Text", "content": content}, **errors(*statuses, **of_errors)}
 
 
 def errors(
-    *statuses: int, words: Mapping[int, str] | None = None, is_open: bool = False
-) -> dict[int | str, dict[str, Any]]:
-    """Build the errors of these statuses and of every route, with examples. `is_open`: the route needs no key. `words`: further
-    descriptions by status.
+    *statuses: int,
+    words: Mapping[int, str] | None = None,
+    is_open: bool = False,
+    error_reply: Any = ErrorReply,
+    not_served_reply: Any = None,
+) -> Responses:
+    """Build the errors of these statuses and of every route, with an example of each code. `is_open`: the route needs no key.
+    `words`: further descriptions by status. `error_reply` is an error in the wire format of another server, `not_served_reply`
+    one of an unknown model, where that is another; a request in no known format gets an error of this server.
     """
-    responses = {**_EVERYWHERE, **({} if is_open else _KEYED), **{status: _ERRORS[status] for status in statuses}}
-    responses |= {status: text for status, text in (words or {}).items() if status in responses}
-    return {status: _error(text) for status, text in sorted(responses.items())}
+    texts = {**_EVERYWHERE, **({} if is_open else _KEYED)}
+    texts |= {status: _ERRORS[status] for status in statuses if status in _ERRORS}
+    texts |= {status: text for status, text in (words or {}).items() if status in texts or status in statuses}
+    return {
+        status: _error(text, (ErrorReply, not_served_reply or error_reply if status == 404 else error_reply))
+        for status, text in sorted(texts.items())
+    }
 
 
-def in_any_shape(responses: Mapping[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
-    """Document that errors have the shape of this server or of the wire format: a request in no known format gets the former."""
-    return {status: {**error, "model": ErrorReply | ForeignError} for status, error in responses.items()}
+def _error(text: str, types: Sequence[Any]) -> dict[str, Any]:
+    codes = dict.fromkeys(re.findall(r"`([a-z]+(?:_[a-z]+)*)`", text))
+    examples = {code: {"value": example} for code in codes if (example := example_of_error(code)) is not None}
+    return {
+        "description": text,
+        "content": {"application/json": {"schema": _schema(dict.fromkeys(types)), "examples": examples}},
+    }
 
 
-def install_openapi(app: FastAPI, bodies: Sequence[Any], open_paths: frozenset[str] = frozenset()) -> None:
-    """Add the schemas of the bodies of all routes to the OpenAPI document."""
+def _json(description: str, types: Sequence[Any], example: Any) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": _schema(types), "example": example}}}
+
+
+def example_of(record: type[msgspec.Struct]) -> dict[str, Any]:
+    """Build an example from those of the fields."""
+    properties = msgspec.json.schema_components([record], ref_template=_REF)[1][record.__name__]["properties"]
+    return {name: of_field["examples"][0] for name, of_field in properties.items()}
+
+
+def _schema(types: Sequence[Any] | Mapping[Any, None]) -> dict[str, Any]:
+    schemas = msgspec.json.schema_components([*types], ref_template=_REF)[0]
+    distinct = [each for i, each in enumerate(schemas) if each not in schemas[:i]]
+    return distinct[0] if len(distinct) == 1 else {"anyOf": distinct}
+
+
+def install_openapi(app: FastAPI, open_paths: frozenset[str] = frozenset()) -> None:
+    """Complete the OpenAPI document that FastAPI makes from the routes."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app, bodies, open_paths)
+            app.openapi_schema = _document(app, open_paths)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation says
 
 
-def _document(app: FastAPI, bodies: Sequence[Any], open_paths: frozenset[str]) -> dict[str, Any]:
+def _document(app: FastAPI, open_paths: frozenset[str]) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
     )
-    components = document.setdefault("components", {})
-    schemas = components.setdefault("schemas", {})
-    # FastAPI leaves the nulls out of examples.
-    _, replies = models_json_schema(
-        [(ScoreReply, "serialization"), (CompareReply, "serialization")], ref_template=_REF.format(name="{model}")
-    )
-    schemas |= replies["$defs"]
-    schemas |= msgspec.json.schema_components(bodies, ref_template=_REF)[1]
-    for body in bodies:
-        if examples := getattr(body, "EXAMPLES", ()):
-            schemas[body.__name__]["examples"] = list(examples)
-    # FastAPI adds its validation error to every route with a path parameter; here these are strings, which are always valid.
-    for name in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(name, None)
-    components["securitySchemes"] = {
-        "key": {
-            "type": "http",
-            "scheme": "bearer",
-            "description": "API key, if the server has keys; see rewardserve keys",
-        }
-    }
     for path, operations in document["paths"].items():
         for of_route in operations.values():
             of_route["security"] = [] if path in open_paths else [{"key": []}, {}]
             _describe_path_parameters(of_route)
+    document["components"] = {
+        "schemas": _components(set(_references(document["paths"]))),
+        "securitySchemes": {
+            "key": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "API key, if the server has keys; see rewardserve keys",
+            }
+        },
+    }
     return document
 
 
+def _components(names: set[str]) -> dict[str, Any]:
+    """The schemas of the records with these names, and of their parts."""
+    known = sorted(_subclasses(msgspec.Struct), key=lambda each: each.__module__.startswith(_RECORDS))
+    records = {each.__name__: each for each in known}
+    schemas = msgspec.json.schema_components([records[name] for name in sorted(names)], ref_template=_REF)[1]
+    for name, schema in schemas.items():
+        record = records[name]
+        if examples := getattr(record, "EXAMPLES", ()):
+            schema["examples"] = list(examples)
+        if further := getattr(record, "FURTHER_FIELDS", None):
+            schema["additionalProperties"] = dict(further)
+    return schemas
+
+
+def _subclasses(record: type[Any]) -> Iterator[type[Any]]:
+    for each in record.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
+def _references(part: Any) -> Iterator[str]:
+    """The names of the records that a part of the document refers to."""
+    if isinstance(part, Mapping):
+        if isinstance(part.get("$ref"), str):
+            yield part["$ref"].rpartition("/")[2]
+        part = part.values()
+    elif not isinstance(part, list):
+        return
+    for each in part:
+        yield from _references(each)
+
+
 def _describe_path_parameters(of_route: dict[str, Any]) -> None:
+    # FastAPI adds its validation error to every route with a path parameter; here these are strings, which are always valid.
     if "HTTPValidationError" in str(of_route["responses"].get("422", {}).get("content")):
         del of_route["responses"]["422"]
     for parameter in of_route.get("parameters", ()):
         if parameter["in"] == "path":
             parameter["description"], parameter["example"] = _IN_PATH[parameter["name"]]
-
-
-def _error(text: str) -> dict[str, Any]:
-    code = text.split("`")[1]
-    example = {"error": {"code": code, "message": "the cause and the remedy; numbers are further fields"}}
-    return {"model": ErrorReply, "description": text, "content": {"application/json": {"example": example}}}

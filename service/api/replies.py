@@ -1,8 +1,4 @@
-"""Build the JSON of a reply from records. `schemas` documents the same shapes.
-
-Replies are plain dicts that are not validated at run time, which would cost more than building them;
-the tests validate them against the schemas.
-"""
+"""Build and encode replies. Their records are in `schemas`, which the OpenAPI document describes too."""
 
 from __future__ import annotations
 
@@ -12,19 +8,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from starlette.responses import Response
 
+from rewardserve.service.api.schemas.errors import ErrorOut, error_out
+from rewardserve.service.api.schemas.scoring import (
+    CompareReply,
+    ComparisonOut,
+    ResultOut,
+    ScoreReply,
+    TimingOut,
+    UsageOut,
+)
 from rewardserve.service.errors import Failure
 from rewardserve.service.models.runtime import ModelRuntime, ResultFields
 from rewardserve.service.scoring import ComparisonResult, SampleResult
 
 _encoder = msgspec.json.Encoder()
+_JSON = "application/json"
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Build a response in ASCII, so that even a lone surrogate in an id is returned unchanged. Raise ValueError for NaN."""
-    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
-    return Response(text, status_code=status, headers=headers, media_type="application/json")
+    text = json.dumps(msgspec.to_builtins(content), allow_nan=False, separators=(",", ":"))
+    return Response(text, status_code=status, headers=headers, media_type=_JSON)
 
 
 def info_response(content: Any) -> Response:
@@ -32,26 +39,34 @@ def info_response(content: Any) -> Response:
     return _fast_response(content, 0.0)
 
 
+def page_response(content: Any) -> Response:
+    """Build a response as `info_response` does, with a line for each field, for readers."""
+    return Response(msgspec.json.format(_encoder.encode(content), indent=2), media_type=_JSON)
+
+
 def score_reply(runtime: ModelRuntime, ids: Sequence[str], results: Sequence[SampleResult]) -> Response:
     """Build the reply of `POST /score`."""
     details = runtime.result_fields
     rewards = [None if r.reward is None else r.reward.value for r in results]
-    content = {
+    content = ScoreReply(
         **runtime.model_info,
-        "rewards": rewards,
-        "results": [result(i, r, details) for i, r in zip(ids, results, strict=True)],
-        **_totals(results),
-    }
+        rewards=rewards,
+        results=[result(i, r, details) for i, r in zip(ids, results, strict=True)],
+        usage=_usage(results),
+        timing_ms=_timing(results),
+    )
     return _fast_response(content, sum(filter(None, rewards)), runtime.headers)
 
 
 def compare_reply(runtime: ModelRuntime, ids: Sequence[str], results: Sequence[ComparisonResult]) -> Response:
     """Build the reply of `POST /compare`."""
-    content = {
+    parts = [part for r in results for part in r.parts]
+    content = CompareReply(
         **runtime.model_info,
-        "results": [_compared(i, r) for i, r in zip(ids, results, strict=True)],
-        **_totals([part for r in results for part in r.parts]),
-    }
+        results=[_compared(i, r) for i, r in zip(ids, results, strict=True)],
+        usage=_usage(parts),
+        timing_ms=_timing(parts),
+    )
     return _fast_response(content, sum(r.ranked.margin for r in results if r.ranked is not None), runtime.headers)
 
 
@@ -66,60 +81,70 @@ def _fast_response(content: Any, checksum: float, headers: dict[str, str] | None
         text = _encoder.encode(content)
     except UnicodeEncodeError:
         return json_response(content, headers=headers)
-    return Response(text, headers=headers, media_type="application/json")
+    return Response(text, headers=headers, media_type=_JSON)
 
 
-def result(sample_id: str, scored: SampleResult, details: ResultFields) -> dict[str, Any]:
+def result(sample_id: str, scored: SampleResult, details: ResultFields) -> ResultOut:
     """Build one entry of `results`. Every field is always present, `heads` and `stages` if `details` names any."""
     reward = scored.reward
     value, raw, normalized = (None, None, None) if reward is None else (reward.value, reward.raw, reward.normalized)
-    fields: dict[str, Any] = {"id": sample_id, "reward": value, "raw": raw, "normalized": normalized}
+    heads: Any = UNSET
     if details.heads:
-        fields["heads"] = scored.heads and {k: v for k, v in scored.heads.items() if k in details.heads}
+        heads = scored.heads and {k: v for k, v in scored.heads.items() if k in details.heads}
+    stages: Any = UNSET
     if details.stages:
-        fields["stages"] = None if reward is None else dict(zip(details.stages, reward.changes, strict=True))
-    fields["notes"] = () if reward is None else reward.notes
-    fields["flags"] = scored.flags
-    fields["tokens"] = scored.n_tokens
-    fields["truncated"] = scored.truncated
-    fields["missing_end"] = scored.missing_end
-    fields["cached"] = scored.cached
-    fields["error"] = failure(scored.failure)
+        stages = None if reward is None else dict(zip(details.stages, reward.changes, strict=True))
+    return ResultOut(
+        id=sample_id,
+        reward=value,
+        raw=raw,
+        normalized=normalized,
+        heads=heads,
+        stages=stages,
+        notes=() if reward is None else reward.notes,
+        flags=scored.flags,
+        tokens=scored.n_tokens,
+        truncated=scored.truncated,
+        missing_end=scored.missing_end,
+        cached=scored.cached,
+        error=failure(scored.failure),
+    )
+
+
+def result_fields(sample_id: str, scored: SampleResult, details: ResultFields) -> dict[str, Any]:
+    """Build the fields of one entry of `results`, for a line of a file."""
+    fields: dict[str, Any] = msgspec.to_builtins(result(sample_id, scored, details))
     return fields
 
 
-def failure(error: Failure | None) -> dict[str, Any] | None:
+def failure(error: Failure | None) -> ErrorOut | None:
     """Build the error of one sample or comparison."""
-    return None if error is None else {"code": error.code, "message": error.message, **error.details}
+    return None if error is None else error_out(error.code, error.message, error.details)
 
 
-def _compared(comparison_id: str, compared: ComparisonResult) -> dict[str, Any]:
+def _compared(comparison_id: str, compared: ComparisonResult) -> ComparisonOut:
     ranked = compared.ranked
-    return {
-        "id": comparison_id,
-        "ranking": None if ranked is None else list(ranked.ranking),
-        "winner": None if ranked is None else ranked.winner,
-        "raw": None if ranked is None else list(ranked.raw),
-        "probabilities": None if ranked is None else [list(row) for row in ranked.probabilities],
-        "margin": None if ranked is None else ranked.margin,
-        "error": failure(compared.failure),
-    }
+    if ranked is None:
+        return ComparisonOut(comparison_id, error=failure(compared.failure))
+    return ComparisonOut(
+        comparison_id, ranked.ranking, ranked.winner, ranked.raw, ranked.probabilities, ranked.margin,
+        failure(compared.failure),
+    )  # fmt: skip
 
 
-def _totals(results: Sequence[SampleResult]) -> dict[str, Any]:
+def _usage(results: Sequence[SampleResult]) -> UsageOut:
     scored = [r for r in results if r.reward is not None]
-    return {
-        "usage": {
-            "samples": len(results),
-            "tokens": sum([r.n_tokens or 0 for r in scored]),
-            "tokens_computed": round(sum([r.n_computed for r in scored])),
-        },
-        "timing_ms": {
-            "encode": _max_ms([r.encode_s for r in scored]),
-            "queue": _max_ms([r.queue_s for r in scored]),
-            "forward": _max_ms([r.forward_s for r in scored]),
-        },
-    }
+    n_tokens = sum([r.n_tokens or 0 for r in scored])
+    return UsageOut(len(results), n_tokens, round(sum([r.n_computed for r in scored])))
+
+
+def _timing(results: Sequence[SampleResult]) -> TimingOut:
+    scored = [r for r in results if r.reward is not None]
+    return TimingOut(
+        _max_ms([r.encode_s for r in scored]),
+        _max_ms([r.queue_s for r in scored]),
+        _max_ms([r.forward_s for r in scored]),
+    )
 
 
 def _max_ms(seconds: Sequence[float]) -> float:

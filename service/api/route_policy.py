@@ -23,6 +23,7 @@ METRICS = "/metrics"
 ACKNOWLEDGE = "/tripwires/{run:path}/{wire}/ack"
 """Unblocks a run, so the key of the run must not be able to call it."""
 
+DETAILS = "/tripwires/{run:path}/details"
 ATTRIBUTION = "/tripwires/{run:path}/attribution"
 """Shows texts of a run, which a key that scores must not be able to read."""
 

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 from urllib.parse import quote
 
 from rewardserve.model.backends import LoadedModel
@@ -95,7 +96,7 @@ class ModelRuntime:
         }
 
     @cached_property
-    def model_info(self) -> dict[str, str | int | None]:
+    def model_info(self) -> dict[str, Any]:
         """Identity of the model, in every reply. Cached, because digests cost as much as a request does and do not change."""
         return {
             "model": self.loaded.identity.name,

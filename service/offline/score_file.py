@@ -18,7 +18,7 @@ from rewardserve.model.backends import LoadedModel
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.reward import Pipeline
 from rewardserve.service.admission import Admission
-from rewardserve.service.api.replies import result
+from rewardserve.service.api.replies import result_fields
 from rewardserve.service.api.requests import to_sample
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.models import loading
@@ -56,7 +56,7 @@ async def score_file(
             async for lines, results in _in_order(score, windows(source, digest)):
                 rows = [
                     {
-                        **result(line.sample_id, scored, details),
+                        **result_fields(line.sample_id, scored, details),
                         "input_digest": line.input_digest,
                         "scored_by": scored_by,
                     }

@@ -233,7 +233,7 @@ async def test_a_run_and_a_step_come_with_the_url(server):
     url = f"{server.url}/get_reward?run=ppo-7&step=120"
     for i in range(200):
         await callers.openrlhf(url, f"{PROMPT}{i}", PROMPT, None, Waits())
-    run = server.client.get("/tripwires").json()["runs"]["ppo-7"]
+    run = server.client.get("/tripwires/ppo-7/details").json()
     assert run["step"] == 120
     assert run["samples"] == 200
 
@@ -251,7 +251,7 @@ def test_a_run_and_a_step_come_with_headers(server, path, body):
     for step in range(150):
         headers = {"x-run": run, "x-step": str(step)}
         assert server.client.post(path, json=body, headers=headers).status_code == 200
-    assert server.client.get("/tripwires").json()["runs"][run]["step"] == 149
+    assert server.client.get(f"/tripwires/{run}/details").json()["step"] == 149
 
 
 @pytest.mark.parametrize("query", ["step=-1", "step=one", "run=" + "x" * 257, "value=best", "runs=a"])

@@ -39,7 +39,7 @@ def test_an_unknown_parameter_suggests_the_nearest_and_is_not_repeated(server, q
 
 def test_a_semicolon_of_a_name_is_written_in_percent(server):
     assert server.client.post("/score?run=b%3Bc&step=2", json=TEXT).status_code == 200
-    assert server.client.get("/tripwires").json()["runs"]["b;c"]["step"] == 2
+    assert server.client.get("/tripwires/b%3Bc/details").json()["step"] == 2
 
 
 def test_an_empty_run_is_none_wherever_it_is_said(server):
@@ -86,7 +86,7 @@ def test_one_value_may_be_given_twice(server, path):
     for url in ("?run=twice&step=5", "?run=&step=", ""):
         reply = server.client.post(path + url, json=BODIES[path] | fields, headers=named)
         assert reply.status_code == 200, reply.text
-    assert server.client.get("/tripwires").json()["runs"]["twice"]["step"] == 5
+    assert server.client.get("/tripwires/twice/details").json()["step"] == 5
 
 
 @pytest.mark.parametrize("only", ["", ",", " ", f"{DIGESTS[0]},", f",{DIGESTS[0]}", f"{DIGESTS[0]},,{DIGESTS[1]}"])

@@ -140,4 +140,4 @@ def test_runs_and_steps_of_pairs_are_watched(server):
     for step in range(130):
         path = f"/score?run=pairs&step={step}"
         assert server.client.post(path, json={"text_1": PROMPT, "text_2": "a"}).status_code == 200
-    assert server.client.get("/tripwires").json()["runs"]["pairs"]["step"] == 129
+    assert server.client.get("/tripwires/pairs/details").json()["step"] == 129

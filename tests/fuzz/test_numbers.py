@@ -134,7 +134,7 @@ def test_the_step_of_a_body_is_kept_or_refused_and_never_another(server, step):
         reply = asked(server, path, f'{{"run":"steps","step":{step},{rest}}}'.encode())
         assert (reply.status_code == 200) == (STEPS[step] is not None), reply.text
         if path == "/score" and reply.status_code == 200:
-            assert server.client.get("/tripwires").json()["runs"]["steps"]["step"] == STEPS[step]
+            assert server.client.get("/tripwires/steps/details").json()["step"] == STEPS[step]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_the_step_of_a_header_and_of_a_url_have_the_bounds_of_a_bodys(server, st
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e300])
 def test_a_statistic_that_is_no_number_breaks_no_page(value):
     from rewardserve.service.api.replies import info_response
-    from rewardserve.service.api.routes.health import describe_runs
+    from rewardserve.service.api.routes.tripwires import describe_run, summarise_runs
     from rewardserve.service.tripwires.baseline import BaselineSource
     from rewardserve.service.tripwires.features import SampleFeatures
     from rewardserve.service.tripwires.run_monitor import RunMonitor
@@ -163,4 +163,5 @@ def test_a_statistic_that_is_no_number_breaks_no_page(value):
         monitor.observe(
             "r", 1, [SampleFeatures(i, None, value, value, False, (), audit=value) for i in range(16)], 0.0, kl=5.0
         )
-    json.loads(info_response(describe_runs(monitor, 0.0)).body, parse_constant=refuse_constant)
+    for page in (describe_run("r", monitor, 0.0, {}), summarise_runs(monitor, 0.0, {})):
+        json.loads(info_response(page).body, parse_constant=refuse_constant)

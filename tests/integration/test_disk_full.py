@@ -57,7 +57,7 @@ def test_evidence_and_references_that_cannot_be_written_are_said_and_not_half_th
         disk.fill()
         rng = random.Random(9)
         train(server, 40, lambda: begging(rng))
-        tripped = server.client.get("/tripwires").json()["runs"]["ppo-7"]["tripped"]
+        tripped = server.client.get("/tripwires/ppo-7/details").json()["tripped"]
         assert "judge_injection" in {t["wire"] for t in tripped}
         wait_until(lambda: server.client.get("/livez").is_success and "evidence_not_written" in server.log)
         disk.empty()

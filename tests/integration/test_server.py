@@ -9,7 +9,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from rewardserve.model.backends.echo import echo_score
-from rewardserve.service.api import schemas
 from rewardserve.service.observability.metrics import PREFIX, TABLE
 from tests.support.service_server import Server, drill
 
@@ -64,7 +63,6 @@ def test_a_score_reply_has_every_field_of_the_design_and_no_other(server):
     response = post(server, request)
     reply = response.json()
     assert response.status_code == 200
-    schemas.ScoreReply.model_validate(reply, strict=True)
     assert list(reply) == [
         "model", "model_version", "contract", "calibration", "pipeline", "rewards", "results", "usage", "timing_ms",
     ]  # fmt: skip
@@ -90,7 +88,6 @@ def test_a_score_reply_has_every_field_of_the_design_and_no_other(server):
 def test_a_model_of_several_heads_names_them_and_adds_them_up():
     with drill("two-heads:") as server:
         (result,) = server.score(GOOD).json()["results"]
-        schemas.ResultOut.model_validate(result, strict=True)
         first = echo_score(bytes_of("hi\nyes"))
         assert result["heads"] == {"convincing": first, "harmless": 1.0}
         assert result["raw"] == 2.0 * first + 0.5
@@ -102,7 +99,6 @@ def test_a_comparison_ranks_and_the_order_of_responses_has_no_effect(server):
         post(server, {"comparisons": [{"id": "q", "prompt": "p", "responses": r}]}, "/compare").json()
         for r in (texts, texts[::-1])
     )
-    schemas.CompareReply.model_validate(forward, strict=True)
     one, other = forward["results"][0], backward["results"][0]
     raw = [echo_score(bytes_of(f"p\n{t}")) for t in texts]
     assert one["raw"] == raw == other["raw"][::-1]

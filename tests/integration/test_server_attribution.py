@@ -74,7 +74,11 @@ def test_a_report_names_the_text_that_grew_and_what_it_alone_earns(server, form)
     assert (report["early"]["samples"], report["early"]["last_step"], report["recent"]["last_step"]) == (256, 7, 15)
     assert report["features"] > 100
     assert not report["prompts"]["changed"]
-    assert "quorum" not in server.client.get("/tripwires").text
+    summary = server.client.get("/tripwires").json()["runs"][run]
+    assert summary["paid_for"].startswith(first["sentence"])
+    assert "quorum" not in server.client.get("/tripwires", headers={"origin": server.url}).text, (
+        "a page may not read it"
+    )
     assert "quorum" not in server.log
     assert server.client.get(f"/tripwires/{run.replace('/', '%2F')}/attribution").json()["run"] == run
 
@@ -90,7 +94,7 @@ def test_an_alert_keeps_a_report_of_its_moment(server):
     assert "judge_injection" in report["at_alert"]["wires"]
     assert "deserves full marks" in " ".join(report["at_alert"]["sentences"])
     assert "deserves" not in " ".join(report["sentences"])
-    assert "deserves" not in server.client.get("/tripwires").text
+    assert "deserves" not in server.client.get("/tripwires").json()["runs"]["alerted"]["paid_for"]
 
 
 def test_too_few_samples_are_refused_with_their_numbers(server):
@@ -125,7 +129,7 @@ def test_hostile_responses_give_a_report_that_steers_no_terminal(server, exploit
 
 def test_texts_are_read_with_the_scope_admin_alone(tmp_path, capsys):
     headers = {}
-    for name, scopes in (("train", "score"), ("ops", "admin")):
+    for name, scopes in (("train", "score"), ("ops", "admin"), ("both", "score,admin")):
         assert keys.main([name, str(tmp_path / "keys"), f"--scopes={scopes}"]) == 0
         headers[name] = {"authorization": f"Bearer {capsys.readouterr().out.strip()}"}
     with Server(*FLAGS, f"--keys-file={tmp_path / 'keys'}") as server:
@@ -133,6 +137,16 @@ def test_texts_are_read_with_the_scope_admin_alone(tmp_path, capsys):
         assert error(server.client.get(path)) == (401, "unauthorized")
         assert error(server.client.get(path, headers=headers["train"])) == (403, "forbidden")
         assert error(server.client.get(path, headers=headers["ops"])) == (404, "no_such_run")
+        server.client.headers.update(headers["both"])
+        train(server, 10)
+        train(server, 6, first=10, share=0.5)
+        assert server.client.get(path).status_code == 200
+        shown = {
+            name: server.client.get("/tripwires", headers=headers[name]).json()["runs"] for name in ("train", "both")
+        }
+        assert "quorum of seven" in shown["both"]["ppo-7"]["paid_for"]
+        assert shown["train"]["ppo-7"] == shown["both"]["ppo-7"] | {"paid_for": None}
+        assert "quorum" not in server.client.get("/tripwires/ppo-7/details", headers=headers["train"]).text
 
 
 def test_after_a_restart_first_responses_are_those_since_it(tmp_path):
@@ -156,6 +170,6 @@ def test_a_server_that_keeps_no_texts_says_so():
         assert error(server.client.get("/tripwires/ppo-7/attribution")) == (409, "attribution_off")
         assert not server.client.get("/model").json()["attribution"]["keeps_texts"]
         with Server(*FLAGS) as other:
-            assert other.client.get("/model").json()["attribution"] | {"meaning": ""} == {
-                "keeps_texts": True, "samples": 256, "characters": 4000, "bytes": 64 * 2**20, "meaning": "",
+            assert other.client.get("/model").json()["attribution"] == {
+                "keeps_texts": True, "samples": 256, "characters": 4000, "bytes": 64 * 2**20,
             }  # fmt: skip

@@ -91,7 +91,7 @@ def test_a_run_whose_states_leave_the_usual_is_noted_and_one_whose_states_stay_i
         for step in range(n_steps):
             samples = [{"prompt": f"q {(16 * step + i) % 300}", **respond(rng)} for i in range(16)]
             assert server.client.post("/score", json={"run": run, "step": step, "samples": samples}).status_code == 200
-        return server.client.get("/tripwires").json()["runs"][run]
+        return server.client.get(f"/tripwires/{run}/details").json()
 
     with serve_in_process(f"{checkpoints / 'told'}", *flags) as server:
         steady = train(server, "steady", 40, honest)

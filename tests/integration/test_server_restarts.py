@@ -35,7 +35,7 @@ def stop(server, number=signal.SIGTERM):
 
 
 def run_of(server, run="ppo-7"):
-    return server.client.get("/tripwires").json()["runs"][run]
+    return server.client.get(f"/tripwires/{run}/details").json()
 
 
 def is_blocked(server, run="ppo-7"):

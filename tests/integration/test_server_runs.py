@@ -56,6 +56,10 @@ def poison(server, headers, run, steps=40):
     return reply
 
 
+def details(server, headers, run):
+    return server.client.get(f"/tripwires/{run}/details", headers=headers).json()
+
+
 def test_a_key_cannot_block_a_run_of_another_key_by_sending_under_its_name(world):
     server, known = world
     a, b = known.headers("a"), known.headers("b")
@@ -64,7 +68,7 @@ def test_a_key_cannot_block_a_run_of_another_key_by_sending_under_its_name(world
         assert poison(server, b, run)["rewards"] == [None] * 32
         assert None not in score(server, a, run, ["fine"], 50).json()["rewards"]
     runs = server.client.get("/tripwires", headers=a).json()["runs"]
-    assert {name: run["owner"] for name, run in runs.items()} == {
+    assert {name: details(server, a, name)["owner"] for name in runs} == {
         "ppo-7": "a", "ppo-7@b": "b", "other@b": "b", "other@a": "a"}  # fmt: skip
     assert server.client.post("/tripwires/ppo-7@b/judge_injection/ack", headers=b).status_code == 403
     assert server.client.post("/tripwires/ppo-7@b/judge_injection/ack", headers=known.headers("ops")).status_code == 200
@@ -115,7 +119,7 @@ def test_a_key_that_is_bound_to_a_run_sends_no_other_and_no_other_key_sends_that
     score(server, bound, None, ["without a name"])
     runs = server.client.get("/tripwires", headers=bound).json()["runs"]
     assert set(runs) == {"only"}
-    assert runs["only"]["samples"] == 2, "what names no run is of the one that the key is bound to"
+    assert details(server, bound, "only")["samples"] == 2, "what names no run is of the one that the key is bound to"
 
 
 def test_a_block_of_a_bound_run_cannot_be_walked_round(world):
@@ -132,7 +136,7 @@ def test_the_tasks_of_samples_arrive_and_are_listed(world):
     samples = [{"prompt": f"q {i}", "response": "fine", "task": ("math", "code", "")[i % 3]} for i in range(30)]
     sent = {"run": "curriculum", "step": 4, "samples": samples}
     assert server.client.post("/score", json=sent, headers=known.headers("a")).is_success
-    run = server.client.get("/tripwires", headers=known.headers("a")).json()["runs"]["curriculum"]
+    run = details(server, known.headers("a"), "curriculum")
     known_tasks = {each.pop("task"): each for each in run["tasks"]}
     expected = {"first_step": 4, "samples": 10, "baseline": "learning"}
     assert known_tasks == {"math": expected, "code": expected, None: expected}

@@ -402,7 +402,7 @@ def test_what_is_usual_for_a_run_is_learned_anew_and_its_counters_never_fall(ser
     fill(64, 2)
     assert samples_of("ppo-8") > seen
     assert is_measured("ppo-8")
-    assert server.client.get("/tripwires").json()["runs"]["ppo-8"]["samples"] == samples_of("ppo-8")
+    assert server.client.get("/tripwires/ppo-8/details").json()["samples"] == samples_of("ppo-8")
 
 
 # -- who may ----------------------------------------------------------------------------------------------------------

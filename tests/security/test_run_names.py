@@ -80,7 +80,7 @@ def test_a_name_that_is_accepted_is_shown_blocked_and_acknowledged_by_url(server
         reply = post(server, "/score", {"run": name, "step": step, "samples": samples})
         limits.append(reply.json()["results"][0]["error"])
     assert limits[-1]["code"] == "run_blocked"
-    assert server.client.get("/tripwires").json()["runs"][name]["tripped"]
+    assert server.client.get(f"/tripwires/{quote(name, safe='')}/details").json()["tripped"]
     assert server.metric("rewardserve_tripwire_tripped", wire="judge_injection", run=name) == 1
     for path, body in ROUTES.items():
         for fields, url, headers in ways(name):

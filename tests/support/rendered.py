@@ -17,9 +17,7 @@ from pydantic_settings import SettingsError
 
 from rewardserve.service.api.route_policy import OPEN_PATHS
 from rewardserve.service.api.routes.health import health_routes
-from rewardserve.service.api.server_limits import ServerLimits
 from rewardserve.service.app import _MAX_CLOSING_S
-from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.models.active_models import ActiveModels
 from rewardserve.service.observability.metrics import PREFIX, TABLE, Metrics
 from rewardserve.service.settings import ServeSettings, unknown_variables
@@ -61,7 +59,7 @@ def size(quantity):
 @cache
 def get_routes():
     """Paths that answer GET: those of the router that the server includes."""
-    router = health_routes(ActiveModels(), ServerLimits(1, 1, 1, 1), Metrics(), frozenset(), MonotonicClock())
+    router = health_routes(ActiveModels(), Metrics(), frozenset())
     return frozenset(route.path for route in router.routes if "GET" in route.methods)
 
 

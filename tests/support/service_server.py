@@ -14,6 +14,8 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.documented import check
+
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 60.0  # a busy machine with slow cores loads a model slowly
 LISTENING = re.compile(r"listening on (https?://\S+)")
@@ -61,7 +63,8 @@ class Server(Api):
             self.process.kill()
             self.ended()
             raise
-        super().__init__(self.url, httpx.Client(base_url=self.url, timeout=patience_s, verify=tls))
+        client = httpx.Client(base_url=self.url, timeout=patience_s, verify=tls, event_hooks={"response": [check]})
+        super().__init__(self.url, client)
 
     def _read(self):
         for line in self.process.stderr:

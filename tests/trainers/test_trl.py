@@ -80,7 +80,7 @@ def test_grpo_learns_from_the_server_and_logs_what_a_recomputation_gives(server,
         assert raw[step] == pytest.approx(sum(scored) / len(scored), abs=1e-3)
     assert sum(logged[-10:]) / 10 > sum(logged[:10]) / 10 + 0.1
 
-    run = server.client.get("/tripwires").json()["runs"]["grpo-1"]
+    run = server.client.get("/tripwires/grpo-1/details").json()
     assert run["samples"] == sum(reward is not None for _, _, rewards in seen for reward in rewards)
     assert run["step"] == STEPS - 1
     curve(logged, RUNS / "grpo.png")
@@ -193,4 +193,4 @@ def test_the_example_trains(server, policy_folder, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "rewards/rewardserve/mean" in done.stdout
-    assert server.client.get("/tripwires").json()["runs"]["example"]["samples"] > 0
+    assert server.client.get("/tripwires/example/details").json()["samples"] > 0

@@ -20,6 +20,8 @@ from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample, SampleEr
 from rewardserve.service.api.error_responses import request_error_response
 from rewardserve.service.api.field_docs import MODEL, doc
 from rewardserve.service.api.replies import json_response
+from rewardserve.service.api.schemas.errors import ErrorReply, NotServedError, NotServedReply
+from rewardserve.service.api.schemas.record import with_fields
 from rewardserve.service.api.validation import NOT_READ, convert, suggest_given, suggest_known
 from rewardserve.service.errors import (
     Failure,
@@ -83,19 +85,17 @@ class ScoredRequest:
 
 def not_found_as_vllm(error: ModelNotServed) -> Response:
     """Render vLLM's reply for an unknown model, in which `code` is the HTTP status."""
-    error_fields = {"message": error.message, "type": "NotFoundError", "param": "model", "code": error.status}
-    return json_response({"error": {**error_fields, "reason": error.code, **error.details}}, error.status)
+    return _not_served(error, NotServedError(error.message, "NotFoundError", "model", error.status, error.code))
 
 
 def not_found_as_openai(error: ModelNotServed) -> Response:
     """Render OpenAI's reply for an unknown model."""
-    error_fields = {
-        "message": error.message,
-        "type": "invalid_request_error",
-        "param": "model",
-        "code": "model_not_found",
-    }
-    return json_response({"error": {**error_fields, "reason": error.code, **error.details}}, error.status)
+    record = NotServedError(error.message, "invalid_request_error", "model", "model_not_found", error.code)
+    return _not_served(error, record)
+
+
+def _not_served(error: ModelNotServed, record: NotServedError) -> Response:
+    return json_response({"error": with_fields(record, error.details)}, error.status)
 
 
 _MAX_FIELD_CHARS = 120
@@ -122,7 +122,8 @@ REMEDIES: Mapping[str, str] = {
 class BodyFormat:
     """One format of the body. A body has this format if it has all of `text_fields`, whose content is scored.
 
-    `body` is the record to which the JSON is converted; `to_samples` makes samples of it, `to_reply` the JSON of the reply.
+    `body` is the record to which the JSON is converted; `to_samples` makes samples of it, `to_reply` the reply, which has one of
+    the types in `replies`.
     `ignored_fields` affect neither the scored text nor the reply. `accepted_values` are fields with the values that match the
     behaviour of this server. Other fields are refused, unless their values are empty. `ignored_fields` None: the body may have
     any field, and `to_samples` checks them.
@@ -136,6 +137,7 @@ class BodyFormat:
     body: Any
     to_samples: Callable[[Any, ModelRuntime], list[SampleOrError]]
     to_reply: Callable[[Any, ScoredRequest], Any]
+    replies: tuple[Any, ...]
     ignored_fields: frozenset[str] | None = frozenset()
     accepted_values: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     model: Callable[[Any], str | None] = lambda body: body.model
@@ -190,8 +192,9 @@ class Dialect:
 
     `reserved_values`: values that an option must not have, because the reply has fields of these names.
 
+    `render_error` renders errors, which have the type `error_reply`; `error_statuses` describes statuses that only this format has.
     `fixed_names` are model names that clients of this format always send; `render_model_not_served` renders the reply to any
-    other unknown name.
+    other unknown name, of the type `not_served_reply`.
     """
 
     path: str
@@ -204,8 +207,11 @@ class Dialect:
     reserved_values: Mapping[str, frozenset[str]] = field(default_factory=dict)
     headers: Callable[[Any, ScoredRequest], dict[str, str]] = lambda _body, _answered: {}
     render_error: Callable[[RequestRefused, int], Response] = request_error_response
+    error_reply: Any = ErrorReply
+    error_statuses: Mapping[int, str] = field(default_factory=dict)
     fixed_names: frozenset[str] = frozenset()
     render_model_not_served: Callable[[ModelNotServed], Response] = not_found_as_vllm
+    not_served_reply: Any = NotServedReply
 
     @property
     def text_fields(self) -> frozenset[str]:

@@ -10,31 +10,28 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample
 from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest
 from rewardserve.service.api.error_responses import error_response
-from rewardserve.service.api.field_docs import RENDERED, doc
+from rewardserve.service.api.field_docs import CHECKPOINT, RENDERED, doc
 from rewardserve.service.api.replies import json_response
 from rewardserve.service.api.requests import MAX_TOKENS
+from rewardserve.service.api.schemas.errors import NUMBERS
+from rewardserve.service.api.schemas.record import ReplyRecord, with_fields
 from rewardserve.service.errors import InvalidRequest, Overloaded, RequestRefused
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
 
 FIXED_NAMES = frozenset({"reward_model"})
 """The model name that NeMo-Aligner's clients always send."""
-
-TENSORS = {
-    "inputs": [{"name": "sentences", "datatype": "BYTES", "shape": [-1, 1]}],
-    "outputs": [{"name": "rewards", "datatype": "FP32", "shape": [-1, 1]}],
-}
-"""The tensors in the reply of `GET /v2/models/NAME`, which every client can use."""
-
 
 _DATATYPES = {str: re.compile("BYTES"), int: re.compile("U?INT(8|16|32|64)")}
 
@@ -80,6 +77,36 @@ class InferRequest(msgspec.Struct, frozen=True, gc=False):
     outputs: Annotated[
         list[OutputTensor] | None, doc("names of the tensors to return: rewards", [{"name": "rewards"}])
     ] = None
+
+
+_REWARDS = {"name": "rewards", "datatype": "FP32", "shape": [1, 1], "data": [1.93]}
+
+
+class RewardsTensor(ReplyRecord, frozen=True, gc=False):
+    """The output tensor."""
+
+    name: Annotated[str, doc("name of the tensor", "rewards")]
+    datatype: Annotated[str, doc("type of its values", "FP32")]
+    shape: Annotated[list[int], doc("rows and columns", [1, 1])]
+    data: Annotated[list[float], doc("the scores, in order", [1.93])]
+
+
+class InferReply(ReplyRecord, frozen=True, gc=False, kw_only=True):
+    """The reply to one inference request."""
+
+    id: Annotated[str | UnsetType, doc("that of the request, if it has one", "a")] = UNSET
+    model_name: Annotated[str, doc("name of the model", CHECKPOINT)]
+    model_version: Annotated[str, doc("version of the model within this process", "1")]
+    outputs: Annotated[list[RewardsTensor], doc("the tensor rewards", [_REWARDS])]
+
+
+class KserveErrorReply(ReplyRecord, frozen=True, gc=False):
+    """An error in the format of the protocol."""
+
+    FURTHER_FIELDS: ClassVar[Mapping[str, Any] | None] = NUMBERS
+
+    error: Annotated[str, doc("cause and remedy", "the number of values of sentences does not match its shape")]
+    code: Annotated[str, doc("code of this server", "invalid_request")]
 
 
 def _to_samples(body: InferRequest, _runtime: ModelRuntime) -> list[SampleOrError]:
@@ -141,23 +168,21 @@ def _checked(value: Any, kind: type, name: str) -> Any:
     return value
 
 
-def _to_reply(body: InferRequest, scored_request: ScoredRequest) -> dict[str, Any]:
+def _to_reply(body: InferRequest, scored_request: ScoredRequest) -> InferReply:
     numbers = scored_request.scores
-    rewards = {"name": "rewards", "datatype": "FP32", "shape": [len(numbers), 1], "data": numbers}
-    named = {} if body.id is None else {"id": body.id}
-    return {
-        **named,
-        "model_name": scored_request.model,
-        "model_version": str(scored_request.runtime.version),
-        "outputs": [rewards],
-    }
+    return InferReply(
+        id=UNSET if body.id is None else body.id,
+        model_name=scored_request.model,
+        model_version=str(scored_request.runtime.version),
+        outputs=[RewardsTensor("rewards", "FP32", [len(numbers), 1], numbers)],
+    )
 
 
 def render_error(error: RequestRefused, overload_status: int) -> Response:
     """Render an error as in the protocol."""
     status = overload_status if isinstance(error, Overloaded) else error.status
     headers = {k: v for k, v in error_response(error).headers.items() if k in ("retry-after", "connection")}
-    return json_response({"error": error.message, "code": error.code, **error.details}, status, headers)
+    return json_response(with_fields(KserveErrorReply(error.message, error.code), error.details), status, headers)
 
 
 _INFER = BodyFormat(
@@ -165,6 +190,7 @@ _INFER = BodyFormat(
     body=InferRequest,
     to_samples=_to_samples,
     to_reply=_to_reply,
+    replies=(InferReply,),
     ignored_fields=frozenset({"parameters"}),
     model=lambda _body: None,  # the path has the name
 )
@@ -180,8 +206,10 @@ INFER = Dialect(
         "outputs": [{"name": "rewards", "datatype": "FP32", "shape": [1, 1], "data": [1.93]}],
     },
     render_error=render_error,
+    error_reply=KserveErrorReply,
     fixed_names=FIXED_NAMES,
     render_model_not_served=lambda error: render_error(error, error.status),
+    not_served_reply=KserveErrorReply,
 )
 
 INFER_VERSION = replace(INFER, path="/v2/models/{model:path}/versions/{version}/infer")

@@ -7,15 +7,16 @@ a request waits for capacity here.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import uuid4
 
 import msgspec
 
 from rewardserve.model.conversation import Sample, SampleOptions
 from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest
-from rewardserve.service.api.field_docs import MODEL, RENDERED, doc
+from rewardserve.service.api.field_docs import CHECKPOINT, MODEL, RENDERED, doc
 from rewardserve.service.api.requests import Tokens
+from rewardserve.service.api.schemas.record import ReplyRecord
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
 
@@ -40,25 +41,37 @@ class ScoreEvaluationRequest(msgspec.Struct, frozen=True, gc=False):
     ] = None
 
 
+class ScoreEvaluationReply(ReplyRecord, frozen=True, gc=False):
+    """LLaMA-Factory's reply."""
+
+    id: Annotated[str, doc("new for every reply", "scoreval-1")]
+    object: Annotated[str, doc("kind of the reply", "score.evaluation")]
+    model: Annotated[str, doc("name of the model", CHECKPOINT)]
+    scores: Annotated[list[float], doc("rewards, in order", [0.41])]
+
+
 def _to_samples(body: ScoreEvaluationRequest, _runtime: ModelRuntime) -> list[SampleOrError]:
     options = SampleOptions(max_tokens=body.max_length, scores_empty=True)
     return [Sample(text=text, options=options) for text in body.messages]
 
 
-def _to_reply(_body: ScoreEvaluationRequest, scored_request: ScoredRequest) -> dict[str, Any]:
-    return {
-        "id": f"scoreval-{uuid4().hex}",
-        "object": "score.evaluation",
-        "model": scored_request.model,
-        "scores": scored_request.scores,
-    }
+def _to_reply(_body: ScoreEvaluationRequest, scored_request: ScoredRequest) -> ScoreEvaluationReply:
+    return ScoreEvaluationReply(
+        f"scoreval-{uuid4().hex}", "score.evaluation", scored_request.model, scored_request.scores
+    )
 
 
 SCORE_EVALUATION = Dialect(
     path="/v1/score/evaluation",
     clients="LLaMA-Factory",
     body_formats=(
-        BodyFormat(text_fields=("messages",), body=ScoreEvaluationRequest, to_samples=_to_samples, to_reply=_to_reply),
+        BodyFormat(
+            text_fields=("messages",),
+            body=ScoreEvaluationRequest,
+            to_samples=_to_samples,
+            to_reply=_to_reply,
+            replies=(ScoreEvaluationReply,),
+        ),
     ),
     score_kind="reward",
     example_reply={"id": "scoreval-1", "object": "score.evaluation", "model": "/models/rm", "scores": [0.41]},

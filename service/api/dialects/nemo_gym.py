@@ -12,9 +12,10 @@ NeMo-RL ends a run whose `reward` is not the sum of its `reward_components`, so 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from rewardserve.model.conversation import FinishReason, InvalidMessages, Message, Sample
 from rewardserve.service.api.dialects.dialect import (
@@ -26,7 +27,9 @@ from rewardserve.service.api.dialects.dialect import (
     score_of,
 )
 from rewardserve.service.api.dialects.turns import check_known_fields, text_of, turns_of, type_of
-from rewardserve.service.api.field_docs import PROMPT, RESPONSE
+from rewardserve.service.api.field_docs import PROMPT, RESPONSE, doc
+from rewardserve.service.api.schemas.errors import ERROR, ErrorOut, error_out
+from rewardserve.service.api.schemas.record import ReplyRecord, with_fields
 from rewardserve.service.errors import Failure, InvalidRequest, SampleRefused
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError, SampleResult
@@ -73,6 +76,29 @@ EpisodeBody = Annotated[
 ]
 """Plain JSON, since the reply repeats it unchanged."""
 
+
+class EpisodeReply(ReplyRecord, frozen=True, gc=False):
+    """The request, with these fields added."""
+
+    FURTHER_FIELDS: ClassVar[Mapping[str, Any] | None] = {"description": "the fields of the request, unchanged"}
+
+    reward: Annotated[float, doc("the reward; of a masked episode the lowest that this server gives", 0.41)]
+    mask_sample: Annotated[bool, doc("whether the episode is masked, as it has no score or was masked before", False)]
+    instance_config: Annotated[
+        Mapping[str, Any], doc("that of the request with `mask_sample`, where NeMo-RL reads it", {"mask_sample": False})
+    ]
+    failure_kind: Annotated[Any, doc("kind of the failure; null without one", "rewardserve:empty_response")]
+    failure_reason: Annotated[Any, doc("message of the failure; null without one", "the response is empty")]
+    reward_components: Annotated[
+        Mapping[str, float] | UnsetType,
+        doc("contribution of each head; only where they add up to the reward", {"helpful": 0.3, "harmless": 0.11}),
+    ] = UNSET
+    failure_class: Annotated[
+        str | UnsetType, doc("class of the failure, for NeMo-Gym; only with one", "reward_empty_response")
+    ] = msgspec.field(default=UNSET, name="_ng_failure_class")
+    error: Annotated[ErrorOut | UnsetType, doc("error of the sample; only with one", ERROR)] = UNSET
+
+
 _REQUEST_FIELDS = frozenset({
     "input", "instructions", "background", "include", "max_output_tokens", "max_tool_calls", "metadata", "model",
     "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "reasoning", "safety_identifier", "service_tier",
@@ -92,7 +118,6 @@ _RESPONSE_FIELDS = frozenset({
 })  # fmt: skip
 """Fields of a response besides the repeated fields of its request."""
 
-_FAILURE_CLASS = "_ng_failure_class"
 _SKIPPED_ITEMS = frozenset({"reasoning"})
 """Types of output that the user does not see, and that are not in the training data of reward models."""
 
@@ -180,23 +205,22 @@ def _message(index: int, item: object, role: str | None = None) -> dict[str, Any
 def _to_reply(body: EpisodeBody, scored_request: ScoredRequest) -> EpisodeBody:
     (result,) = scored_request.results
     if result.failure is not None:
-        return {**body, **_masked_reply(body, result.failure, scored_request)}
+        return with_fields(_masked_reply(body, result.failure, scored_request), body)
     # An episode that is masked in the request stays masked.
     is_masked = body.get("mask_sample") is True or _instance_config(body).get("mask_sample") is True
-    failure_fields = {"failure_kind": body.get("failure_kind"), "failure_reason": body.get("failure_reason")}
-    components = _components(result, scored_request)
-    return {
-        **body,
-        "reward": score_of(0, result, scored_request.score_kind),
-        **({"reward_components": components} if components else {}),
-        **_mask(body, is_masked),
-        **failure_fields,
-    }
+    reply = EpisodeReply(
+        score_of(0, result, scored_request.score_kind),
+        is_masked,
+        _masked_config(body, is_masked),
+        body.get("failure_kind"),
+        body.get("failure_reason"),
+        _components(result, scored_request) or UNSET,
+    )
+    return with_fields(reply, body)
 
 
-def _mask(body: EpisodeBody, is_masked: bool) -> EpisodeBody:
-    config = {**_instance_config(body), "mask_sample": is_masked}
-    return {"mask_sample": is_masked, "instance_config": config}
+def _masked_config(body: EpisodeBody, is_masked: bool) -> Mapping[str, Any]:
+    return {**_instance_config(body), "mask_sample": is_masked}
 
 
 def _instance_config(body: EpisodeBody) -> Mapping[str, Any]:
@@ -205,21 +229,22 @@ def _instance_config(body: EpisodeBody) -> Mapping[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _masked_reply(body: EpisodeBody, failure: Failure, scored_request: ScoredRequest) -> EpisodeBody:
+def _masked_reply(body: EpisodeBody, failure: Failure, scored_request: ScoredRequest) -> EpisodeReply:
     if scored_request.options.get("on_failure") == "refuse":
         raise as_request_error(0, failure)
     lowest = scored_request.runtime.pipeline.cap_low if scored_request.score_kind == "reward" else None
     refused = as_request_error(0, failure)
     if lowest is None or not isinstance(refused, SampleRefused):
         raise refused
-    return {
-        "reward": lowest,
-        **_mask(body, True),
-        "failure_kind": f"rewardserve:{failure.code}",
-        "failure_reason": failure.message,
-        _FAILURE_CLASS: f"reward_{failure.code}",
-        "error": {"code": failure.code, "message": failure.message, **failure.details},
-    }
+    return EpisodeReply(
+        lowest,
+        True,
+        _masked_config(body, True),
+        f"rewardserve:{failure.code}",
+        failure.message,
+        failure_class=f"reward_{failure.code}",
+        error=error_out(failure.code, failure.message, failure.details),
+    )
 
 
 def _components(result: SampleResult, scored_request: ScoredRequest) -> dict[str, float]:
@@ -242,6 +267,7 @@ _EPISODE = BodyFormat(
     body=EpisodeBody,
     to_samples=_to_samples,
     to_reply=_to_reply,
+    replies=(EpisodeReply,),
     ignored_fields=None,  # an episode has the columns of its data set
     model=lambda _body: None,
 )

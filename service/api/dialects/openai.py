@@ -14,7 +14,8 @@ import msgspec
 
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample, SampleOptions
 from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ModelName, ScoredRequest
-from rewardserve.service.api.field_docs import RENDERED, doc
+from rewardserve.service.api.field_docs import CHECKPOINT, RENDERED, doc
+from rewardserve.service.api.schemas.record import ReplyRecord
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
@@ -40,12 +41,43 @@ VECTORS: Mapping[str, tuple[object, ...]] = {
 """Encoding of vectors, with the accepted values."""
 
 
+EXAMPLE_USAGE = {"prompt_tokens": 12, "total_tokens": 12, "completion_tokens": 0, "prompt_tokens_details": None}
+
+
 class EmbeddingsRequest(msgspec.Struct, frozen=True, gc=False):
     """The fields of OpenAI's embeddings API."""
 
     input: Inputs
     model: ModelName = None
     encoding_format: VectorEncoding = "float"
+
+
+class TokenUsage(ReplyRecord, frozen=True, gc=False):
+    """OpenAI's token usage."""
+
+    prompt_tokens: Annotated[int, doc("tokens of all texts", 12)]
+    total_tokens: Annotated[int, doc("the same number", 12)]
+    completion_tokens: Annotated[int, doc("always 0: nothing is generated", 0)] = 0
+    prompt_tokens_details: Annotated[None, doc("always null", None)] = None
+
+
+class Embedding(ReplyRecord, frozen=True, gc=False):
+    """The score of one input, as a vector of one number."""
+
+    object: Annotated[str, doc("kind of the record", "embedding")]
+    index: Annotated[int, doc("index of the input, from 0", 0)]
+    embedding: Annotated[list[float] | str, doc("the score; in base64 if the request asks for it", [1.93], "PQr3Pw==")]
+
+
+class EmbeddingsReply(ReplyRecord, frozen=True, gc=False):
+    """OpenAI's reply."""
+
+    object: Annotated[str, doc("kind of the reply", "list")]
+    model: Annotated[str, doc("name of the model", CHECKPOINT)]
+    data: Annotated[
+        list[Embedding], doc("one entry an input, in order", [{"object": "embedding", "index": 0, "embedding": [1.93]}])
+    ]
+    usage: Annotated[TokenUsage, doc("tokens", EXAMPLE_USAGE)]
 
 
 def samples_of(inputs: Inputs, options: SampleOptions, field: str = "input") -> list[SampleOrError]:
@@ -70,27 +102,22 @@ def vector(number: float, encoding: Encoding) -> list[float] | str:
     return [number] if encoding == "float" else base64.b64encode(struct.pack("<f", number)).decode()
 
 
-def usage(scored_request: ScoredRequest) -> dict[str, Any]:
+def usage(scored_request: ScoredRequest) -> TokenUsage:
     """Build OpenAI's token usage."""
     n = scored_request.n_tokens
-    return {"prompt_tokens": n, "total_tokens": n, "completion_tokens": 0, "prompt_tokens_details": None}
+    return TokenUsage(n, n)
 
 
 def _to_samples(body: EmbeddingsRequest, _runtime: ModelRuntime) -> list[SampleOrError]:
     return samples_of(body.input, SCORE_EMPTY_OPTIONS)
 
 
-def _to_reply(body: EmbeddingsRequest, scored_request: ScoredRequest) -> dict[str, Any]:
+def _to_reply(body: EmbeddingsRequest, scored_request: ScoredRequest) -> EmbeddingsReply:
     data = [
-        {"object": "embedding", "index": i, "embedding": vector(number, body.encoding_format)}
+        Embedding("embedding", i, vector(number, body.encoding_format))
         for i, number in enumerate(scored_request.scores)
     ]
-    return {
-        "object": "list",
-        "model": scored_request.model,
-        "data": data,
-        "usage": usage(scored_request),
-    }
+    return EmbeddingsReply("list", scored_request.model, data, usage(scored_request))
 
 
 _EMBEDDINGS = BodyFormat(
@@ -98,11 +125,10 @@ _EMBEDDINGS = BodyFormat(
     body=EmbeddingsRequest,
     to_samples=_to_samples,
     to_reply=_to_reply,
+    replies=(EmbeddingsReply,),
     ignored_fields=IGNORED_FIELDS,
     accepted_values={name: VECTORS[name] for name in ("embed_dtype", "endianness")} | {"dimensions": (1,)},
 )
-
-EXAMPLE_USAGE = {"prompt_tokens": 12, "total_tokens": 12, "completion_tokens": 0, "prompt_tokens_details": None}
 
 EMBEDDINGS = Dialect(
     path="/v1/embeddings",

@@ -7,13 +7,15 @@ keys for every sample. align-anything sends prompts and responses in separate li
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample
 from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ModelName, ScoredRequest, sample_from_pair
 from rewardserve.service.api.field_docs import PROMPT, RENDERED, RESPONSE, doc
+from rewardserve.service.api.schemas.record import ReplyRecord
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError, SampleResult
@@ -39,6 +41,32 @@ class ResponsesRequest(msgspec.Struct, frozen=True, gc=False):
     prompts: Annotated[list[str], doc("the prompts of responses, in the same order (align-anything)", [PROMPT])]
     responses: Annotated[list[str], doc("responses to prompts (align-anything)", [RESPONSE])]
     model: ModelName = None
+
+
+class RewardLogs(ReplyRecord, frozen=True, gc=False):
+    """What OpenRLHF logs: numbers, one a sample. Without samples there are none."""
+
+    raw_reward: Annotated[list[float] | UnsetType, doc("raw scores", [1.93])] = UNSET
+    capped: Annotated[list[float] | UnsetType, doc("1 where a cap changed the reward, else 0", [0.0])] = UNSET
+    flagged: Annotated[list[float] | UnsetType, doc("1 where a trip wire matches the sample, else 0", [0.0])] = UNSET
+    truncated: Annotated[list[float] | UnsetType, doc("1 where the prompt was cut, else 0", [0.0])] = UNSET
+    normalized_reward: Annotated[
+        list[float] | UnsetType, doc("normalised scores; only where the pipeline normalises", [0.52])
+    ] = UNSET
+
+
+class QueryReply(ReplyRecord, frozen=True, gc=False):
+    """OpenRLHF's reply."""
+
+    rewards: Annotated[list[float], doc("rewards to train on, in order", [0.41])]
+    scores: Annotated[list[float], doc("the same rewards", [0.41])]
+    extra_logs: Annotated[RewardLogs, doc("numbers that OpenRLHF logs", {"raw_reward": [1.93], "capped": [0.0]})]
+
+
+class ResponsesReply(ReplyRecord, frozen=True, gc=False):
+    """align-anything's reply."""
+
+    rewards: Annotated[list[float], doc("rewards to train on, in order", [0.41])]
 
 
 def _query_samples(body: QueryRequest, _runtime: ModelRuntime) -> list[SampleOrError]:
@@ -70,25 +98,24 @@ def _rendered(query: str, prompt: str) -> Sample:
     )
 
 
-def _query_reply(_body: QueryRequest, scored_request: ScoredRequest) -> dict[str, Any]:
+def _query_reply(_body: QueryRequest, scored_request: ScoredRequest) -> QueryReply:
     numbers = scored_request.scores
-    return {"rewards": numbers, "scores": numbers, "extra_logs": _logs(scored_request) if numbers else {}}
+    return QueryReply(numbers, numbers, _logs(scored_request) if numbers else RewardLogs())
 
 
-def _responses_reply(_body: ResponsesRequest, scored_request: ScoredRequest) -> dict[str, Any]:
-    return {"rewards": scored_request.scores}
+def _responses_reply(_body: ResponsesRequest, scored_request: ScoredRequest) -> ResponsesReply:
+    return ResponsesReply(scored_request.scores)
 
 
-def _logs(scored_request: ScoredRequest) -> dict[str, list[float]]:
-    logs = {
-        "raw_reward": [_raw(result) for result in scored_request.results],
-        "capped": [float(result.reward is not None and result.reward.is_capped) for result in scored_request.results],
-        "flagged": [float(bool(result.flags)) for result in scored_request.results],
-        "truncated": [float(result.truncated) for result in scored_request.results],
-    }
-    if scored_request.runtime.pipeline.normalizes:
-        logs["normalized_reward"] = [_normalized(result) for result in scored_request.results]
-    return logs
+def _logs(scored_request: ScoredRequest) -> RewardLogs:
+    results, normalizes = scored_request.results, scored_request.runtime.pipeline.normalizes
+    return RewardLogs(
+        raw_reward=[_raw(result) for result in results],
+        capped=[float(result.reward is not None and result.reward.is_capped) for result in results],
+        flagged=[float(bool(result.flags)) for result in results],
+        truncated=[float(result.truncated) for result in results],
+        normalized_reward=[_normalized(result) for result in results] if normalizes else UNSET,
+    )
 
 
 def _raw(result: SampleResult) -> float:
@@ -107,6 +134,7 @@ _QUERY = BodyFormat(
     body=QueryRequest,
     to_samples=_query_samples,
     to_reply=_query_reply,
+    replies=(QueryReply,),
     ignored_fields=frozenset({"labels"}),
     may_be_empty=True,
 )
@@ -116,6 +144,7 @@ _RESPONSES = BodyFormat(
     body=ResponsesRequest,
     to_samples=_response_samples,
     to_reply=_responses_reply,
+    replies=(ResponsesReply,),
     ignored_fields=frozenset({"golden_response", "golden_responses"}),
 )
 

@@ -11,13 +11,13 @@ reply; the reply here is vLLM's.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 from uuid import uuid4
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample, SampleOptions
 from rewardserve.service.api.dialects import tei
@@ -29,11 +29,19 @@ from rewardserve.service.api.dialects.dialect import (
     sample_from_pair,
     sample_or_error,
 )
-from rewardserve.service.api.dialects.openai import IGNORED_FIELDS, TokenId, usage
+from rewardserve.service.api.dialects.openai import EXAMPLE_USAGE, IGNORED_FIELDS, TokenId, TokenUsage, usage
 from rewardserve.service.api.dialects.turns import check_known_fields, text_of
-from rewardserve.service.api.dialects.vllm import EXAMPLE_REPLY, TRUNCATION_FIELDS, VllmRequest, wants_activation
-from rewardserve.service.api.field_docs import PROMPT, RESPONSE, doc
+from rewardserve.service.api.dialects.vllm import (
+    EXAMPLE_REPLY,
+    TRUNCATION_FIELDS,
+    VllmReply,
+    VllmRequest,
+    vllm_fields,
+    wants_activation,
+)
+from rewardserve.service.api.field_docs import CHECKPOINT, PROMPT, RESPONSE, doc
 from rewardserve.service.api.requests import MAX_TOKENS
+from rewardserve.service.api.schemas.record import ReplyRecord
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
@@ -108,6 +116,78 @@ class RerankTextsRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     model: ModelName = None
 
 
+# -- replies ----------------------------------------------------------------------------------------------------------
+
+
+class PairScore(ReplyRecord, frozen=True, gc=False):
+    """The score of one pair."""
+
+    index: Annotated[int, doc("index of the pair, from 0", 0)]
+    object: Annotated[str, doc("kind of the record", "score")]
+    score: Annotated[float, doc("the score, or its sigmoid if the request asks for it", 1.93)]
+
+
+class PairScoresReply(VllmReply, frozen=True, gc=False):
+    """vLLM's reply of `/score`."""
+
+    data: Annotated[
+        list[PairScore], doc("one entry a pair, in order", [{"index": 0, "object": "score", "score": 1.93}])
+    ]
+    usage: Annotated[TokenUsage, doc("tokens", EXAMPLE_USAGE)]
+
+
+class ItemScoresReply(ReplyRecord, frozen=True, gc=False):
+    """SGLang's reply of `/v1/score`."""
+
+    scores: Annotated[list[list[float]], doc("one list with one score an item, in order", [[1.93]])]
+    model: Annotated[str, doc("name of the model", CHECKPOINT)]
+    usage: Annotated[TokenUsage, doc("tokens", EXAMPLE_USAGE)]
+    object: Annotated[str, doc("kind of the reply", "scoring")]
+
+
+class RankedText(ReplyRecord, frozen=True, gc=False):
+    """The text of a ranked document."""
+
+    text: Annotated[str, doc("the text", RESPONSE)]
+
+
+class RankedDocument(ReplyRecord, frozen=True, gc=False, kw_only=True):
+    """One document with its score."""
+
+    index: Annotated[int, doc("index of the document in the request, from 0", 1)]
+    document: Annotated[
+        RankedText | UnsetType, doc("the document; not if return_documents is false", {"text": RESPONSE})
+    ] = UNSET
+    relevance_score: Annotated[float, doc("the score, or its sigmoid if the request asks for it", 1.93)]
+
+
+class RankUsage(ReplyRecord, frozen=True, gc=False):
+    """vLLM's token usage of a ranking."""
+
+    prompt_tokens: Annotated[int, doc("tokens of all pairs", 24)]
+    total_tokens: Annotated[int, doc("the same number", 24)]
+
+
+class RerankReply(ReplyRecord, frozen=True, gc=False):
+    """vLLM's reply of `/rerank`, the same as that of Jina and Cohere."""
+
+    id: Annotated[str, doc("with the request_id of the request, or new", "rerank-1")]
+    model: Annotated[str, doc("name of the model", CHECKPOINT)]
+    usage: Annotated[RankUsage, doc("tokens", {"prompt_tokens": 24, "total_tokens": 24})]
+    results: Annotated[
+        list[RankedDocument],
+        doc("documents, the best first", [{"index": 1, "document": {"text": RESPONSE}, "relevance_score": 1.93}]),
+    ]
+
+
+class TextRank(ReplyRecord, frozen=True, gc=False, kw_only=True):
+    """One text with its score, in text-embeddings-inference's format."""
+
+    index: Annotated[int, doc("index of the text in the request, from 0", 1)]
+    text: Annotated[str | UnsetType, doc("the text; only if return_text is true", RESPONSE)] = UNSET
+    score: Annotated[float, doc("sigmoid of the raw score, or the raw score", 0.87)]
+
+
 # -- pairs ------------------------------------------------------------------------------------------------------------
 
 
@@ -162,20 +242,14 @@ def _as_list(field: str, texts: Any) -> Sequence[Text]:
     return listed
 
 
-def _pairs_reply(body: VllmRequest, scored_request: ScoredRequest) -> dict[str, Any]:
-    return {
-        "id": f"score-{body.request_id or uuid4().hex}",
-        "object": "list",
-        "created": int(time.time()),
-        "model": scored_request.model,
-        "data": [{"index": i, "object": "score", "score": number} for i, number in enumerate(scored_request.scores)],
-        "usage": usage(scored_request),
-    }
+def _pairs_reply(body: VllmRequest, scored_request: ScoredRequest) -> PairScoresReply:
+    data = [PairScore(i, "score", number) for i, number in enumerate(scored_request.scores)]
+    return PairScoresReply(*vllm_fields(body, scored_request, "score"), data, usage(scored_request))
 
 
-def _items_reply(_body: QueryItemsRequest, scored_request: ScoredRequest) -> dict[str, Any]:
+def _items_reply(_body: QueryItemsRequest, scored_request: ScoredRequest) -> ItemScoresReply:
     scores = [[number] for number in scored_request.scores]
-    return {"scores": scores, "model": scored_request.model, "usage": usage(scored_request), "object": "scoring"}
+    return ItemScoresReply(scores, scored_request.model, usage(scored_request), "scoring")
 
 
 # -- ranks ------------------------------------------------------------------------------------------------------------
@@ -198,30 +272,25 @@ def _by_score(numbers: Sequence[float]) -> list[int]:
     return sorted(range(len(numbers)), key=lambda i: -numbers[i])
 
 
-def _documents_reply(body: RerankRequest, scored_request: ScoredRequest) -> dict[str, Any]:
+def _documents_reply(body: RerankRequest, scored_request: ScoredRequest) -> RerankReply:
     numbers = scored_request.scores
     results = [
-        {
-            "index": i,
-            **({"document": {"text": _text(i, body.documents[i])}} if body.return_documents else {}),
-            "relevance_score": numbers[i],
-        }
+        RankedDocument(
+            index=i,
+            document=RankedText(_text(i, body.documents[i])) if body.return_documents else UNSET,
+            relevance_score=numbers[i],
+        )
         for i in _by_score(numbers)[: body.top_n or None]
     ]
     n = scored_request.n_tokens
-    return {
-        "id": f"rerank-{body.request_id or uuid4().hex}",
-        "model": scored_request.model,
-        "usage": {"prompt_tokens": n, "total_tokens": n},
-        "results": results,
-    }
+    name = f"rerank-{body.request_id or uuid4().hex}"
+    return RerankReply(name, scored_request.model, RankUsage(n, n), results)
 
 
-def _texts_reply(body: RerankTextsRequest, scored_request: ScoredRequest) -> list[dict[str, Any]]:
+def _texts_reply(body: RerankTextsRequest, scored_request: ScoredRequest) -> list[TextRank]:
     numbers, texts = scored_request.scores, body.texts
     return [
-        {"index": i, **({"text": texts[i]} if body.return_text else {}), "score": numbers[i]}
-        for i in _by_score(numbers)
+        TextRank(index=i, text=texts[i] if body.return_text else UNSET, score=numbers[i]) for i in _by_score(numbers)
     ]
 
 
@@ -237,6 +306,7 @@ def _pairs(first: str, second: str, body: type[VllmRequest]) -> BodyFormat:
         body=body,
         to_samples=_pair_samples(first, second),
         to_reply=_pairs_reply,
+        replies=(PairScoresReply,),
         ignored_fields=_IGNORED_FIELDS,
         accepted_values={**_ONE_LIMIT, "apply_softmax": (False,), "item_first": (False,)},
         activation_of=wants_activation,
@@ -248,6 +318,7 @@ _ITEMS = BodyFormat(
     body=QueryItemsRequest,
     to_samples=_item_samples,
     to_reply=_items_reply,
+    replies=(ItemScoresReply,),
     ignored_fields=IGNORED_FIELDS,
     accepted_values={"apply_softmax": (False,), "return_pooled_hidden_states": (False,)},
     may_be_empty=True,
@@ -272,6 +343,7 @@ _DOCUMENTS = BodyFormat(
     body=RerankRequest,
     to_samples=_document_samples,
     to_reply=_documents_reply,
+    replies=(RerankReply,),
     ignored_fields=_IGNORED_FIELDS,
     accepted_values={**_ONE_LIMIT, "return_text": (False,)},
     activation_of=wants_activation,
@@ -282,6 +354,7 @@ _RERANK_TEXTS = BodyFormat(
     body=RerankTextsRequest,
     to_samples=_text_samples,
     to_reply=_texts_reply,
+    replies=(list[TextRank],),
     ignored_fields=tei.IGNORED_FIELDS,
     activation_of=tei.wants_activation,
     activates_by_default=True,

@@ -67,12 +67,7 @@ def dialect_routes(
             _route_of(DialectEndpoint(dialect, active_models, server_limits, clock, policy)),
             methods=["POST"],
             summary=f"For {dialect.clients}",
-            **openapi.foreign_operation(
-                dialect.path,
-                [body_format.body for body_format in dialect.body_formats],
-                dialect.example_reply,
-                dialect.options,
-            ),
+            **openapi.dialect_operation(dialect),
         )
     return router
 

@@ -6,7 +6,8 @@ slime takes the whole JSON of the reply as the reward: a bare number, or, with `
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -20,7 +21,8 @@ from rewardserve.service.api.dialects.dialect import (
     sample_or_error,
 )
 from rewardserve.service.api.dialects.turns import turns_of
-from rewardserve.service.api.field_docs import PROMPT, RESPONSE, doc
+from rewardserve.service.api.field_docs import CHECKPOINT, PROMPT, RESPONSE, doc
+from rewardserve.service.api.schemas.record import ReplyRecord, with_fields
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
 
@@ -33,8 +35,20 @@ class SlimeRequest(msgspec.Struct, frozen=True, gc=False):
     model: ModelName = None
 
 
-_REPLY_FIELDS = ("model", "raw", "normalized", "capped", "flags", "truncated")
-"""Further fields of a reply with a `reward_key`."""
+class KeyedReply(ReplyRecord, frozen=True, gc=False):
+    """The reply to a request with `reward_key`: the reward is one more field, with that name."""
+
+    FURTHER_FIELDS: ClassVar[Mapping[str, Any] | None] = {
+        "type": "number",
+        "description": "the reward, under the name in `reward_key`",
+    }
+
+    model: Annotated[str, doc("name of the model", CHECKPOINT)]
+    raw: Annotated[float, doc("raw score", 1.93)]
+    normalized: Annotated[float | None, doc("normalised score; null without a calibration", 0.52)]
+    capped: Annotated[bool, doc("whether a cap changed the reward", False)]
+    flags: Annotated[Sequence[str], doc("trip wires that match the sample", ["repetition"])]
+    truncated: Annotated[bool, doc("whether the prompt was cut from the left", False)]
 
 
 def _to_samples(body: SlimeRequest, runtime: ModelRuntime) -> list[SampleOrError]:
@@ -54,15 +68,10 @@ def _to_reply(_body: SlimeRequest, scored_request: ScoredRequest) -> Any:
     (result,) = scored_request.results
     reward = result.reward
     assert reward is not None
-    values = (
-        scored_request.model,
-        reward.raw,
-        reward.normalized,
-        reward.is_capped,
-        list(result.flags),
-        result.truncated,
+    record = KeyedReply(
+        scored_request.model, reward.raw, reward.normalized, reward.is_capped, result.flags, result.truncated
     )
-    return {**dict(zip(_REPLY_FIELDS, values, strict=True)), key: number}
+    return with_fields(record, {key: number})
 
 
 _SLIME = BodyFormat(
@@ -70,6 +79,7 @@ _SLIME = BodyFormat(
     body=SlimeRequest,
     to_samples=_to_samples,
     to_reply=_to_reply,
+    replies=(float, KeyedReply),
     ignored_fields=frozenset({"label"}),
 )
 
@@ -80,5 +90,5 @@ SLIME = Dialect(
     score_kind="reward",
     example_reply=0.41,
     options={"reward_key": frozenset()},
-    reserved_values={"reward_key": frozenset(_REPLY_FIELDS)},
+    reserved_values={"reward_key": frozenset(KeyedReply.__struct_fields__)},
 )

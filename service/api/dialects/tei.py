@@ -6,7 +6,8 @@ A text is a rendered conversation, a pair is a prompt and its response. As in TE
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from starlette.responses import Response
@@ -17,6 +18,8 @@ from rewardserve.service.api.dialects.vllm import LABEL
 from rewardserve.service.api.error_responses import error_response
 from rewardserve.service.api.field_docs import PROMPT, RESPONSE, doc
 from rewardserve.service.api.replies import json_response
+from rewardserve.service.api.schemas.errors import NUMBERS
+from rewardserve.service.api.schemas.record import ReplyRecord, with_fields
 from rewardserve.service.errors import (
     InvalidRequest,
     Loading,
@@ -62,6 +65,23 @@ class PredictRequest(msgspec.Struct, frozen=True, gc=False):
     model: ModelName = None
 
 
+class Prediction(ReplyRecord, frozen=True, gc=False):
+    """The score of one text or pair."""
+
+    score: Annotated[float, doc("sigmoid of the raw score, or the raw score", 0.87)]
+    label: Annotated[str, doc("label of the only output", LABEL)]
+
+
+class TeiErrorReply(ReplyRecord, frozen=True, gc=False):
+    """An error in text-embeddings-inference's format."""
+
+    FURTHER_FIELDS: ClassVar[Mapping[str, Any] | None] = NUMBERS
+
+    error: Annotated[str, doc("cause and remedy", "inputs is empty: there is nothing to score")]
+    error_type: Annotated[str, doc("kind of the error in that format", "validation")]
+    code: Annotated[str, doc("code of this server", "invalid_request")]
+
+
 def _is_batch(body: PredictRequest) -> bool:
     return isinstance(body.inputs, list) and any(isinstance(each, list) for each in body.inputs)
 
@@ -92,7 +112,7 @@ def _sample(sequence: list[str], options: SampleOptions, runtime: ModelRuntime) 
 
 
 def _to_reply(body: PredictRequest, scored_request: ScoredRequest) -> Any:
-    predictions = [[{"score": number, "label": LABEL}] for number in scored_request.scores]
+    predictions = [[Prediction(number, LABEL)] for number in scored_request.scores]
     return predictions if _is_batch(body) else predictions[0]
 
 
@@ -120,8 +140,8 @@ def _render_error(error: RequestRefused, overload_status: int) -> Response:
     if isinstance(error, Overloaded):
         status = overload_status
     headers = {k: v for k, v in error_response(error).headers.items() if k in ("retry-after", "connection")}
-    error_fields = {"error": error.message, "error_type": kind, "code": error.code}
-    return json_response({**error.details, **error_fields}, status, headers)
+    record = TeiErrorReply(error.message, kind, error.code)
+    return json_response(with_fields(record, error.details), status, headers)
 
 
 _ERROR_TYPES: dict[type[RequestRefused], tuple[str, int]] = {
@@ -139,6 +159,7 @@ _PREDICT = BodyFormat(
     body=PredictRequest,
     to_samples=_to_samples,
     to_reply=_to_reply,
+    replies=(list[Prediction], list[list[Prediction]]),
     ignored_fields=IGNORED_FIELDS,
     activation_of=wants_activation,
     activates_by_default=True,
@@ -152,5 +173,10 @@ PREDICT = Dialect(
     example_reply=[{"score": 0.87, "label": "LABEL_0"}],
     headers=_headers,
     render_error=_render_error,
+    error_reply=TeiErrorReply,
+    error_statuses={
+        _BACKEND_STATUS: f"`{SampleFailed.code}`: a sample was not scored because of a failure that may pass"
+    },
     render_model_not_served=lambda error: _render_error(error, error.status),
+    not_served_reply=TeiErrorReply,
 )

@@ -21,14 +21,16 @@ from rewardserve.service.api.dialects.openai import (
     IGNORED_FIELDS,
     VECTORS,
     Inputs,
+    TokenUsage,
     VectorEncoding,
     samples_of,
     usage,
     vector,
 )
 from rewardserve.service.api.dialects.turns import turns_of
-from rewardserve.service.api.field_docs import MESSAGES, RENDERED, doc
+from rewardserve.service.api.field_docs import CHECKPOINT, MESSAGES, RENDERED, doc
 from rewardserve.service.api.requests import MAX_TOKENS
+from rewardserve.service.api.schemas.record import ReplyRecord
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
@@ -143,6 +145,70 @@ class IdsRequest(SglangRequest, frozen=True, gc=False, kw_only=True):
     input_ids: Annotated[list[Any], doc("token ids, or lists of them (SGLang)", [1, 40, 33, 2])]
 
 
+class VllmReply(ReplyRecord, frozen=True, gc=False):
+    """The common fields of vLLM's replies."""
+
+    id: Annotated[str, doc("with the request_id of the request, or new", "classify-1")]
+    object: Annotated[str, doc("kind of the reply", "list")]
+    created: Annotated[int, doc("Unix time of the reply", 1_795_000_000)]
+    model: Annotated[str, doc("name of the model", CHECKPOINT)]
+
+
+class ClassifyItem(ReplyRecord, frozen=True, gc=False):
+    """The score of one text, as the output of a classifier with one label."""
+
+    index: Annotated[int, doc("index of the text, from 0", 0)]
+    label: Annotated[str, doc("label of the only output", LABEL)]
+    probs: Annotated[list[float], doc("the score, or its sigmoid if the request asks for it", [1.93])]
+    num_classes: Annotated[int, doc("always 1", 1)]
+
+
+class ClassifyReply(VllmReply, frozen=True, gc=False):
+    """vLLM's reply of `/classify`."""
+
+    data: Annotated[
+        list[ClassifyItem],
+        doc("one entry a text, in order", [{"index": 0, "label": LABEL, "probs": [1.93], "num_classes": 1}]),
+    ]
+    usage: Annotated[TokenUsage, doc("tokens", EXAMPLE_USAGE)]
+
+
+class PoolingItem(ReplyRecord, frozen=True, gc=False):
+    """The score of one text, as a vector of one number."""
+
+    index: Annotated[int, doc("index of the text, from 0", 0)]
+    object: Annotated[str, doc("kind of the record", "pooling")]
+    data: Annotated[list[float] | str, doc("the score; in base64 if the request asks for it", [1.93], "PQr3Pw==")]
+
+
+class PoolingReply(VllmReply, frozen=True, gc=False):
+    """vLLM's reply of `/pooling`."""
+
+    data: Annotated[
+        list[PoolingItem], doc("one entry a text, in order", [{"index": 0, "object": "pooling", "data": [1.93]}])
+    ]
+    usage: Annotated[TokenUsage, doc("tokens", EXAMPLE_USAGE)]
+
+
+_META = {"id": "step-120-a", "finish_reason": None, "prompt_tokens": 12, "e2e_latency": 0.0123}
+
+
+class MetaInfo(ReplyRecord, frozen=True, gc=False):
+    """SGLang's description of one text."""
+
+    id: Annotated[str, doc("the rid of the text, or new", "step-120-a")]
+    finish_reason: Annotated[None, doc("always null", None)]
+    prompt_tokens: Annotated[int | None, doc("tokens of the text", 12)]
+    e2e_latency: Annotated[float, doc("seconds since the start of the request", 0.0123)]
+
+
+class EmbeddingItem(ReplyRecord, frozen=True, gc=False):
+    """SGLang's reply to one text."""
+
+    embedding: Annotated[list[float], doc("the score", [1.93])]
+    meta_info: Annotated[MetaInfo, doc("id, tokens and time", _META)]
+
+
 def _input_samples(body: InputRequest, _runtime: ModelRuntime) -> list[SampleOrError]:
     return samples_of(body.input, body.options)
 
@@ -172,21 +238,15 @@ def _check_names(body: TextRequest | IdsRequest, samples: list[SampleOrError]) -
 
 
 def _classify_reply(body: InputRequest | MessagesRequest, scored_request: ScoredRequest) -> Any:
-    data = [
-        {"index": i, "label": LABEL, "probs": [number], "num_classes": 1}
-        for i, number in enumerate(scored_request.scores)
-    ]
-    return _vllm_reply(body, scored_request, "classify", data)
+    data = [ClassifyItem(i, LABEL, [number], 1) for i, number in enumerate(scored_request.scores)]
+    return ClassifyReply(*vllm_fields(body, scored_request, "classify"), data, usage(scored_request))
 
 
 def _sglang_reply(body: TextRequest | IdsRequest, scored_request: ScoredRequest) -> Any:
     names = [body.rid] if isinstance(body.rid, str) else body.rid or [uuid4().hex for _ in scored_request.results]
     ms = round(scored_request.elapsed_s, 6)
     items = [
-        {
-            "embedding": [number],
-            "meta_info": {"id": name, "finish_reason": None, "prompt_tokens": result.n_tokens, "e2e_latency": ms},
-        }
+        EmbeddingItem([number], MetaInfo(name, None, result.n_tokens, ms))
         for name, number, result in zip(names, scored_request.scores, scored_request.results, strict=True)
     ]
     return items[0] if _is_single(body) else items
@@ -201,23 +261,15 @@ def _is_single(body: TextRequest | IdsRequest) -> bool:
 
 def _pooling_reply(body: PoolingInputRequest | PoolingMessagesRequest, scored_request: ScoredRequest) -> Any:
     data = [
-        {"index": i, "object": "pooling", "data": vector(number, body.encoding_format)}
+        PoolingItem(i, "pooling", vector(number, body.encoding_format))
         for i, number in enumerate(scored_request.scores)
     ]
-    return _vllm_reply(body, scored_request, "pool", data)
+    return PoolingReply(*vllm_fields(body, scored_request, "pool"), data, usage(scored_request))
 
 
-def _vllm_reply(
-    body: VllmRequest, scored_request: ScoredRequest, kind: str, data: list[dict[str, Any]]
-) -> dict[str, Any]:
-    return {
-        "id": f"{kind}-{body.request_id or uuid4().hex}",
-        "object": "list",
-        "created": int(time.time()),
-        "model": scored_request.model,
-        "data": data,
-        "usage": usage(scored_request),
-    }
+def vllm_fields(body: VllmRequest, scored_request: ScoredRequest, kind: str) -> tuple[str, str, int, str]:
+    """Build the fields of `VllmReply`."""
+    return f"{kind}-{body.request_id or uuid4().hex}", "list", int(time.time()), scored_request.model
 
 
 _INPUT = BodyFormat(
@@ -225,6 +277,7 @@ _INPUT = BodyFormat(
     body=InputRequest,
     to_samples=_input_samples,
     to_reply=_classify_reply,
+    replies=(ClassifyReply,),
     ignored_fields=IGNORED_FIELDS | _TOKEN_FIELDS,
     accepted_values={**VECTORS, **_CHAT_DEFAULTS, "task": ("classify",)},
     activation_of=wants_activation,
@@ -235,6 +288,7 @@ _TEXT = BodyFormat(
     body=TextRequest,
     to_samples=_text_samples,
     to_reply=_sglang_reply,
+    replies=(EmbeddingItem, list[EmbeddingItem]),
     ignored_fields=IGNORED_FIELDS | {"sampling_params"},
     accepted_values={"is_cross_encoder_request": (False,), "background": (False,), "dimensions": (1,)},
 )
@@ -259,6 +313,7 @@ CLASSIFY_V1 = replace(CLASSIFY, path="/v1/classify", clients="clients of SGLang"
 _POOLING = replace(
     _INPUT,
     to_reply=_pooling_reply,
+    replies=(PoolingReply,),
     accepted_values={**VECTORS, **_CHAT_DEFAULTS, "task": ("classify", "reward", "score"), "dimensions": (1,)},
 )
 

@@ -55,8 +55,11 @@ class AuthMiddleware:
         api_keys = self._api_keys.current()
         if not api_keys.is_required:
             self._host_policy.check(scope)
-            if route is not None and route.is_admin:
-                self._check_local(scope)
+            scope["state"]["is_admin"] = is_local = self._is_local(scope)
+            if route is not None and route.is_admin and not is_local:
+                raise AdminNeedsKey(
+                    "without keys only programs on the machine of the server may use admin routes: set REWARD_KEYS_FILE"
+                )
             return
         needed = _UNKNOWN_ROUTE_SCOPE if route is None else route.scope
         if needed is None:
@@ -66,6 +69,7 @@ class AuthMiddleware:
             raise Unauthorized("send a valid key as Authorization: Bearer KEY, or in the URL as http://:KEY@host/")
         _check_same_origin(scope)
         scope["state"]["key"], scope["state"]["permissions"] = key.name, api_keys.permissions(key)
+        scope["state"]["is_admin"] = "admin" in key.scopes
         if needed not in key.scopes:
             raise Forbidden(f"this route needs a key with the scope {needed}: see rewardserve keys", scope=needed)
         limiter = self._limiter_of(key) if key.limits != UNLIMITED else None
@@ -74,12 +78,9 @@ class AuthMiddleware:
         # Set for every request: the task of a pipelined request inherits the context of the previous request.
         set_current_limiter(limiter)
 
-    def _check_local(self, scope: Scope) -> None:
+    def _is_local(self, scope: Scope) -> bool:
         # A web page in a browser on this machine can send requests to the server too; these have an origin.
-        if not self._is_loopback or header(scope, b"origin") is not None:
-            raise AdminNeedsKey(
-                "without keys only programs on the machine of the server may use admin routes: set REWARD_KEYS_FILE"
-            )
+        return self._is_loopback and header(scope, b"origin") is None
 
     def _limiter_of(self, key: ApiKey) -> RateLimiter:
         """Return the limiter of a key; a new one if its limits in the file have changed."""

@@ -6,7 +6,7 @@ Each route decodes its request, calls `ModelAdmin`, and replies with the status 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -19,6 +19,7 @@ from rewardserve.service.api.field_docs import CHECKPOINT, MODEL, doc
 from rewardserve.service.api.names import MAX_NAME_CHARS, check_run_name
 from rewardserve.service.api.replies import info_response
 from rewardserve.service.api.requests import MAX_STEP, StrictRecord
+from rewardserve.service.api.schemas.deployment import DeploymentReply
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.active_models import ActiveModels, ModelAdmin
 from rewardserve.service.models.deployment import Source
@@ -82,19 +83,16 @@ class PinRequest(StrictRecord, frozen=True, gc=False):
     version: Annotated[Version | None, doc("version of the model; null: end the pin", 2)]
 
 
-REQUESTS = (LoadRequest, VersionRequest, PinRequest)
-
-
 def admin_routes(active_models: ActiveModels) -> APIRouter:
     """Create the admin routes."""
     router = APIRouter(prefix="/admin", tags=["admin"])
 
-    @router.get("/models", responses=openapi.errors(503, words=openapi.ADMIN))
+    @router.get("/models", responses=openapi.replies(DeploymentReply, 503, words=openapi.ADMIN))
     async def models() -> Response:
         """List the loaded models, the model in service, the results of a shadow, and the pinned runs."""
         return _overview(active_models.admin())
 
-    @router.post("/models", **openapi.admin_operation(LoadRequest, 409, 422))
+    @router.post("/models", **openapi.admin_operation(LoadRequest, DeploymentReply, 409, 422))
     async def load(request: Request) -> Response:
         """Load a model beside the one in service, verify it, and switch between two batches; with `shadow`, compare first.
 
@@ -106,34 +104,34 @@ def admin_routes(active_models: ActiveModels) -> APIRouter:
         version = await known.load(payload.source, shadow=payload.shadow, pin=pin)
         return _overview(known, version=version)
 
-    @router.post("/models/cancel", responses=openapi.errors(409, 503, words=openapi.ADMIN))
+    @router.post("/models/cancel", responses=openapi.replies(DeploymentReply, 409, 503, words=openapi.ADMIN))
     async def cancel() -> Response:
         """Cancel the load in progress. Its request is answered with `model_refused`; another load can begin at once."""
         known = active_models.admin()
         known.cancel_load()
         return _overview(known)
 
-    @router.post("/models/activate", **openapi.admin_operation(VersionRequest, 409, 422))
+    @router.post("/models/activate", **openapi.admin_operation(VersionRequest, DeploymentReply, 409, 422))
     async def activate(request: Request) -> Response:
         """Put a loaded model into service: the shadow, or a standby model."""
         payload, known = await body.read_admin_body(request, VersionRequest), active_models.admin()
         known.activate(payload.version)
         return _overview(known, version=payload.version)
 
-    @router.post("/models/rollback", responses=openapi.errors(409, 422, 503, words=openapi.ADMIN))
+    @router.post("/models/rollback", responses=openapi.replies(DeploymentReply, 409, 422, 503, words=openapi.ADMIN))
     async def rollback() -> Response:
         """Roll back to the previous model in service; it is loaded again if it has been unloaded."""
         known = active_models.admin()
         return _overview(known, version=await known.roll_back())
 
-    @router.post("/models/retire", **openapi.admin_operation(VersionRequest, 409, 422))
+    @router.post("/models/retire", **openapi.admin_operation(VersionRequest, DeploymentReply, 409, 422))
     async def retire(request: Request) -> Response:
         """Unload a model that is not in service."""
         payload, known = await body.read_admin_body(request, VersionRequest), active_models.admin()
         known.retire(payload.version)
         return _overview(known)
 
-    @router.post("/pins", **openapi.admin_operation(PinRequest, 409, 422))
+    @router.post("/pins", **openapi.admin_operation(PinRequest, DeploymentReply, 409, 422))
     async def pin(request: Request) -> Response:
         """Pin a run to one model, whichever model is in service, or end the pin."""
         payload, known = await body.read_admin_body(request, PinRequest), active_models.admin()
@@ -143,5 +141,5 @@ def admin_routes(active_models: ActiveModels) -> APIRouter:
     return router
 
 
-def _overview(models: ModelAdmin, **facts: Any) -> Response:
-    return info_response({**facts, **asdict(models.status)})
+def _overview(models: ModelAdmin, **facts: int) -> Response:
+    return info_response(msgspec.convert({**facts, **asdict(models.status)}, DeploymentReply))

@@ -5,17 +5,23 @@ The replies correspond to `/livez`, `/readyz` and `GET /model`, in the format of
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from rewardserve import __version__
 from rewardserve.service.api import openapi
 from rewardserve.service.api.dialects.dialect import check_model, check_version
-from rewardserve.service.api.dialects.kserve import FIXED_NAMES, TENSORS, render_error
+from rewardserve.service.api.dialects.kserve import FIXED_NAMES, KserveErrorReply, render_error
 from rewardserve.service.api.replies import json_response
 from rewardserve.service.api.routes.health import LIVE, check_alive, check_ready
+from rewardserve.service.api.schemas.health import (
+    KserveLive,
+    KserveModel,
+    KserveModelReady,
+    KserveReady,
+    KserveServer,
+    TensorSpec,
+)
 from rewardserve.service.errors import RequestRefused
 from rewardserve.service.models.active_models import ActiveModels
 from rewardserve.service.models.runtime import ModelRuntime
@@ -38,7 +44,7 @@ def kserve_health_routes(active_models: ActiveModels, aliases: frozenset[str]) -
             check_ready(active_models)
         except RequestRefused as error:
             return render_error(error, error.status)
-        return json_response({"name": runtime.loaded.identity.name, "ready": True})
+        return json_response(KserveModelReady(runtime.loaded.identity.name))
 
     def metadata(model: str, requested_version: str | None) -> Response:
         try:
@@ -47,48 +53,54 @@ def kserve_health_routes(active_models: ActiveModels, aliases: frozenset[str]) -
             return render_error(error, error.status)
         return json_response(_metadata(runtime))
 
-    @router.get("/v2", responses=openapi.in_any_shape(openapi.errors()))
+    @router.get("/v2", responses=openapi.replies(KserveServer, error_reply=KserveErrorReply))
     async def server() -> Response:
         """Describe the server: name, version and extensions."""
-        return json_response({"name": "rewardserve", "version": __version__, "extensions": []})
+        return json_response(KserveServer("rewardserve", __version__, []))
 
-    @router.get("/v2/health/live", responses=openapi.in_any_shape(openapi.errors(500, words=LIVE, is_open=True)))
+    @router.get(
+        "/v2/health/live",
+        responses=openapi.replies(KserveLive, 500, words=LIVE, is_open=True, error_reply=KserveErrorReply),
+    )
     async def live() -> Response:
         """As `/livez`."""
         try:
             check_alive(active_models)
         except RequestRefused as error:
             return render_error(error, error.status)
-        return json_response({"live": True})
+        return json_response(KserveLive())
 
-    @router.get("/v2/health/ready", responses=openapi.in_any_shape(openapi.errors(503, is_open=True)))
+    @router.get(
+        "/v2/health/ready", responses=openapi.replies(KserveReady, 503, is_open=True, error_reply=KserveErrorReply)
+    )
     async def server_ready() -> Response:
         """As `/readyz`."""
         try:
             check_ready(active_models)
         except RequestRefused as error:
             return render_error(error, error.status)
-        return json_response({"ready": True})
+        return json_response(KserveReady())
+
+    of_ready = openapi.replies(KserveModelReady, 404, 503, error_reply=KserveErrorReply)
+    of_model = openapi.replies(KserveModel, 404, 503, error_reply=KserveErrorReply)
 
     # The longer paths first, since the name of a model may have slashes.
-    @router.get(
-        "/v2/models/{model:path}/versions/{version}/ready", responses=openapi.in_any_shape(openapi.errors(404, 503))
-    )
+    @router.get("/v2/models/{model:path}/versions/{version}/ready", responses=of_ready)
     async def version_ready(model: str, version: str) -> Response:
         """200 while this version of the model can score."""
         return ready(model, version)
 
-    @router.get("/v2/models/{model:path}/ready", responses=openapi.in_any_shape(openapi.errors(404, 503)))
+    @router.get("/v2/models/{model:path}/ready", responses=of_ready)
     async def model_ready(model: str) -> Response:
         """200 while the model can score."""
         return ready(model, None)
 
-    @router.get("/v2/models/{model:path}/versions/{version}", responses=openapi.in_any_shape(openapi.errors(404, 503)))
+    @router.get("/v2/models/{model:path}/versions/{version}", responses=of_model)
     async def version_metadata(model: str, version: str) -> Response:
         """Describe the tensors of this version of the model."""
         return metadata(model, version)
 
-    @router.get("/v2/models/{model:path}", responses=openapi.in_any_shape(openapi.errors(404, 503)))
+    @router.get("/v2/models/{model:path}", responses=of_model)
     async def model_metadata(model: str) -> Response:
         """Describe the model, its version and its tensors."""
         return metadata(model, None)
@@ -96,10 +108,11 @@ def kserve_health_routes(active_models: ActiveModels, aliases: frozenset[str]) -
     return router
 
 
-def _metadata(runtime: ModelRuntime) -> dict[str, Any]:
-    return {
-        "name": runtime.loaded.identity.name,
-        "versions": [str(runtime.version)],
-        "platform": f"rewardserve_{runtime.loaded.identity.backend}",
-        **TENSORS,
-    }
+def _metadata(runtime: ModelRuntime) -> KserveModel:
+    return KserveModel(
+        runtime.loaded.identity.name,
+        [str(runtime.version)],
+        f"rewardserve_{runtime.loaded.identity.backend}",
+        inputs=[TensorSpec("sentences", "BYTES", [-1, 1])],
+        outputs=[TensorSpec("rewards", "FP32", [-1, 1])],
+    )

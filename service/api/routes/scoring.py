@@ -25,7 +25,7 @@ from rewardserve.service.api.requests import (
     to_comparison,
     to_sample,
 )
-from rewardserve.service.api.schemas import CompareReply, ScoreReply
+from rewardserve.service.api.schemas.scoring import CompareReply, ScoreReply
 from rewardserve.service.api.server_limits import ServerLimits
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import InvalidRequest
@@ -45,11 +45,9 @@ def scoring_routes(
     router = APIRouter(tags=["scoring"])
     parts = body.JsonLimits.of(server_limits.max_samples_per_request, server_limits.admission_max_tokens)
 
-    pair_fields, pair_bodies = pairs.dialect.text_fields, [form.body for form in pairs.dialect.body_formats]
+    pair_fields = pairs.dialect.text_fields
 
-    @router.post(
-        "/score", response_model=ScoreReply | openapi.ForeignReply, **openapi.operation(ScoreRequest, pair_bodies)
-    )
+    @router.post("/score", **openapi.operation(ScoreRequest, ScoreReply, pairs.dialect))
     async def score(request: Request) -> Response:
         """Score samples. An invalid sample gets `null` and an error in its result; the other samples are scored."""
         deadline = read_deadline(request, clock)
@@ -79,7 +77,7 @@ def scoring_routes(
         set_is_final(request, results)
         return score_reply(runtime, ids, results)
 
-    @router.post("/compare", response_model=CompareReply, **openapi.operation(CompareRequest))
+    @router.post("/compare", **openapi.operation(CompareRequest, CompareReply))
     async def compare(request: Request) -> Response:
         """Rank responses to one prompt. Their order in the request has no effect."""
         deadline = read_deadline(request, clock)

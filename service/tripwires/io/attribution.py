@@ -12,6 +12,7 @@ import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from rewardserve.service.clock import Clock, utc_now
@@ -171,6 +172,11 @@ class Attribution:
     def alerted(self, label: str) -> AlertedReport | None:
         """The report of the latest alerts of this run, if it is computed."""
         return self._alerted.get(label)
+
+    @property
+    def reports(self) -> Mapping[str, AttributionReport]:
+        """The latest report of each run that has one."""
+        return MappingProxyType(self._reports)
 
     async def stop(self) -> None:
         """Cancel the reports that are being computed."""

@@ -12,14 +12,16 @@ PAGE = {"wire": "vote", "severity": "page", "statistic": 3.0, "threshold": 3.0}
 
 
 class FakeServer:
-    """`GET /tripwires` and its attribution."""
+    """Details of the run `a`, and its attribution."""
 
     def __init__(self):
         self.tripped, self.step, self.report = [], 0, None
 
     def __call__(self, request):
-        if request.url.path == "/tripwires":
-            return httpx.Response(200, json={"runs": {"a": {"step": self.step, "tripped": self.tripped}}})
+        if request.url.path == "/tripwires/a/details":
+            return httpx.Response(200, json={"step": self.step, "tripped": self.tripped})
+        if request.url.path.endswith("/details"):
+            return httpx.Response(404, json={"error": {"code": "no_such_run"}})
         if self.report is None:
             return httpx.Response(409, json={"error": {"code": "too_few_samples"}})
         return httpx.Response(200, json=self.report)

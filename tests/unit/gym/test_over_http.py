@@ -16,12 +16,8 @@ PAGE = {
         {"wire": "empty_opener", "votes": False, "severity": "warn", "threshold": 0.0},
         {"wire": "judge_injection", "votes": False, "severity": "page", "threshold": 0.0},
     ],
-    "runs": {
-        "ppo": {
-            "statistics": {"length_high": 0.6, "empty_opener": 1.0},
-            "tripped": [{"wire": "vote", "severity": "page"}],
-        }
-    },
+    "statistics": {"length_high": 0.6, "empty_opener": 1.0},
+    "tripped": [{"wire": "vote", "severity": "page"}],
 }
 
 
@@ -49,7 +45,7 @@ class Fake:
         self._reward = reward
 
     def __call__(self, request):
-        if request.url.path == "/tripwires":
+        if request.url.path == "/tripwires/ppo/details":
             return httpx.Response(200, json=PAGE)
         self.bodies.append(body := json.loads(request.content))
         rewards = [self._reward(sample) for sample in body["samples"]]
@@ -114,13 +110,13 @@ def test_what_is_over_its_threshold_is_asked_for_when_the_page_comes(responses, 
     assert trainer.over == ()
     receiver.received.append(ReceivedAlert(0, {"wire": "vote", "severity": "page"}))
     trainer.rewards_B(responses, np.zeros(128))
-    assert trainer.over == over_threshold(PAGE, "ppo") == ("length_high",)
+    assert trainer.over == over_threshold(PAGE) == ("length_high",)
 
 
 def test_warnings_come_from_the_page_and_the_page_from_the_webhook(responses, receiver, monkeypatch):
     """The server sends one notification a run and cause, so the webhook names neither every wire nor their steps."""
     shown = [{"wire": "length_high", "severity": "warn"}]
-    monkeypatch.setitem(PAGE["runs"]["ppo"], "tripped", shown)
+    monkeypatch.setitem(PAGE, "tripped", shown)
     trainer = trainer_of(Fake(), receiver)
     trainer.rewards_B(responses, np.zeros(128))
     shown.append({"wire": "vote", "severity": "page"})

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from prometheus_client import CollectorRegistry
 
-from rewardserve.service.api.routes.health import describe_runs
+from rewardserve.service.api.routes.tripwires import describe_run
 from rewardserve.service.observability.metrics import PREFIX, TABLE
 from rewardserve.service.observability.runs import NAMES, RunsCollector
 from rewardserve.service.tripwires.alert import CANARY, Alert
@@ -71,9 +71,9 @@ def test_alerts_of_canaries_are_no_run_that_could_end():
 def test_the_report_of_runs_has_the_time_of_an_alert_and_whether_the_run_has_ended():
     watched = monitor()
     watched.report(CANARIES, Alert(CANARY, "page", 9.0, CANARY_THRESHOLD, None, ("empty_opener",)), 100.0)
-    runs = describe_runs(watched, 100.0 + 3600.0)["runs"]
-    (alert,) = runs[CANARIES]["tripped"]
-    began = datetime.fromisoformat(alert["since"])
+    canaries, run = (describe_run(label, watched, 100.0 + 3600.0, {}) for label in (CANARIES, "ppo-7"))
+    (alert,) = canaries.tripped
+    began = datetime.fromisoformat(alert.since)
     assert began.utcoffset() is not None
     assert abs((datetime.now(UTC) - began).total_seconds() - 3600.0) < 5
-    assert (runs["ppo-7"]["ended"], runs[CANARIES]["ended"]) == (True, False)
+    assert (run.ended, canaries.ended) == (True, False)

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from rewardserve.service.api import openapi
 from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, sample_from_pair
 from rewardserve.service.api.dialects.routes import DialectPolicy, dialect_routes
+from rewardserve.service.api.schemas.record import ReplyRecord
 from rewardserve.service.api.server_limits import ServerLimits
 from rewardserve.service.models.active_models import ActiveModels
 from tests.support.service_fakes import StillClock
@@ -20,6 +21,10 @@ class NovelRequest(msgspec.Struct, frozen=True):
     reply: Annotated[str, msgspec.Meta(description="the reply to score", examples=["Because."])]
 
 
+class NovelReply(ReplyRecord, frozen=True):
+    novel: Annotated[float, msgspec.Meta(description="the reward", examples=[0.41])]
+
+
 NOVEL = Dialect(
     path="/novel",
     clients="a new trainer",
@@ -28,7 +33,8 @@ NOVEL = Dialect(
             text_fields=("question", "reply"),
             body=NovelRequest,
             to_samples=lambda body, served: [sample_from_pair(body.question, body.reply, served)],
-            to_reply=lambda _, scored_request: {"novel": scored_request.scores[0]},
+            to_reply=lambda _, scored_request: NovelReply(scored_request.scores[0]),
+            replies=(NovelReply,),
         ),
     ),
     score_kind="reward",
@@ -41,10 +47,13 @@ def test_fields_and_reply_of_a_new_format_are_those_of_its_file():
     api.include_router(
         dialect_routes((NOVEL,), ActiveModels(), ServerLimits(8, 1000, 8, 1000), StillClock(), DialectPolicy())
     )
-    openapi.install_openapi(api, [NovelRequest])
+    openapi.install_openapi(api)
     document = api.openapi()
     reply = document["paths"]["/novel"]["post"]["responses"]["200"]["content"]["application/json"]
-    fields = document["components"]["schemas"]["NovelRequest"]["properties"]
+    assert reply["schema"] == {"$ref": "#/components/schemas/NovelReply"}
+    schemas = document["components"]["schemas"]
+    assert schemas["NovelReply"]["properties"]["novel"]["description"] == "the reward"
+    fields = schemas["NovelRequest"]["properties"]
     assert reply["example"] == {"novel": 0.41}
     assert {name: (field["description"], field["examples"]) for name, field in fields.items()} == {
         "question": ("the question", ["Why?"]),

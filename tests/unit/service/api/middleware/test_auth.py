@@ -11,7 +11,7 @@ from starlette.routing import Mount, Route
 
 from rewardserve.service.api.middleware.auth import AuthMiddleware
 from rewardserve.service.api.middleware.host_policy import HostPolicy
-from rewardserve.service.api.route_policy import ACKNOWLEDGE, ATTRIBUTION, OPEN_PATHS, RoutePolicy
+from rewardserve.service.api.route_policy import ACKNOWLEDGE, ATTRIBUTION, DETAILS, OPEN_PATHS, RoutePolicy
 from rewardserve.service.auth.api_keys import ApiKeys, parse
 from rewardserve.service.auth.rate_limits import charge_tokens
 from rewardserve.service.errors import RateLimited
@@ -21,6 +21,7 @@ ROUTES = [
     *OPEN_PATHS,
     ACKNOWLEDGE,
     ATTRIBUTION,
+    DETAILS,
     "/admin/models",
     "/admin/models/new",
     "/score",
@@ -36,6 +37,7 @@ ADMIN = [("GET", "/admin/models"), ("POST", "/admin/models/new"), ("POST", "/tri
          ("GET", "/tripwires/ppo/7/attribution"),
          ("GET", "/tripwires/x/y/ack"), ("PUT", "/admin/models"), ("OPTIONS", "/tripwires/x/y/ack")]  # fmt: skip
 SCORE = [("POST", "/score"), ("POST", "/get_reward"), ("GET", "/model"), ("GET", "/docs"), ("GET", "/tripwires"), ("GET", "/no"),
+         ("GET", "/tripwires/a/b/details"),
          ("POST", "/administer"), ("GET", "/admin/nothing"), ("POST", "/admin/models/")]  # fmt: skip
 
 

@@ -6,10 +6,12 @@ import asyncio
 import random
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from rewardserve.service.api.replies import json_response
-from rewardserve.service.api.routes.attribution import describe_report
+from rewardserve.service.api.routes.attribution import report_fields
+from rewardserve.service.api.schemas.attribution import ReportOut
 from rewardserve.service.errors import NoSuchRun, TooFewSamples
 from rewardserve.service.tripwires.attribution.edits import Append, Edit
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
@@ -96,7 +98,7 @@ async def test_a_report_names_what_grew_what_it_earns_and_what_its_edit_alone_ea
     assert explains.low > 0.3
     assert "quorum of seven" in report.sentences[0]
     assert "put into 32 of this run's first responses, it alone earns +2" in report.sentences[0]
-    reply = describe_report(report)
+    reply = msgspec.to_builtins(ReportOut(*report_fields(report)))
     assert json_response(reply).body
     assert reply["findings"][0]["edit_earns"]["n"] == MAX_EDITED
     assert (reply["early"]["samples"], reply["recent"]["last_step"]) == (256, 255)
@@ -223,7 +225,7 @@ async def test_hostile_responses_cost_bounded_time_and_give_a_reply_of_printable
     report = await build(recent=tuple(stream(2, 0.5, exploit=exploit))).report("ppo-7", Scores())
     assert report.cpu_s < 20.0
     assert all(sentence.isprintable() for sentence in report.sentences)
-    assert len(json_response(describe_report(report)).body) < 2**20
+    assert len(json_response(ReportOut(*report_fields(report))).body) < 2**20
 
 
 def test_edits_go_into_whole_responses_to_different_prompts_that_lack_them():
@@ -286,7 +288,7 @@ async def test_what_the_judge_gives_is_in_the_sentence_and_in_the_reply(build):
     report = attribution.alerted("ppo-7").report
     assert "it alone earns +2" in report.sentences[0]
     assert ", with the judge -" in report.sentences[0]
-    first = describe_report(report)["findings"][0]
+    first = msgspec.to_builtins(ReportOut(*report_fields(report)))["findings"][0]
     assert first["edit_judged"]["mean"] < 0 < first["edit_earns"]["mean"]
     assert first["edit_judged"]["n"] == 192
     assert first["sentence"] == report.sentences[0]

@@ -1,0 +1,131 @@
+"""`GET /tripwires`, five lines a run; `GET /tripwires/{run}/details`, everything about one; and acknowledgements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from rewardserve.service.api import openapi
+from rewardserve.service.api.replies import info_response, json_response, page_response
+from rewardserve.service.api.request_state import is_admin
+from rewardserve.service.api.route_policy import ACKNOWLEDGE, DETAILS
+from rewardserve.service.api.run_summary import STATES, describe_canaries, state_of, summarise
+from rewardserve.service.api.schemas.runs import (
+    AcknowledgedReply,
+    AlertOut,
+    RunReply,
+    RunsReply,
+    RunSummary,
+    TaskOut,
+    WireOut,
+)
+from rewardserve.service.clock import Clock
+from rewardserve.service.errors import NoSuchAlert, NoSuchRun
+from rewardserve.service.models.active_models import ActiveModels
+from rewardserve.service.tripwires.io.attribution import Attribution, AttributionReport
+from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import ActiveAlert, Run
+from rewardserve.service.tripwires.strata import Stratum
+from rewardserve.service.tripwires.wires import Wire
+
+Reports = Mapping[str, AttributionReport]
+
+
+def tripwire_routes(active_models: ActiveModels, clock: Clock) -> APIRouter:
+    """Create the routes. `clock` is that of the run monitor."""
+    router = APIRouter(tags=["trip wires"])
+
+    @router.get("/tripwires", responses=openapi.replies(RunsReply, 503))
+    async def tripwires(request: Request) -> Response:
+        """Summarise each run in five lines, the most urgent run first: state, worst alert, what the extra reward is paid for,
+        trend of the score, and what to do.
+        """
+        watcher, canaries = active_models.current().watcher, active_models.current().canaries
+        runs = summarise_runs(watcher.monitor, clock.now(), _reports(watcher.attribution, request))
+        return page_response(RunsReply(runs, describe_canaries(canaries.latest)))
+
+    @router.get(DETAILS, responses=openapi.replies(RunReply, 404, 503, words={404: "`no_such_run`"}))
+    async def details(run: str, request: Request) -> Response:
+        """Describe one run: its statistics, its alerts to acknowledge, and the trip wires."""
+        watcher = active_models.current().watcher
+        return info_response(describe_run(run, watcher.monitor, clock.now(), _reports(watcher.attribution, request)))
+
+    @router.post(ACKNOWLEDGE, responses=openapi.replies(AcknowledgedReply, 404, 503, words={404: "`no_such_alert`"}))
+    async def acknowledge(run: str, wire: str) -> Response:
+        """Acknowledge an alert: it ends, and the wire can trip again."""
+        if not active_models.current().watcher.monitor.acknowledge(run, wire):
+            raise NoSuchAlert(
+                f"this run has no alert of the wire {wire[:64]!r}, or it is acknowledged already: see GET /tripwires"
+            )
+        return json_response(AcknowledgedReply(run, wire))
+
+    return router
+
+
+def _reports(attribution: Attribution | None, request: Request) -> Reports:
+    """The latest reports, which quote responses; none for a client without the scope admin."""
+    return attribution.reports if attribution is not None and is_admin(request) else {}
+
+
+def summarise_runs(monitor: RunMonitor, now: float, reports: Reports) -> dict[str, RunSummary]:
+    """Build the summaries, the most urgent run first, and of the same state the one with the latest sample. `now` is by the
+    clock of the monitor.
+    """
+    runs = monitor.archived | monitor.runs
+    summaries = {label: _summary(label, run, monitor, now, reports) for label, run in reversed(runs.items())}
+    return dict(sorted(summaries.items(), key=lambda each: STATES.index(each[1].state)))
+
+
+def describe_run(label: str, monitor: RunMonitor, now: float, reports: Reports) -> RunReply:
+    """Build the reply of `GET /tripwires/{run}/details`. Times in it are UTC. Raise `NoSuchRun`."""
+    run = (monitor.archived | monitor.runs).get(label)
+    if run is None:
+        raise NoSuchRun(f"no run has the label {label[:64]!r}, or it is forgotten: see GET /tripwires")
+    return RunReply(
+        label,
+        _summary(label, run, monitor, now, reports),
+        run.owner or None,
+        run.step,
+        monitor.has_ended(label, now),
+        int(run.all_sums["samples"]),
+        [_task(each) for each in run.strata.values() if each.task or len(run.strata) > 1],
+        run.statistics,
+        [_alert(active, now) for active in run.alerts.values()],
+        [_wire(each) for each in monitor.wires],
+    )
+
+
+def _summary(label: str, run: Run, monitor: RunMonitor, now: float, reports: Reports) -> RunSummary:
+    blocked = monitor.blocked_by(run.name or None, run.owner) is not None
+    state = state_of(run, ended=monitor.has_ended(label, now), blocked=blocked)
+    return summarise(label, run, state, reports.get(label))
+
+
+def _task(stratum: Stratum) -> TaskOut:
+    return TaskOut(
+        stratum.task or None,
+        stratum.profile or None,
+        stratum.first_step,
+        int(stratum.total["samples"] + stratum.window["samples"]),
+        "complete" if stratum.has_baseline else "learning",
+    )
+
+
+def _alert(active: ActiveAlert, now: float) -> AlertOut:
+    since = datetime.now(UTC) - timedelta(seconds=now - active.since)
+    alert = active.alert
+    return AlertOut(
+        alert.wire, alert.severity, alert.statistic, alert.threshold, alert.step, alert.evidence, alert.task or None,
+        since.isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
+def _wire(wire: Wire) -> WireOut:
+    text = wire.text
+    return WireOut(
+        wire.name, wire.severity, wire.votes, text.cause, wire.threshold, wire.statistic.unit.text, text.summary,
+        text.confidence, text.action,
+    )  # fmt: skip

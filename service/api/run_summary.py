@@ -1,0 +1,91 @@
+"""Summarise a run in five lines for a person on call: state, worst alert, what is paid for, trend of the score, next step. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from urllib.parse import quote
+
+from rewardserve.service.api.schemas.runs import RunState, RunSummary
+from rewardserve.service.tripwires.alert import Alert
+from rewardserve.service.tripwires.attribution.sentences import sentence
+from rewardserve.service.tripwires.incidents import most_severe_first
+from rewardserve.service.tripwires.io.attribution import AttributionReport
+from rewardserve.service.tripwires.io.canaries import CanaryResult, failing
+from rewardserve.service.tripwires.prometheus import alert_name
+from rewardserve.service.tripwires.run_state import Run
+from rewardserve.service.tripwires.run_table import CANARIES
+from rewardserve.service.tripwires.wires import ALERT_TEXTS, ALERT_UNITS
+
+STATES: tuple[RunState, ...] = ("blocked", "page", "warn", "learning", "quiet", "ended")
+"""States, the most urgent first."""
+
+_RUNBOOK = "docs/how-to/runbook.md"
+
+
+def state_of(run: Run, *, ended: bool, blocked: bool) -> RunState:
+    """The state of a run. Notes are information, so they leave it quiet."""
+    severities = {active.alert.severity for active in run.alerts.values()}
+    if blocked:
+        return "blocked"
+    if ended:
+        return "ended"
+    if "page" in severities:
+        return "page"
+    if "warn" in severities:
+        return "warn"
+    return "quiet" if run.has_baseline or run.alerts else "learning"
+
+
+def summarise(label: str, run: Run, state: RunState, report: AttributionReport | None) -> RunSummary:
+    """The five lines. `report` is the latest attribution, None where there is none or the client may not read it."""
+    alerts = most_severe_first([active.alert for active in run.alerts.values() if active.alert.severity != "note"])
+    return RunSummary(
+        state,
+        _worst(alerts) if alerts else None,
+        None if report is None else _paid_for(report),
+        "canaries are scored for the model, not for a run" if label == CANARIES else _trend(run),
+        _next(label, alerts, state),
+    )
+
+
+def describe_canaries(results: Iterable[CanaryResult]) -> str:
+    """The failing canaries in one line."""
+    listed = list(results)
+    failed = failing(listed)
+    words = ", ".join(f"{each.name} ({each.margin:+.2f})" for each in failed)
+    return f"{len(failed)} of {len(listed)} fail{': ' if failed else ''}{words}"
+
+
+def _worst(alerts: list[Alert]) -> str:
+    first, *others = alerts
+    text, unit = ALERT_TEXTS[first.wire], ALERT_UNITS[first.wire]
+    since = "" if first.step is None else f" since step {first.step}"
+    measured = f"{unit.measured(first.statistic)}; trips at {unit.measured(first.threshold)}"
+    confidence = text.confidence.partition(". ")[0].rstrip(".")
+    line = f"{first.severity} {first.wire}{since}: {text.summary} ({measured}). {confidence}."
+    if others:
+        line += f" {len(others)} more to acknowledge: {', '.join(each.wire for each in others)}"
+    return line
+
+
+def _paid_for(report: AttributionReport) -> str:
+    at = "" if report.recent.last_step is None else f", at step {report.recent.last_step}"
+    if not report.growth.findings:
+        return f"no feature of the responses grew{at}"
+    tested = report.tested.get(0)
+    return f"{sentence(report.growth.findings[0], *(tested.earned, tested.judged) if tested else ())}{at}"
+
+
+def _trend(run: Run) -> str:
+    shift = run.baseline.shift("score", run.smooth.mean("score"))
+    changed = "the baseline is being learned" if shift is None else f"{shift:+.1f} sd from the start of the run"
+    at = "" if run.step is None else f", at step {run.step}"
+    return f"{changed}{at}, {int(run.all_sums['samples']):,} samples"
+
+
+def _next(label: str, alerts: list[Alert], state: RunState) -> str:
+    path = f"GET /tripwires/{quote(label, safe='')}/details"
+    if not alerts:
+        return f"nothing; {path} has every statistic" if state != "ended" else f"nothing; {path}"
+    wire = alerts[0].wire
+    return f"{ALERT_TEXTS[wire].action} {path}; {_RUNBOOK}#{alert_name(wire).lower()}"

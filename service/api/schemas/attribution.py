@@ -1,0 +1,147 @@
+"""The reply of `GET /tripwires/{run}/attribution`. Shares are between 0 and 1, pays and effects in standard deviations of the
+first scores of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from rewardserve.service.api.field_docs import PROMPT, RESPONSE, TIME, doc
+from rewardserve.service.api.schemas.record import ReplyRecord
+
+_EFFECT = {"mean": 1.9, "low": 1.7, "high": 2.1, "n": 32}
+_SPAN = {"samples": 256, "prompts": 64, "first_step": 0, "last_step": 8}
+_EXAMPLE = {"prompt": PROMPT, "response": RESPONSE, "score": 1.2, "audit": None, "step": 3}
+_EXAMPLES = {"early": [_EXAMPLE], "recent": [{**_EXAMPLE, "response": f"{RESPONSE} Paris is lovely.", "step": 40}]}
+_SENTENCE = "responses that end with the words `paris is lovely` went from 1% to 54%; the model pays +1.9 [+1.7, +2.1] sd for it"
+_FEATURE = {"feature": "last words:paris is lovely", "falls": False}
+_PROMPT_FEATURE = {"feature": "sum", "early": 0.1, "recent": 0.6}
+_PROMPTS = {"changed": False, "comparable": 1.0, "features": []}
+_FINDING = {
+    "sentence": _SENTENCE, "features": [_FEATURE], "early": 0.01, "recent": 0.54,
+    "growth": {"mean": 0.53, "low": 0.45, "high": 0.61, "n": 512}, "z": 9.1, "model_pays": _EFFECT, "judge_pays": None,
+    "judged": 0, "judge_contradicts": False, "edit_earns": _EFFECT, "edit_judged": None, "edit_explains": None,
+    "length_only": False, "examples": _EXAMPLES,
+}  # fmt: skip
+
+
+class EffectOut(ReplyRecord, frozen=True, gc=False):
+    """An estimate with its 95 % interval over prompts. A number that is not known is null."""
+
+    mean: Annotated[float | None, doc("estimate", 1.9)]
+    low: Annotated[float | None, doc("lower end of the interval", 1.7)]
+    high: Annotated[float | None, doc("upper end of the interval", 2.1)]
+    n: Annotated[int, doc("samples that it is estimated from", 32)]
+
+
+class SpanOut(ReplyRecord, frozen=True, gc=False):
+    """The responses of one side of the comparison."""
+
+    samples: Annotated[int, doc("responses", 256)]
+    prompts: Annotated[int, doc("their prompts", 64)]
+    first_step: Annotated[int | None, doc("first step of the run among them; null: unknown", 0)]
+    last_step: Annotated[int | None, doc("last step of the run among them; null: unknown", 8)]
+
+
+class PromptFeatureOut(ReplyRecord, frozen=True, gc=False):
+    """A feature of the prompts whose share has changed."""
+
+    feature: Annotated[str, doc("the feature", "sum")]
+    early: Annotated[float, doc("share of the early prompts with it", 0.1)]
+    recent: Annotated[float, doc("share of the recent prompts with it", 0.6)]
+
+
+class PromptsOut(ReplyRecord, frozen=True, gc=False):
+    """Change of the prompts."""
+
+    changed: Annotated[bool, doc("whether the prompts are others than at first", False)]
+    comparable: Annotated[float, doc("share of the recent prompts with early ones like them, which are compared", 1.0)]
+    features: Annotated[list[PromptFeatureOut], doc("features whose share has changed", [], [_PROMPT_FEATURE])]
+
+
+class FeatureOut(ReplyRecord, frozen=True, gc=False):
+    """A feature of responses."""
+
+    feature: Annotated[str, doc("the feature", _FEATURE["feature"])]
+    falls: Annotated[bool, doc("whether recent responses lack it more often", False)]
+
+
+class ExampleOut(ReplyRecord, frozen=True, gc=False):
+    """A response that shows a finding, clipped."""
+
+    prompt: Annotated[str, doc("the prompt", PROMPT)]
+    response: Annotated[str, doc("the response", RESPONSE)]
+    score: Annotated[float, doc("its score before penalties and caps", 1.2)]
+    audit: Annotated[float | None, doc("score of the audit judge; null: not judged", 0.4)]
+    step: Annotated[int | None, doc("step of the run; null: unknown", 3)]
+
+
+class ExamplesOut(ReplyRecord, frozen=True, gc=False):
+    """Responses that show a finding."""
+
+    early: Annotated[list[ExampleOut], doc("of the first responses", _EXAMPLES["early"])]
+    recent: Annotated[list[ExampleOut], doc("of the recent responses", _EXAMPLES["recent"])]
+
+
+class FindingOut(ReplyRecord, frozen=True, gc=False):
+    """Features that grew together, and what they earn."""
+
+    sentence: Annotated[str, doc("the finding in words", _SENTENCE)]
+    features: Annotated[list[FeatureOut], doc("the features; the first stands for the others", [_FEATURE])]
+    early: Annotated[float, doc("share of the first responses with it", 0.01)]
+    recent: Annotated[float, doc("share of the recent responses with it", 0.54)]
+    growth: Annotated[EffectOut, doc("difference of the shares", _FINDING["growth"])]
+    z: Annotated[float | None, doc("normal quantile of the growth, corrected for the number of features", 9.1)]
+    model_pays: Annotated[EffectOut | None, doc("difference of the score with and without it; null: unknown", _EFFECT)]
+    judge_pays: Annotated[EffectOut | None, doc("the same of the audit judge; null: too few judged", _EFFECT)]
+    judged: Annotated[int, doc("recent responses that the audit judge scored", 40)]
+    judge_contradicts: Annotated[bool, doc("whether the model pays for it and the judge does not", False)]
+    edit_earns: Annotated[
+        EffectOut | None, doc("what it alone earns when it is put into first responses; null: not tested", _EFFECT)
+    ]
+    edit_judged: Annotated[
+        EffectOut | None, doc("the same by the audit judge; null: not tested, or without a judge", _EFFECT)
+    ]
+    edit_explains: Annotated[
+        EffectOut | None, doc("share of the growth of the score that this explains; null: not tested", _EFFECT)
+    ]
+    length_only: Annotated[bool, doc("whether it is a change of length alone, which is never tested", False)]
+    examples: Annotated[ExamplesOut, doc("responses that show it", _EXAMPLES)]
+
+
+_REPORT = {
+    "run": "ppo-7", "computed_at": TIME, "sentences": [_SENTENCE], "early": _SPAN,
+    "recent": {**_SPAN, "first_step": 38, "last_step": 46}, "features": 5120, "score_growth": _EFFECT, "prompts": _PROMPTS,
+    "findings": [_FINDING], "cpu_s": 0.31,
+}  # fmt: skip
+
+
+class ReportOut(ReplyRecord, frozen=True, gc=False):
+    """A comparison of the recent responses of a run with its first ones."""
+
+    run: Annotated[str, doc("label of the run", "ppo-7")]
+    computed_at: Annotated[str, doc("when it was computed, in UTC", TIME)]
+    sentences: Annotated[Sequence[str], doc("the report in words", [_SENTENCE])]
+    early: Annotated[SpanOut, doc("the first responses", _SPAN)]
+    recent: Annotated[SpanOut, doc("the recent responses", _REPORT["recent"])]
+    features: Annotated[int, doc("features that were tested", 5120)]
+    score_growth: Annotated[EffectOut, doc("growth of the mean score", _EFFECT)]
+    prompts: Annotated[PromptsOut, doc("change of the prompts", _PROMPTS)]
+    findings: Annotated[list[FindingOut], doc("features that grew, the most important first", [_FINDING])]
+    cpu_s: Annotated[float, doc("seconds of CPU that it took", 0.31)]
+
+
+class AlertedReportOut(ReportOut, frozen=True, gc=False, kw_only=True):
+    """The report of the moment at which wires tripped."""
+
+    wires: Annotated[Sequence[str], doc("the wires", ["repetition", "vote"])]
+
+
+class AttributionReply(ReportOut, frozen=True, gc=False, kw_only=True):
+    """What the extra reward of a run is paid for."""
+
+    at_alert: Annotated[
+        AlertedReportOut | None,
+        doc("report of the moment of the latest warning or page; null: none", {**_REPORT, "wires": ["vote"]}),
+    ]

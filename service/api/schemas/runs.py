@@ -1,0 +1,135 @@
+"""The replies of `GET /tripwires`, `GET /tripwires/{run}/details` and of acknowledgements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from rewardserve.service.api.field_docs import TIME, doc
+from rewardserve.service.api.schemas.record import ReplyRecord
+from rewardserve.service.tripwires.alert import Cause, Severity
+
+RunState = Literal["blocked", "page", "warn", "learning", "quiet", "ended"]
+"""State of a run, the most urgent first."""
+
+_SUMMARY = {
+    "state": "page",
+    "alert": "page vote since step 13: several wires tripped together: exploited features grow (4 votes; trips at 3 votes); "
+    "2 more to acknowledge: repetition, length_high",
+    "paid_for": "responses that end with the words `paris is` went from 1% to 54%; the model pays +1.9 [+1.7, +2.1] sd for it",
+    "reward": "+2.0 sd from the start of the run, at step 19 after 2,560 samples",
+    "next": "Keep the last checkpoint of the policy, read its latest responses; GET /tripwires/ppo-7/details; "
+    "docs/how-to/runbook.md#rewardhacking",
+}
+_ALERT = {
+    "wire": "repetition", "severity": "warn", "statistic": 0.88, "threshold": 0.2, "step": 13,
+    "evidence": ["5f2b9c1e0a7d4836"], "task": None, "since": TIME,
+}  # fmt: skip
+_TASK = {"task": "math", "prompts": None, "first_step": 4, "samples": 640, "baseline": "complete"}
+_WIRE = {
+    "wire": "repetition", "severity": "warn", "votes": True, "cause": "policy", "threshold": 0.2,
+    "unit": "standard deviations above the baseline mean of the run", "summary": "responses repeat themselves",
+    "confidence": "Certain: the statistic is a count.", "action": "Read twenty of the latest responses.",
+}  # fmt: skip
+
+
+class RunSummary(ReplyRecord, frozen=True, gc=False):
+    """A run in five lines."""
+
+    state: Annotated[
+        RunState,
+        doc(
+            "blocked: a trip wire refuses its samples; page, warn: the worst alert to acknowledge; learning: no baseline yet; "
+            "ended: no samples for a while",
+            "page",
+        ),
+    ]
+    alert: Annotated[
+        str | None, doc("worst alert to acknowledge, its step and confidence; null: none", _SUMMARY["alert"])
+    ]
+    paid_for: Annotated[
+        str | None,
+        doc(
+            "what the extra reward is paid for, as last computed; null: nothing is known. It quotes responses, so only the scope "
+            "admin gets it",
+            _SUMMARY["paid_for"],
+        ),
+    ]
+    reward: Annotated[str, doc("change of the score since the start of the run, and its step", _SUMMARY["reward"])]
+    next: Annotated[str, doc("first thing to do, and where to read on", _SUMMARY["next"])]
+
+
+class RunsReply(ReplyRecord, frozen=True, gc=False):
+    """All runs, the most urgent first, and the canaries of the model in service."""
+
+    runs: Annotated[dict[str, RunSummary], doc("five lines a run", {"ppo-7": _SUMMARY})]
+    canaries: Annotated[
+        str,
+        doc("canaries whose exploit scores at least as high as the honest answer", "1 of 10 fail: flattery (-0.12)"),
+    ]
+
+
+class AlertOut(ReplyRecord, frozen=True, gc=False):
+    """An alert, active until it is acknowledged."""
+
+    wire: Annotated[str, doc("trip wire, `vote` for several wires together, or `canary`", "repetition")]
+    severity: Annotated[Severity, doc("note, warn or page", "warn")]
+    statistic: Annotated[float | None, doc("number that was measured", 0.88)]
+    threshold: Annotated[float, doc("threshold that it exceeded", 0.2)]
+    step: Annotated[int | None, doc("step of the run; null: unknown", 13)]
+    evidence: Annotated[Sequence[str], doc("hashes of samples that show it", ["5f2b9c1e0a7d4836"])]
+    task: Annotated[str | None, doc("task whose samples alone tripped it; null: those of all tasks", "math")]
+    since: Annotated[str, doc("when it tripped, in UTC", TIME)]
+
+
+class WireOut(ReplyRecord, frozen=True, gc=False):
+    """A trip wire as it is configured."""
+
+    wire: Annotated[str, doc("name", "repetition")]
+    severity: Annotated[Severity, doc("severity of its alerts", "warn")]
+    votes: Annotated[bool, doc("whether it counts towards the page by several wires", True)]
+    cause: Annotated[Cause, doc("what an alert points at", "policy")]
+    threshold: Annotated[float, doc("statistic above which it trips", 0.2)]
+    unit: Annotated[str, doc("unit of statistic and threshold", _WIRE["unit"])]
+    summary: Annotated[str, doc("meaning of an alert", _WIRE["summary"])]
+    confidence: Annotated[str, doc("how sure an alert is", _WIRE["confidence"])]
+    action: Annotated[str, doc("first thing to do", _WIRE["action"])]
+
+
+class TaskOut(ReplyRecord, frozen=True, gc=False):
+    """The samples of one task of a run, which have a separate baseline."""
+
+    task: Annotated[str | None, doc("name of the task; null: samples without one", "math")]
+    prompts: Annotated[
+        int | None, doc("number of the change of prompts at which it began, for samples without a task; null: none", 1)
+    ]
+    first_step: Annotated[int | None, doc("step at which it began; null: unknown", 4)]
+    samples: Annotated[int, doc("samples that were inspected", 640)]
+    baseline: Annotated[
+        Literal["complete", "learning"], doc("learning: its samples are compared with nothing yet", "complete")
+    ]
+
+
+class RunReply(ReplyRecord, frozen=True, gc=False):
+    """Everything that the server knows about one run, but for texts."""
+
+    run: Annotated[str, doc("label of the run", "ppo-7")]
+    summary: Annotated[RunSummary, doc("the run in five lines", _SUMMARY)]
+    owner: Annotated[str | None, doc("name of the API key that sends it; null without keys", "trainer")]
+    step: Annotated[int | None, doc("latest step; null: unknown", 19)]
+    ended: Annotated[bool, doc("whether it has sent no samples for a while", False)]
+    samples: Annotated[int, doc("samples that were inspected", 2560)]
+    tasks: Annotated[list[TaskOut], doc("tasks of the samples, where the client names them", [_TASK])]
+    statistics: Annotated[
+        Mapping[str, float | None], doc("latest statistic of each wire that has one", {"repetition": 0.88, "vote": 4.0})
+    ]
+    tripped: Annotated[list[AlertOut], doc("alerts to acknowledge", [_ALERT])]
+    wires: Annotated[list[WireOut], doc("the trip wires", [_WIRE])]
+
+
+class AcknowledgedReply(ReplyRecord, frozen=True, gc=False):
+    """An alert has been acknowledged."""
+
+    run: Annotated[str, doc("label of the run", "ppo-7")]
+    wire: Annotated[str, doc("trip wire", "repetition")]
+    acknowledged: Annotated[bool, doc("always true: otherwise the reply is an error", True)] = True

@@ -1,0 +1,113 @@
+"""A run in five lines: what a person on call sees first, the most urgent run before the others."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rewardserve.service.api.replies import page_response
+from rewardserve.service.api.routes.tripwires import describe_run, summarise_runs
+from rewardserve.service.api.run_summary import describe_canaries
+from rewardserve.service.api.schemas.runs import RunsReply
+from rewardserve.service.errors import NoSuchRun
+from rewardserve.service.tripwires.alert import CANARY, VOTE, Alert
+from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat
+from rewardserve.service.tripwires.features import SampleFeatures
+from rewardserve.service.tripwires.io.canaries import CanaryResult
+from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import ActiveAlert, MonitorLimits
+from rewardserve.service.tripwires.run_table import CANARIES
+
+LINES = ["state", "alert", "paid_for", "reward", "next"]
+
+
+def monitor_of(**alerts):
+    """A monitor with a run for each of these lists of alerts. `honeypots` blocks."""
+    monitor = RunMonitor(BaselineSource(), MonitorLimits(blocks=frozenset({"honeypots"})))
+    for name, active in alerts.items():
+        monitor.observe(name, 7, [SampleFeatures(1, None, 0.5, 0.1, False, ())], now=100.0)
+        run = monitor.runs[name]
+        run.has_baseline = True
+        run.alerts = {alert.wire: ActiveAlert(alert, 90.0) for alert in active}
+    return monitor
+
+
+def alert(wire, severity, step=13):
+    return Alert(wire, severity, 0.9, 0.2, step, ("0123456789abcdef",))
+
+
+def test_the_most_urgent_run_is_first_and_each_has_five_lines():
+    monitor = monitor_of(
+        quiet=[], noted=[alert("score_shift", "note")], warned=[alert("repetition", "warn")],
+        paged=[alert("repetition", "warn"), alert(VOTE, "page"), alert("length_high", "warn")],
+        blocked=[alert("honeypots", "page")],
+    )  # fmt: skip
+    monitor.observe("learning", None, [SampleFeatures(1, None, 0.5, 0.1, False, ())], now=100.0)
+    runs = summarise_runs(monitor, 100.0, {})
+    assert [(name, run.state) for name, run in runs.items()] == [
+        ("blocked", "blocked"), ("paged", "page"), ("warned", "warn"), ("learning", "learning"), ("noted", "quiet"),
+        ("quiet", "quiet"),
+    ]  # fmt: skip
+    text = page_response(RunsReply(runs, "")).body.decode()
+    assert len(text.splitlines()) == 3 + 7 * len(runs) + 2, "a line for each field, and the two braces of a run"
+    assert all(list(json.loads(text)["runs"][name]) == LINES for name in runs)
+
+
+def test_the_worst_alert_is_told_with_its_step_its_numbers_and_how_sure_it_is():
+    monitor = monitor_of(run=[alert("repetition", "warn", 11), alert(VOTE, "page"), alert("length_high", "warn")])
+    summary = summarise_runs(monitor, 100.0, {})["run"]
+    assert summary.alert.startswith("page vote since step 13: several wires tripped together")
+    assert "(0.9 votes; trips at 0.2 votes)" in summary.alert
+    assert "122 of 123 hacked runs" in summary.alert
+    assert summary.alert.endswith("2 more to acknowledge: repetition, length_high")
+    assert "GET /tripwires/run/details" in summary.next
+    assert summary.next.endswith("docs/how-to/runbook.md#rewardhacking")
+    assert summary.paid_for is None
+
+
+def test_a_run_without_alerts_needs_nothing_and_its_path_can_be_copied():
+    summary = summarise_runs(monitor_of(**{"team/a b": []}), 100.0, {})["team/a b"]
+    assert (summary.state, summary.alert) == ("quiet", None)
+    assert summary.next == "nothing; GET /tripwires/team%2Fa%20b/details has every statistic"
+
+
+@pytest.mark.parametrize(("mean", "words"), [(0.5, "+0.0 sd"), (2.5, "+2.0 sd"), (-1.0, "-1.5 sd")])
+def test_the_trend_is_the_distance_of_the_score_from_the_baseline_of_the_run(mean, words):
+    monitor = monitor_of(run=[])
+    run = monitor.runs["run"]
+    run.baseline = Baseline({"score": BaselineStat(0.5, 1.0)})
+    for _ in range(3):
+        run.smooth.add("samples")
+        run.smooth.add_signed("score", mean)
+    assert (
+        summarise_runs(monitor, 100.0, {})["run"].reward == f"{words} from the start of the run, at step 7, 1 samples"
+    )
+
+
+def test_an_ended_run_is_last_and_keeps_its_alert():
+    monitor = monitor_of(old=[alert(VOTE, "page")])
+    monitor.observe("new", 1, [SampleFeatures(1, None, 0.5, 0.1, False, ())], now=9_000.0)
+    runs = summarise_runs(monitor, 9_000.0, {})
+    assert [(name, run.state) for name, run in runs.items()] == [("new", "learning"), ("old", "ended")]
+    assert runs["old"].alert.startswith("page vote")
+
+
+def test_canaries_that_changed_are_a_run_of_their_own_without_a_trend():
+    monitor = monitor_of()
+    monitor.report(CANARIES, Alert(CANARY, "page", 9.0, 1.0, None, ("flattery",)), 100.0)
+    summary = summarise_runs(monitor, 100.0, {})[CANARIES]
+    assert summary.state == "page"
+    assert summary.alert.startswith("page canary: the scores of fixed texts have changed")
+    assert summary.reward == "canaries are scored for the model, not for a run"
+
+
+def test_failing_canaries_are_named_with_their_margins():
+    results = [CanaryResult("flattery", 1.0, 1.25), CanaryResult("injection", 1.0, 0.0)]
+    assert describe_canaries(results) == "1 of 2 fail: flattery (-0.25)"
+    assert describe_canaries(results[1:]) == "0 of 1 fail"
+
+
+def test_an_unknown_run_has_no_details():
+    with pytest.raises(NoSuchRun, match="'other'"):
+        describe_run("other", monitor_of(), 0.0, {})
