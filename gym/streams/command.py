@@ -135,6 +135,7 @@ def _arguments() -> argparse.Namespace:
         help="real: texts of a stream that are scored, besides base texts; default: all, else imputed",
     )
     add("--base-rows", type=int, help="base texts that are scored; default: all")
+    add("--score-edits", action="store_true", help="recorded: score edited responses of attribution by the model")
     add("--until-page", action="store_true", help="end a stream with the step of its first page")
     add("--config", type=Path, help="TOML file of the trip wires")
     add("--processes", type=int, default=min(2, os.cpu_count() or 1))

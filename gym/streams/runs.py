@@ -43,6 +43,7 @@ class World:
     judge: ScoredModel | None
     tokenize: Tokenize
     checkpoints: tuple[str, str]
+    scores_edits: bool
 
     @classmethod
     def of(cls, given: argparse.Namespace) -> World:
@@ -53,15 +54,25 @@ class World:
         judge = _scored_model(given.judge, given.scores) if given.judge else None
         source = StreamSource(texts, quality.is_better)
         return cls(
-            source, BaseTexts.of(texts), quality, served, judge, tokenizer_of(given.model), (given.model, given.judge)
+            source,
+            BaseTexts.of(texts),
+            quality,
+            served,
+            judge,
+            tokenizer_of(given.model),
+            (given.model, given.judge),
+            given.score_edits,
         )
 
     def edits(self, spec: StreamSpec, steps: Steps) -> ScoreEdited | None:
-        """Scores of responses that attribution edits; None: those of a recorded or a learned run are not known."""
+        """Scores of responses that attribution edits; None: those of a recorded run are not known."""
         if spec.is_real:
             return RealEdits(self)
-        if spec.source in ("recorded", "learned"):
-            return None
+        if spec.source == "recorded":
+            return RecordedEdits(RealEdits(self), self.served.model) if self.scores_edits else None
+        if spec.source == "cherrl":
+            honest = PlantedEdits.of(steps, spec.planted, self.quality, spec.seed, None)
+            return cherrl.PublishedEdits(honest, cherrl.DETECTORS[spec.name])
         return PlantedEdits.of(steps, spec.planted, self.quality, spec.seed, self.source.exploit(spec))
 
     def make(self, spec: StreamSpec) -> Made:
@@ -105,6 +116,18 @@ class RealEdits:
                 self._live[checkpoint] = LiveModel.load(checkpoint)
             scored.table.add([(prompt, response)], [self._live[checkpoint].heads(prompt, response)])
         return scored.table.of(prompt, response)
+
+
+@dataclass(frozen=True)
+class RecordedEdits:
+    """Scores of edited responses of a recorded run: normalised scores of the served model, as its rewards are."""
+
+    real: RealEdits
+    model: Model
+
+    def __call__(self, prompt: Prompt, response: str) -> Scored:
+        """Score of a response."""
+        return Scored({"score": self.model.normalised(self.real(prompt, response).heads)}, None)
 
 
 def _scored_model(checkpoint: str, folder: Path | None) -> ScoredModel:

@@ -1,13 +1,20 @@
 """The command replays drawn exploits, honest streams and files of others, and writes every outcome."""
 
+import argparse
+import gzip
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from gym.streams import command, runs
+from gym.streams import command, learning, runs
+from gym.streams.learning import Lesson
 from gym.streams.outcomes import load
 from gym.streams.scores import Model
+from gym.streams.streams import StreamSpec
+from gym.streams.worlds import Scored
+from rewardserve.model.conversation import Message
 
 EXPLOITS = "EXPLOITS = {'shout': lambda prompt, response: response.upper()}\n"
 HONEST = """
@@ -54,6 +61,48 @@ def test_all_sources_are_replayed_and_saved(folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["streams", "--show", str(out)])
     assert command.main() == 0
     assert capsys.readouterr().out.splitlines()[1:] == printed.splitlines()[1:]  # but the load of the machine
+
+
+def run_command(monkeypatch, folder, flags):
+    out = folder / "out.json"
+    words = f"streams --data {folder} --batch 16 --scores {folder} --processes 1 --json {out} {flags}".split()
+    monkeypatch.setattr(sys, "argv", words)
+    assert command.main() == 0
+    return load(out)
+
+
+def test_learned_runs_are_judged_by_their_gold(folder, monkeypatch, capsys):
+    monkeypatch.setattr(command, "LESSONS", {"gold": None, "proxy": None})
+    monkeypatch.setitem(learning.LESSONS, "gold", Lesson(by_gold=True))
+    monkeypatch.setitem(learning.LESSONS, "proxy", Lesson())
+    found = run_command(monkeypatch, folder, "--world learned --seeds 1 2 --steps 8 --judge-share 0.1")
+    assert [each.stream for each in found] == ["gold", "proxy"]
+    assert all(len(each.gold) == len(each.shares) == 8 for each in found)
+    assert "never falls, paged" in capsys.readouterr().out
+
+
+def test_published_runs_are_as_long_as_their_signals_and_have_an_onset(folder, monkeypatch, capsys):
+    steps = [{"step": i, "G_smooth": 0.1 * i} for i in range(6)]
+    run = {"onset_uncertainty_interval": [2, 3], "per_step_signals": steps}
+    (folder / "signals.json").write_text(json.dumps({"runs": {"run_C": run}}))
+    (each,) = run_command(monkeypatch, folder, f"--world cherrl --signals {folder}/signals.json --seeds 1 2")
+    assert (each.stream, each.onset, len(each.shares), each.shares[-1]) == ("run_C", (2, 3), 6, 1.0)
+    assert "page off by" in capsys.readouterr().out
+
+
+def test_edited_responses_of_a_recorded_run_are_scored_by_the_model_on_demand(folder, monkeypatch):
+    rows = [{"prompts": ["a"] * 4, "responses": list("wxyz"), "rewards": [0.1 * i] * 4} for i in range(3)]
+    with gzip.open(folder / "run.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    given = argparse.Namespace(data=None, model="", judge="", scores=folder, quality="noise", score_edits=True)
+    spec = StreamSpec("recorded", "run", folder / "run.jsonl.gz")
+    world = runs.World.of(given)
+    heads = {name: 1.0 for name, _ in Model.read().contract.heads}
+    monkeypatch.setattr(runs.LiveModel, "load", lambda _: SimpleNamespace(heads=lambda *_: heads))
+    edits = world.make(spec).edits
+    assert edits((Message("user", "a"),), "v") == Scored({"score": Model.read().normalised(heads)}, None)
+    given.score_edits = False
+    assert runs.World.of(given).make(spec).edits is None
 
 
 def test_data_or_a_recorded_run_must_be_given(monkeypatch, capsys):
