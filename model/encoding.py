@@ -47,6 +47,7 @@ from rewardserve.model.layout_rules import CLOSES_ANY_TAIL
 from rewardserve.model.templates.chat_template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
 from rewardserve.model.templates.llama_factory_slots import Slots, pieces
 from rewardserve.model.tokenization.control_tokens import ControlTokens, Escaped
+from rewardserve.model.tokenization.encoding_notes import encoder_notes, tokens_without_embedding
 from rewardserve.model.tokenization.encoding_policy import (
     EncodingPolicy,
     control_ids,
@@ -67,7 +68,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _WORDS = ("Alpha", "Bravo", "Charlie", "Delta")
-_TALKS = (
+_TEST_ROLES = (
     ("user", "assistant", "user", "assistant"),
     ("system", "user", "assistant"),
     ("user", "assistant", "tool", "assistant"),
@@ -76,8 +77,6 @@ _TALKS = (
 # Tokenisation takes seconds for a very long text. No vocabulary in use averages more characters a token than this,
 # so a longer text is rejected before it is tokenised.
 _MAX_CHARS_PER_TOKEN = 64
-
-_N_NAMED = 5
 
 MEMO_CHARS = 2_000_000
 """Characters of prompts that an encoder caches: a thousand prompts of two thousand, about twenty megabytes."""
@@ -117,7 +116,7 @@ class _Prompt:
 class _Draft:
     """Text with its ending, in parts that are tokenised separately: all but the last are worth caching.
 
-    The first `n_prompt_chars` of the text are prompt; they end at the end of a part, or in the last one. `hidden`: quoted control
+    The first `n_prompt_chars` of the text are prompt; they end at the end of a part, or in the last one. `escaped`: quoted control
     tokens are replaced by stand-ins. `adds_start`: the policy's `start_ids` are added where the text does not begin with them.
     """
 
@@ -126,7 +125,7 @@ class _Draft:
     missing_end: bool
     adds_start: bool
     truncated: bool = False
-    hidden: Escaped | None = None
+    escaped: Escaped | None = None
 
 
 class Encoder:
@@ -143,8 +142,8 @@ class Encoder:
         self._bos = str(tokenizer.bos_token) if policy.bos_id is not None else None
         self._control_ids = control_ids(self._fast)
         self._special = {token.content for token in self._fast.get_added_tokens_decoder().values() if token.special}
-        self._closings = self._find_closings()
-        self._closing_ids = [ids_of(self._fast, closing) for closing in self._closings]
+        self._turn_ends = self._find_turn_ends()
+        self._turn_end_ids = [ids_of(self._fast, turn_end) for turn_end in self._turn_ends]
         tail = policy.template_tail
         # White space alone is the template's tail only where the row ends with it: else it may belong to the response.
         is_tail = policy.rule.ending.startswith("template") or tail.strip()
@@ -158,44 +157,45 @@ class Encoder:
         )
         self._eos = str(tokenizer.eos_token)
         self._end_cuts = end_cuts(self._slots, policy.template_tail, policy.end_text)
-        talks = [_pieces(self._render, roles) for roles in _TALKS]
-        joints = [piece for talk in talks for piece in talk]
-        for joint in joints:
-            self._render.check_addresses(joint)
+        around_contents = [_text_around_contents(self._render, roles) for roles in _TEST_ROLES]
+        template_texts = [piece for around in around_contents for piece in around]
+        for template_text in template_texts:
+            self._render.check_addresses(template_text)
         added = self._fast.get_added_tokens_decoder()
-        written = {i for piece in joints for i in self._fast.encode(piece, add_special_tokens=False).ids if i in added}
+        written = {
+            i for piece in template_texts for i in self._fast.encode(piece, add_special_tokens=False).ids if i in added
+        }
         try:
-            self._controls = ControlTokens(self._fast, written, joints)
+            self._controls = ControlTokens(self._fast, written, template_texts)
         except ValueError as error:
             raise EncodingPolicyError(f"text cannot be distinguished from control tokens: {error}") from error
-        beyond = _beyond_table(self._fast, policy.vocab_size)
+        beyond = tokens_without_embedding(self._fast, policy.vocab_size)
         self._may_lack_embeddings = bool(beyond)
-        self.notes = (
-            *_vocabulary_notes(beyond, policy.vocab_size),
-            *_date_notes(policy),
-            *_ending_notes(policy),
-            *_bos_notes(tokenizer, policy),
-            *_prompt_notes(talks[0], policy),
-            *(filter(None, [self._slots.note()]) if self._slots is not None else ()),
-            *_eos_notes(policy),
-            *(_notes(self._controls, talks[0]) if policy.template else ()),
-        )
-        between = [piece for talk, roles in zip(talks, _TALKS, strict=True) for piece in talk[1 : len(roles)]]
+        between_turns = around_contents[0][1 : len(_TEST_ROLES[0])]
+        self.notes = encoder_notes(tokenizer, policy, self._controls, self._slots, between_turns, beyond)
+        between = [
+            piece
+            for around, roles in zip(around_contents, _TEST_ROLES, strict=True)
+            for piece in around[1 : len(roles)]
+        ]
         # A template may write more text before a response to be generated than before an existing one.
-        answered = talks[0][1] if talks[0] else ""
-        self._starts = tuple(dict.fromkeys((policy.response_start, answered)))
-        self._start_ids = (policy.response_start_ids, *(ids_of(self._fast, start) for start in self._starts[1:]))
+        answered = around_contents[0][1] if around_contents[0] else ""
+        self._response_starts = tuple(dict.fromkeys((policy.response_start, answered)))
+        self._response_start_ids = (
+            policy.response_start_ids,
+            *(ids_of(self._fast, start) for start in self._response_starts[1:]),
+        )
         is_opener = policy.bos_id is None and any(str(tokenizer.bos_token) in piece for piece in between)
         has_bos = tokenizer.bos_token_id is not None and not is_opener
         # Ids that stay at the beginning of a row whose prompt is cut.
-        self._first_ids = policy.start_ids or ((tokenizer.bos_token_id,) if has_bos else ())
-        self._first = "".join(tokenizer.convert_ids_to_tokens(list(self._first_ids)))
+        self._kept_start_ids = policy.start_ids or ((tokenizer.bos_token_id,) if has_bos else ())
+        self._kept_start = "".join(tokenizer.convert_ids_to_tokens(list(self._kept_start_ids)))
         # Of all split points only those that the template writes before every response are useful.
         tokens = split_tokens(self._fast) if memo_chars else ()
         before = [token for token in tokens if token in policy.response_start]
-        self._seam_tokens = tuple(token for token in before if token in answered) or tuple(before)
+        self._split_tokens = tuple(token for token in before if token in answered) or tuple(before)
         self._prompts: LruCache[tuple[Message, ...], _Prompt] = LruCache(memo_chars)
-        self._head_ids: LruCache[str, tuple[int, ...]] = LruCache(memo_chars)
+        self._part_ids: LruCache[str, tuple[int, ...]] = LruCache(memo_chars)
 
     def __call__(self, sample: Sample) -> Encoded:
         """Encode one sample. Raise `SampleError` (with a code and numbers) if it cannot be scored."""
@@ -206,11 +206,11 @@ class Encoder:
 
     def many(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
         """Encode samples in one call of the tokenizer, which releases the GIL. Return one entry a sample, in order."""
-        read = [_or_error(self._read, sample) for sample in samples]
+        read = [_or_error(self._draft_or_ids, sample) for sample in samples]
         encoded = iter(self._tokenize([each for each in read if isinstance(each, _Draft)]))
         whole = [next(encoded) if isinstance(each, _Draft) else each for each in read]
         return [
-            each if isinstance(each, SampleError) else _or_error(partial(self._checked, each), sample.options)
+            each if isinstance(each, SampleError) else _or_error(partial(self._cut_and_checked, each), sample.options)
             for sample, each in zip(samples, whole, strict=True)
         ]
 
@@ -218,8 +218,8 @@ class Encoder:
         """Prompt and response as plain text, without the ending; empty where they are unknown."""
         if sample.text is None:
             prompt, response = sample.texts()
-            return prompt, self._unclosed(response)[0]
-        body, _ = self._unclosed_rendering(sample.text)
+            return prompt, self._without_ending(response)[0]
+        body, _ = self._rendering_without_ending(sample.text)
         n = self._n_prompt_chars(sample, body)
         return (body[:n], body[n:]) if n else ("", "")
 
@@ -227,12 +227,12 @@ class Encoder:
         """Whether a prompt ends with the template's text before a response."""
         return prompt.endswith(self.policy.response_start)
 
-    def _read(self, sample: Sample) -> Encoded | _Draft:
+    def _draft_or_ids(self, sample: Sample) -> Encoded | _Draft:
         if sample.input_ids is not None:
             return self._from_ids(sample.input_ids, sample)
-        return self._shortened(self._text(sample), sample.options)
+        return self._cut_text(self._draft_of_text(sample), sample.options)
 
-    def _find_closings(self) -> tuple[str, ...]:
+    def _find_turn_ends(self) -> tuple[str, ...]:
         """The texts with a control token that may close a turn in a client's response, the longest first.
 
         A policy stops at its end token, so these are the ending up to any of its control tokens, and each special token alone.
@@ -244,28 +244,30 @@ class Encoder:
             for part in (whole, *(whole[:end] for _, end in found)):
                 texts |= {part.rstrip(), part.strip()}
             texts |= {part for begin, end in found if (part := whole[begin:end].strip()) in self._special}
-        closing = [text for text in texts if not self._control_ids.isdisjoint(ids_of(self._fast, text))]
-        return tuple(sorted(closing, key=lambda text: (-len(text), text)))
+        turn_end = [text for text in texts if not self._control_ids.isdisjoint(ids_of(self._fast, text))]
+        return tuple(sorted(turn_end, key=lambda text: (-len(text), text)))
 
     # -- text ---------------------------------------------------------------------------------------------
 
-    def _text(self, sample: Sample) -> _Draft:
-        hidden = None
+    def _draft_of_text(self, sample: Sample) -> _Draft:
+        escaped = None
         if sample.text is not None:
             check_text(sample.text)
-            body, closed = self._unclosed_rendering(sample.text)
+            body, had_ending = self._rendering_without_ending(sample.text)
             # A client may leave out only an ending that is the same for all conversations.
             rendering = sample.text if self.policy.ending_varies else None
             n_prompt_chars = self._n_prompt_chars(sample, body)
             if not body[n_prompt_chars:].strip():
                 _check_empty(sample, has_prompt=bool(body.strip()))
             cuts = (
-                self._seam(body[:n_prompt_chars]) if self._slots is None else self._slots.of_text(body, n_prompt_chars)
+                self._split_point(body[:n_prompt_chars])
+                if self._slots is None
+                else self._slots.of_text(body, n_prompt_chars)
             )
             if sample.n_prompt_chars is not None:
-                hidden = self._hide_response(body, n_prompt_chars)
-            if hidden is not None:
-                body = body[:n_prompt_chars] + hidden.texts[0]
+                escaped = self._escape_response(body, n_prompt_chars)
+            if escaped is not None:
+                body = body[:n_prompt_chars] + escaped.texts[0]
         else:
             messages = sample.conversation()
             if self._slots is not None and messages[0] == Message("system", ""):
@@ -273,14 +275,14 @@ class Encoder:
             for message in messages:
                 check_text(message.content)
             # The text of a policy often still has its end token, which the template writes again.
-            content, closed = self._unclosed(messages[-1].content)
+            content, had_ending = self._without_ending(messages[-1].content)
             if not content.strip():
                 _check_empty(sample)
-            prompt = self._prompts.get(messages[:-1]) or self._remember(messages[:-1])
+            prompt = self._prompts.get(messages[:-1]) or self._cache_prompt(messages[:-1])
             messages = (*messages[:-1], Message("assistant", content))
             if prompt.is_quoting or self._controls.are_quoted(content):
-                messages, hidden = self._hide(messages)
-                prompt = self._prompt(messages[:-1])
+                messages, escaped = self._escape_messages(messages)
+                prompt = self._render_prompt(messages[:-1])
             rendering = self._render(messages, add_generation_prompt=False)
             body, content = rendering.removesuffix(self.policy.template_tail), messages[-1].content
             is_prefix = body.startswith(prompt.text)
@@ -288,7 +290,7 @@ class Encoder:
             n_prompt_chars = max(0, begin)
             cuts = self._shared_cuts(prompt, body[:n_prompt_chars])
             is_usual = self._has_usual_tail(rendering, content, begin)
-            if not is_usual and self._closed(rendering) is None:
+            if not is_usual and self._with_trained_ending(rendering) is None:
                 raise InvalidMessages(
                     f"the chat template does not end this conversation with {self.policy.template_tail!r}, so the token at which "
                     "its score is read is not known. Let the template end all conversations in the same way."
@@ -297,9 +299,9 @@ class Encoder:
                 body = self._before_tail(rendering, messages)
         if self._slots is not None:
             cuts = (*cuts, n_prompt_chars)
-        elif hidden is not None:
+        elif escaped is not None:
             cuts = ()
-        missing = sample.finish_reason == "length" and not closed
+        missing = sample.finish_reason == "length" and not had_ending
         if self.policy.strips_newlines and not missing:
             body = body.rstrip("\n")
             n_prompt_chars = min(n_prompt_chars, len(body))
@@ -307,9 +309,9 @@ class Encoder:
         if not missing:
             cuts += tuple(len(body) + cut for cut in self._end_cuts)
             usual = body + self.policy.end_text
-            body = usual if rendering is None else self._closed(rendering) or usual
+            body = usual if rendering is None else self._with_trained_ending(rendering) or usual
         is_rendered_here = sample.text is None and bool(self.policy.template)
-        return _Draft(pieces(body, cuts), n_prompt_chars, missing, adds_start=not is_rendered_here, hidden=hidden)
+        return _Draft(pieces(body, cuts), n_prompt_chars, missing, adds_start=not is_rendered_here, escaped=escaped)
 
     def _has_usual_tail(self, rendering: str, content: str, begin: int) -> bool:
         """Whether a rendering ends with `template_tail` after this content, which begins at `begin`; -1: not known.
@@ -335,7 +337,7 @@ class Encoder:
         before, found, _ = marked.partition(mark)
         return rendering[: _n_common(before, rendering)] if found else rendering.removesuffix(self.policy.template_tail)
 
-    def _closed(self, rendering: str) -> str | None:
+    def _with_trained_ending(self, rendering: str) -> str | None:
         """A rendering with the ending of the layout's trainer; None where the ending depends on the template's tail."""
         if not self.policy.template or self._slots is not None or self.policy.rule.ending not in CLOSES_ANY_TAIL:
             return None
@@ -344,16 +346,16 @@ class Encoder:
         stripped = rendering.rstrip("\n")
         return stripped if stripped.endswith(self._eos) else f"{stripped} {self._eos}"
 
-    def _hide(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], Escaped]:
+    def _escape_messages(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], Escaped]:
         """Replace the control tokens that a conversation quotes by stand-ins."""
         texts = [message.content for message in messages]
         if not self.policy.template and self.policy.start_ids:
-            while texts[0].startswith(self._first):  # it is added exactly once later
-                texts[0] = texts[0].removeprefix(self._first)
-        hidden = self._controls.hide(texts)
-        return tuple(Message(m.role, text) for m, text in zip(messages, hidden.texts, strict=True)), hidden
+            while texts[0].startswith(self._kept_start):  # it is added exactly once later
+                texts[0] = texts[0].removeprefix(self._kept_start)
+        escaped = self._controls.hide(texts)
+        return tuple(Message(m.role, text) for m, text in zip(messages, escaped.texts, strict=True)), escaped
 
-    def _hide_response(self, body: str, n_prompt_chars: int) -> Escaped | None:
+    def _escape_response(self, body: str, n_prompt_chars: int) -> Escaped | None:
         """Replace the control tokens that a response in rendered text quotes by stand-ins; None: it quotes none."""
         prompt, response = body[:n_prompt_chars], body[n_prompt_chars:]
         if not self._controls.are_quoted(response) and not self._controls.reach_over(prompt, response):
@@ -365,23 +367,23 @@ class Encoder:
         if sample.n_prompt_chars is not None:
             return min(sample.n_prompt_chars, len(body))
         begin, start = max(
-            ((body.rfind(start), start) for start in self._starts if start), key=_begin, default=(-1, "")
+            ((body.rfind(start), start) for start in self._response_starts if start), key=_begin, default=(-1, "")
         )
         return begin + len(start) if begin >= 0 else 0
 
-    def _remember(self, messages: tuple[Message, ...]) -> _Prompt:
-        prompt = self._prompt(messages)
+    def _cache_prompt(self, messages: tuple[Message, ...]) -> _Prompt:
+        prompt = self._render_prompt(messages)
         self._prompts.put(messages, prompt, len(prompt.text))
         return prompt
 
-    def _prompt(self, messages: tuple[Message, ...]) -> _Prompt:
+    def _render_prompt(self, messages: tuple[Message, ...]) -> _Prompt:
         text = self._render(messages, add_generation_prompt=True)
-        cuts = self._seam(text) if self._slots is None else self._slots.of(messages, text)
+        cuts = self._split_point(text) if self._slots is None else self._slots.of(messages, text)
         return _Prompt(text, cuts, is_quoting=any(self._controls.are_quoted(m.content) for m in messages))
 
-    def _seam(self, prompt: str) -> tuple[int, ...]:
+    def _split_point(self, prompt: str) -> tuple[int, ...]:
         """The last split point of a prompt, at which a cut changes no id."""
-        return (last_split_point(prompt, self._seam_tokens),)
+        return (last_split_point(prompt, self._split_tokens),)
 
     def _shared_cuts(self, prompt: _Prompt, text: str) -> tuple[int, ...]:
         """The cuts of a rendered prompt that are also cuts of this conversation.
@@ -392,38 +394,38 @@ class Encoder:
             cut
             for cut in prompt.cuts
             if text.startswith(prompt.text[:cut])
-            and (self._slots is not None or text.startswith(self._seam_tokens, cut))
+            and (self._slots is not None or text.startswith(self._split_tokens, cut))
         )
 
-    def _unclosed(self, content: str) -> tuple[str, bool]:
+    def _without_ending(self, content: str) -> tuple[str, bool]:
         """A response without its ending, in any of its forms, and whether it had one. Plain text is no ending.
 
         White space after an end token is no part of a response: templates of other models write some there.
         """
         stripped = content.rstrip()
-        for closing in self._closings:
-            if stripped.endswith(closing):
-                return stripped.removesuffix(closing), True
+        for turn_end in self._turn_ends:
+            if stripped.endswith(turn_end):
+                return stripped.removesuffix(turn_end), True
         return content, False
 
-    def _unclosed_rendering(self, text: str) -> tuple[str, bool]:
-        """`_unclosed` for text that the client has rendered, where a template's tail of plain text counts as an ending too."""
+    def _rendering_without_ending(self, text: str) -> tuple[str, bool]:
+        """`_without_ending` for text that the client has rendered, where a tail of plain text counts as an ending too."""
         unpadded = text[: _n_without(text, self._skip)]
-        if self._pads_with_text and not self._unclosed(unpadded)[1]:
+        if self._pads_with_text and not self._without_ending(unpadded)[1]:
             unpadded = text  # no end of a turn before the padding: it belongs to the response
         is_padded = len(unpadded) < len(text)
         text = unpadded
         before_padding = self.policy.end_text[: _n_without(self.policy.end_text, self._skip)]
         if is_padded and before_padding != self.policy.end_text and text.endswith(before_padding):
             return text.removesuffix(before_padding), True
-        body, closed = self._unclosed(text)
-        if not closed and self._plain_tail and body.endswith(self._plain_tail):
+        body, had_ending = self._without_ending(text)
+        if not had_ending and self._plain_tail and body.endswith(self._plain_tail):
             return body.removesuffix(self._plain_tail), self._plain_tail == self.policy.end_text
-        if not closed and (written := self._plain_tail.rstrip()) and body.rstrip().endswith(written):
+        if not had_ending and (written := self._plain_tail.rstrip()) and body.rstrip().endswith(written):
             return body.rstrip().removesuffix(written), self._plain_tail == self.policy.end_text
-        return body, closed or (is_padded and self.policy.skip_id in self.policy.end_ids)
+        return body, had_ending or (is_padded and self.policy.skip_id in self.policy.end_ids)
 
-    def _shortened(self, draft: _Draft, options: SampleOptions) -> _Draft:
+    def _cut_text(self, draft: _Draft, options: SampleOptions) -> _Draft:
         """Drop prompt characters that could never fit. The remaining tokens are those of a long prompt's tail."""
         limit = self._limit(options)
         n_chars, keep = sum(map(len, draft.parts)), limit * _MAX_CHARS_PER_TOKEN
@@ -433,7 +435,7 @@ class Encoder:
             # The number is a lower bound: the text is not tokenised.
             raise InputTooLong(n=-(-n_chars // _MAX_CHARS_PER_TOKEN), limit=limit, what="text, at the very least,")
         text = "".join(draft.parts)
-        first = self._first if text.startswith(self._first) else ""
+        first = self._kept_start if text.startswith(self._kept_start) else ""
         n_dropped = n_chars - keep - len(first)
         ends = [end - n_dropped for end in accumulate(map(len, draft.parts)) if end - n_dropped > len(first)]
         return replace(
@@ -444,31 +446,31 @@ class Encoder:
         )
 
     def _tokenize(self, drafts: Sequence[_Draft]) -> list[Encoded]:
-        plain = [draft for draft in drafts if draft.hidden is None]
-        known = {part: self._head_ids.get(part) for draft in plain for part in draft.parts[:-1]}
+        plain = [draft for draft in drafts if draft.escaped is None]
+        known = {part: self._part_ids.get(part) for draft in plain for part in draft.parts[:-1]}
         unknown = [part for part, ids in known.items() if ids is None]
         encodings = self._encode([*unknown, *(draft.parts[-1] for draft in plain)])
         for part, encoding in zip(unknown, encodings, strict=False):
             known[part] = ids = tuple(encoding.ids)
-            self._head_ids.put(part, ids, len(part))
+            self._part_ids.put(part, ids, len(part))
         lasts = iter(encodings[len(unknown) :])
         return [
             self._with_start(
                 _joined(draft, [known[part] or () for part in draft.parts[:-1]], next(lasts))
-                if draft.hidden is None
-                else self._tokenize_hidden(draft, draft.hidden),
+                if draft.escaped is None
+                else self._tokenize_escaped(draft, draft.escaped),
                 adds_start=draft.adds_start,
             )
             for draft in drafts
         ]
 
-    def _tokenize_hidden(self, draft: _Draft, hidden: Escaped) -> Encoded:
+    def _tokenize_escaped(self, draft: _Draft, escaped: Escaped) -> Encoded:
         """Encode text that quotes control tokens, each of them as ordinary text."""
         ids: list[int] = []
         n_prompt = start = 0
         for part in draft.parts:
-            its_ids, ends = self._controls.encode(part, hidden)
-            n_chars = len(hidden.restore(part[: max(0, draft.n_prompt_chars - start)]))
+            its_ids, ends = self._controls.encode(part, escaped)
+            n_chars = len(escaped.restore(part[: max(0, draft.n_prompt_chars - start)]))
             if n_chars:
                 n_prompt = len(ids) + _n_until(ends, n_chars, len(its_ids))
             ids += its_ids
@@ -496,67 +498,69 @@ class Encoder:
         skip = self.policy.skip_id
         if skip is not None and not self._pads_with_text and set(ids) == {skip}:
             return Encoded(ids, 0)  # transformers reads the first token of a row of padding alone
-        body, ending, closed = self._unclosed_ids(ids, is_cut_off=sample.finish_reason == "length")
-        missing = sample.finish_reason == "length" and not closed
+        body, ending, had_ending = self._ids_without_ending(ids, is_cut_off=sample.finish_reason == "length")
+        missing = sample.finish_reason == "length" and not had_ending
         if not self.policy.ending_varies:
             ids = body if missing else body + ending
         elif not missing:
-            ids = self._closed_ids(ids)
-        begin, start = max(((_rfind(body, start), start) for start in self._start_ids), key=_begin)
+            ids = self._ids_with_trained_ending(ids)
+        begin, start = max(((_rfind(body, start), start) for start in self._response_start_ids), key=_begin)
         n_prompt = begin + len(start) if begin >= 0 else 0
         if self._is_blank(body[n_prompt:]) if n_prompt else self._begins_response(body):
             _check_empty(sample, has_prompt=not self._is_blank(body))
         return self._with_start(Encoded(ids, n_prompt, missing_end=missing), adds_start=True)
 
-    def _unclosed_ids(self, ids: tuple[int, ...], *, is_cut_off: bool) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
+    def _ids_without_ending(
+        self, ids: tuple[int, ...], *, is_cut_off: bool
+    ) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
         """Ids without their ending, the ids that must follow, and whether they had an ending, complete or in part.
 
         A policy stops at its end token, so the template's text after that is often missing.
         """
         end, skip = self.policy.end_ids, self.policy.skip_id
         n_padding = n_trailing(ids, skip)
-        if self._pads_with_text and self._unclosed_turn(ids[: len(ids) - n_padding]) is None:
+        if self._pads_with_text and self._ids_before_turn_end(ids[: len(ids) - n_padding]) is None:
             n_padding = 0
         ids = ids[: len(ids) - n_padding]
         if end and ids[-len(end) :] == end:
             return ids[: -len(end)], end, True
-        if not self._is_control(end) and self._says(ids, self.policy.end_text, len(end) + 2):
+        if not self._is_control(end) and self._ends_with_text(ids, self.policy.end_text, len(end) + 2):
             return ids, (), True  # the plain text of the ending and the end of the response share a token
         before_padding = end[: len(end) - n_trailing(end, skip)]
         if n_padding and before_padding:
             if ids[-len(before_padding) :] == before_padding:
                 return ids[: -len(before_padding)], end, True
-            if not self._is_control(before_padding) and self._says(
+            if not self._is_control(before_padding) and self._ends_with_text(
                 (*ids, *end[len(before_padding) :]), self.policy.end_text, len(end) + 2
             ):
                 return ids, (), True
         if self._plain_tail and ids[-len(self._plain_tail_ids) :] == self._plain_tail_ids:
             return ids[: -len(self._plain_tail_ids)], end, False
-        if (closing := self._plain_tail.rstrip()) and self.policy.end_text.startswith(closing):
-            whole, n_plain = ids_of(self._fast, self.policy.end_text), len(ids_of(self._fast, closing))
+        if (turn_end := self._plain_tail.rstrip()) and self.policy.end_text.startswith(turn_end):
+            whole, n_plain = ids_of(self._fast, self.policy.end_text), len(ids_of(self._fast, turn_end))
             kept = ids[: len(ids) - self._n_blank(ids)]
-            if whole[:n_plain] == ids_of(self._fast, closing) and self._says(kept, closing, len(closing)):
+            if whole[:n_plain] == ids_of(self._fast, turn_end) and self._ends_with_text(kept, turn_end, len(turn_end)):
                 return kept, whole[n_plain:], False  # the tokens of the tail may belong to the response too
-        unclosed = self._unclosed_turn(ids)
-        if unclosed is not None:
-            return unclosed, end, True
-        closed = n_padding > 0 and skip in end
-        strips = self.policy.strips_newlines and (closed or not is_cut_off)
-        return ids[: len(ids) - self._n_blank(ids, "\n")] if strips else ids, end, closed
+        before_turn_end = self._ids_before_turn_end(ids)
+        if before_turn_end is not None:
+            return before_turn_end, end, True
+        had_ending = n_padding > 0 and skip in end
+        strips = self.policy.strips_newlines and (had_ending or not is_cut_off)
+        return ids[: len(ids) - self._n_blank(ids, "\n")] if strips else ids, end, had_ending
 
-    def _closed_ids(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """`_closed` for ids."""
+    def _ids_with_trained_ending(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """`_with_trained_ending` for ids."""
         if self.policy.rule.ending == "template":
             return ids
         ids = ids[: len(ids) - self._n_blank(ids, "\n")]
-        return ids if self._says(ids, self._eos, 1) else (*ids, *ids_of(self._fast, f" {self._eos}"))
+        return ids if self._ends_with_text(ids, self._eos, 1) else (*ids, *ids_of(self._fast, f" {self._eos}"))
 
-    def _unclosed_turn(self, ids: tuple[int, ...]) -> tuple[int, ...] | None:
+    def _ids_before_turn_end(self, ids: tuple[int, ...]) -> tuple[int, ...] | None:
         """Ids up to the control token that ends their turn; None: there is none."""
         ids = ids[: len(ids) - self._n_blank(ids)]
-        for closing in self._closing_ids:
-            for n in range(len(closing), 0, -1):
-                if ids[-n:] == closing[:n] and any(token in self._control_ids for token in closing[:n]):
+        for turn_end in self._turn_end_ids:
+            for n in range(len(turn_end), 0, -1):
+                if ids[-n:] == turn_end[:n] and any(token in self._control_ids for token in turn_end[:n]):
                     return ids[:-n]
         return None
 
@@ -573,9 +577,9 @@ class Encoder:
         For rows in which one token holds both the end of that text and the beginning of the white space.
         """
         ids = ids[: len(ids) - self._n_blank(ids)]
-        starts = [start.rstrip() for start in self._starts]
+        starts = [start.rstrip() for start in self._response_starts]
         return self._is_blank(ids) or any(
-            self._says(ids, start, len(start), then_blank=True) for start in starts if start
+            self._ends_with_text(ids, start, len(start), then_blank=True) for start in starts if start
         )
 
     def _is_blank(self, ids: tuple[int, ...]) -> bool:
@@ -586,7 +590,7 @@ class Encoder:
     def _is_control(self, ids: tuple[int, ...]) -> bool:
         return all(token in self._control_ids for token in ids)
 
-    def _says(self, ids: tuple[int, ...], text: str, n_ids: int, *, then_blank: bool = False) -> bool:
+    def _ends_with_text(self, ids: tuple[int, ...], text: str, n_ids: int, *, then_blank: bool = False) -> bool:
         """Whether ids end with this text, in any tokens. `then_blank`: and with white space after that.
 
         Decoders write spaces beside control tokens that are not in the text.
@@ -610,19 +614,19 @@ class Encoder:
             return encoded
         return encoded._replace(ids=start + ids[n:], n_prompt=max(0, encoded.n_prompt - n) + len(start))
 
-    def _checked(self, encoded: Encoded, options: SampleOptions) -> Encoded:
+    def _cut_and_checked(self, encoded: Encoded, options: SampleOptions) -> Encoded:
         """Fit a row into the limit, and check that every id has an embedding. Raise `SampleError`."""
         if not encoded.ids:
             raise EmptyResponse("no token is left of the text: there is no token to read a score at")
-        fitting = self._fit(encoded, options)
-        if self._may_lack_embeddings and max(fitting.ids) >= (n_rows := self.policy.vocab_size):
-            i, token = next((i, token) for i, token in enumerate(fitting.ids) if token >= n_rows)
+        cut = self._cut_ids(encoded, options)
+        if self._may_lack_embeddings and max(cut.ids) >= (n_rows := self.policy.vocab_size):
+            i, token = next((i, token) for i, token in enumerate(cut.ids) if token >= n_rows)
             raise TokenOutOfVocabulary(
                 f"token {i} of the sample has id {token}, and the model has no embedding for it: its table has {n_rows} rows. "
                 "Remove that token from the text, or serve the model with the tokenizer that it was trained with.",
                 index=i, id=token, vocab_size=n_rows,
             )  # fmt: skip
-        return fitting
+        return cut
 
     # -- length -------------------------------------------------------------------------------------------
 
@@ -632,16 +636,16 @@ class Encoder:
     def _truncates(self, options: SampleOptions) -> bool:
         return options.truncates and self.policy.truncation != "error"
 
-    def _unpadded(self, encoded: Encoded) -> Encoded:
+    def _without_padding(self, encoded: Encoded) -> Encoded:
         """Drop pad tokens at the end: a causal model gives the token before them the same score without them."""
         ids = encoded.ids
         n = max(1, len(ids) - n_trailing(ids, self.policy.skip_id))
         return encoded if n == len(ids) else encoded._replace(ids=ids[:n], n_prompt=min(encoded.n_prompt, n))
 
-    def _fit(self, encoded: Encoded, options: SampleOptions) -> Encoded:
-        encoded = self._unpadded(encoded)
+    def _cut_ids(self, encoded: Encoded, options: SampleOptions) -> Encoded:
+        encoded = self._without_padding(encoded)
         limit = self._limit(options)
-        n, first = len(encoded.ids), self._first_ids
+        n, first = len(encoded.ids), self._kept_start_ids
         head = len(first) if encoded.ids[: len(first)] == first else 0
         excess = n - limit
         if excess <= 0:
@@ -690,7 +694,7 @@ def _check_empty(sample: Sample, *, has_prompt: bool = True) -> None:
         raise EmptyResponse()
 
 
-def _pieces(render: ChatTemplate, roles: Sequence[str]) -> tuple[str, ...]:
+def _text_around_contents(render: ChatTemplate, roles: Sequence[str]) -> tuple[str, ...]:
     """The template's text before, between and after the contents of a test conversation; empty if it refuses the roles."""
     messages = tuple(Message(role, _WORDS[i]) for i, role in enumerate(roles))
     try:
@@ -700,93 +704,6 @@ def _pieces(render: ChatTemplate, roles: Sequence[str]) -> tuple[str, ...]:
     except InvalidMessages:
         return ()
     return tuple(piece for text in texts for piece in re.split("|".join(_WORDS), text))
-
-
-def _beyond_table(fast: Any, n_rows: int) -> list[tuple[int, str]]:
-    """The tokens of the vocabulary without an embedding, by id."""
-    return sorted((i, token) for token, i in fast.get_vocab(with_added_tokens=True).items() if i >= n_rows)
-
-
-def _vocabulary_notes(beyond: Sequence[tuple[int, str]], n_rows: int) -> tuple[str, ...]:
-    if not beyond:
-        return ()
-    named = ", ".join(f"{token!r} ({i})" for i, token in beyond[:_N_NAMED])
-    more = f" and {len(beyond) - _N_NAMED} more" if len(beyond) > _N_NAMED else ""
-    return (
-        f"the tokenizer has {len(beyond)} tokens that the model has no embedding for; its table has {n_rows} rows: {named}{more}. "
-        "A sample with one of them is rejected (token_out_of_vocabulary)",
-    )
-
-
-def _date_notes(policy: EncodingPolicy) -> tuple[str, ...]:
-    """Note on the fixed date of a template that uses the current date."""
-    if policy.template_date is None:
-        return ()
-    return (
-        f"the chat template uses the current date: it always gets {policy.template_date}, so that a score does not change at "
-        "midnight. A plain apply_chat_template writes today's date, and so do other engines that render it: their scores "
-        "of the same conversation may differ",
-    )
-
-
-def _ending_notes(policy: EncodingPolicy) -> tuple[str, ...]:
-    if not policy.ending_varies:
-        return ()
-    return (
-        "the chat template ends conversations in different ways: messages end as it writes them; text and ids keep the ending "
-        "that they have, so send them complete",
-    )
-
-
-def _bos_notes(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> tuple[str, ...]:
-    """Note where a trainer may have added a second BOS before a rendering."""
-    bos = tokenizer.bos_token_id
-    is_trls = policy.rule.reads_at == "last_non_pad"
-    if not is_trls or not policy.template or policy.start_ids != (bos,) or tokenizer("x")["input_ids"][:1] != [bos]:
-        return ()
-    return (
-        "rows begin with one BOS, the chat template's. TRL 0.12 to 0.23 tokenised the rendering with special tokens, and this "
-        "tokenizer adds BOS: their rows began with two. The files do not name the version; if it was one of these, write BOS twice "
-        "at the beginning of the chat template",
-    )
-
-
-def _prompt_notes(talk: Sequence[str], policy: EncodingPolicy) -> tuple[str, ...]:
-    """Note where OpenRLHF's rows depend on an option that a checkpoint does not name."""
-    if policy.rule.ending != "eos" or not talk or talk[1].startswith(policy.response_start):
-        return ()
-    return (
-        f"the chat template writes {policy.response_start!r} before a response to be generated and {talk[1]!r} before an existing "
-        "one. OpenRLHF with prompt_key cuts the rendering at the length of the first, so its rows had another text; here a row "
-        "is the whole rendering, as without prompt_key. The files do not name the option; if it was set, send the text of its rows",
-    )
-
-
-_TEMPLATES_WITH_EOS = {"<end_of_turn>": "gemma2", "<|role_end|>": "bailing_v2", "<|endofassistant|>": "dots_ocr"}
-"""End token -> name of LLaMA-Factory's templates that add EOS after their end token (`efficient_eos`)."""
-
-
-def _eos_notes(policy: EncodingPolicy) -> tuple[str, ...]:
-    """Note where LLaMA-Factory may have trained with an EOS that is not in the chat template."""
-    end = policy.template_tail.strip()
-    if policy.rule.tokenizes != "slots" or policy.rule.ending != "template_or_eos" or end not in _TEMPLATES_WITH_EOS:
-        return ()
-    return (
-        f"rows end as the chat template writes, with {end!r}. LLaMA-Factory's template {_TEMPLATES_WITH_EOS[end]} ends so too and "
-        "adds EOS, which the chat template lacks: if training used that template, set the ending to template_and_eos",
-    )
-
-
-def _notes(controls: ControlTokens, talk: Sequence[str]) -> tuple[str, ...]:
-    """Note for the operator where turns begin with plain text, which plain text can imitate."""
-    plain = [mark for piece in talk[1 : len(_TALKS[0])] if (mark := controls.unmarked(piece)) is not None]
-    if not plain:
-        return ()
-    marks = ", ".join(dict.fromkeys(repr(mark) for mark in plain))
-    return (
-        f"turns can be imitated: the chat template begins them with plain text ({marks}), and the content of messages is "
-        "plain text too",
-    )
 
 
 def _n_until(ends: Iterable[int], n_chars: int, n_ids: int) -> int:

@@ -37,7 +37,7 @@ AREAS = {
     ),
     "contract": Area(("rewardserve/model/contract.py",), ("tests/unit/model/test_contract_clauses.py",)),
     "encoding": Area(
-        ("rewardserve/model/encoding.py",),
+        ("rewardserve/model/encoding.py", "rewardserve/model/tokenization/encoding_notes.py"),
         (
             "tests/unit/model/test_encoding_clauses.py",
             "tests/unit/model/test_encoding.py",

@@ -132,7 +132,7 @@ def test_nothing_of_what_an_attacker_wrote_is_lost(name):
     family, encode = world(name)
     tokenizer = family.tokenizer()
     for attack, text in attacks(family).items():
-        written = encode._unclosed(text.strip())[0] if "thought" not in attack else "Good."
+        written = encode._without_ending(text.strip())[0] if "thought" not in attack else "Good."
         decoded = tokenizer.decode(encode(Sample(prompt="Hi", response=text)).ids)
         assert written.rstrip() in decoded, attack
 

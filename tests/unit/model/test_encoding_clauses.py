@@ -30,9 +30,9 @@ from rewardserve.model.encoding import (
     _joined,
     _n_until,
     _n_without,
-    _pieces,
     _Prompt,
     _rfind,
+    _text_around_contents,
 )
 from rewardserve.model.layout_rules import LAYOUT_RULES
 from rewardserve.model.templates.chat_template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
@@ -559,10 +559,10 @@ def test_bos_that_the_template_writes_behind_a_system_message_opens_turns():
 
 def test_padding_counts_as_nothing_and_one_token_is_left():
     encode = encoder(tiny_tokenizer(), CLASSIFIER, pad_id=PAD, max_tokens=5)
-    assert encode._unpadded(Encoded((5, PAD, PAD), 2)) == Encoded((5,), 1)
-    assert encode._unpadded(Encoded((5, 6, PAD), 1)) == Encoded((5, 6), 1)
-    assert encode._unpadded(Encoded((PAD, PAD), 0)) == Encoded((PAD,), 0)
-    assert encode._unpadded(Encoded((5,), 1)) == Encoded((5,), 1)
+    assert encode._without_padding(Encoded((5, PAD, PAD), 2)) == Encoded((5,), 1)
+    assert encode._without_padding(Encoded((5, 6, PAD), 1)) == Encoded((5, 6), 1)
+    assert encode._without_padding(Encoded((PAD, PAD), 0)) == Encoded((PAD,), 0)
+    assert encode._without_padding(Encoded((5,), 1)) == Encoded((5,), 1)
     assert encode(Sample(input_ids=(5, 6, 7, END, NEWLINE, *[PAD] * 9))).ids == (5, 6, 7, END, NEWLINE)
 
 
@@ -574,27 +574,27 @@ def test_text_of_more_than_64_characters_a_token_is_cut_before_it_is_read():
     encode = encoder(letters(), max_tokens=2)
     options = SampleOptions()
     fits = draft("p" * 100, "r" * 28, n_prompt=100)
-    assert encode._shortened(fits, options) is fits
+    assert encode._cut_text(fits, options) is fits
     one_more = draft("pp" + "q" * 99, "r" * 28, n_prompt=101)
-    assert encode._shortened(one_more, options) == replace(
+    assert encode._cut_text(one_more, options) == replace(
         one_more, parts=("p" + "q" * 99, "r" * 28), n_prompt_chars=100, truncated=True
     )
     many = draft("p" * 50, "q" * 50, "r" * 100, n_prompt=100)
-    assert encode._shortened(many, options) == replace(
+    assert encode._cut_text(many, options) == replace(
         many, parts=("q" * 28, "r" * 100), n_prompt_chars=28, truncated=True
     )
     exact = draft("p" * 50, "q" * 28, "r" * 100, n_prompt=78)
-    assert encode._shortened(exact, options) == replace(
+    assert encode._cut_text(exact, options) == replace(
         exact, parts=("q" * 28, "r" * 100), n_prompt_chars=28, truncated=True
     )
     last = draft("p" * 3, "r" * 128, n_prompt=3)
-    assert encode._shortened(last, options) == replace(last, parts=("r" * 128,), n_prompt_chars=0, truncated=True)
+    assert encode._cut_text(last, options) == replace(last, parts=("r" * 128,), n_prompt_chars=0, truncated=True)
     for refused, of in (
         (draft("p", "r" * 129, n_prompt=1), options),
         (draft("p" * 130, n_prompt=130), SampleOptions(truncates=False)),
     ):
         with pytest.raises(InputTooLong) as error:
-            encode._shortened(refused, of)
+            encode._cut_text(refused, of)
         assert error.value.message == "the text, at the very least, has 3 tokens; the limit is 2"
 
 
@@ -602,20 +602,20 @@ def test_what_text_begins_with_is_kept_where_it_is_cut_before_it_is_read():
     _, encode = starting("<s>")
     options = SampleOptions(max_tokens=2)
     long = draft("<s>" + "p" * 100, "r" * 128, n_prompt=103)
-    assert encode._shortened(long, options) == replace(
+    assert encode._cut_text(long, options) == replace(
         long, parts=("<s>" + "r" * 128,), n_prompt_chars=3, truncated=True
     )
     _, twice = starting("<s>", "<s>")
     again = draft("<s><s>" + "p" * 100, "r" * 128, n_prompt=106)
-    assert twice._shortened(again, options) == replace(
+    assert twice._cut_text(again, options) == replace(
         again, parts=("<s><s>" + "r" * 128,), n_prompt_chars=6, truncated=True
     )
     without = draft("p" * 103, "r" * 100, n_prompt=103)
-    assert encode._shortened(without, options) == replace(
+    assert encode._cut_text(without, options) == replace(
         without, parts=("p" * 28, "r" * 100), n_prompt_chars=28, truncated=True
     )
     middle = draft("<s>" + "p" * 100, "q" * 20, "r" * 100, n_prompt=123)
-    assert encode._shortened(middle, options) == replace(
+    assert encode._cut_text(middle, options) == replace(
         middle, parts=("<s>" + "p" * 8, "q" * 20, "r" * 100), n_prompt_chars=31, truncated=True
     )
 
@@ -677,14 +677,14 @@ def test_ids_say_a_text_whichever_tokens_it_is_made_of():
     tokenizer = letters(("a", "b"))
     encode = encoder(tokenizer)
     row = named(tokenizer, ("x", "ab", " ", "</s>"))
-    assert encode._says(row, "</s>", 1)
-    assert encode._says(row, "b</s>", 3), "white space beside control tokens is the decoder's"
-    assert encode._says(row, "a b</s>", 3)
-    assert encode._says(row[1:], "b</s>", 3)
-    assert not encode._says(row, "b</s>", 2)
-    assert encode._says(row[:2], "b", 1)
-    assert not encode._says(row[:3], "b", 3)
-    assert not encode._says(row[:2], "x b", 2)
+    assert encode._ends_with_text(row, "</s>", 1)
+    assert encode._ends_with_text(row, "b</s>", 3), "white space beside control tokens is the decoder's"
+    assert encode._ends_with_text(row, "a b</s>", 3)
+    assert encode._ends_with_text(row[1:], "b</s>", 3)
+    assert not encode._ends_with_text(row, "b</s>", 2)
+    assert encode._ends_with_text(row[:2], "b", 1)
+    assert not encode._ends_with_text(row[:3], "b", 3)
+    assert not encode._ends_with_text(row[:2], "x b", 2)
 
 
 def test_many_samples_are_encoded_in_order_and_each_refusal_is_its_own():
@@ -938,7 +938,9 @@ def test_a_conversation_that_quotes_a_control_token_may_be_cut_off_and_cut():
     assert encode(cut_off) == Encoded(named(tokenizer, "a|b<s>c"), 2, missing_end=True)
     long = Sample(prompt="a" * 600, response="b<s>c")
     assert encode(long) == Encoded((*named(tokenizer, "a|b<s>c"), eos), 2, truncated=True)
-    assert encode._tokenize_hidden(replace(encode._text(long), truncated=True), encode._text(long).hidden).truncated
+    assert encode._tokenize_escaped(
+        replace(encode._draft_of_text(long), truncated=True), encode._draft_of_text(long).escaped
+    ).truncated
 
 
 def test_a_control_token_in_a_message_is_text():
@@ -1304,11 +1306,11 @@ def test_a_memory_address_between_turns_is_refused():
 def test_pieces_are_what_a_template_writes_around_contents():
     tokenizer = tiny_tokenizer()
     opening = "<|im_end|>\n<|im_start|>assistant\n"
-    assert _pieces(ChatTemplate(tokenizer, CHATML, None), ("user", "assistant")) == (
+    assert _text_around_contents(ChatTemplate(tokenizer, CHATML, None), ("user", "assistant")) == (
         "<|im_start|>user\n", opening, "<|im_end|>\n", "<|im_start|>user\n", opening,
     )  # fmt: skip
     system, between = "<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\n"
-    assert _pieces(ChatTemplate(tokenizer, CHATML, None), ("system", "user", "assistant")) == (
+    assert _text_around_contents(ChatTemplate(tokenizer, CHATML, None), ("system", "user", "assistant")) == (
         system, between, opening, "<|im_end|>\n", system, between, opening,
     )  # fmt: skip
 
@@ -1318,9 +1320,9 @@ def test_pieces_are_what_a_template_writes_around_contents():
 
         return refuse
 
-    assert _pieces(render(InvalidMessages), ("user", "assistant")) == ()
+    assert _text_around_contents(render(InvalidMessages), ("user", "assistant")) == ()
     with pytest.raises(ConversationTooSlow):
-        _pieces(render(ConversationTooSlow), ("user", "assistant"))
+        _text_around_contents(render(ConversationTooSlow), ("user", "assistant"))
 
 
 def test_a_template_that_takes_no_long_conversation_is_served():
