@@ -15,8 +15,7 @@ class SampleFeatures(NamedTuple):
     the audit judge, where it scored the sample. `spread` is the disagreement of the members of an ensemble. `distance` is the
     distance of its hidden state from those of the calibration, where the model has one. `evidence` names the sample in an alert:
     a hash, never text. `components` are the contributions of the components of the reward, where it has several.
-    `is_honeypot_hit` is None where the prompt is no honeypot. `task` is the client's name of the task, "" without one; then
-    `prompt_features` are those of `prompt_profiles`, where the text of the prompt is known.
+    `is_honeypot_hit` is None where the prompt is no honeypot. `task` is the client's name of the task, "" without one.
     """
 
     prompt_hash: int
@@ -33,4 +32,3 @@ class SampleFeatures(NamedTuple):
     components: tuple[float, ...] = ()
     is_honeypot_hit: bool | None = None
     task: str = ""
-    prompt_features: tuple[float, ...] | None = None

@@ -11,7 +11,7 @@ bounded, so a run whose prompts never stop changing is compared with the most si
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import log
 from typing import Final
@@ -23,7 +23,7 @@ MAX_PROFILES: Final = 8
 """Profiles of a run, the first one included."""
 
 MAX_PROMPTS: Final = 64
-"""Prompts of a window that are compared, the first ones."""
+"""Prompts of a window that are read: the first ones."""
 
 MIN_PROMPTS: Final = 4
 """Fewest prompts of a window that can show a change."""
@@ -36,25 +36,25 @@ MIN_EFFECT: Final = 1.0
 
 _FEW: Final = 8.0
 """Prompts with which the sum exceeds chance twice as far: their features are not normal."""
-_HEAD, _TAIL = 400, 200
+_HEAD, _TAIL = 200, 60
 """Characters of a long prompt that are read."""
 _CLASSES: Final = {
     "digits": b"0123456789",
     "capitals": bytes(range(65, 91)),
     "symbols": b"{}()[]<>=_`\\/#*|&+$@%^~;",
     "punctuation": b".,:!?\"'-",
-    "white space": b" \n\t\r",
     "vowels": b"aeiou",
-    "frequent letters": b"tnshr",
     "rare letters": b"bjkqvwxyz",
-    "not ASCII": bytes(range(128, 256)),
-    "East Asian": bytes(range(0xE3, 0xEE)),
 }
-"""Classes of bytes in UTF-8, of which a prompt has shares."""
+"""Classes of bytes, of which a prompt has shares."""
 
 _N_FIRST_WORDS = 8
-FEATURES: Final = ("length", "lines", "question", *_CLASSES, *(f"first word {i}" for i in range(_N_FIRST_WORDS)))
-_MIN_STD = {"length": 0.2, "lines": 0.2, "question": 0.1} | dict.fromkeys(_CLASSES, 0.01)
+_FIRST_WORDS = tuple(tuple(float(i == k) for i in range(_N_FIRST_WORDS)) for k in range(_N_FIRST_WORDS))
+_NUMBERS = ("length", "lines", "question", "spaces", "bytes a character")
+FEATURES: Final = (*_NUMBERS, *_CLASSES, *(f"first word {i}" for i in range(_N_FIRST_WORDS)))
+_MIN_STD = {"length": 0.2, "lines": 0.2, "question": 0.1, "bytes a character": 0.05} | dict.fromkeys(
+    ("spaces", *_CLASSES), 0.01
+)
 _MIN_VARIANCE = tuple(_MIN_STD.get(name, 0.1) ** 2 for name in FEATURES)
 _NEWEST: Final = 0.1
 """Weight of the newest window in smoothed means."""
@@ -80,12 +80,15 @@ def prompt_features(text: str) -> tuple[float, ...]:
     n = len(content) or 1
     words = read.split(None, 1)
     first = crc32(words[0].lower().encode("utf-8", "replace")) % _N_FIRST_WORDS if words else 0
+    shares = [(n - len(content.translate(None, of_class))) / n for of_class in _CLASSES.values()]
     return (
         log(1 + len(text)),
         log(1 + text.count("\n")),
         float("?" in read),
-        *[(n - len(content.translate(None, of_class))) / n for of_class in _CLASSES.values()],
-        *[float(i == first) for i in range(_N_FIRST_WORDS)],
+        read.count(" ") / n,
+        n / (len(read) or 1),
+        *shares,
+        *_FIRST_WORDS[first],
     )
 
 
@@ -111,17 +114,24 @@ class FeatureMeans:
 class PromptProfile:
     """A distribution of prompts. `learned` are its first windows, until `is_complete`; `recent` is smoothed over all windows, with
     the effective number of its prompts.
+
+    Of the learned windows together: `n` prompts, `means`, the variance `within` windows, and that `between` their means beyond it.
     """
 
     learned: list[FeatureMeans] = field(default_factory=list)
     recent: FeatureMeans | None = None
     is_complete: bool = False
     n_restarts: int = 0
+    n: float = 0.0
+    means: list[float] = field(default_factory=list)
+    within: list[float] = field(default_factory=list)
+    between: list[float] = field(default_factory=list)
 
     def add(self, window: FeatureMeans) -> None:
         """Add a window that belongs to this profile."""
         if not self.is_complete:
             self.learned.append(window)
+            self._learn()
         if self.recent is None:
             self.recent = window
             return
@@ -131,26 +141,28 @@ class PromptProfile:
             window.variances,
         )
 
-    def distance(self, window: FeatureMeans) -> float:
-        """How far the means are apart in standard errors: the sum of the squares of the differences."""
-        total, n = 0.0, sum(each.n for each in self.learned)
-        n_windows = len(self.learned)
+    def _learn(self) -> None:
+        n, n_windows = sum(each.n for each in self.learned), len(self.learned)
+        self.n, self.means, self.within, self.between = n, [], [], []
         for i, least in enumerate(_MIN_VARIANCE):
             mean = sum([each.n * each.means[i] for each in self.learned]) / n
             within = max(least, sum([each.n * each.variances[i] for each in self.learned]) / n)
-            error = within * (1.0 / n + 1.0 / window.n)
-            if n_windows > 1:
-                between = sum([(each.means[i] - mean) * (each.means[i] - mean) for each in self.learned]) / (
-                    n_windows - 1
-                )
-                error += max(0.0, between - within * n_windows / n) * (1.0 + 1.0 / n_windows)
-            total += (window.means[i] - mean) * (window.means[i] - mean) / error
-        return total
+            squares = sum([(each.means[i] - mean) * (each.means[i] - mean) for each in self.learned])
+            beyond = squares / (n_windows - 1) - within * n_windows / n if n_windows > 1 else 0.0
+            self.means.append(mean)
+            self.within.append(within)
+            self.between.append(max(0.0, beyond) * (1.0 + 1.0 / n_windows))
+
+    def distance(self, window: FeatureMeans) -> float:
+        """How far the means are apart in standard errors: the sum of the squares of the differences."""
+        times = 1.0 / self.n + 1.0 / window.n
+        columns = zip(window.means, self.means, self.within, self.between, strict=True)
+        return sum([(new - old) * (new - old) / (within * times + between) for new, old, within, between in columns])
 
     def is_like(self, window: FeatureMeans) -> bool:
         """Whether the difference is within chance, which is larger with few prompts, or too small to change responses."""
         distance = self.distance(window)
-        effect = (distance - len(FEATURES)) * (1.0 / sum(each.n for each in self.learned) + 1.0 / window.n)
+        effect = (distance - len(FEATURES)) * (1.0 / self.n + 1.0 / window.n)
         return distance <= MAX_CHANCE * (1.0 + _FEW / window.n) or effect <= MIN_EFFECT
 
     @property
@@ -161,25 +173,35 @@ class PromptProfile:
     def restart(self) -> None:
         """Forget the windows so far: the first one had prompts of before the change too."""
         self.learned.clear()
+        self.n = 0.0
         self.recent = None
         self.n_restarts += 1
 
 
 @dataclass(slots=True)
 class PromptProfiles:
-    """The profiles of one run. `current` is that of the latest window, `n_changes` counts the new ones."""
+    """The profiles of one run. `current` is that of the latest window, `n_changes` counts the new ones. `window` has the features
+    of prompts of the open window, by hash.
+    """
 
     profiles: list[PromptProfile] = field(default_factory=lambda: [PromptProfile()])
     current: int = 0
     n_changes: int = 0
+    window: dict[int, tuple[float, ...]] = field(default_factory=dict)
 
-    def assign(self, prompts: Collection[Sequence[float]]) -> int:
-        """The profile of a window with these prompts, which becomes the current one."""
-        if len(prompts) < MIN_PROMPTS:
-            return self.current
-        window = FeatureMeans.of([*prompts][:MAX_PROMPTS])
-        self.current = self._profile_of(window)
-        self.profiles[self.current].add(window)
+    def add(self, prompt_hash: int, text: str) -> None:
+        """Read the text of a prompt of the open window."""
+        if len(self.window) < MAX_PROMPTS and text and prompt_hash not in self.window:
+            self.window[prompt_hash] = prompt_features(text)
+
+    def close_window(self) -> int:
+        """The profile of the prompts of the open window, which becomes the current one. A new window opens."""
+        prompts = [*self.window.values()]
+        self.window.clear()
+        if len(prompts) >= MIN_PROMPTS:
+            window = FeatureMeans.of(prompts)
+            self.current = self._profile_of(window)
+            self.profiles[self.current].add(window)
         return self.current
 
     def complete(self, profile: int) -> None:

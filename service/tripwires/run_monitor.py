@@ -8,6 +8,7 @@ changes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from rewardserve.service.tripwires.alert import CANARY, VOTE, Alert
 from rewardserve.service.tripwires.baseline import BaselineSource
@@ -73,8 +74,10 @@ class RunMonitor:
         kl: float | None = None,
         source: BaselineSource | None = None,
         owner: str = "",
+        prompts: Mapping[int, str] = MappingProxyType({}),
     ) -> list[Alert]:
-        """Count the new samples of one request. Return the alerts that they raised.
+        """Count the new samples of one request. Return the alerts that they raised. `prompts`: the given text of prompts by their
+        hash, of samples without a task.
 
         Samples of another model than the run has now are left out: they were in flight when the model was replaced.
         """
@@ -87,7 +90,7 @@ class RunMonitor:
         new = self._counter.new_samples(run, samples)
         if self._table.is_over_limit(name, owner):
             self.n_over_limit += len(new)
-        alerts = self._counter.count(run, new, now)
+        alerts = self._counter.count(run, new, now, prompts)
         self.alerts_revision += len(alerts)
         return alerts
 

@@ -150,11 +150,13 @@ class Run:
         """The stratum of a task; without one, of the prompts of the latest window. Beyond `MAX_TASKS` further tasks share that of
         `OTHER_TASKS`.
         """
-        if not task:
+        if not task and self.prompts.current:
             return self.stratum_of_profile(self.prompts.current)
         found = self.strata.get(task)
         if found is not None:
             return found
+        if not task:
+            return self.stratum_of_profile(0)
         if task != OTHER_TASKS and sum(bool(each.task) for each in self.strata.values()) >= MAX_TASKS - 1:
             return self.strata.get(OTHER_TASKS) or self.stratum_of(OTHER_TASKS)
         return self._add(

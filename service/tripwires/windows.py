@@ -40,10 +40,12 @@ class WindowCounter:
         """The samples that are no retries of counted ones."""
         return [each for each in samples if self._is_new(run, each)]
 
-    def count(self, run: Run, samples: Sequence[SampleFeatures], now: float) -> list[Alert]:
-        """Count the new samples of one request. Return the alerts that they raised."""
+    def count(self, run: Run, samples: Sequence[SampleFeatures], now: float, prompts: Mapping[int, str]) -> list[Alert]:
+        """Count the new samples of one request. Return the alerts that they raised. `prompts`: given texts, by hash."""
         alerts: list[Alert] = []
         for each in samples:
+            if not each.task and each.prompt_hash in prompts:
+                run.prompts.add(each.prompt_hash, prompts[each.prompt_hash])
             self._count(run, each)
             if self._is_full(run):
                 alerts += self._close_window(run, now)
@@ -87,7 +89,8 @@ class WindowCounter:
         window.add("samples")
         window.add_signed("score", sample.score)
         window.add("score_squared", sample.score * sample.score)
-        if _is_saturated(sample, stratum):
+        saturation = stratum.baseline.saturation
+        if saturation is not None and sample.score > saturation:
             window.add("saturated")
         if sample.is_capped:
             window.add("capped")
@@ -175,8 +178,11 @@ class WindowCounter:
 
     def _add_prompts(self, run: Run) -> None:
         by_stratum: dict[str, list[WindowSample]] = {}
-        for each in run.window_samples:
-            by_stratum.setdefault(each.stratum, []).append(each)
+        if len(run.strata) == 1:
+            by_stratum = dict.fromkeys(run.strata, run.window_samples)
+        else:
+            for each in run.window_samples:
+                by_stratum.setdefault(each.stratum, []).append(each)
         for key, samples in by_stratum.items():
             stratum = run.strata[key]
             add_prompts(stratum.window, samples, stratum.baseline.saturation)
@@ -301,11 +307,10 @@ def _assign_profile(run: Run) -> None:
     counted_as = run.stratum_of_profile(run.prompts.current) if run.has_samples_without_task else None
     if counted_as is None:
         return
-    samples = [each for each in run.window_samples if each.stratum == counted_as.key]
-    features = {each.features.prompt_hash: each.features.prompt_features for each in samples}
-    stratum = run.stratum_of_profile(run.prompts.assign([each for each in features.values() if each is not None]))
+    stratum = run.stratum_of_profile(run.prompts.close_window())
     if stratum is counted_as:
         return
+    samples = [each for each in run.window_samples if each.stratum == counted_as.key]
     stratum.window, counted_as.window = counted_as.window, stratum.window
     stratum.window.set("saturated", sum(_is_saturated(each.features, stratum) for each in samples))
     run.window_samples = [

@@ -10,7 +10,6 @@ from functools import partial
 from rewardserve.model.traits import TRAITS
 from rewardserve.service.tripwires.alert import CANARY, Alert
 from rewardserve.service.tripwires.features import SampleFeatures
-from rewardserve.service.tripwires.prompt_profiles import prompt_features
 from rewardserve.service.tripwires.run_table import CANARIES
 from rewardserve.service.tripwires.running_sums import RunningSums
 
@@ -29,7 +28,9 @@ def _action(rng, at, share):
     name, owner = rng.choice(RUNS)
     if kind < 0.75:
         samples = [_sample(rng, share) for _ in range(rng.choice((1, 3, 16, 40)))]
-        return lambda monitor: monitor.observe(name, at, samples, float(at), rng_kl(at), owner=owner)
+        text = "Why is it so? " * 9 if share < 0.5 else "def f(x): return x[1]"
+        prompts = {each.prompt_hash: f"{text} {each.prompt_hash}" for each in samples[::2]}
+        return lambda monitor: monitor.observe(name, at, samples, float(at), rng_kl(at), owner=owner, prompts=prompts)
     if kind < 0.85:
         ids = [(rng.randrange(30), rng.randrange(3)) for _ in range(8)]
         return lambda monitor: monitor.add_sample_ids(name, ids, float(at), owner)
@@ -78,9 +79,6 @@ def _sample(rng, share):
         components=(score, rng.gauss(0, 1)),
         is_honeypot_hit=exploits if rng.random() < 0.2 else None,
         task=rng.choice(TASKS),
-        prompt_features=prompt_features("why? " * 9 if share < 0.5 else f"def f{rng.random()}(x):")
-        if rng.random() < 0.9
-        else None,
     )
 
 

@@ -30,7 +30,7 @@ from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.io.edit_tests import Scores
 from rewardserve.service.tripwires.io.evidence import EvidenceRecord, EvidenceStore
 from rewardserve.service.tripwires.io.run_texts import KeptSample
-from rewardserve.service.tripwires.prompt_profiles import given_text, prompt_features
+from rewardserve.service.tripwires.prompt_profiles import given_text
 from rewardserve.service.tripwires.run_context import RunContext
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.wires import FLAGGED_TRAITS
@@ -116,7 +116,6 @@ class RunWatcher:
         self.attribution = attribution
         self._edit_scorer = edit_scorer
         self._first = 0
-        self._last_prompt: tuple[int | None, tuple[float, ...] | None] = (None, None)
 
     def begin_run(self, context: RunContext) -> None:
         """Set this model as the one that scores the samples of this run."""
@@ -137,19 +136,22 @@ class RunWatcher:
             return None
         flags: dict[int, Flags] = {}
         inspected, records, kept = [], list[EvidenceRecord](), list[KeptSample]()
+        prompts: dict[int, str] = {}
         for i in self._places(len(rows), n):
             row, reward = rows[i], rewards[i]
             if isinstance(reward, RowFailed):
                 continue
             features = self._features(context, row, reward)
             inspected.append(features)
+            if not row.task and features.prompt_hash not in prompts:
+                prompts[features.prompt_hash] = given_text(row.sample)
             if self.attribution is not None and features.evidence:
                 kept.append(self._kept_sample(context, row, features))
             if any(features.traits[len(TOKEN_TRAITS) :]) and (sample_flags := _flags(features.traits)):
                 flags[i] = sample_flags
             if self._evidence_store is not None and features.evidence:
                 records.append(self._evidence_record(context, row, features, flags.get(i, ())))
-        alerts = self._observe(context, inspected, began) if inspected else []
+        alerts = self._observe(context, inspected, began, prompts) if inspected else []
         if self.attribution is not None and kept:
             self._keep_texts(context, kept)
         self._cpu_budget.spend(n, self._clock.now() - began)
@@ -164,9 +166,11 @@ class RunWatcher:
             self._evidence_store.prune(run, self.monitor.evidence_of(run))
         return flags
 
-    def _observe(self, context: RunContext, samples: Sequence[SampleFeatures], now: float) -> list[Alert]:
+    def _observe(
+        self, context: RunContext, samples: Sequence[SampleFeatures], now: float, prompts: Mapping[int, str]
+    ) -> list[Alert]:
         return self.monitor.observe(
-            context.run, context.step, samples, now, context.kl, self.baseline_source, context.owner
+            context.run, context.step, samples, now, context.kl, self.baseline_source, context.owner, prompts
         )
 
     def inspect_ids(self, context: RunContext, samples: Sequence[Sample | SampleError]) -> None:
@@ -259,15 +263,7 @@ class RunWatcher:
             if self._honeypots
             else None,
             task=row.task,
-            prompt_features=None if row.task else self._prompt_features(row.sample, prompt_hash),
         )
-
-    def _prompt_features(self, sample: Sample, prompt_hash: int) -> tuple[float, ...] | None:
-        """Features of the prompt, computed once for the neighbours of a group."""
-        if self._last_prompt[0] != prompt_hash:
-            text = given_text(sample)
-            self._last_prompt = prompt_hash, prompt_features(text) if text else None
-        return self._last_prompt[1]
 
 
 def text_hash(text: str) -> int:

@@ -37,6 +37,8 @@ def summary(rng):
 
 
 SOURCES = {"chat": chat, "code": code, "summary": summary}
+PROMPTS: dict[int, str] = {}
+"""Texts of the prompts of all streams, by hash."""
 LENGTHS = {"chat": 3.0, "code": 6.0, "summary": 4.5}
 
 
@@ -55,7 +57,8 @@ def stream(seed, sources, group=1, shift=lambda step: 0.0, batch=128):
     for step, source in enumerate(sources):
         samples = []
         for _ in range(batch // group):
-            features, prompt_hash = prompt_features(SOURCES[source](rng)), rng.getrandbits(60)
+            prompt_hash = rng.getrandbits(60)
+            PROMPTS[prompt_hash] = SOURCES[source](rng)
             for _ in range(group):
                 length = rng.gauss(LENGTHS[source] + shift(step), 0.5)
                 traits = tuple(length if name == "length" else 0.0 for name in TRAITS)
@@ -68,27 +71,35 @@ def stream(seed, sources, group=1, shift=lambda step: 0.0, batch=128):
                         is_capped=False,
                         traits=traits,
                         text_digest=rng.getrandbits(60),
-                        prompt_features=features,
                     )
                 )
         steps.append(samples)
     return steps
 
 
-def watched(steps, size=128, monitor=None):
+def watched(steps, size=128, monitor=None, prompts=PROMPTS):
     """The run after a stream, and its alerts as (step, wire)."""
     monitor, alerts = monitor or RunMonitor(BaselineSource(), MonitorLimits()), []
     for i, step in enumerate(steps):
         for at in range(0, len(step), size):
-            alerts += [(i, each.wire) for each in monitor.observe("a", i, step[at : at + size], float(i))]
+            alerts += [
+                (i, each.wire) for each in monitor.observe("a", i, step[at : at + size], float(i), prompts=prompts)
+            ]
     return monitor.runs["a"], alerts
+
+
+def closed(profiles, texts):
+    """The profile of a window of these prompts."""
+    for i, text in enumerate(texts):
+        profiles.add(i, text)
+    return profiles.close_window()
 
 
 def blind(steps):
     """Steps at whose end the samples are compared with nothing."""
     monitor, n = RunMonitor(BaselineSource(), MonitorLimits()), 0
     for i, step in enumerate(steps):
-        monitor.observe("a", i, step, float(i))
+        monitor.observe("a", i, step, float(i), prompts=PROMPTS)
         run = monitor.runs["a"]
         n += not run.stratum_of("").has_baseline
     return n
@@ -122,11 +133,12 @@ def test_features_are_numbers_of_the_text_alone():
     features = dict(zip(FEATURES, prompt_features("Why 12?\nNo."), strict=True))
     assert features["length"] == pytest.approx(2.4849, abs=1e-4)
     assert (features["lines"], features["question"]) == (pytest.approx(0.6931, abs=1e-4), 1.0)
-    assert features["digits"] == pytest.approx(2 / 11)
-    assert features["capitals"] == pytest.approx(2 / 11)
+    assert (features["digits"], features["capitals"], features["spaces"]) == (2 / 11, 2 / 11, 1 / 11)
+    assert features["bytes a character"] == 1.0
     assert sum(value for name, value in features.items() if name.startswith("first word")) == 1.0
     assert len(prompt_features("")) == len(FEATURES)
     assert prompt_features("\ud800") != prompt_features("")
+    assert dict(zip(FEATURES, prompt_features("語"), strict=True))["bytes a character"] == 3.0
 
 
 # -- a change ---------------------------------------------------------------------------------------------------------
@@ -144,8 +156,7 @@ def test_other_prompts_are_a_note_with_the_step_and_no_alert(group, to):
 
 def test_without_features_of_prompts_the_same_is_an_alert():
     steps = stream(1, ["chat"] * 20 + ["code"] * 30)
-    unknown = [[each._replace(prompt_features=None) for each in step] for step in steps]
-    assert {wire for _, wire in watched(unknown)[1]} == {"length_high"}
+    assert {wire for _, wire in watched(steps, prompts={})[1]} == {"length_high"}
 
 
 def test_an_exploit_changes_no_prompt_and_is_seen():
@@ -210,8 +221,7 @@ def test_prompts_that_never_stop_changing_are_learned_a_bounded_number_of_times(
     profiles, rng = PromptProfiles(), Random(10)
     n_learning = 0
     for window in range(400):
-        prompts = [prompt_features(f"{'x' * (1 + window // 3) * 9} {rng.random()}") for _ in range(64)]
-        profile = profiles.assign(prompts)
+        profile = closed(profiles, [f"{'x' * (1 + window // 3) * 9} {rng.random()}" for _ in range(64)])
         n_learning += not profiles.profiles[profile].is_complete
         if len(profiles.profiles[profile].learned) >= 4:
             profiles.complete(profile)
@@ -223,7 +233,7 @@ def test_slow_change_of_prompts_is_seen_by_the_latest_windows_together():
     rng, profiles = Random(11), PromptProfiles()
     for window in range(80):
         share = max(0, window - 10) / 70
-        profile = profiles.assign([prompt_features(mixed_prompt(share)(rng)) for _ in range(64)])
+        profile = closed(profiles, [mixed_prompt(share)(rng) for _ in range(64)])
         if len(profiles.profiles[profile].learned) >= 4:
             profiles.complete(profile)
     assert 1 <= profiles.n_changes < MAX_PROFILES - 1
@@ -234,7 +244,7 @@ def test_prompts_of_one_source_are_no_change(n_prompts):
     for source in SOURCES.values():
         rng, profiles = Random(12), PromptProfiles()
         for window in range(300):
-            profiles.assign([prompt_features(source(rng)) for _ in range(n_prompts)])
+            closed(profiles, [source(rng) for _ in range(n_prompts)])
             if window == max(3, 64 // n_prompts):
                 profiles.complete(0)
         assert profiles.n_changes == 0
@@ -243,15 +253,15 @@ def test_prompts_of_one_source_are_no_change(n_prompts):
 def test_the_distance_is_a_sum_of_squared_differences_in_standard_errors():
     """Reference: written out for one feature that differs, with as much variance within windows and none between them."""
     profiles = PromptProfiles()
-    spread = [(float(i % 2), *[0.0] * (len(FEATURES) - 1)) for i in range(64)]
     moved = [(float(i % 2) + 1.0, *[0.0] * (len(FEATURES) - 1)) for i in range(32)]
     for _ in range(2):
-        profiles.assign(spread)
+        profiles.window = {i: (float(i % 2), *[0.0] * (len(FEATURES) - 1)) for i in range(64)}
+        profiles.close_window()
     assert profiles.profiles[0].distance(FeatureMeans.of(moved)) == pytest.approx(1.0 / (0.25 * (1 / 128 + 1 / 32)))
 
 
 def test_few_prompts_change_nothing():
     profiles = PromptProfiles()
-    profiles.assign([prompt_features("a")] * 8)
+    closed(profiles, ["a"] * 8)
     profiles.complete(0)
-    assert [profiles.assign([prompt_features("x" * 5000)] * n) for n in (0, 3)] == [0, 0]
+    assert [closed(profiles, ["x" * 5000] * n) for n in (0, 3)] == [0, 0]
