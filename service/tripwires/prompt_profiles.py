@@ -190,8 +190,8 @@ class PromptProfiles:
     window: dict[int, tuple[float, ...]] = field(default_factory=dict)
 
     def add(self, prompt_hash: int, text: str) -> None:
-        """Read the text of a prompt of the open window."""
-        if len(self.window) < MAX_PROMPTS and text and prompt_hash not in self.window:
+        """Read the text of a prompt that the open window does not have yet."""
+        if text and len(self.window) < MAX_PROMPTS:
             self.window[prompt_hash] = prompt_features(text)
 
     def close_window(self) -> int:

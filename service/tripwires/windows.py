@@ -44,8 +44,8 @@ class WindowCounter:
         """Count the new samples of one request. Return the alerts that they raised. `prompts`: given texts, by hash."""
         alerts: list[Alert] = []
         for each in samples:
-            if not each.task and each.prompt_hash in prompts:
-                run.prompts.add(each.prompt_hash, prompts[each.prompt_hash])
+            if each.prompt_hash not in run.prompts.window and not each.task:
+                run.prompts.add(each.prompt_hash, prompts.get(each.prompt_hash, ""))
             self._count(run, each)
             if self._is_full(run):
                 alerts += self._close_window(run, now)
