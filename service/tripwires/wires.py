@@ -290,7 +290,7 @@ WIRES: tuple[Wire, ...] = (
         ),
     ),
     Wire(
-        "prompts_changed", PromptChanges(), 0.0, "note",
+        "prompts_changed", PromptChanges(), 0.5, "note",
         text=AlertText(
             summary="the prompts have changed, and a baseline is learned for responses to the new ones",
             confidence="High: only prompts are compared, before the first response of a conversation. After seven changes no more "

@@ -138,7 +138,7 @@ def test_the_tasks_of_samples_arrive_and_are_listed(world):
     assert server.client.post("/score", json=sent, headers=known.headers("a")).is_success
     run = details(server, known.headers("a"), "curriculum")
     known_tasks = {each.pop("task"): each for each in run["tasks"]}
-    expected = {"first_step": 4, "samples": 10, "baseline": "learning"}
+    expected = {"prompts": None, "first_step": 4, "samples": 10, "baseline": "learning"}
     assert known_tasks == {"math": expected, "code": expected, None: expected}
     samples[3]["task"] = "a\nb"
     refused = server.client.post("/score", json=sent, headers=known.headers("a"))

@@ -189,6 +189,15 @@ def test_an_acknowledged_wire_begins_again_in_every_task():
     assert {each.smooth["samples"] for each in monitor.runs["a"].strata.values()} == {0.0}
 
 
+def test_alert_rules_get_a_baseline_that_a_new_task_does_not_shift():
+    """They see the sums of all samples: also of a task that still learns, whose exported baseline is that of its samples so far."""
+    steps = stream(15, 21, lambda step: {"chat": 1.0} if step < 20 else {"chat": 0.5, "code": 0.5})
+    run = watched(steps)[0].runs["a"]
+    assert not run.strata["code"].has_baseline
+    assert run.smooth.mean("length") == pytest.approx(run.exported_baseline.stats["length"].mean, abs=0.06)
+    assert run.baseline.stats["length"].mean == pytest.approx(3.0, abs=0.05)
+
+
 # -- the formulas -----------------------------------------------------------------------------------------------------
 
 
