@@ -52,9 +52,10 @@ from rewardserve.service.auth.api_keys import ApiKeys, ApiKeysFile
 from rewardserve.service.auth.tls import ReloadingCertificate
 from rewardserve.service.clock import Clock, MonotonicClock
 from rewardserve.service.models.active_models import ActiveModels
+from rewardserve.service.models.audit_judge import load_named_judge
 from rewardserve.service.models.checkpoint_watcher import CheckpointFiles, Fingerprint, fingerprint
 from rewardserve.service.models.deployment import Source
-from rewardserve.service.models.loading import PreparedModel, load_audit_model, prepare_model
+from rewardserve.service.models.loading import PreparedModel, prepare_model
 from rewardserve.service.models.registry import ModelRegistry, in_daemon_thread, tune_garbage_collector
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.models.shared_resources import create_shared_resources
@@ -399,7 +400,7 @@ async def _load_unless_stopped(
     settings = application.settings
 
     def load() -> tuple[PreparedModel, LoadedModel | None]:
-        return prepare_model(settings), load_audit_model(settings)
+        return prepare_model(settings), load_named_judge(settings)
 
     loading = in_daemon_thread(load, "loader")
     stopped = asyncio.create_task(stop.wait())

@@ -31,6 +31,8 @@ from rewardserve.service.tripwires.honeypots import read as read_honeypots
 from rewardserve.service.tripwires.io.config_file import read_wire_config
 
 ENV_PREFIX = "REWARD_"
+AUTO_AUDIT_MODEL = "auto"
+"""Audit model that stands for the judge beside the model in service."""
 _MAX_BYTES = 64 * 2**20
 _MAX_SECRET_BYTES = 4_096
 
@@ -301,7 +303,9 @@ class ModelSettings(BaseSettings):
     batching: Batching = Batching()
     tripwires: Tripwires = Tripwires()
     audit_model: str = Field(
-        "", description="second model that scores a share of the samples, for the trip wires only; empty: none"
+        "",
+        description="second model that scores a share of the samples, for the trip wires only; auto: the one that lies beside "
+        "the model; empty: none",
     )
     cache: Cache = Cache()
     vllm: Vllm = Vllm()

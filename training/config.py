@@ -47,6 +47,7 @@ RANGES: dict[str, Range] = {
     "model.head_weights": Range(-1e6, 1e6),
     "model.head_l2": _POSITIVE,
     "model.n_layers": Range(1, 1e5),
+    "audit_judge.n_layers": Range(1, 1e5),
     "data.sources.weight": _POSITIVE,
     "data.sources.max_pairs": _COUNT,
     "data.eval_fraction": _SHARE,
@@ -239,6 +240,10 @@ class DataConfig:
     max_dropped: float = 0.5
     """Share of the rows of a source that may be lost: rows that make no pair, and pairs that are left out as too long, as equal on
     both sides, or for a held-out pair."""
+    swap: bool = False
+    """Train on the pairs that would be held out, and hold out the others."""
+    balance_length: bool = False
+    """Weight pairs so that, among those with about the same difference in length, longer and shorter responses win alike."""
     cache: str | None = None
     """Folder in which `datasets` keeps data sets of the hub; null: its default."""
 
@@ -246,6 +251,11 @@ class DataConfig:
         """Raise `ConfigError` naming field and value."""
         _require_ranges("data", self)
         _require(len(self.sources) > 0, "data.sources", self.sources, "at least one source")
+        if self.swap and not self.eval_sources and not self.eval_fraction:
+            raise ConfigError(
+                "data.swap trains on the held-out pairs, and data.eval_fraction: 0 holds out none. Raise it, or name "
+                "data.eval_sources."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,6 +427,33 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditJudgeConfig:
+    """The audit judge that is trained beside the model, by the same method.
+
+    It has other pairs than the model, another depth, another seed, and pairs whose lengths are balanced.
+    """
+
+    n_layers: int | None = None
+    """Number of first layers of the backbone; null: two thirds of those of the model."""
+    sources: tuple[SourceConfig, ...] = ()
+    """Sources of its pairs, best from other labellers; empty: those that are held out from the model."""
+    heads: tuple[str, ...] = ()
+    """Heads of the model that the judge has, with the sources that train them; empty: all. Left out with `sources`."""
+    balance_length: bool = True
+    """`data.balance_length` of the judge."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming field and value."""
+        _require_ranges("audit_judge", self)
+        _require(
+            not (self.heads and self.sources),
+            "audit_judge.heads",
+            self.heads,
+            "left out with sources, which name heads",
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings of one run."""
 
@@ -429,6 +466,8 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    audit_judge: AuditJudgeConfig | None = None
+    """The audit judge that is trained before the model; null: none."""
     seed: int = 0
     """Seed of fresh heads, of the order of batches and of dropout."""
 
@@ -453,6 +492,15 @@ class Config:
                 f"model.dtype is {self.model.dtype} with method.name: full: an update that is smaller than the last digit of a "
                 "weight is lost, so most weights would never change. Set model.dtype: float32 (optim.precision: bf16 computes "
                 "the forward in half precision), or method.name: lora, whose adapters are float32."
+            )
+        if self.audit_judge is not None and not set(self.audit_judge.heads) <= set(self.model.heads):
+            raise ConfigError(
+                f"audit_judge.heads is {list(self.audit_judge.heads)}; the heads of the model are {list(self.model.heads)}."
+            )
+        if self.audit_judge is not None and self.model.start == "reward":
+            raise ConfigError(
+                "audit_judge with model.start: reward: a judge has fewer layers than the model, so its heads are fresh. Train it "
+                "in a run of its own, from a backbone, and serve it with REWARD_AUDIT_MODEL."
             )
         if self.method.name == "frozen" and self.optim.gradient_checkpointing:
             raise ConfigError("optim.gradient_checkpointing has no effect with method.name: frozen; leave it out")

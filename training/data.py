@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rewardserve.model.contract import sample_to_dict
 from rewardserve.training import source_columns, sources
@@ -87,6 +87,8 @@ def load(config: DataConfig, default_head: str) -> Split:
         split = Split(*_by_group(pairs, config), tuple(read))
     _refuse_losses(split, config.max_dropped)
     _refuse_none_held_out(split, config)
+    if config.swap:
+        split = replace(split, train=split.held_out, held_out=split.train)
     if not split.train:
         raise DataError(
             f"no pair is left to train on: {split.n_rows} rows, {len(split.bad)} make no pair, {len(split.held_out)} pairs "

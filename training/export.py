@@ -82,10 +82,13 @@ def export_adapter(folder: Path, trained: Checkpoint, base: str) -> None:
     write_calibration(folder, trained.calibration, trained.hidden)
 
 
-def export_heads(folder: Path, trained: Checkpoint, base: str) -> None:
-    """Write the heads alone over `base`, and the chat template; the base has the tokenizer. `export_contract` completes it."""
+def export_heads(folder: Path, trained: Checkpoint, base: str, n_layers: int | None = None) -> None:
+    """Write the heads alone over `base`, or over its first `n_layers`, and the chat template; the base has the tokenizer.
+
+    `export_contract` completes it.
+    """
     template = exported_template(trained.tokenizer, trained.policy, trained.tokenizer)
-    write_heads(folder, trained.network, base=base, template=template)
+    write_heads(folder, trained.network, base=base, n_layers=n_layers, template=template)
     write_calibration(folder, trained.calibration, trained.hidden)
 
 

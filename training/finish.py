@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rewardserve.model.calibration import Calibration
-from rewardserve.model.checkpoint import Checkpoint
+from rewardserve.model.checkpoint import AUDIT_JUDGE, Checkpoint
 from rewardserve.model.conversation import Sample
 from rewardserve.model.encoding import Encoder
 from rewardserve.model.tokenization.encoding_policy import EncodingPolicy
@@ -35,6 +35,7 @@ from rewardserve.training import (
     run_folder,
     scoring,
 )
+from rewardserve.training.audit_judge import copy_judge
 from rewardserve.training.calibrate import NothingToFit
 from rewardserve.training.config import Config
 from rewardserve.training.console import say, show
@@ -122,6 +123,7 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
         alone = _export_adapter_or_heads(config, trained, folder, late)
         with run_folder.replace_folder(out) as new:
             contract = export.export_checkpoint(new, trained, probes)
+            copy_judge(_judge_of(folder, trained_before), new)
             export.write_report(new, facts | {"contract": contract.digest} | details)
         facts |= {"contract": contract.digest}
         shown = report.Page(
@@ -142,6 +144,12 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
     return out
 
 
+def _judge_of(folder: Path, trained_before: Path | None) -> Path:
+    """The judge that was trained in this output folder, or else that of the checkpoint that is calibrated."""
+    made = folder / AUDIT_JUDGE / "checkpoint"
+    return made if made.is_dir() or trained_before is None else trained_before / AUDIT_JUDGE
+
+
 def _export_adapter_or_heads(
     config: Config, trained: Checkpoint, folder: Path, late: ExitStack
 ) -> list[tuple[Path, str | None]]:
@@ -152,7 +160,8 @@ def _export_adapter_or_heads(
         return [(new, None)]
     if _exports_heads(config, trained):
         new = late.enter_context(run_folder.replace_folder(folder / "heads"))
-        export.export_heads(new, trained, _base_name(config))
+        export.export_heads(new, trained, _base_name(config), config.model.n_layers)
+        copy_judge(folder / AUDIT_JUDGE / "heads", new)
         return [(new, _base_name(config))]
     return []
 
@@ -284,14 +293,14 @@ def _traits(sequence: TokenSequence, lexicon: Lexicon, encoder: Encoder) -> tupl
 
 
 def _base_name(config: Config) -> str:
-    """Name of the base model in an adapter. (A truncated backbone has no name.)"""
+    """Name of the base model in an adapter, and of bare heads. (An adapter over a truncated backbone is not written.)"""
     local = Path(config.model.path)
     return str(local.resolve()) if local.is_dir() else config.model.path
 
 
 def _exports_heads(config: Config, trained: Checkpoint) -> bool:
     """Whether the backbone is the unchanged base, with full weights under its name."""
-    untouched = config.method.name == "frozen" and config.model.n_layers is None
+    untouched = config.method.name == "frozen"
     return config.output.adapter and untouched and (trained.folder / "config.json").is_file()
 
 

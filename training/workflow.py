@@ -35,6 +35,7 @@ from rewardserve.training import (
     evaluate,
     hub,
     leakage,
+    length_balance,
     raw_text,
     recipe,
     report,
@@ -43,7 +44,8 @@ from rewardserve.training import (
     scoring,
     sequences,
 )
-from rewardserve.training.config import Config, ConfigError
+from rewardserve.training.audit_judge import judge_config
+from rewardserve.training.config import AuditJudgeConfig, Config, ConfigError
 from rewardserve.training.console import say, show
 from rewardserve.training.evaluate import SliceMetrics
 from rewardserve.training.export import read_probes
@@ -73,7 +75,25 @@ _PAIRS, _OF_MODEL = "training data", "model: "
 
 
 def train(config: Config) -> Path:
-    """Train, and write all outputs of a run. Return the checkpoint's folder."""
+    """Train, and write all outputs of a run; the audit judge, if the recipe has one, first. Return the checkpoint's folder."""
+    if config.audit_judge is not None:
+        _train_judge(config, config.audit_judge)
+    return _train(config)
+
+
+def _train_judge(config: Config, judge: AuditJudgeConfig) -> None:
+    """Train the audit judge in its folder; a finished one is kept where the run is resumed."""
+    with _name_setting("model.path", config.model.path, how="--set model.path=PATH"):
+        own = judge_config(config, judge)
+    if not (config.output.resume and (Path(own.output.folder) / "checkpoint").is_dir()):
+        show(f"audit judge: the first {own.model.n_layers} layers")
+        with _lock_folder(Path(config.output.folder)):
+            _step_to_resume(config, Path(config.output.folder))
+        _train(own)
+    show("model:")
+
+
+def _train(config: Config) -> Path:
     torch.manual_seed(config.seed)
     folder = Path(config.output.folder)
     timer = RunTimer()
@@ -250,6 +270,8 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_fold
             f"none of {len(train_table)} training pairs is left: each has a response that is held out, under another group. "
             "Hold out other pairs."
         )
+    if config.data.balance_length:
+        kept = length_balance.balanced(kept)
     counts = row_counts.count_rows(split, kept, held_out, overlap)
     for line in row_counts.lines(counts, in_folds=in_folds):
         show(line)

@@ -21,10 +21,11 @@ from rewardserve.model.checkpoint.reading import (
     read_without_weights,
     source_digests,
 )
-from rewardserve.model.checkpoint.record import DTYPES, Checkpoint, CheckpointError, ReadOptions
+from rewardserve.model.checkpoint.record import AUDIT_JUDGE, DTYPES, Checkpoint, CheckpointError, ReadOptions
 from rewardserve.model.checkpoint.writing import write, write_calibration, write_contract, write_heads, write_labels
 
 __all__ = [
+    "AUDIT_JUDGE",
     "DTYPES",
     "Checkpoint",
     "CheckpointError",

@@ -100,6 +100,18 @@ def base_of_heads(folder: Path) -> str | None:
     return _metadata(path).get("base_model_name_or_path") if path.is_file() else None
 
 
+def layers_of_heads(folder: Path) -> int | None:
+    """Number of first layers of the base model that the bare heads in this folder are over; None: all of them, or no such heads.
+
+    Raise `CheckpointError` where it is no number.
+    """
+    path = folder / HEADS_FILE
+    given = _metadata(path).get("base_model_layers") if path.is_file() else None
+    if given is not None and not given.isdecimal():
+        raise CheckpointError(f"{path}: base_model_layers is {given!r}, which is no number of layers")
+    return None if given is None else int(given)
+
+
 def _metadata(path: Path) -> dict[str, str]:
     return weights.metadata(path)
 

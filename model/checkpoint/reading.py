@@ -24,7 +24,7 @@ from rewardserve.model.checkpoint.adapters import (
     unread_adapter_files,
 )
 from rewardserve.model.checkpoint.files import check_files
-from rewardserve.model.checkpoint.heads import HEADS_FILE, base_of_heads, find_head, value_head_files
+from rewardserve.model.checkpoint.heads import HEADS_FILE, base_of_heads, find_head, layers_of_heads, value_head_files
 from rewardserve.model.checkpoint.max_length import DEFAULT_MAX_TOKENS, max_row_tokens, position_table_size
 from rewardserve.model.checkpoint.packaged_bases import PACKAGED_BASES
 from rewardserve.model.checkpoint.record import DTYPES, READ_DEFAULTS, Checkpoint, CheckpointError, ReadOptions
@@ -69,7 +69,7 @@ def read_without_weights(path_or_name: str, options: ReadOptions = READ_DEFAULTS
     notes = refuse_remote_code(
         [folder, base], ignored=options.ignore_checkpoint_code, has_contract=ScoringContract.is_in(folder)
     )
-    config = read_config(base)
+    config = _config_of(folder, base)
     chosen = _choose_dtype(options.dtype, config, contract)
     backbone = _outline_backbone(base, config, chosen)
     if (folder / ADAPTER_CONFIG).is_file():
@@ -120,7 +120,10 @@ def load_weights(unloaded: Checkpoint, *, device: str = "cpu") -> Checkpoint:
         raise CheckpointError(f"{folder} is still in training: its weights are not final")
     base = _base_of(folder)
     kind = type(known.backbone) if device == "cpu" and weights.are_safe(weights.weight_files(base)) else None
-    backbone = _load_backbone(base, read_config(base), unloaded.facts.dtype, unmapped=kind).to(device)
+    is_whole = layers_of_heads(folder) is None
+    backbone = _load_backbone(base, _config_of(folder, base), unloaded.facts.dtype, whole=is_whole, unmapped=kind).to(
+        device
+    )
     if (folder / ADAPTER_CONFIG).is_file():
         grow_embeddings(backbone, folder)
         backbone = merge_backbone(backbone, folder)
@@ -350,6 +353,15 @@ def _base_of(folder: Path, *, allow_pickle: bool = False) -> Path:
         return base
     name = base_of_heads(folder)
     return _resolve_base(folder / HEADS_FILE, name, allow_pickle=allow_pickle) if name else folder
+
+
+def _config_of(folder: Path, base: Path) -> Any:
+    """The configuration of the base model, with as many layers as bare heads in the folder are over."""
+    config = read_config(base)
+    n_layers = layers_of_heads(folder)
+    if n_layers is not None:
+        _keep_layers(config, n_layers)
+    return config
 
 
 def _resolve_base(file: Path, name: str, *, allow_pickle: bool) -> Path:

@@ -23,6 +23,10 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
+AUDIT_JUDGE = "audit_judge"
+"""Folder of the audit judge inside that of a checkpoint."""
+
+
 class CheckpointError(Exception):
     """The checkpoint cannot be read or written; the message has the reason and the remedy."""
 

@@ -124,15 +124,21 @@ def write_calibration(folder: Path, calibration: Calibration | None, hidden: Hid
 
 
 def write_heads(
-    folder: Path | str, network: RewardNetwork, *, base: str | None = None, template: str | None = None
+    folder: Path | str,
+    network: RewardNetwork,
+    *,
+    base: str | None = None,
+    n_layers: int | None = None,
+    template: str | None = None,
 ) -> None:
     """Write every head by name, with its weight in the raw score.
 
     With `base` (a folder, a packaged base or a hub name) the folder is a complete reward model: these heads over that
-    unchanged language model, with `template` in place of its chat template.
+    unchanged language model, or its first `n_layers`, with `template` in place of its chat template.
     """
     listed = [{"name": n, "weight": w} for n, w in zip(network.head_names, network.head_weights, strict=True)]
     metadata = {"reward_heads": json.dumps(listed), **({"base_model_name_or_path": base} if base else {})}
+    metadata |= {} if n_layers is None else {"base_model_layers": str(n_layers)}
     tensors = {
         n: w.detach().float().cpu().clone() for n, w in zip(network.head_names, network.heads.weight, strict=True)
     }

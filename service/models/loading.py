@@ -11,6 +11,7 @@ from rewardserve.model.backends import LoadedModel, LoadError, load
 from rewardserve.model.backends.ensemble import ensemble
 from rewardserve.model.reward import Pipeline, build_pipeline
 from rewardserve.service.inference.numeric_noise import NumericNoise, numeric_noise, synthetic_rows
+from rewardserve.service.models.audit_judge import load_own_judge
 from rewardserve.service.settings import ModelSettings
 from rewardserve.service.tripwires.io.canaries import SHIPPED, CanariesError, CanarySet
 from rewardserve.service.tripwires.io.canaries import read as canary_pairs
@@ -20,12 +21,19 @@ _CANARY_STDS, _CANARY_NOISES = 0.01, 4.0
 
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
-    """A loaded model with its pipeline and measurements; no runtime yet."""
+    """A loaded model with its pipeline and measurements; no runtime yet. `audit`: the judge that lies beside it."""
 
     loaded: LoadedModel
     pipeline: Pipeline
     noise: NumericNoise | None = None
     canaries: CanarySet | None = None
+    audit: LoadedModel | None = None
+
+    def close(self) -> None:
+        """Free a model that gets no runtime."""
+        self.loaded.scorer.close()
+        if self.audit is not None:
+            self.audit.scorer.close()
 
 
 def prepare_model(settings: ModelSettings) -> PreparedModel:
@@ -33,7 +41,8 @@ def prepare_model(settings: ModelSettings) -> PreparedModel:
     loaded, pipeline = load_model(settings)
     try:
         noise = measure_noise(settings, loaded)
-        return PreparedModel(loaded, pipeline, noise, load_canaries(settings, loaded, noise))
+        canaries = load_canaries(settings, loaded, noise)
+        return PreparedModel(loaded, pipeline, noise, canaries, load_own_judge(settings))
     except BaseException:
         loaded.scorer.close()
         raise
@@ -66,19 +75,6 @@ def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
     else:
         loaded = load(settings.backend, settings.model_spec())
     return loaded, build_pipeline(loaded.ensemble_members, settings.reward_settings())
-
-
-def load_audit_model(settings: ModelSettings) -> LoadedModel | None:
-    """Load the audit model, if the settings name one. Raise `LoadError`."""
-    if not settings.audit_model:
-        return None
-    audit = load(settings.backend, settings.model_spec(settings.audit_model))
-    if audit.calibration is None:
-        raise LoadError(
-            f"REWARD_AUDIT_MODEL={settings.audit_model} has no fitted statistics, so its scores cannot be compared with "
-            "those of another model. Fit them with `rewardserve calibrate`."
-        )
-    return audit
 
 
 def load_canaries(settings: ModelSettings, loaded: LoadedModel, noise: NumericNoise | None) -> CanarySet:

@@ -45,7 +45,7 @@ from rewardserve.service.models.runtime import ModelRuntime, start_runtime
 from rewardserve.service.models.shared_resources import SharedResources
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
-from rewardserve.service.settings import ModelSettings
+from rewardserve.service.settings import AUTO_AUDIT_MODEL, ModelSettings
 from rewardserve.service.tripwires.run_table import CANARIES, OTHER
 
 T = TypeVar("T")
@@ -292,9 +292,7 @@ class ModelRegistry:
     async def _prepare(self, settings: ModelSettings) -> PreparedModel:
         """Load a model. Raise `LoadError` also for a load that took too long or was cancelled."""
         self._is_cancelled = False
-        self._preparing = in_daemon_thread(
-            lambda: prepare_model(settings), "loader", lambda late: late.loaded.scorer.close()
-        )
+        self._preparing = in_daemon_thread(lambda: prepare_model(settings), "loader", PreparedModel.close)
         try:
             async with asyncio.timeout(self._load_timeout_s or None):
                 return await self._preparing
@@ -320,8 +318,20 @@ class ModelRegistry:
             self._log.warning(
                 "contract_broken", version=version, clause=breach.clause, message=breach.message, remedy=breach.remedy
             )
+        self._log_judge(runtime)
         self._runtimes[version] = runtime
         return version
+
+    def _log_judge(self, runtime: ModelRuntime) -> None:
+        judge = runtime.judge
+        if judge is not None:
+            self._log.info("audit_judge", version=runtime.version, **judge.description)
+        elif self._resources.settings.audit_model == AUTO_AUDIT_MODEL:
+            self._log.warning(
+                "audit_judge_missing", version=runtime.version,
+                meaning="REWARD_AUDIT_MODEL=auto, and no audit judge lies beside this model: what only the model pays for is not "
+                "seen. Train one with the section audit_judge of a recipe, or name a model",
+            )  # fmt: skip
 
     def _shadow_of(self, runtime: ModelRuntime, share: float) -> Shadow:
         background_scorer = BackgroundScorer(runtime.encode_pool, runtime.batcher, runtime.pipeline)
@@ -351,6 +361,9 @@ class ModelRegistry:
         """Publish the deployment to the routes and the metrics."""
         deployment, runtimes = self._deployment, self._runtimes
         self._resources.monitor.baseline_source = self.serving.watcher.baseline_source
+        if self._resources.attribution is not None:
+            judge = self.serving.judge
+            self._resources.attribution.judge = judge.edit_scorer if judge is not None else None
         others = [runtimes[version] for version in deployment.standby]
         self._active_models.set_models(self.serving, others, deployment.pins)
         self._resources.metrics.set_models(

@@ -25,6 +25,7 @@ from rewardserve.service.inference.numeric_noise import NumericNoise
 from rewardserve.service.inference.outcomes import BatchResult
 from rewardserve.service.inference.shadow import Shadow
 from rewardserve.service.inference.watchdog import ScorerState, Watchdog
+from rewardserve.service.models.audit_judge import start_judge
 from rewardserve.service.models.batcher_factory import create_batcher
 from rewardserve.service.models.deployment import ModelState, ModelStatus, Source
 from rewardserve.service.models.loading import PreparedModel
@@ -33,6 +34,7 @@ from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.scoring import Scoring
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, baseline_stat
+from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.io.canaries import CanarySet
 from rewardserve.service.tripwires.io.edit_scorer import EditScorer
 from rewardserve.service.tripwires.io.run_watcher import RunWatcher
@@ -60,7 +62,8 @@ class ModelRuntime:
     """One loaded model, ready for requests. `version` counts the models that this process has loaded.
 
     `numeric_noise` is the largest change of a raw score by the rest of its batch; None: not measured. `shadow` compares the
-    model with the one in service, where it was loaded for that. `edit_scorer` scores edited responses for attribution.
+    model with the one in service, where it was loaded for that. `edit_scorer` scores edited responses for attribution. `judge`
+    audits its samples; `own_judge` is the same where it belongs to this model.
     """
 
     version: int
@@ -76,6 +79,8 @@ class ModelRuntime:
     canary_task: asyncio.Task[None]
     edit_scorer: EditScorer
     shadow: Shadow | None = None
+    judge: AuditJudge | None = None
+    own_judge: AuditJudge | None = None
     loaded_at: str = field(default_factory=utc_now)
 
     @property
@@ -147,6 +152,8 @@ class ModelRuntime:
         self.canary_task.cancel()
         await self.edit_scorer.stop()
         await self.batcher.stop()
+        if self.own_judge is not None:
+            await self.own_judge.stop()
         self.encode_pool.close()
         # Waits for the scorer's processes, where it has some; replies are written meanwhile.
         await asyncio.to_thread(self.loaded.scorer.close)
@@ -161,7 +168,9 @@ def start_runtime(resources: SharedResources, model: PreparedModel, version: int
     watchdog = Watchdog(resources.scorer_timeout_s) if resources.scorer_timeout_s else None
     batcher = create_batcher(settings, loaded, clock, events, version, watchdog)
     edit_scorer = EditScorer(BackgroundScorer(encode_pool, batcher, pipeline), batcher, clock)
-    watcher = _build_watcher(resources, model, version, edit_scorer)
+    own_judge = _start_own_judge(resources, model)
+    judge = own_judge or resources.judge
+    watcher = _build_watcher(resources, model, version, edit_scorer, judge)
     metrics.model_loaded(version, loaded.calibration, pipeline)
     batcher.start()
     canaries = model.canaries or CanarySet([], loaded.encode, loaded.identity, 1.0)
@@ -200,6 +209,17 @@ def start_runtime(resources: SharedResources, model: PreparedModel, version: int
         canaries=canaries,
         canary_task=canary_task,
         edit_scorer=edit_scorer,
+        judge=judge,
+        own_judge=own_judge,
+    )
+
+
+def _start_own_judge(resources: SharedResources, model: PreparedModel) -> AuditJudge | None:
+    if model.audit is None:
+        return None
+    texts = resources.attribution.texts if resources.attribution is not None else None
+    return start_judge(
+        resources.settings, model.audit, resources.clock, resources.monitor, resources.tripwire_events, texts
     )
 
 
@@ -208,6 +228,7 @@ def _build_watcher(
     model: PreparedModel,
     version: int,
     edit_scorer: EditScorer,
+    judge: AuditJudge | None,
 ) -> RunWatcher:
     loaded, pipeline, settings = model.loaded, model.pipeline, resources.settings
     known = _baseline(loaded.calibration, pipeline) if settings.tripwires.baseline == "calibration" else Baseline()
@@ -222,7 +243,7 @@ def _build_watcher(
         pipeline=pipeline,
         model={"model": name, "model_version": version, "pipeline": pipeline.digest},
         cpu_budget=resources.cpu_budget,
-        judge=resources.judge,
+        judge=judge,
         honeypots=resources.honeypots,
         evidence_store=resources.evidence_store,
         attribution=resources.attribution,

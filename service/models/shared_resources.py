@@ -7,15 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewardserve.model.backends import LoadedModel
-from rewardserve.model.reward import RewardSettings, build_pipeline
 from rewardserve.model.traits import Lexicon
 from rewardserve.service.admission import Admission
 from rewardserve.service.clock import Clock
-from rewardserve.service.inference.encode_pool import EncodePool
-from rewardserve.service.inference.outcomes import BatchResult
-from rewardserve.service.inference.watchdog import ScorerState
-from rewardserve.service.models.batcher_factory import create_batcher
-from rewardserve.service.observability import logs
+from rewardserve.service.models.audit_judge import start_judge
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.observability.tripwire_report import TripwireReport
 from rewardserve.service.settings import ModelSettings
@@ -32,13 +27,12 @@ from rewardserve.service.tripwires.io.webhook import Webhook
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import MonitorLimits
 
-_NO_VERSION = 0
-"""Model version of the audit judge, which serves no requests."""
-
 
 @dataclass(frozen=True, slots=True)
 class SharedResources:
-    """The resources that all models of a process share, however many are loaded."""
+    """The resources that all models of a process share, however many are loaded. `judge`: one that the settings name; a judge
+    beside a model belongs to that model's runtime.
+    """
 
     settings: ModelSettings
     admission: Admission
@@ -107,7 +101,8 @@ def create_shared_resources(
         learned = LearnedBaselines()
         digest = _settings_digest(limits, audit, settings, honeypots)
         state_keeper = StateKeeper(state_folder, monitor, sender, learned, digest, clock, events)
-    judge = _build_judge(settings, audit, clock, monitor, events, attribution) if audit is not None else None
+    texts = attribution.texts if attribution is not None else None
+    judge = start_judge(settings, audit, clock, monitor, events, texts) if audit is not None else None
     if attribution is not None and judge is not None:
         attribution.judge = judge.edit_scorer
     return SharedResources(
@@ -134,7 +129,11 @@ def _settings_digest(
     limits: MonitorLimits, audit: LoadedModel | None, settings: ModelSettings, honeypots: Honeypots | None
 ) -> str:
     """The digest of all that statistics depend on besides the numbers of samples: windows, audit judge, honeypots."""
-    judge = None if audit is None else (audit.contract.digest, audit.calibration_digest, settings.tripwires.audit_share)
+    judge = (
+        settings.audit_model
+        if audit is None
+        else (audit.contract.digest, audit.calibration_digest, settings.tripwires.audit_share)
+    )
     planted = None if honeypots is None else sorted(honeypots.by_prompt)
     parts = limits.window, limits.smoothing, limits.warm_up, limits.trend_windows, judge, planted
     return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -143,47 +142,3 @@ def _settings_digest(
 def _build_evidence_store(settings: ModelSettings, events: TripwireReport) -> EvidenceStore | None:
     folder = settings.tripwires.evidence_dir
     return EvidenceStore(folder, events) if folder else None
-
-
-def _build_judge(
-    settings: ModelSettings,
-    audit: LoadedModel,
-    clock: Clock,
-    monitor: RunMonitor,
-    events: TripwireReport,
-    attribution: Attribution | None,
-) -> AuditJudge:
-    audit_report = _AuditReport(logs.logger("audit"))
-    encode_pool = EncodePool(audit.encode, 1, audit_report)
-    batcher = create_batcher(settings, audit, clock, audit_report, _NO_VERSION)
-    batcher.start()
-    pipeline = build_pipeline(audit.ensemble_members, RewardSettings(shape="none"))
-    return AuditJudge(
-        audit.scorer,
-        encode_pool,
-        batcher,
-        pipeline,
-        share=settings.tripwires.audit_share,
-        block=settings.tripwires.window,
-        monitor=monitor,
-        clock=clock,
-        events=events,
-        texts=attribution.texts if attribution is not None else None,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _AuditReport:
-    """Receiver of events that logs the failures of the audit model; its batches are not counted."""
-
-    log: logs.Logger
-
-    def on_batch(self, result: BatchResult) -> None:
-        if result.outcome != "ok":
-            self.log.error(f"batch_{result.outcome}", rows=result.n_rows, tokens=result.n_tokens)
-
-    def on_scorer_state(self, state: ScorerState) -> None:
-        self.log.error("scorer_state", state=state)
-
-    def on_encode_bug(self, error: BaseException) -> None:
-        self.log.error("encoder_bug", exc_info=error)

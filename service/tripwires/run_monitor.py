@@ -103,11 +103,13 @@ class RunMonitor:
         now: float,
         owner: str = "",
         task: str = "",
+        source: BaselineSource | None = None,
     ) -> None:
-        """Count the score of one sample, and that of the audit judge."""
-        run = self._table.open(name, owner, now, self.baseline_source)
-        run.revision += 1
-        self._counter.count_audit(run, prompt_hash, PromptMeans(score, audit, task))
+        """Count the score of one sample, and that of the audit judge. A score of another model than the run has is left out."""
+        run = self._table.open(name, owner, now, source or self.baseline_source)
+        if source is None or run.baseline_source is source:
+            run.revision += 1
+            self._counter.count_audit(run, prompt_hash, PromptMeans(score, audit, task))
 
     def is_learning_audits(self, name: str | None, owner: str = "") -> bool:
         """Whether `audit_drift` does not know yet which audits the scores of this run let expect."""

@@ -531,3 +531,84 @@ def test_mixed_precision_trains_and_exports_float32_scores(tmp_path, sft, pairs,
     assert main(["evaluate", "--config", str(recipe)]) == 0
     (again,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert again["margin"] == pytest.approx(line["margin"], rel=1e-5), "the autocast of training is gone"
+
+
+# -- audit judge ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["frozen", "full"])
+def test_a_judge_of_other_pairs_and_another_depth_is_trained_beside_the_model(tmp_path, sft, pairs, method):
+    recipe = recipe_for(tmp_path, sft, pairs, **METHODS[method], audit_judge={"n_layers": 1})
+    assert main(["train", "--config", str(recipe)]) == 0
+    out = tmp_path / "out"
+    model, judge = report_of(out), json.loads((out / "checkpoint/audit_judge/training_report.json").read_text())
+    assert judge["training pairs"] == model["held-out pairs"] > 0
+    assert judge["held-out pairs"] == model["training pairs"]
+    assert judge["recipe"]["seed"] != model["recipe"]["seed"]
+    read_back = read(str(out / "checkpoint" / "audit_judge"))
+    assert read_back.network.config.num_hidden_layers == 1
+    assert read_back.contract is not None
+    assert read_back.calibration is not None
+    if method == "frozen":
+        small = out / "heads" / "audit_judge"
+        assert sum(f.stat().st_size for f in small.glob("*.safetensors")) < 20_000
+        ids = read_back.contract.probes[0].ids
+        again = read(str(small))
+        assert score_single_row(again.network, ids) == pytest.approx(score_single_row(read_back.network, ids), abs=1e-5)
+
+
+def test_a_judge_stays_with_a_checkpoint_that_is_calibrated_again(tmp_path, sft, pairs):
+    recipe = recipe_for(tmp_path, sft, pairs, **METHODS["frozen"], audit_judge={})
+    assert main(["train", "--config", str(recipe)]) == 0
+    before = (tmp_path / "out/checkpoint/audit_judge/scoring_contract.json").read_text()
+    assert main(["calibrate", "--config", str(recipe)]) == 0
+    assert (tmp_path / "out/checkpoint/audit_judge/scoring_contract.json").read_text() == before
+
+
+def test_a_judge_learns_from_its_own_sources(tmp_path, sft, pairs):
+    own = world.write_jsonl(tmp_path / "own.jsonl", world.planted_rows(120, seed=9))
+    recipe = recipe_for(tmp_path, sft, pairs, **METHODS["frozen"], audit_judge={"sources": [{"path": str(own)}]})
+    assert main(["train", "--config", str(recipe)]) == 0
+    judge = json.loads((tmp_path / "out/checkpoint/audit_judge/training_report.json").read_text())
+    assert judge["rows read"] == 120
+    assert report_of(tmp_path / "out")["rows read"] == 400
+
+
+def test_a_finished_judge_is_kept_where_the_run_continues(tmp_path, sft, pairs, capsys):
+    recipe = recipe_for(tmp_path, sft, pairs, **METHODS["frozen"], audit_judge={})
+    assert main(["train", "--config", str(recipe)]) == 0
+    made = (tmp_path / "out/audit_judge/checkpoint/training_report.json").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "out" / "checkpoint")
+    assert main(["train", "--config", str(recipe), "--set", "output.resume=true"]) == 0
+    assert (tmp_path / "out/audit_judge/checkpoint/training_report.json").stat().st_mtime_ns == made
+    assert (tmp_path / "out/checkpoint/audit_judge/scoring_contract.json").is_file()
+    capsys.readouterr()
+    assert main(["train", "--config", str(recipe)]) == 2
+    assert "output.resume" in capsys.readouterr().err
+
+
+def test_a_judge_beside_a_reward_model_is_refused(tmp_path, sft, pairs, capsys):
+    recipe = recipe_for(tmp_path, sft, pairs, model={"start": "reward"}, audit_judge={})
+    assert main(["train", "--config", str(recipe)]) == 2
+    assert "REWARD_AUDIT_MODEL" in capsys.readouterr().err
+
+
+def test_a_judge_of_one_head_reads_the_sources_of_this_head_alone(tmp_path, sft, pairs):
+    other = world.write_jsonl(tmp_path / "other.jsonl", world.planted_rows(120, seed=9))
+    sources = [{"path": str(pairs), "head": "a"}, {"path": str(other), "head": "b"}]
+    model = {"head_init": "logistic", "heads": ["a", "b"], "head_weights": [0.9, 0.1], "head_l2": [0.1, 0.3]}
+    data = {"sources": sources, "eval_fraction": 0.25}
+    recipe = recipe_for(
+        tmp_path, sft, pairs, method={"name": "frozen"}, optim={"epochs": 0}, model=model, data=data,
+        audit_judge={"heads": ["b"]},
+    )  # fmt: skip
+    assert main(["train", "--config", str(recipe)]) == 0
+    judge = json.loads((tmp_path / "out/checkpoint/audit_judge/training_report.json").read_text())
+    assert (judge["rows read"], judge["heads"], judge["recipe"]["model"]["head_l2"]) == (120, {"b": 1.0}, [0.3])
+    assert main(["train", "--config", str(recipe), "--set", "audit_judge.heads=[c]"]) == 2
+
+
+def test_swapped_data_needs_held_out_pairs(tmp_path, sft, pairs, capsys):
+    recipe = recipe_for(tmp_path, sft, pairs, data={"eval_fraction": 0.0, "swap": True})
+    assert main(["train", "--config", str(recipe)]) == 2
+    assert "data.eval_fraction: 0" in capsys.readouterr().err

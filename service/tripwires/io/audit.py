@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rewardserve.model.conversation import Sample
 from rewardserve.model.reward import Pipeline, Reward
@@ -22,6 +22,7 @@ from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.tripwires.audit_sampling import AuditSampler
+from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.io.edit_scorer import EditScorer
 from rewardserve.service.tripwires.io.events import TripwireEvents
 from rewardserve.service.tripwires.io.run_texts import RunTexts
@@ -32,13 +33,16 @@ _MAX_SAMPLERS = 64
 
 
 class _Audited(NamedTuple):
-    """A sample to audit: its prompt and token ids as hashes, its score on the calibrated scale, and its task."""
+    """A sample to audit: its prompt and token ids as hashes, its score on the calibrated scale, its task, and the source of the
+    model that scored it.
+    """
 
     sample: Sample
     prompt_hash: int
     ids_hash: int
     score: float
     task: str
+    source: BaselineSource | None
 
 
 class AuditJudge:
@@ -57,11 +61,13 @@ class AuditJudge:
         clock: Clock,
         events: TripwireEvents,
         texts: RunTexts | None = None,
+        description: Mapping[str, Any] | None = None,
     ) -> None:
+        self.description = description or {}
         self._scorer = scorer
         self._encoder = encoder
         self._batcher = batcher
-        self._share, self._block = share, block
+        self.share, self._block = share, block
         self._samplers: OrderedDict[tuple[str | None, str], AuditSampler[_Audited]] = OrderedDict()
         self._monitor = monitor
         self._clock = clock
@@ -71,16 +77,24 @@ class AuditJudge:
         self.edit_scorer = EditScorer(self.background_scorer, batcher, clock)
 
     def submit(
-        self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed], run: str | None, owner: str = ""
+        self,
+        rows: Sequence[ScoredRow],
+        rewards: Sequence[Reward | RowFailed],
+        run: str | None,
+        owner: str = "",
+        source: BaselineSource | None = None,
     ) -> None:
-        """Submit the samples of this run that are chosen, at the end of each block. Never waits."""
+        """Submit the samples of this run that are chosen, at the end of each block. Never waits.
+
+        `source` is the model's that scored them: once the run has another model, their audits no longer count.
+        """
         sampler = self._sampler(run, owner)
         is_learning = self._monitor.is_learning_audits(run, owner)
         for row, reward in zip(rows, rewards, strict=True):
             if isinstance(reward, Reward):
                 ids = row.encoded.ids
                 prompt_hash = hash(ids[: row.encoded.n_prompt] or ids)
-                audited = _Audited(row.sample, prompt_hash, hash(ids), reward.changes[0], row.task)
+                audited = _Audited(row.sample, prompt_hash, hash(ids), reward.changes[0], row.task, source)
                 chosen = sampler.add(audited, audited.prompt_hash, audited.ids_hash, is_learning=is_learning)
                 if chosen:
                     self._score(chosen, run, owner)
@@ -88,7 +102,7 @@ class AuditJudge:
     def _sampler(self, run: str | None, owner: str) -> AuditSampler[_Audited]:
         key = (run, owner)
         if key not in self._samplers:
-            self._samplers[key] = AuditSampler(self._share, self._block)
+            self._samplers[key] = AuditSampler(self.share, self._block)
         self._samplers.move_to_end(key)
         if len(self._samplers) > _MAX_SAMPLERS:
             self._samplers.popitem(last=False)
@@ -115,7 +129,7 @@ class AuditJudge:
             if reward is not None:
                 audit = reward.changes[0]
                 now = self._clock.now()
-                self._monitor.add_audit(run, each.prompt_hash, each.score, audit, now, owner, each.task)
+                self._monitor.add_audit(run, each.prompt_hash, each.score, audit, now, owner, each.task, each.source)
                 if self._texts is not None:
                     self._texts.add_audit(self._monitor.label_of(run, owner), each.ids_hash, audit)
 

@@ -128,7 +128,7 @@ class RunWatcher:
         """Inspect samples that were scored together, within the CPU budget. Return the flags of samples, by their place."""
         began = self._clock.now()
         if self._judge is not None:
-            self._judge.submit(rows, rewards, context.run, context.owner)
+            self._judge.submit(rows, rewards, context.run, context.owner, self.baseline_source)
         n = self._cpu_budget.affords(len(rows), began)
         self.monitor.n_inspected += n
         self.monitor.n_skipped += len(rows) - n

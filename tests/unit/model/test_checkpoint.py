@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -211,6 +212,34 @@ def test_bare_heads_over_a_base_model_are_a_reward_model(tmp_path):
         assert score_single_row(again.network, row) == pytest.approx(
             score_single_row(start.network.eval(), row), abs=1e-6
         )
+
+
+def test_bare_heads_over_the_first_layers_of_a_base_model_are_a_reward_model(tmp_path):
+    base = language_model(tmp_path / "base")
+    start = read_backbone(str(base), n_layers=1)
+    write_heads(tmp_path / "heads", start.network, base=str(base), n_layers=1)
+    contract = write_contract(tmp_path / "heads", probes=PROBES)
+    again = read(str(tmp_path / "heads"))
+    assert again.network.config.num_hidden_layers == 1 < read_backbone(str(base)).network.config.num_hidden_layers
+    assert again.contract == contract
+    for row in ROWS:
+        assert score_single_row(again.network, row) == pytest.approx(
+            score_single_row(start.network.eval(), row), abs=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"), [("0", "n_layers=0"), ("99", "n_layers=99"), ("two", "no number of lay")]
+)
+def test_bare_heads_over_layers_that_do_not_exist_are_refused(tmp_path, layers, message):
+    base = language_model(tmp_path / "base")
+    write_heads(tmp_path / "heads", read_backbone(str(base)).network, base=str(base), n_layers=1)
+    file = tmp_path / "heads" / "reward_heads.safetensors"
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    save_file(load_file(file), file, metadata=metadata | {"base_model_layers": layers})
+    with pytest.raises(CheckpointError, match=message):
+        read(str(tmp_path / "heads"))
 
 
 # -- refusing ---------------------------------------------------------------------------------------------------------

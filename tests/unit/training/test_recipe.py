@@ -147,7 +147,7 @@ def numbers():
             inner = next((k for k in kinds if dataclasses.is_dataclass(k)), None)
             place, name = f"{where}.{f.name}".lstrip("."), f"{key}.{f.name}".lstrip(".")
             if inner is SourceConfig:
-                yield from walk(inner, f"{place}.0", "data.sources") if f.name == "sources" else ()
+                yield from walk(inner, f"{place}.0", "data.sources") if place == "data.sources" else ()
             elif inner:
                 yield from walk(inner, place, name)
             elif int in kinds or float in kinds:

@@ -19,6 +19,7 @@ from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.planner import BatchLimits
 from rewardserve.service.inference.rewards import ScoredRow
+from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.run_context import RunContext
@@ -86,7 +87,7 @@ class Audits(list):
     def is_learning_audits(self, run, owner):
         return self.is_learning
 
-    def add_audit(self, run, prompt_hash, score, audit, now, owner, task):
+    def add_audit(self, run, prompt_hash, score, audit, now, owner, task, source):
         self.append((score, audit))
 
 
@@ -198,3 +199,19 @@ async def test_the_monitor_knows_of_each_run_whether_its_start_is_learned():
             monitor.observe("old", 1, [SAMPLE] * 16 * 8, 0.0)
     assert not monitor.is_learning_audits("old")
     assert monitor.is_learning_audits("old", "another owner")
+
+
+async def test_audits_of_the_scores_of_an_earlier_model_are_left_out(open_judge):
+    scorer = GatedScorer()
+    watcher = watching(StillClock())
+    judge = open_judge(scorer, monitor=watcher.monitor)
+    old, new = BaselineSource(), BaselineSource()
+    watcher.monitor.observe("ppo-7", 1, [SAMPLE], 0.0, source=old)
+    judge.submit([row("a")], [reward(1.0)], "ppo-7", source=old)
+    await scorer.entered()
+    watcher.monitor.set_baseline_source("ppo-7", new, 0.0)
+    judge.submit([row("b")], [reward(2.0)], "ppo-7", source=new)
+    scorer.gate.set()
+    await finished(judge)
+    window = watcher.monitor.runs["ppo-7"].window
+    assert (window["audited"], window["audited_score_positive"]) == (1, 2.0)
