@@ -500,7 +500,7 @@ class Config:
         if self.audit_judge is not None and self.model.start == "reward":
             raise ConfigError(
                 "audit_judge with model.start: reward: a judge has fewer layers than the model, so its heads are fresh. Train it "
-                "in a run of its own, from a backbone, and serve it with REWARD_AUDIT_MODEL."
+                "in a separate run, from a backbone, and serve it with REWARD_AUDIT_MODEL."
             )
         if self.method.name == "frozen" and self.optim.gradient_checkpointing:
             raise ConfigError("optim.gradient_checkpointing has no effect with method.name: frozen; leave it out")

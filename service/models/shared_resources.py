@@ -129,11 +129,8 @@ def _settings_digest(
     limits: MonitorLimits, audit: LoadedModel | None, settings: ModelSettings, honeypots: Honeypots | None
 ) -> str:
     """The digest of all that statistics depend on besides the numbers of samples: windows, audit judge, honeypots."""
-    judge = (
-        settings.audit_model
-        if audit is None
-        else (audit.contract.digest, audit.calibration_digest, settings.tripwires.audit_share)
-    )
+    named = None if audit is None else (audit.contract.digest, audit.calibration_digest)
+    judge = settings.audit_model, named, settings.tripwires.audit_share
     planted = None if honeypots is None else sorted(honeypots.by_prompt)
     parts = limits.window, limits.smoothing, limits.warm_up, limits.trend_windows, judge, planted
     return hashlib.sha256(repr(parts).encode()).hexdigest()
