@@ -42,11 +42,11 @@ def test_the_judge_beside_the_model_audits_and_follows_a_swap(folder):
         score(server, "b", 64)
         wait_until(lambda: audited(server, "b") == 64, 30.0)
         server.client.post("/admin/models", json={"model": str(folder / "alone")})
-        assert server.client.get("/model").json()["audit_judge"]["name"] is None
+        assert server.client.get("/model").json()["audit_judge"] is None
         assert "audit_judge_missing" in server.log
 
 
 def test_a_judge_is_not_loaded_unless_it_is_asked_for(folder):
     with Server(str(folder / "one"), "--dtype=float32") as server:
-        assert server.client.get("/model").json()["audit_judge"]["name"] is None
+        assert server.client.get("/model").json()["audit_judge"] is None
         assert "audit_judge" not in server.log

@@ -15,6 +15,7 @@ from rewardserve.model.reward import Pipeline
 from rewardserve.service.api import openapi
 from rewardserve.service.api.replies import info_response
 from rewardserve.service.api.schemas.model import (
+    AuditJudgeOut,
     BackendOut,
     BreachOut,
     CalibrationOut,
@@ -69,6 +70,7 @@ def describe_model(runtime: ModelRuntime, server_limits: ServerLimits) -> ModelR
             report.max_probe_error,
         ),
         canaries=_canaries(runtime),
+        audit_judge=_audit_judge(runtime),
         attribution=KeptTexts(runtime.watcher.attribution is not None, N_SAMPLES, MAX_CHARACTERS, MAX_BYTES),
         numeric_noise=None if noise is None else NumericNoiseOut(noise.max, noise.p99, noise.n_rows),
         contract_clauses=contract_clauses(runtime),
@@ -76,6 +78,11 @@ def describe_model(runtime: ModelRuntime, server_limits: ServerLimits) -> ModelR
         pipeline=_pipeline(runtime.pipeline),
         limits=_limits(runtime, server_limits),
     )
+
+
+def _audit_judge(runtime: ModelRuntime) -> AuditJudgeOut | None:
+    judge = runtime.judge
+    return None if judge is None else AuditJudgeOut(**judge.description, share=judge.share)
 
 
 def contract_clauses(runtime: ModelRuntime) -> ContractClauses:

@@ -93,6 +93,17 @@ class CanariesOut(ReplyRecord, frozen=True, gc=False):
     margins: Annotated[list[CanaryMargin], doc("all of them", [_MARGIN])]
 
 
+class AuditJudgeOut(ReplyRecord, frozen=True, gc=False):
+    """The second model that scores a share of the samples for the trip wires. Without one nothing is compared with another
+    judgement.
+    """
+
+    name: Annotated[str, doc("folder or name of the judge", f"{CHECKPOINT}/audit_judge")]
+    n_parameters: Annotated[int, doc("parameters", 330_000_000)]
+    contract: Annotated[str, doc("digest of its scoring contract", DIGEST)]
+    share: Annotated[float, doc("share of the samples that it scores after the start of a run", 0.1)]
+
+
 class KeptTexts(ReplyRecord, frozen=True, gc=False):
     """Texts that the server keeps in memory for attribution."""
 
@@ -271,6 +282,13 @@ class ModelReply(ReplyRecord, frozen=True, gc=False):
     ]
     canaries: Annotated[
         CanariesOut, doc("pairs of honest answer and exploit", {"n": 10, "failing": [_MARGIN], "margins": [_MARGIN]})
+    ]
+    audit_judge: Annotated[
+        AuditJudgeOut | None,
+        doc(
+            "the audit judge; null: none (REWARD_AUDIT_MODEL)",
+            {"name": f"{CHECKPOINT}/audit_judge", "n_parameters": 330_000_000, "contract": DIGEST, "share": 0.1},
+        ),
     ]
     attribution: Annotated[
         KeptTexts,
