@@ -254,7 +254,7 @@ dashboards: setup
 train-default: setup
 	@$(BIN)/python -m rewardserve train --config training/recipes/default.yaml \
 	  --set data.sources.0.path=$(DATA)/ukp.jsonl.gz --set data.sources.1.path=$(DATA)/hh.jsonl.gz
-	@echo "to ship it: cp runs/default/heads/* model/default/checkpoint/"
+	@echo "to ship it: cp -r runs/default/heads/* model/default/checkpoint/"
 
 clean:
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
