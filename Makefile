@@ -23,7 +23,7 @@ SOAK ?=
 MEMORY ?=
 OVERLOAD ?=
 
-.PHONY: help hashes image-digests setup install serve test test-sweeps test-vllm test-trainers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check docs bench bench-peers bench-overhead bench-tripwires bench-load gym gym-report streams grpo drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
+.PHONY: help hashes image-digests setup install serve test test-sweeps test-vllm test-trainers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check docs reference bench bench-peers bench-overhead bench-tripwires bench-load gym gym-report streams grpo drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -45,6 +45,7 @@ help:
 	@echo "make hashes         the packages of the CPU's image by SHA-256 (constraints-hashes.txt, for make image HASHED=1)"
 	@echo "make image-digests  the images by digest, for .env; BASE= for make image (queries the registries)"
 	@echo "make docs           the documentation as a site in site/, with the reference generated from the code; installs mkdocs into .bench/"
+	@echo "make reference      write the lists in docs/reference again from the code"
 	@echo "make check          lint, types, import rules, links, known vulnerabilities of dependencies"
 	@echo "make bench          the engines side by side, under ten minutes (BENCH=--quick: under one)"
 	@echo "make bench-peers    this server and others side by side; installs them into .bench/ (BENCH=--quick)"
@@ -193,6 +194,10 @@ docs: setup
 	@$(BIN)/python -m docs.pages build/docs
 	@NO_MKDOCS_2_WARNING=1 "$$($(BIN)/python -m docs.install | tail -n 1)" -m mkdocs build --strict --quiet
 	@echo "the site is in site/: open site/index.html"
+
+# The lists of docs/reference are committed; a test compares them with the code.
+reference: setup
+	@$(BIN)/python -m docs.pages
 
 bench: setup
 	@$(BIN)/python -m benchmarks.engines $(BENCH)

@@ -1,7 +1,7 @@
-"""Collect the pages of the site in one folder, with the lists that are generated from the code: `python -m docs.pages FOLDER`.
+"""Collect the pages of the site in one folder: `python -m docs.pages FOLDER`. Without a folder, write the lists of the reference.
 
-The site has the pages of `docs/` and pages that stand beside the code that they are about. Where a page has the line
-`<!-- list: NAME -->`, the list of that name replaces it and the next line. Links between files of the repository become links
+The site has the pages of `docs/` and pages that stand beside the code that they are about. The part of a page between the lines
+`<!-- list: NAME -->` and `<!-- end of the list -->` is written from the code. Links between files of the repository become links
 between pages; a link to a file that is no page becomes its words.
 """
 
@@ -41,8 +41,8 @@ BESIDE_CODE = {
 """Pages of the site that lie beside the described code."""
 
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
-_LIST = re.compile(r"^<!-- list: ([a-z-]+) -->\n\*This list is generated .*$", re.MULTILINE)
-"""A marker, and the line that stands in its place in the repository."""
+LIST = re.compile(r"^<!-- list: ([a-z-]+) -->\n.*?^<!-- end of the list -->$", re.MULTILINE | re.DOTALL)
+"""A list that is generated from the code, between its markers."""
 _SHARED_BY = 5
 """A parameter of more routes than these is described once."""
 _LONGEST_EXAMPLE = 60
@@ -52,8 +52,14 @@ _LONGEST_LINE = 100
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(prog="python -m docs.pages", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, help="is emptied first")
-    folder: Path = parser.parse_args(argv).folder
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="is emptied first; none: write the lists in docs/reference again"
+    )
+    folder: Path | None = parser.parse_args(argv).folder
+    if folder is None:
+        for path in sorted((ROOT / "docs" / "reference").glob("*.md")):
+            path.write_text(with_lists(path.read_text("utf-8")), encoding="utf-8")
+        return 0
     shutil.rmtree(folder, ignore_errors=True)
     for name, page in site().items():
         path = folder / name
@@ -68,7 +74,7 @@ def site() -> dict[str, str]:
     """All pages by their path in the site."""
     places = sources()
     return {
-        place: with_lists(spaced(linked(source, (ROOT / source).read_text("utf-8"), places)))
+        place: spaced(linked(source, with_lists((ROOT / source).read_text("utf-8")), places))
         for source, place in places.items()
     }
 
@@ -100,8 +106,10 @@ def linked(source: str, page: str, places: Mapping[str, str]) -> str:
 
 
 def with_lists(page: str) -> str:
-    """Fill in the lists of a page. Raise `KeyError` for an unknown list."""
-    return _LIST.sub(lambda found: LISTS[found[1]](), page)
+    """Write the lists of a page again. Raise `KeyError` for an unknown list."""
+    return LIST.sub(
+        lambda found: f"<!-- list: {found[1]} -->\n\n{LISTS[found[1]]().strip()}\n\n<!-- end of the list -->", page
+    )
 
 
 # -- lists --------------------------------------------------------------------------------------------------------------

@@ -60,6 +60,8 @@ LEAST_YOU = 8.0
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]+")
 _YOU = re.compile(r"\byou(?:r|rs|rself)?\b", re.IGNORECASE)
 _CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
+_LIST = re.compile(r"<!-- list: .*?<!-- end of the list -->", re.DOTALL)
+"""Generated from code, whose words are counted there."""
 _FEWEST_WORDS = 4
 """Words of a string from which it is a message and no name."""
 
@@ -100,7 +102,7 @@ def prose_of(area: str) -> str:
     ).stdout.splitlines()
     texts = [(name, (ROOT / name).read_text(encoding="utf-8")) for name in listed]
     parts = (part for name, text in texts for part in (_sentences(text) if name.endswith(".py") else [text]))
-    return _CODE.sub(" ", "\n".join(parts))
+    return _CODE.sub(" ", _LIST.sub(" ", "\n".join(parts)))
 
 
 def _sentences(source: str) -> Iterator[str]:

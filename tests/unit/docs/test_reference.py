@@ -213,12 +213,13 @@ def test_the_example_of_an_error_is_the_answer_of_the_server():
     assert error_response(refused.value).body.decode() in page.splitlines()[6]
 
 
-def test_a_list_has_a_line_in_the_repository_that_says_where_to_find_it():
-    for path in (ROOT / "docs/reference").glob("*.md"):
-        page = path.read_text()
-        said = f"-->\n*This list is generated from the code: `make docs` writes it into `site/reference/{path.stem}.html`.*"
-        assert page.count(said) == page.count("<!-- list: "), path
-    assert "This list is generated" not in "".join(pages.site().values())
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/reference").glob("*.md")), ids=lambda path: path.stem)
+def test_the_lists_of_a_page_are_those_of_the_code(path):
+    if path.stem == "commands" and sys.version_info[:2] != (3, 11):
+        pytest.skip("argparse of another Python writes --help in another way")
+    page = path.read_text()
+    assert page.count("<!-- list: ") == page.count("<!-- end of the list -->")
+    assert page == pages.with_lists(page), "run make reference"
 
 
 def test_the_page_of_routes_shows_the_example_of_every_parameter():
