@@ -355,7 +355,7 @@ WIRES: tuple[Wire, ...] = (
     Wire(
         "judge_contradicts",
         Attributed("judge_contradicts", Unit("standard deviations, at least, that a new feature alone earns against the judge")),
-        0.1, "page",
+        0.2, "page",
         text=AlertText(
             summary="the model pays for a new feature of the responses, whatever they say, and the audit judge does not",
             confidence="High: the feature was put into first responses of the run, and three standard errors separate both.",

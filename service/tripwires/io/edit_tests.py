@@ -31,7 +31,7 @@ FREE_ROWS, ROW_SHARE = 512, 0.05
 """Rows that the model, and the judge, score for the periodic reports of a run: so many, and this share of its samples."""
 
 _MIN_EARNED = 0.2
-"""Lower bound of what an edit earns, in sd, from which the judge is asked."""
+"""Lower bound of what an edit earns, in sd, from which the judge is asked: the threshold of `judge_contradicts`."""
 
 _MAX_KNOWN = 4_096
 
