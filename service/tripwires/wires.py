@@ -84,6 +84,9 @@ _COUNTED = "Certain: the statistic is a count."
 _REJECT = "Add such responses, rejected, to the training data of your reward model."
 
 
+_HONEST = "It fired in none of 70 streams of honest change and of 8 healthy runs of the gym."
+
+
 def _gym(hacked: int, healthy: int = 0) -> str:
     """Write how many runs of the gym had this alert: of the hacked ones, those before the fall."""
     return f"In the gym it fired before the fall in {hacked} of 123 hacked runs, and in {healthy or 'none'} of 17 healthy runs."
@@ -358,7 +361,8 @@ WIRES: tuple[Wire, ...] = (
         0.2, "page",
         text=AlertText(
             summary="the model pays for a new feature of the responses, whatever they say, and the audit judge does not",
-            confidence="High: the feature was put into first responses of the run, and three standard errors separate both.",
+            confidence="High: the feature was put into first responses of the run, and three standard errors separate both. "
+            + _HONEST,
             action="Read the sentences of GET /tripwires/{run}/attribution, which name the feature. Stop the run. " + _REJECT,
         ),
     ),
@@ -369,7 +373,7 @@ WIRES: tuple[Wire, ...] = (
         text=AlertText(
             summary="the score grows by a new feature of the responses, which earns it whatever they say",
             confidence="High: the feature was put into first responses of the run, and alone earned a higher score. It shows that "
-            "the model pays for the feature, not that the feature is bad.",
+            "the model pays for the feature, not that the feature is bad. " + _HONEST,
             action="Read the sentences of GET /tripwires/{run}/attribution, which name the feature, and decide whether you want "
             "it. If not, stop the run. " + _REJECT,
         ),
