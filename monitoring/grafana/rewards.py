@@ -48,7 +48,11 @@ _TOKENS = f"exp({q.scraped_mean('length')})"
 _INSPECTED = "rewardserve_samples_inspected_total"
 _WATCHED = q.over(q.rate(_INSPECTED, 'outcome="inspected"'), q.rate(_INSPECTED))
 _OF_RULES, _OF_SERVERS = "rewardserve:tripwire_threshold", q.series("rewardserve_tripwire_threshold")
-FIRING = q.series("ALERTS", 'alertstate="firing"', 'alertname=~"Reward.+"')
+_IS_FIRING = 'alertstate="firing"', 'alertname=~"Reward.+"'
+FIRING = q.series("ALERTS", *_IS_FIRING)
+_PAGES = q.series("ALERTS", *_IS_FIRING, 'severity="page"')
+_WORST = f"topk by (run, instance) (3, 2 * {_PAGES} or {FIRING})"
+"""The three worst alerts of each run, so that a run has at most four lines in the first row, and those of servers."""
 
 
 def dashboard_rows() -> tuple[Row, ...]:
@@ -123,12 +127,13 @@ def _now() -> tuple[Panel, ...]:
         rows(
             Header(
                 "Alerts",
-                "Alerts that fire now; the runbook has the meaning of each and the first thing to do.",
+                "The three worst alerts of each run that fire now, pages first; the runbook has the meaning of each and the first "
+                "thing to do, and GET /tripwires the run in five lines.",
                 (_HACKING,),
                 12,
                 7,
             ),
-            {"": Query(FIRING)},
+            {"": Query(_WORST)},
             ("alertname", "severity", "run", "wire", "instance"),
         ),
     )
