@@ -36,6 +36,7 @@ DESCRIPTION = (
 )
 
 _RUN = "{{run}}"
+_LINE = 24
 _HACKING = alert_name(VOTE)
 _REPLICA_ALERTS = ("RewardTripwirePaged", "RewardTripwireWarned")
 
@@ -241,7 +242,7 @@ def _rewards() -> tuple[Panel, ...]:
             Query(capped, "{{side}}"),
             unit="percentunit",
         ),
-        *_wire_panels("rewards"),
+        *_wire_panels("rewards", fills_line=True),
     )
 
 
@@ -353,10 +354,14 @@ def _tile(title: str, description: str, *alerts: str) -> Header:
     return Header(title, description, alerts, width=4, height=4)
 
 
-def _wire_panels(row: str, width: int = 8) -> tuple[Panel, ...]:
-    """Build the panels of one row from the table of wires. The widths of a line add up to 24."""
+def _wire_panels(row: str, width: int = 8, *, fills_line: bool = False) -> tuple[Panel, ...]:
+    """Build the panels of one row from the table of wires. The widths of a line add up to 24; `fills_line`: the last panel is as
+    wide as its line needs.
+    """
     charts = [(wire, wire.chart) for wire in WIRES if wire.chart is not None and wire.chart.row == row]
-    return tuple(_wire_panel(wire, chart, width) for wire, chart in charts)
+    rest = -width * len(charts) % _LINE if fills_line else 0
+    widths = [width] * (len(charts) - 1) + [width + rest]
+    return tuple(_wire_panel(wire, chart, each) for (wire, chart), each in zip(charts, widths, strict=True))
 
 
 def _wire_panel(wire: Wire, chart: Chart, width: int) -> Panel:
