@@ -93,7 +93,8 @@ def _changed(wire: Wire, change: Any) -> Wire | None:
     threshold = change.get("threshold", wire.threshold)
     severity = change.get("severity", wire.severity)
     votes = change.get("votes", wire.votes)
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold > 0:
+    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if "threshold" in change and not (is_number and threshold > 0):
         raise WireConfigError(f"{where}.threshold is {threshold!r}; it must be a number above zero")
     if severity not in _SEVERITIES:
         raise WireConfigError(
