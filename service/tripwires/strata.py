@@ -8,7 +8,7 @@ stratified sample: each stratum's own, by its weight (Cochran, Sampling Techniqu
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import copysign, sqrt
 
 from rewardserve.service.tripwires.baseline import Baseline, BaselineStat, is_component
@@ -74,9 +74,14 @@ class Stratum:
         self.smooth = self.smooth.smoothed(self.window, keep)
         self.window = RunningSums(n_components=self.window.n_components)
 
-    def complete_baseline(self, min_audited: int) -> None:
-        """Learn the missing numbers of the baseline from all samples so far, and freeze it."""
-        self.baseline = self.baseline.with_learned(self.total)
+    def complete_baseline(self, run_wide: Baseline, min_audited: int) -> None:
+        """Learn the missing numbers of the baseline from all samples so far, and freeze it.
+
+        Standard deviations are at least those within the first strata of the run: few samples may lack the rare large values.
+        """
+        learned = self.baseline.with_learned(self.total)
+        stats = {name: _at_least(stat, name, run_wide) for name, stat in learned.stats.items()}
+        self.baseline = Baseline(stats, learned.saturation)
         self.has_baseline = True
         self.n_prompts = self.total["prompts"]
         self.audits = _audit_means(self.total, min_audited)
@@ -96,6 +101,18 @@ def mixed_baseline(strata: Collection[Stratum], run_wide: Baseline) -> Baseline:
     stats = {name: stat for name in names if (stat := _mixed(name, strata)) is not None}
     saturations = [each.baseline.saturation for each in strata if each.baseline.saturation is not None]
     return Baseline({**run_wide.stats, **stats}, max(saturations, default=None))
+
+
+def within_strata(run_wide: Baseline, strata: Iterable[Stratum]) -> Baseline:
+    """The baseline of all samples of a run, with the standard deviations within its strata."""
+    learned = [Baseline().with_learned(each.total).stats for each in strata]
+    stats = dict(run_wide.stats)
+    for name, stat in run_wide.stats.items():
+        parts = [each[name] for each in learned if name in each]
+        if parts:
+            n = sum(part.n for part in parts)
+            stats[name] = replace(stat, std=sqrt(sum(part.n * part.std * part.std for part in parts) / n))
+    return Baseline(stats, run_wide.saturation)
 
 
 def learned_so_far(strata: Iterable[Stratum]) -> list[Stratum]:
@@ -148,6 +165,11 @@ def _mixed(name: str, strata: Collection[Stratum]) -> BaselineStat | None:
     return BaselineStat(
         mean, sqrt(variance), sum(stat.n for _, stat, _ in parts), sqrt(sum(e * e for e in errors)) / total
     )
+
+
+def _at_least(stat: BaselineStat, name: str, run_wide: Baseline) -> BaselineStat:
+    known = run_wide.stats.get(name)
+    return stat if known is None or is_component(name) or known.std <= stat.std else replace(stat, std=known.std)
 
 
 def _error(stat: BaselineStat, n_prompts: float) -> float:

@@ -15,7 +15,7 @@ from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_state import MonitorLimits, Run, WindowSample, task_key
 from rewardserve.service.tripwires.running_sums import RunningSums
 from rewardserve.service.tripwires.statistics import MIN_AUDITED, RELATIVE, RunSnapshot, WindowMeans
-from rewardserve.service.tripwires.strata import Stratum, expected_gap, mixed_baseline
+from rewardserve.service.tripwires.strata import Stratum, expected_gap, mixed_baseline, within_strata
 from rewardserve.service.tripwires.wires import FLAGGED_TRAITS, Wire
 
 V = TypeVar("V")
@@ -170,7 +170,7 @@ class WindowCounter:
         self._smooth(run, window)
         if not run.has_baseline and self._is_warm(run):
             run.has_baseline = True
-            run.run_wide = Baseline().with_learned(run.total)
+            run.run_wide = within_strata(Baseline().with_learned(run.total), run.strata.values())
             self._complete_baselines(run, self._limits.warm_up * self._limits.window / (4 * _WARM_UP_GROUP))
         elif run.has_baseline:
             self._complete_baselines(run)
@@ -219,7 +219,7 @@ class WindowCounter:
         for each in run.strata.values():
             has_enough = is_only or each.total["prompts"] >= enough_prompts or self._is_stratum_warm(each)
             if not each.has_baseline and has_enough:
-                each.complete_baseline(MIN_AUDITED)
+                each.complete_baseline(run.run_wide if len(run.strata) > 1 else Baseline(), MIN_AUDITED)
                 if not each.task:
                     run.prompts.complete(each.profile)
                 if (run.owner or run.name) and not each.profile:

@@ -116,6 +116,21 @@ def test_requests_of_one_sixteen_and_all_samples_raise_the_same_alerts_at_the_sa
 # -- learning ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_rare_large_value_that_a_small_task_lacked_at_first_is_no_large_shift():
+    """The task has the standard deviation within the first strata of the run."""
+    rng = Random(16)
+
+    def rare(task):
+        return sample(rng, task, repetition=0.6 if rng.random() < 0.04 else 0.0)
+
+    calm = [[sample(rng, "code") for _ in range(20)] + [rare("chat") for _ in range(108)] for _ in range(4)]
+    later = [[rare("code") for _ in range(20)] + [rare("chat") for _ in range(108)] for _ in range(60)]
+    monitor, alerts = watched(calm + later)
+    std = monitor.runs["a"].strata["code"].baseline.stats["repetition"].std
+    assert std == monitor.runs["a"].run_wide.stats["repetition"].std > 0.08
+    assert alerts == []
+
+
 def test_a_task_that_begins_later_learns_its_baseline_first_and_says_so():
     steps = stream(6, 30, lambda step: {"chat": 1.0} if step < 20 else {"code": 1.0})
     monitor = RunMonitor(BaselineSource(), MonitorLimits())
