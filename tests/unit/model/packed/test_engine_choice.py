@@ -46,7 +46,7 @@ def test_a_model_whose_tokens_meet_outside_of_attention_has_a_forward_for_every_
     assert (scorer.name, notes[0]) == ("one_by_one", "every row has a separate forward")
     assert any("rows are not padded: scores differ" in note for note in notes)
     done = scorer.score(TokenBatch(tuple(rows)))
-    assert [heads["score"] for heads in done.rows] == pytest.approx(expected, abs=1e-6)
+    assert [heads["score"] for heads in done.rows] == pytest.approx(expected, abs=TOLERANCE)
     assert (done.tokens_padding, scorer.pads_rows) == (0, False)
 
 
