@@ -36,8 +36,6 @@ def choose_engine(
         return PaddedScorer(network, pad_id=pad_id, max_tokens=max_tokens, hidden=hidden, one_by_one=one_by_one)
 
     engine, notes = _chosen(spec, reference, pack, pad)
-    if isinstance(engine, PaddedScorer):
-        _pack_weights(engine, network, reference, spec)
     return engine, (*notes, *_unchecked_notes(rows))
 
 
@@ -97,17 +95,7 @@ def _packed(
     return None, ([*objections.values()][-1],)
 
 
-def _pack_weights(scorer: PaddedScorer, network: RewardNetwork, reference: ReferenceScores, spec: ModelSpec) -> None:
-    """Replace the linear layers where the scores stay right."""
-    for precision in _precisions(spec):
-        scorer.pack_weights(network.backbone, precision)
-        if scorer.matmul_kernels != "torch" and _objection(reference, scorer) is None:
-            scorer.release_unpacked_weights()
-            return
-        scorer.unpack_weights()
-
-
-def _objection(reference: ReferenceScores, scorer: Engine) -> str | None:
+def _objection(reference: ReferenceScores, scorer: PackedScorer) -> str | None:
     """Reason why this engine must not be used, or None: checked without the weights that it will free, then with them."""
     for withheld in (True, False):
         scorer.withhold_weights(withheld)
@@ -119,11 +107,8 @@ def _objection(reference: ReferenceScores, scorer: Engine) -> str | None:
 
 def _packing_options(spec: ModelSpec) -> list[tuple[bool, MatmulPrecision]]:
     """Pairs (trim the last layer, precision of matrix products), the fastest first."""
-    return [(trim, precision) for trim in (True, False) for precision in _precisions(spec)]
-
-
-def _precisions(spec: ModelSpec) -> tuple[MatmulPrecision, ...]:
-    return ("high", "highest") if spec.matmul_precision == "high" else ("highest",)
+    precisions: tuple[MatmulPrecision, ...] = ("high", "highest") if spec.matmul_precision == "high" else ("highest",)
+    return [(trim, precision) for trim in (True, False) for precision in precisions]
 
 
 def _unchecked_notes(rows: CheckRows) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ import torch
 
 from rewardserve.model.backends.length_classes import LengthClasses
 from rewardserve.model.backends.output_columns import OutputColumns
-from rewardserve.model.backends.packed.weights import UsesPackedWeights
 from rewardserve.model.backends.scorer_errors import as_scorer_errors
 from rewardserve.model.hidden_reference import HiddenReference
 from rewardserve.model.network import RewardNetwork
@@ -21,7 +20,7 @@ from rewardserve.model.padding import left_pad
 from rewardserve.model.scorer import BatchScores, TokenBatch
 
 
-class PaddedScorer(UsesPackedWeights):
+class PaddedScorer:
     """Scorer with one forward a batch and length class, padded on the left to its longest row.
 
     `hidden`: reference for the column `DISTANCE`. `one_by_one`: every row has a separate forward, so its score has the same
@@ -103,5 +102,4 @@ class PaddedScorer(UsesPackedWeights):
 
     def close(self) -> None:
         """Free the weights."""
-        self.unpack_weights()
         del self._network

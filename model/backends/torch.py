@@ -13,6 +13,7 @@ from rewardserve.model.backends import Identity, LoadedModel, LoadError, ModelSp
 from rewardserve.model.backends.allocator import set_malloc_thresholds
 from rewardserve.model.backends.engine_choice import Engine, choose_engine
 from rewardserve.model.backends.memory import host_memory
+from rewardserve.model.backends.packed import PackedScorer
 from rewardserve.model.backends.serving import (
     apply_limits,
     as_load_errors,
@@ -70,8 +71,8 @@ def _identity(checkpoint: Checkpoint, spec: ModelSpec, device: str, scorer: Engi
         vocab_size=checkpoint.policy.vocab_size,
         engine_notes=notes,
         score_position=checkpoint.score_position,
-        matmul_precision=scorer.matmul_precision,
-        matmul_kernels=scorer.matmul_kernels,
+        matmul_precision=scorer.matmul_precision if isinstance(scorer, PackedScorer) else "highest",
+        matmul_kernels=scorer.matmul_kernels if isinstance(scorer, PackedScorer) else "torch",
     )
 
 

@@ -31,7 +31,7 @@ from rewardserve.model.backends.packed.prefix_cache import MIN_PREFIX_TOKENS, Ca
 from rewardserve.model.backends.packed.transfer import to_device
 from rewardserve.model.backends.packed.tree import PrefixTree, Row, build_prefix_tree, without_sharing
 from rewardserve.model.backends.packed.varlen import Varlen, flash_varlen
-from rewardserve.model.backends.packed.weights import UsesPackedWeights
+from rewardserve.model.backends.packed.weights import PackedWeights
 from rewardserve.model.backends.scorer_errors import as_scorer_errors
 from rewardserve.model.common_prefix import ID_BYTES, common_prefix_length, row_key
 from rewardserve.model.hidden_reference import HiddenReference
@@ -39,7 +39,7 @@ from rewardserve.model.network import RewardNetwork
 from rewardserve.model.scorer import BatchScores, TokenBatch
 
 
-class PackedScorer(UsesPackedWeights):
+class PackedScorer:
     """Scorer with one packed forward a batch. Raise `UnsupportedArchitecture` where the architecture cannot be packed.
 
     `share`: common prefixes and equal rows are computed once. `trim`: the last layer computes only the scored tokens.
@@ -86,8 +86,9 @@ class PackedScorer(UsesPackedWeights):
             raise
         if self._last:
             self._last.install()
-        if prepack:
-            self.pack_weights(network.backbone, matmul_precision)
+        self._weights = PackedWeights(network.backbone, matmul_precision) if prepack else None
+        if self._weights:
+            self._weights.install()
 
     @property
     def name(self) -> str:
@@ -108,6 +109,21 @@ class PackedScorer(UsesPackedWeights):
     def shares_prefixes(self) -> bool:
         """Whether common prefixes are computed once."""
         return self._shares
+
+    @property
+    def matmul_precision(self) -> MatmulPrecision:
+        """Precision of matrix products in use; it has a meaning for float32 on a CPU only."""
+        return self._weights.precision if self._weights else "highest"
+
+    @property
+    def matmul_kernels(self) -> str:
+        """Library or instruction set of the matrix products."""
+        return self._weights.kernels_name if self._weights else "torch"
+
+    @property
+    def kernels_note(self) -> str | None:
+        """Reason why faster kernels are not used, where the operator can change that."""
+        return self._weights.note if self._weights else None
 
     @property
     def concurrency(self) -> int:
@@ -135,10 +151,21 @@ class PackedScorer(UsesPackedWeights):
 
     def uninstall(self) -> None:
         """Restore the network. Not after `release_unpacked_weights`."""
-        self.unpack_weights()
+        if self._weights:
+            self._weights.remove()
         if self._last:
             self._last.remove()
         self._network.backbone.set_attn_implementation(self._with)
+
+    def withhold_weights(self, withheld: bool) -> None:
+        """Take the weights that `release_unpacked_weights` frees out of the network, or put them back."""
+        if self._weights:
+            self._weights.withhold() if withheld else self._weights.restore()
+
+    def release_unpacked_weights(self) -> None:
+        """Free the weights that only another engine would need, once this engine is chosen."""
+        if self._weights:
+            self._weights.release()
 
     # -- one forward ----------------------------------------------------------------------------------------
 

@@ -107,48 +107,6 @@ class PackedWeights:
         self._withheld.clear()
 
 
-class UsesPackedWeights:
-    """Part of an engine that has its linear layers replaced."""
-
-    _weights: PackedWeights | None = None
-
-    @property
-    def matmul_precision(self) -> MatmulPrecision:
-        """Precision of matrix products in use; it has a meaning for float32 on a CPU only."""
-        return self._weights.precision if self._weights else "highest"
-
-    @property
-    def matmul_kernels(self) -> str:
-        """Library or instruction set of the matrix products."""
-        return self._weights.kernels_name if self._weights else "torch"
-
-    @property
-    def kernels_note(self) -> str | None:
-        """Reason why faster kernels are not used, where the operator can change that."""
-        return self._weights.note if self._weights else None
-
-    def pack_weights(self, backbone: nn.Module, asked: MatmulPrecision) -> None:
-        """Replace the layers of the network that this engine runs."""
-        self._weights = PackedWeights(backbone, asked)
-        self._weights.install()
-
-    def unpack_weights(self) -> None:
-        """Restore the layers. Not after `release_unpacked_weights`."""
-        if self._weights:
-            self._weights.remove()
-        self._weights = None
-
-    def withhold_weights(self, withheld: bool) -> None:
-        """Take the weights that `release_unpacked_weights` frees out of the network, or put them back."""
-        if self._weights:
-            self._weights.withhold() if withheld else self._weights.restore()
-
-    def release_unpacked_weights(self) -> None:
-        """Free the weights that only another engine would need, once this engine is chosen."""
-        if self._weights:
-            self._weights.release()
-
-
 def _native(
     backbone: nn.Module, linears: Sequence[nn.Linear], kernels: Kernels, precision: MatmulPrecision
 ) -> list[PackedLayer]:

@@ -12,11 +12,11 @@ from rewardserve.model.backends.engine_check import check_rows
 from rewardserve.model.backends.engine_choice import choose_engine
 from rewardserve.model.backends.length_classes import LengthClasses
 from rewardserve.model.backends.native import KernelsUnavailable
-from rewardserve.model.backends.packed import PackedScorer, packed_layers, weights
+from rewardserve.model.backends.packed import PackedScorer, weights
 from rewardserve.model.backends.packed.attention import NAME
 from rewardserve.model.backends.padded import PaddedScorer
 from rewardserve.model.scorer import OutOfMemory, ScorerError, TokenBatch
-from tests.support.machine import needs_amx, needs_avx512
+from tests.support.machine import needs_amx
 from tests.support.tiny import tiny_config
 from tests.unit.model.packed.test_parity import packed
 from tests.unit.model.test_network import TOLERANCE, VOCAB, alone, make
@@ -24,10 +24,6 @@ from tests.unit.model.test_network import TOLERANCE, VOCAB, alone, make
 
 def chosen(network, **asked):
     return choose_engine(network, ModelSpec(**asked), pad_id=4, max_tokens=256)
-
-
-def linear_layers(network) -> list[torch.nn.Linear]:
-    return [m for m in network.backbone.modules() if isinstance(m, torch.nn.Linear)]
 
 
 def leaks_between_rows(network) -> None:
@@ -64,7 +60,7 @@ def test_a_network_that_was_not_packed_is_as_it_was():
     chosen(network)
     network.backbone.layers[0]._forward_pre_hooks.clear()
     assert network.config._attn_implementation == attention
-    torch.testing.assert_close(alone(network, row), before, rtol=0, atol=TOLERANCE)  # its linear layers are packed
+    assert torch.equal(alone(network, row), before)
 
 
 def test_a_layer_of_an_unknown_kind_is_padded():
@@ -152,35 +148,6 @@ def test_padded_is_what_one_gets_when_one_asks_for_it():
     scorer, notes = chosen(make("llama"), engine="padded")
     assert isinstance(scorer, PaddedScorer)
     assert notes == ()
-
-
-@needs_avx512
-def test_a_padded_engine_computes_with_the_kernels_too():
-    network, rows = make("llama"), [tuple(range(5, 45)), (7, 8, 9)]
-    expected = [float(alone(network, list(row))) for row in rows]
-    scorer, _ = chosen(network, engine="padded", matmul_precision="highest")
-    assert (scorer.matmul_kernels, scorer.matmul_precision) == ("avx512", "highest")
-    assert all(layer.weight.untyped_storage().nbytes() == 4 for layer in linear_layers(network)), "held once"
-    scores = [row["score"] for row in scorer.score(TokenBatch(tuple(rows))).rows]
-    assert scores == pytest.approx(expected, abs=TOLERANCE)
-
-
-@needs_avx512
-def test_a_padded_engine_keeps_its_layers_where_the_kernels_would_change_a_score(monkeypatch):
-    def off(self, x):
-        return self.module.forward_as_it_was(x) + 0.01
-
-    network = make("llama")
-    for layer in linear_layers(network):
-        layer.forward_as_it_was = layer.forward
-    monkeypatch.setattr(weights, "_matches", lambda *_: True)
-    monkeypatch.setattr(packed_layers.NativeLinear, "__call__", off)
-    scorer, notes = chosen(network, engine="padded")
-    assert (type(scorer), scorer.matmul_kernels, notes) == (PaddedScorer, "torch", ())
-    row = tuple(range(5, 45))
-    assert scorer.score(TokenBatch((row,))).rows[0]["score"] == pytest.approx(
-        float(alone(network, list(row))), abs=TOLERANCE
-    )
 
 
 def test_a_deterministic_padded_engine_scores_row_by_row():
