@@ -40,5 +40,6 @@ LOG_EVENTS: dict[str, str] = {
     "state_save_failed": "The state of runs could not be written to the state folder: a restart would lose it.",
     "tls_reload_failed": "The new TLS certificate cannot be used; the old one stays.",
     "tripwire": "A trip wire tripped. `severity` decides the level.",
+    "unnamed_run": "A client sends samples without a run. They are watched as a run of their client; name it (`run`).",
     "unhandled_exception": "An exception reached the event loop: a bug.",
 }

@@ -19,10 +19,11 @@ from rewardserve.service.api.names import check_run_name, check_task_name
 from rewardserve.service.api.requests import MAX_STEP
 from rewardserve.service.auth.api_keys import RunPermissions
 from rewardserve.service.errors import InvalidRequest, RunNotAllowed
-from rewardserve.service.tripwires.run_context import RunContext
+from rewardserve.service.tripwires.run_context import RunContext, UnnamedClient
 
 T = TypeVar("T")
 
+_MAX_AGENT = 100
 _MAX_STEP_DIGITS = len(str(MAX_STEP))
 _MAX_DIGESTS = 3
 _MAX_SUGGESTED_CHARS = 40
@@ -105,7 +106,7 @@ def run_context_of(
     tasks = [check_task_name(task) if task else None for task in tasks] if any(tasks) else ()
     caller: RunPermissions | None = scope["state"].get("permissions")
     if caller is None:
-        context = RunContext(run, step, kl, ids, tasks=tasks)
+        context = RunContext(run, step, kl, ids, tasks=tasks, client=None if run else _client_of(scope))
     else:
         run = run or caller.runs.only_name
         if run is not None and not caller.may_send(run):
@@ -113,9 +114,20 @@ def run_context_of(
             raise RunNotAllowed(
                 f"this key {reason}: send another run, or see runs= in docs/how-to/security.md", field="run"
             )
-        context = RunContext(run, step, kl, ids, caller.owner, bool(caller.runs), tasks)
+        client = None if run else _client_of(scope)
+        context = RunContext(run, step, kl, ids, caller.owner, bool(caller.runs), tasks, client)
     scope["state"]["run_context"] = context
     return context
+
+
+def _client_of(scope: Scope) -> UnnamedClient:
+    """The client of a request without a run. Headers of proxies are not read: any client can write them."""
+    address, agent = (
+        scope.get("client"),
+        next((value for name, value in scope["headers"] if name == b"user-agent"), b""),
+    )
+    readable = "".join(each if each.isprintable() else "?" for each in agent[:_MAX_AGENT].decode("ascii", "replace"))
+    return UnnamedClient(address[0] if address else "local", f"{readable} {scope['path']}")
 
 
 def _query_parameters(query: bytes, known: Collection[str]) -> dict[str, str]:

@@ -20,6 +20,11 @@ STATES: tuple[RunState, ...] = ("blocked", "page", "warn", "learning", "quiet", 
 """States, the most urgent first."""
 
 _RUNBOOK = "docs/how-to/runbook.md"
+_NAME_IT = {
+    True: "name the run (in the body, ?run= or x-run): without a name the hosts of one trainer are watched apart, and alert late",
+    False: "name the runs, or end some: these samples are of several, so they are not watched",
+}
+"""Next step for samples without a run, by whether they are watched."""
 
 
 def state_of(run: Run, *, ended: bool, blocked: bool) -> RunState:
@@ -44,7 +49,7 @@ def summarise(label: str, run: Run, state: RunState, report: AttributionReport |
         _worst(alerts) if alerts else None,
         None if report is None else _paid_for(report),
         "canaries are scored for the model, not for a run" if label == CANARIES else _trend(run),
-        _next(label, alerts, state),
+        _next(label, alerts, state) if run.name or label == CANARIES or alerts else _NAME_IT[run.is_watched],
     )
 
 

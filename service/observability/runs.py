@@ -16,6 +16,7 @@ from rewardserve.service.clock import Clock
 from rewardserve.service.tripwires.baseline import BaselineStat, component
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import Run
+from rewardserve.service.tripwires.run_table import OTHER
 from rewardserve.service.tripwires.running_sums import COMPONENT_ENTRIES, ENTRIES
 from rewardserve.service.tripwires.wires import cause_of
 
@@ -98,7 +99,11 @@ class RunsCollector(Collector):
                 continue  # its alerts resolve
             n_before = len(samples)
             try:
-                self._add_run(_Samples(samples, run=run, model=state.baseline_source.model), state, now)
+                of_run = _Samples(samples, run=run, model=state.baseline_source.model)
+                if run == OTHER:  # a rule would take a change of the mixture for one of a run
+                    of_run.add("run_sum_total", state.all_sums["samples"], of="samples")
+                else:
+                    self._add_run(of_run, state, now)
             except Exception as error:
                 del samples[n_before:]
                 self._failures.collector_failed("run", error)

@@ -9,6 +9,7 @@ from typing import Any
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.tripwires.alert import Alert
+from rewardserve.service.tripwires.run_context import UnnamedClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,9 @@ class TripwireReport:
 
     def on_attribution_failure(self, reason: str) -> None:
         logs.logger("attribution").error("attribution_failed", reason=reason)
+
+    def on_unnamed_run(self, run: str, client: UnnamedClient) -> None:
+        logs.logger("tripwires").warning("unnamed_run", run=run, client=client.detail)
 
     def on_state_failure(self, reason: str) -> None:
         logs.logger("state").error("state_save_failed", reason=reason)

@@ -14,6 +14,7 @@ from rewardserve.service.tripwires.alert import CANARY, VOTE, Alert
 from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.drift import PromptMeans
 from rewardserve.service.tripwires.features import SampleFeatures
+from rewardserve.service.tripwires.run_context import RunName
 from rewardserve.service.tripwires.run_state import MonitorLimits, Run
 from rewardserve.service.tripwires.run_table import CANARIES, RunTable
 from rewardserve.service.tripwires.windows import WindowCounter
@@ -56,9 +57,7 @@ class RunMonitor:
         """Blocked runs whose state was evicted: their alerts and counters."""
         return dict(self._table.archived)
 
-    def set_baseline_source(
-        self, name: str | None, baseline_source: BaselineSource, now: float, owner: str = ""
-    ) -> None:
+    def set_baseline_source(self, name: RunName, baseline_source: BaselineSource, now: float, owner: str = "") -> None:
         """Set the model that scores this run from now on. For another model a new baseline is learned; alerts stay."""
         run = self._table.current(name, owner, now)
         if run is not None and run.baseline_source is not baseline_source:
@@ -67,7 +66,7 @@ class RunMonitor:
 
     def observe(
         self,
-        name: str | None,
+        name: RunName,
         step: int | None,
         samples: Sequence[SampleFeatures],
         now: float,
@@ -96,7 +95,7 @@ class RunMonitor:
 
     def add_audit(
         self,
-        name: str | None,
+        name: RunName,
         prompt_hash: int,
         score: float,
         audit: float,
@@ -111,7 +110,7 @@ class RunMonitor:
             run.revision += 1
             self._counter.count_audit(run, prompt_hash, PromptMeans(score, audit, task))
 
-    def is_learning_audits(self, name: str | None, owner: str = "") -> bool:
+    def is_learning_audits(self, name: RunName, owner: str = "") -> bool:
         """Whether `audit_drift` does not know yet which audits the scores of this run let expect."""
         run = self._table.runs.get(self._table.label_of(name, owner))
         return run is None or run.audit_drift.is_learning
@@ -124,18 +123,21 @@ class RunMonitor:
         None of a run that is forgotten, or has another model than that of the report by now.
         """
         run = self._table.runs.get(label)
-        if run is None or run.baseline_source is not source or not run.has_baseline:
+        if run is None or run.baseline_source is not source or not (run.has_baseline and run.is_watched):
             return []
         run.attributed.update(statistics)
-        return self._counter.evaluate(run, now)
+        run.revision += 1
+        alerts = self._counter.evaluate(run, now)
+        self.alerts_revision += len(alerts)
+        return alerts
 
-    def add_sample_ids(self, name: str | None, ids: Iterable[tuple[int, int]], now: float, owner: str = "") -> None:
+    def add_sample_ids(self, name: RunName, ids: Iterable[tuple[int, int]], now: float, owner: str = "") -> None:
         """Count ids, and those that stand for several samples. `ids`: the hash of each id, with the hash of its sample."""
         run = self._table.open(name, owner, now, self.baseline_source)
         run.revision += 1
         self._counter.count_ids(run, ids)
 
-    def blocked_by(self, name: str | None, owner: str = "", *, is_bound: bool = False) -> str | None:
+    def blocked_by(self, name: RunName, owner: str = "", *, is_bound: bool = False) -> str | None:
         """The wire whose active alert blocks this run, or every run.
 
         `is_bound`: the owner may send certain runs only. Then samples without a run, and unknown runs, are refused while any
@@ -153,7 +155,7 @@ class RunMonitor:
             runs += [run for run in (*table.runs.values(), *table.archived.values()) if run.owner == owner]
         return next((wire for run in runs for wire in run.alerts if wire in blocks), None)
 
-    def label_of(self, name: str | None, owner: str = "") -> str:
+    def label_of(self, name: RunName, owner: str = "") -> str:
         """The label of a run; `other` where there are too many runs."""
         return self._table.label_of(name, owner)
 

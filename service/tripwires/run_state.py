@@ -15,6 +15,7 @@ from rewardserve.service.tripwires.config import VOTES_FOR_A_PAGE
 from rewardserve.service.tripwires.drift import DriftTest, PromptMeans
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.prompt_profiles import PromptProfiles
+from rewardserve.service.tripwires.run_context import UnnamedClient
 from rewardserve.service.tripwires.running_sums import RunningSums
 from rewardserve.service.tripwires.statistics import AuditDivergence, HoneypotHitRate, WindowMeans
 from rewardserve.service.tripwires.strata import MAX_TASKS, OTHER_TASKS, Stratum, learned_so_far, mixed_baseline
@@ -69,7 +70,7 @@ class Run:
     `run_wide` has the numbers of no single stratum. `window_audits` are the audited samples of the open window: prompt, and both
     scores; `window_ids` are its ids. `total` is over rewards of the model of `baseline_source`, since `model_changed_at` where
     another model scored the run before; sums over rewards of the earlier model are in `earlier`. `owner` is the name of the API
-    key, "" without keys; `name` is "" for samples without a run.
+    key, "" without keys; `name` is "" for samples without a run, which `client` sends.
 
     All fields but the source are written to the state file (`io.run_records`): a new one needs a default, and a type of builtins,
     tuples and dataclasses, with an `OrderedDict` only as the field itself. Times are monotonic. `revision` grows with each change.
@@ -107,6 +108,7 @@ class Run:
     seen_at: float = 0.0
     owner: str = ""
     name: str = ""
+    client: UnnamedClient | None = None
     revision: int = 0
 
     @property
@@ -118,6 +120,11 @@ class Run:
     def has_samples_without_task(self) -> bool:
         """Whether the run ever had samples whose task the client did not name."""
         return any(not each.task for each in self.strata.values())
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether its samples are of one run: those of `other` are of several, so a change of their mixture means nothing."""
+        return bool(self.owner or self.name or self.client)
 
     @property
     def window(self) -> RunningSums:
@@ -137,12 +144,13 @@ class Run:
         return self.earlier + self.total + self.window
 
     @classmethod
-    def new(cls, owner: str, name: str, baseline_source: BaselineSource) -> Run:
+    def new(cls, owner: str, name: str, client: UnnamedClient | None, baseline_source: BaselineSource) -> Run:
         """A run without samples, with the baseline that it has learned before, or the one of its model."""
         total, window_ids, smooth, earlier = (
             RunningSums(n_components=len(baseline_source.components)) for _ in range(4)
         )
-        run = cls(baseline_source, baseline_source.default, total, window_ids, smooth, earlier, owner=owner, name=name)
+        run = cls(baseline_source, baseline_source.default, total, window_ids, smooth, earlier)
+        run.owner, run.name, run.client = owner, name, client
         run.baseline = baseline_source.baseline_of(run.baseline_key)
         return run
 

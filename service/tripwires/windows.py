@@ -174,7 +174,7 @@ class WindowCounter:
             self._complete_baselines(run, self._limits.warm_up * self._limits.window / (4 * _WARM_UP_GROUP))
         elif run.has_baseline:
             self._complete_baselines(run)
-        return self.evaluate(run, now) if run.has_baseline else []
+        return self.evaluate(run, now) if run.has_baseline and run.is_watched else []
 
     def _add_prompts(self, run: Run) -> None:
         by_stratum: dict[str, list[WindowSample]] = {}
@@ -222,7 +222,7 @@ class WindowCounter:
                 each.complete_baseline(run.run_wide if len(run.strata) > 1 else Baseline(), MIN_AUDITED)
                 if not each.task:
                     run.prompts.complete(each.profile)
-                if (run.owner or run.name) and not each.profile:
+                if run.name and not each.profile:
                     key = task_key(run.baseline_key, each.task) if each.task else run.baseline_key
                     run.baseline_source.keep_learned(key, each.baseline)
 

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from rewardserve.service.cli import keys
-from tests.integration.test_server_tripwires import begging
+from tests.integration.test_server_tripwires import begging, honest
 from tests.support.service_server import Server
 
 WATCHED = ("--backend=echo", "echo", "--tripwires.cpu-share=1")
@@ -143,3 +143,44 @@ def test_the_tasks_of_samples_arrive_and_are_listed(world):
     samples[3]["task"] = "a\nb"
     refused = server.client.post("/score", json=sent, headers=known.headers("a"))
     assert (refused.status_code, refused.json()["error"]["field"]) == (422, "task")
+
+
+# -- without a name ---------------------------------------------------------------------------------------------------
+
+
+def test_clients_without_keys_and_names_have_a_run_each_also_after_a_restart(tmp_path):
+    (tmp_path / "plan.toml").write_text('block = ["judge_injection"]')
+    flags = [
+        *WATCHED,
+        f"--tripwires.config-file={tmp_path / 'plan.toml'}",
+        f"--tripwires.state-dir={tmp_path / 'state'}",
+    ]
+
+    def send(server, step, agent, respond):
+        samples = [
+            {"prompt": f"question {step} {i}", "response": respond(random.Random(32 * step + i))} for i in range(32)
+        ]
+        body = {"step": step, "samples": samples}
+        return server.client.post("/score", json=body, headers={"user-agent": agent}).json()
+
+    def details(server, run):
+        return server.client.get(f"/tripwires/{run.replace('#', '%23')}/details").json()
+
+    with Server(*flags) as server:
+        for step in range(40):
+            send(server, step, "trl/1", honest)
+            reply = send(server, step, "verl/1", begging)
+        assert reply["results"][0]["error"]["code"] == "run_blocked"
+        one, two = details(server, "other@127.0.0.1"), details(server, "other@127.0.0.1#2")
+        assert [each["client"] for each in (one, two)] == [f"127.0.0.1 {agent} /score" for agent in ("trl/1", "verl/1")]
+        assert server.log.count("unnamed_run") == 2
+        assert "name the run" in one["summary"]["next"]
+        assert one["tripped"] == []
+        assert two["tripped"] != []
+        assert server.metric("rewardserve_tripwire_tripped", run="other@127.0.0.1#2", wire="judge_injection") == 1
+        server.signal()
+        assert server.ended() == 0
+    with Server(*flags) as server:
+        assert send(server, 40, "trl/1", honest)["results"][0]["error"] is None
+        assert send(server, 40, "verl/1", honest)["results"][0]["error"]["code"] == "run_blocked"
+        assert set(server.client.get("/tripwires").json()["runs"]) == {"other@127.0.0.1", "other@127.0.0.1#2"}

@@ -10,11 +10,12 @@ from functools import partial
 from rewardserve.model.traits import TRAITS
 from rewardserve.service.tripwires.alert import CANARY, Alert
 from rewardserve.service.tripwires.features import SampleFeatures
+from rewardserve.service.tripwires.run_context import UnnamedClient
 from rewardserve.service.tripwires.run_table import CANARIES
 from rewardserve.service.tripwires.running_sums import RunningSums
 
 TASKS = ("", "", "chat", "code")
-RUNS = (("a", ""), ("b", "key"), (None, "key"), ("a", "key"))
+RUNS = (("a", ""), ("b", "key"), (UnnamedClient("::1", "agent /score"), ""), ("a", "key"), (None, ""))
 
 
 def actions(seed, n):

@@ -54,7 +54,7 @@ class TripwireLog:
     def __init__(self):
         self.alerts, self.skipped, self.failures = [], [], []
         self.lost, self.delayed = [], []
-        self.refused, self.restored = [], []
+        self.refused, self.restored, self.unnamed = [], [], []
 
     def on_alert(self, run, alert):
         self.alerts.append((run, alert))
@@ -72,6 +72,9 @@ class TripwireLog:
         self.failures.append(reason)
 
     on_attribution_failure = on_evidence_failure = on_state_failure = on_queue_failure
+
+    def on_unnamed_run(self, run, client):
+        self.unnamed.append((run, client))
 
     def on_state_refused(self, run, reason):
         self.refused.append((run, reason))

@@ -88,6 +88,7 @@ def describe_run(label: str, monitor: RunMonitor, now: float, reports: Reports) 
         label,
         _summary(label, run, monitor, now, reports),
         run.owner or None,
+        f"{run.client.address} {run.client.detail}" if run.client is not None else None,
         run.step,
         monitor.has_ended(label, now),
         int(run.all_sums["samples"]),
@@ -99,7 +100,7 @@ def describe_run(label: str, monitor: RunMonitor, now: float, reports: Reports) 
 
 
 def _summary(label: str, run: Run, monitor: RunMonitor, now: float, reports: Reports) -> RunSummary:
-    blocked = monitor.blocked_by(run.name or None, run.owner) is not None
+    blocked = monitor.blocked_by(run.name or run.client, run.owner) is not None
     state = state_of(run, ended=monitor.has_ended(label, now), blocked=blocked)
     return summarise(label, run, state, reports.get(label))
 

@@ -116,6 +116,13 @@ class RunReply(ReplyRecord, frozen=True, gc=False):
     run: Annotated[str, doc("label of the run", "ppo-7")]
     summary: Annotated[RunSummary, doc("the run in five lines", _SUMMARY)]
     owner: Annotated[str | None, doc("name of the API key that sends it; null without keys", "trainer")]
+    client: Annotated[
+        str | None,
+        doc(
+            "address, user agent and route of the client that sends it without a name; null for a run with one",
+            "10.0.0.7 python-httpx/0.28.1 /score",
+        ),
+    ]
     step: Annotated[int | None, doc("latest step; null: unknown", 19)]
     ended: Annotated[bool, doc("whether it has sent no samples for a while", False)]
     samples: Annotated[int, doc("samples that were inspected", 2560)]

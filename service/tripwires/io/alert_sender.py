@@ -13,7 +13,9 @@ from rewardserve.service.tripwires.alert import Alert, Cause
 from rewardserve.service.tripwires.incidents import Incident, IncidentTracker
 from rewardserve.service.tripwires.io.events import TripwireEvents
 from rewardserve.service.tripwires.io.webhook import QueuedAlert, Webhook
+from rewardserve.service.tripwires.run_context import UnnamedClient
 from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import Run
 from rewardserve.service.tripwires.wires import ALERT_TEXTS, ALERT_UNITS
 
 
@@ -29,6 +31,7 @@ class AlertSender:
         self._holds = holds
         self._held: dict[str, list[QueuedAlert]] = {}
         self._incidents = IncidentTracker()
+        self._unnamed: dict[str, Run] = {}
 
     def send(self, run: str, alert: Alert, model: Mapping[str, Any]) -> None:
         """Log a new alert, and queue a notification if its incident needs one. `model`: fields that identify the model."""
@@ -46,6 +49,14 @@ class AlertSender:
             else:
                 self._webhook.add(message)
         self._events.on_alert(run, alert)
+
+    def report_unnamed(self, run: str, client: UnnamedClient) -> None:
+        """Log a client without a run, once while the run is watched."""
+        state = self._monitor.runs.get(run)
+        if state is not None and state is not self._unnamed.get(run):
+            self._unnamed = {label: each for label, each in self._unnamed.items() if label in self._monitor.runs}
+            self._unnamed[run] = state
+            self._events.on_unnamed_run(run, client)
 
     def incidents_of(self, run: str) -> Mapping[Cause, Incident]:
         """The open incidents of a run."""

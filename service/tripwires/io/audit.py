@@ -26,6 +26,7 @@ from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.io.edit_scorer import EditScorer
 from rewardserve.service.tripwires.io.events import TripwireEvents
 from rewardserve.service.tripwires.io.run_texts import RunTexts
+from rewardserve.service.tripwires.run_context import RunName
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 
 _MAX_SAMPLERS = 64
@@ -68,7 +69,7 @@ class AuditJudge:
         self._encoder = encoder
         self._batcher = batcher
         self.share, self._block = share, block
-        self._samplers: OrderedDict[tuple[str | None, str], AuditSampler[_Audited]] = OrderedDict()
+        self._samplers: OrderedDict[tuple[RunName, str], AuditSampler[_Audited]] = OrderedDict()
         self._monitor = monitor
         self._clock = clock
         self._events = events
@@ -80,7 +81,7 @@ class AuditJudge:
         self,
         rows: Sequence[ScoredRow],
         rewards: Sequence[Reward | RowFailed],
-        run: str | None,
+        run: RunName,
         owner: str = "",
         source: BaselineSource | None = None,
     ) -> None:
@@ -99,7 +100,7 @@ class AuditJudge:
                 if chosen:
                     self._score(chosen, run, owner)
 
-    def _sampler(self, run: str | None, owner: str) -> AuditSampler[_Audited]:
+    def _sampler(self, run: RunName, owner: str) -> AuditSampler[_Audited]:
         key = (run, owner)
         if key not in self._samplers:
             self._samplers[key] = AuditSampler(self.share, self._block)
@@ -108,7 +109,7 @@ class AuditJudge:
             self._samplers.popitem(last=False)
         return self._samplers[key]
 
-    def _score(self, chosen: Sequence[_Audited], run: str | None, owner: str) -> None:
+    def _score(self, chosen: Sequence[_Audited], run: RunName, owner: str) -> None:
         scoring = self.background_scorer.submit([each.sample for each in chosen])
         if scoring is None:
             self._events.on_audit_skipped(len(chosen))
@@ -118,7 +119,7 @@ class AuditJudge:
     def _count(
         self,
         audited: Sequence[_Audited],
-        run: str | None,
+        run: RunName,
         owner: str,
         scoring: asyncio.Future[BackgroundRewards],
     ) -> None:

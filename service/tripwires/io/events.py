@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from rewardserve.service.tripwires.alert import Alert
+from rewardserve.service.tripwires.run_context import UnnamedClient
 
 
 class TripwireEvents(Protocol):
@@ -37,6 +38,10 @@ class TripwireEvents(Protocol):
 
     def on_attribution_failure(self, reason: str) -> None:
         """The report of an alert could not be computed."""
+        ...
+
+    def on_unnamed_run(self, run: str, client: UnnamedClient) -> None:
+        """A client has begun to send samples without a run."""
         ...
 
     def on_state_failure(self, reason: str) -> None:

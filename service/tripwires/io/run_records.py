@@ -19,6 +19,7 @@ from rewardserve.service.tripwires.alert import Cause
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource
 from rewardserve.service.tripwires.incidents import Incident
 from rewardserve.service.tripwires.io.webhook import QueuedAlert
+from rewardserve.service.tripwires.run_context import UnnamedClient
 from rewardserve.service.tripwires.run_state import ActiveAlert, Run
 from rewardserve.service.tripwires.running_sums import COMPONENT_ENTRIES, ENTRIES, RunningSums
 
@@ -34,6 +35,7 @@ class _Alerts(msgspec.Struct):
 
     owner: str
     name: str
+    client: UnnamedClient | None
     seen_at: float
     alerts: dict[str, ActiveAlert]
     trips: dict[str, int]
@@ -73,7 +75,7 @@ def encode_run(
     numbers = {each.name: _in_order(getattr(run, each.name)) for each in fields(run) if each.name in _TYPES}
     for name in _Alerts.__struct_fields__:
         del numbers[name]
-    alerts = _Alerts(run.owner, run.name, run.seen_at, run.alerts, run.trips)
+    alerts = _Alerts(run.owner, run.name, run.client, run.seen_at, run.alerts, run.trips)
     raw = msgspec.Raw(_encode(numbers))
     return _encode(RunRecord(label, is_archived, _fits(run.baseline_source), alerts, dict(incidents), [*waiting], raw))
 
@@ -86,11 +88,12 @@ def decode_run(data: bytes, source: BaselineSource, later_s: float) -> RestoredR
     record = msgspec.msgpack.decode(data, type=RunRecord, dec_hook=_decoded)
     run, misfit = _numbers(record, source), ""
     if isinstance(run, str):
-        misfit, run = run, Run.new(record.alerts.owner, record.alerts.name, source)
+        misfit, run = run, Run.new(record.alerts.owner, record.alerts.name, record.alerts.client, source)
         run.model_changed_at = record.alerts.seen_at + later_s
     elif run.model_changed_at is not None:
         run.model_changed_at += later_s
-    run.owner, run.name, run.seen_at = record.alerts.owner, record.alerts.name, record.alerts.seen_at + later_s
+    run.owner, run.name, run.client = record.alerts.owner, record.alerts.name, record.alerts.client
+    run.seen_at = record.alerts.seen_at + later_s
     run.trips = Counter(record.alerts.trips)
     run.alerts = {
         wire: ActiveAlert(active.alert, active.since + later_s) for wire, active in record.alerts.alerts.items()

@@ -120,7 +120,7 @@ class RunWatcher:
     def begin_run(self, context: RunContext) -> None:
         """Set this model as the one that scores the samples of this run."""
         if not self._cpu_budget.is_zero:
-            self.monitor.set_baseline_source(context.run, self.baseline_source, self._clock.now(), context.owner)
+            self.monitor.set_baseline_source(context.name, self.baseline_source, self._clock.now(), context.owner)
 
     def inspect(
         self, context: RunContext, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]
@@ -128,7 +128,7 @@ class RunWatcher:
         """Inspect samples that were scored together, within the CPU budget. Return the flags of samples, by their place."""
         began = self._clock.now()
         if self._judge is not None:
-            self._judge.submit(rows, rewards, context.run, context.owner, self.baseline_source)
+            self._judge.submit(rows, rewards, context.name, context.owner, self.baseline_source)
         n = self._cpu_budget.affords(len(rows), began)
         self.monitor.n_inspected += n
         self.monitor.n_skipped += len(rows) - n
@@ -155,7 +155,9 @@ class RunWatcher:
         if self.attribution is not None and kept:
             self._keep_texts(context, kept)
         self._cpu_budget.spend(n, self._clock.now() - began)
-        run = self.monitor.label_of(context.run, context.owner)
+        run = self.monitor.label_of(context.name, context.owner)
+        if context.run is None and context.client is not None:
+            self._alert_sender.report_unnamed(run, context.client)
         if self._evidence_store is not None:
             self._evidence_store.add(run, records)
         self._send(run, alerts)
@@ -170,7 +172,7 @@ class RunWatcher:
         self, context: RunContext, samples: Sequence[SampleFeatures], now: float, prompts: Mapping[int, str]
     ) -> list[Alert]:
         return self.monitor.observe(
-            context.run, context.step, samples, now, context.kl, self.baseline_source, context.owner, prompts
+            context.name, context.step, samples, now, context.kl, self.baseline_source, context.owner, prompts
         )
 
     def inspect_ids(self, context: RunContext, samples: Sequence[Sample | SampleError]) -> None:
@@ -182,11 +184,11 @@ class RunWatcher:
             for name, sample in zip(context.ids, samples, strict=True)
             if name is not None and isinstance(sample, Sample)
         ]
-        self.monitor.add_sample_ids(context.run, named, self._clock.now(), context.owner)
+        self.monitor.add_sample_ids(context.name, named, self._clock.now(), context.owner)
 
     def blocked_by(self, context: RunContext) -> str | None:
         """The wire whose alert blocks this run, if there is one."""
-        return self.monitor.blocked_by(context.run, context.owner, is_bound=context.is_bound)
+        return self.monitor.blocked_by(context.name, context.owner, is_bound=context.is_bound)
 
     def _evidence_record(
         self, context: RunContext, row: ScoredRow, features: SampleFeatures, flags: Flags
@@ -205,7 +207,7 @@ class RunWatcher:
     def _keep_texts(self, context: RunContext, kept: Sequence[KeptSample]) -> None:
         """Keep texts for attribution, unless another model has the run by now."""
         assert self.attribution is not None
-        runs, label = self.monitor.runs, self.monitor.label_of(context.run, context.owner)
+        runs, label = self.monitor.runs, self.monitor.label_of(context.name, context.owner)
         if runs[label].baseline_source is self.baseline_source:
             self.attribution.texts.add(runs, label, kept)
             if self._edit_scorer is not None:

@@ -9,9 +9,10 @@ import pytest
 from rewardserve.service.tripwires.alert import CANARY, Alert
 from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.features import SampleFeatures
+from rewardserve.service.tripwires.run_context import UnnamedClient
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import ActiveAlert, MonitorLimits
-from rewardserve.service.tripwires.run_table import CANARIES, OTHER
+from rewardserve.service.tripwires.run_table import CANARIES, MAX_UNNAMED, OTHER
 
 SAMPLE = SampleFeatures(1, None, 0.0, 0.0, is_capped=False, traits=())
 
@@ -113,6 +114,65 @@ def test_a_label_that_is_taken_is_numbered():
     assert monitor.label_of("ppo", "b") == "ppo@b#3"
 
 
+# -- without a name -----------------------------------------------------------------------------------------------------
+
+
+def client(address, detail="agent /score"):
+    return UnnamedClient(address, detail)
+
+
+def test_clients_without_a_run_have_one_each_under_their_address_or_owner():
+    monitor = monitor_with()
+    one, two, three = client("10.0.0.7"), client("10.0.0.7", "another /score"), client("10.0.0.8")
+    for each, owner in ((one, ""), (two, ""), (three, ""), (one, "k"), (three, "k"), (one, "")):
+        observe(monitor, each, owner=owner)
+    assert list(monitor.runs) == ["other@10.0.0.7#2", "other@10.0.0.8", "other@k", "other@k#2", "other@10.0.0.7"]
+    assert [monitor.label_of(each) for each in (one, two, None)] == ["other@10.0.0.7", "other@10.0.0.7#2", OTHER]
+    assert monitor.runs["other@10.0.0.7"].all_sums["samples"] == 2.0
+
+
+def test_an_owner_has_eight_runs_without_a_name_and_the_rest_shares_other():
+    monitor = monitor_with(places=30, protected_s=50.0)
+    for i in range(MAX_UNNAMED + 2):
+        observe(monitor, client(f"h{i}"), n=2, at=float(i))
+    assert set(monitor.runs) == {*(f"other@h{i}" for i in range(MAX_UNNAMED)), OTHER}
+    assert monitor.n_over_limit == 4
+    observe(monitor, client("key's"), owner="k")
+    observe(monitor, "named")
+    assert {"other@k", "named"} < set(monitor.runs)
+    observe(monitor, client("h9"), at=50.5)
+    assert {"other@h0", "other@h9"} & set(monitor.runs) == {"other@h9"}, "one that was silent for long makes room"
+
+
+def test_a_run_without_a_name_is_evicted_before_one_that_learns_and_evicts_none():
+    monitor = monitor_with(places=2)
+    observe(monitor, "learns")
+    observe(monitor, client("a"), n=2)
+    observe(monitor, client("b"))
+    assert set(monitor.runs) == {"learns", "other@a", OTHER}
+    observe(monitor, "new")
+    assert set(monitor.runs) == {"learns", "new", OTHER}
+
+
+def test_samples_of_several_runs_raise_nothing_and_one_client_without_a_run_does():
+    monitor = monitor_with(places=1, blocks=frozenset({"flat_groups"}))
+    observe(monitor, "a", n=2)
+    for i in range(40):
+        for name in (None, "beyond", client("h")):
+            observe(monitor, name, n=4, at=float(i))
+    assert monitor.runs[OTHER].all_sums["samples"] == 480.0
+    assert (monitor.runs[OTHER].alerts, monitor.runs[OTHER].statistics, monitor.runs[OTHER].is_watched) == (
+        {},
+        {},
+        False,
+    )
+    monitor = monitor_with(window=64, blocks=frozenset({"flat_groups"}))
+    for i in range(40):
+        monitor.observe(client("h"), i, [SAMPLE._replace(prompt_hash=j // 2) for j in range(64)], float(i))
+    assert set(monitor.runs["other@h"].alerts) == {"flat_groups"}
+    assert [monitor.blocked_by(each) for each in (client("h"), client("g"), None)] == ["flat_groups", None, None]
+
+
 def test_audits_and_ids_count_for_their_run():
     monitor = monitor_with()
     monitor.add_audit("a", 1, 3.0, -2.0, 0.0)
@@ -126,19 +186,6 @@ def test_audits_and_ids_count_for_their_run():
 
 
 # -- blocks -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_run_beyond_the_limit_is_blocked_where_it_is_kept_unless_it_has_an_owner():
-    monitor = monitor_with(places=1, blocks=frozenset({"judge_injection"}))
-    observe(monitor, None)
-    monitor.report(OTHER, found("judge_injection"), 0.0)
-    assert monitor.blocked_by("new") is None, "the limit is not reached"
-    observe(monitor, "a", n=2)
-    assert [monitor.blocked_by("new"), monitor.blocked_by("new", "k"), monitor.blocked_by("a")] == [
-        "judge_injection",
-        None,
-        None,
-    ]
 
 
 def test_another_model_is_a_block_for_a_key_that_may_send_certain_runs_too():

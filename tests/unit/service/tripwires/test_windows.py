@@ -197,10 +197,8 @@ def learned_of(known):
     return learned
 
 
-@pytest.mark.parametrize(
-    ("name", "owner", "baseline_key"), [("a", "", "a"), ("a", "k", "k a"), (None, "k", "k "), (None, "", None)]
-)
-def test_what_a_run_with_a_name_or_an_owner_shows_is_learned_once(name, owner, baseline_key):
+@pytest.mark.parametrize(("name", "owner", "baseline_key"), [("a", "", "a"), ("a", "k", "k a"), (None, "k", None)])
+def test_the_baseline_of_a_run_with_a_name_is_kept_once(name, owner, baseline_key):
     monitor, learned = learning()
     for i, score in enumerate((1.0, 3.0, 5.0, 99.0)):
         assert learned.n_changes == 0 or i == 3

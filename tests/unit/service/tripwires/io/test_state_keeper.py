@@ -361,7 +361,7 @@ async def test_a_run_that_another_version_wrote_with_other_types_keeps_its_alert
 
 async def test_a_field_that_an_older_version_did_not_write_has_its_default(monkeypatch):
     types = {name: hint for name, hint in run_records._TYPES.items() if name != "honeypots"}
-    run = Run.new("", "a", SOURCE)
+    run = Run.new("", "a", None, SOURCE)
     run.honeypots.append(True)
     with monkeypatch.context() as older:
         older.setattr(run_records, "_TYPES", types)
