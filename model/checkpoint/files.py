@@ -24,10 +24,10 @@ _MAX_HEADER_BYTES = 100_000_000
 
 def check_files(folder: Path) -> None:
     """Raise `CheckpointError` with the first incomplete file and the reason."""
-    for path, is_whole in _to_check(folder):
+    for path, check in _to_check(folder):
         try:
-            is_whole(path)
-        except _NotWhole as error:
+            check(path)
+        except _IncompleteFile as error:
             raise CheckpointError(
                 f"{path} is unreadable: {error}. The copy of the checkpoint is incomplete, or the file was changed: "
                 "copy it again."
@@ -36,73 +36,73 @@ def check_files(folder: Path) -> None:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-class _NotWhole(Exception):
+class _IncompleteFile(Exception):
     """A file is incomplete; the message has the reason."""
 
 
 def _to_check(folder: Path) -> Iterator[tuple[Path, Callable[[Path], None]]]:
     for pattern in _OBJECTS:
         for path in sorted(folder.glob(pattern)):
-            yield path, _index if path.name.endswith(".index.json") else _object
+            yield path, _check_index if path.name.endswith(".index.json") else _check_object
     for path in sorted(folder.glob("*.safetensors")):
-        yield path, _safetensors
+        yield path, _check_safetensors
     for path in sorted(folder.glob("*.bin")):
-        yield path, _pickle
+        yield path, _check_pickle
 
 
-def _object(path: Path) -> None:
+def _check_object(path: Path) -> None:
     """Check a JSON object."""
     _parsed(path.read_bytes())
 
 
-def _index(path: Path) -> None:
+def _check_index(path: Path) -> None:
     """Check an index: tensor name -> file, and the files exist."""
     shards = _parsed(path.read_bytes()).get("weight_map")
     if not (isinstance(shards, dict) and shards and all(isinstance(name, str) for name in shards.values())):
-        raise _NotWhole("it has no weight_map")
+        raise _IncompleteFile("it has no weight_map")
     for name in sorted(set(shards.values())):
         if not (path.parent / name).is_file():
-            raise _NotWhole(f"it names {name}, which does not exist")
+            raise _IncompleteFile(f"it names {name}, which does not exist")
 
 
-def _safetensors(path: Path) -> None:
+def _check_safetensors(path: Path) -> None:
     """Check eight bytes of length, a JSON header, and exactly as many bytes as the header names."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 8 < 8 + length <= size:
-            raise _NotWhole(f"{'it is empty' if not size else 'it ends inside its header'} ({size} bytes)")
+            raise _IncompleteFile(f"{'it is empty' if not size else 'it ends inside its header'} ({size} bytes)")
         if length > _MAX_HEADER_BYTES:
-            raise _NotWhole(f"its header would have {length} bytes; the limit is {_MAX_HEADER_BYTES}")
+            raise _IncompleteFile(f"its header would have {length} bytes; the limit is {_MAX_HEADER_BYTES}")
         header = _parsed(file.read(length))
     try:
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         expected = 8 + length + max(ends, default=0)
     except (KeyError, TypeError, IndexError):
-        raise _NotWhole("its header has no offsets") from None
+        raise _IncompleteFile("its header has no offsets") from None
     if size != expected:
-        raise _NotWhole(f"it has {size} bytes, but its header names {expected}")
+        raise _IncompleteFile(f"it has {size} bytes, but its header names {expected}")
 
 
-def _pickle(path: Path) -> None:
+def _check_pickle(path: Path) -> None:
     """Check a pickle of torch: a zip archive, whose table of contents is at the end; very old ones are none."""
     with path.open("rb") as file:
         begins = file.read(2)
     if not begins:
-        raise _NotWhole("it is empty")
+        raise _IncompleteFile("it is empty")
     if begins == b"PK" and not zipfile.is_zipfile(path):
-        raise _NotWhole("it is truncated: the end of the archive is missing")
+        raise _IncompleteFile("it is truncated: the end of the archive is missing")
 
 
 def _parsed(data: bytes) -> dict[str, Any]:
     if not data:
-        raise _NotWhole("it is empty")
+        raise _IncompleteFile("it is empty")
     try:
         value = parse_json(data.decode(json.detect_encoding(data)))
     except UnicodeDecodeError as error:
-        raise _NotWhole(f"it is no JSON (no text at byte {error.start})") from None
+        raise _IncompleteFile(f"it is no JSON (no text at byte {error.start})") from None
     except JsonDecodeError as error:
-        raise _NotWhole(f"it is no JSON ({error})") from None
+        raise _IncompleteFile(f"it is no JSON ({error})") from None
     if not isinstance(value, dict):
-        raise _NotWhole("it is no JSON object")
+        raise _IncompleteFile("it is no JSON object")
     return value

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rewardserve.model.calibration import Calibration, CalibrationError
-from rewardserve.model.checkpoint.files import _NotWhole, _parsed
+from rewardserve.model.checkpoint.files import _IncompleteFile, _parsed
 from rewardserve.model.contract import ContractUnreadable, ScoringContract
 from rewardserve.model.text.text_files import JsonDecodeError, parse_json
 from rewardserve.training.config import SourceConfig
@@ -55,7 +55,7 @@ def test_files_of_a_checkpoint_say_so(tmp_path):
     ):
         (tmp_path / name).write_text(NUMBER)
         assert "6000 digits" in said(load, tmp_path, kind=kind)
-    assert "6000 digits" in said(_parsed, NUMBER.encode(), kind=_NotWhole)
+    assert "6000 digits" in said(_parsed, NUMBER.encode(), kind=_IncompleteFile)
 
 
 def test_rows_of_training_data_say_so(tmp_path):
