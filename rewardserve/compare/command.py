@@ -200,10 +200,12 @@ def text_of(rows: Rows, a: Scores, b: Scores, found: Agreement) -> str:
         ]
     if found.disagreement is not None:
         lines += ["", f"ordered differently    {_estimate(found.disagreement)} of the pairs"]
-    lines += [f"rank correlation       {_number(found.spearman)} over all responses"]
+    elif found.n_responses > 1:
+        lines += ["", f"ordered differently    {_no_pairs(rows)}"]
+    lines += [f"rank correlation       {_correlation(found)}"]
     if found.spearman_within is not None:
         lines += [
-            f"                       {_number(found.spearman_within)} within a prompt (mean of {found.n_ranked_prompts:,} prompts)"
+            f"                       {found.spearman_within:.3f} within a prompt (mean of {found.n_ranked_prompts:,} prompts)"
         ]
     return "\n".join(lines)
 
@@ -212,5 +214,15 @@ def _estimate(found: Estimate, sign: str = "") -> str:
     return f"{found.value:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
 
 
-def _number(value: float | None) -> str:
-    return "none (a model gives all the same score)" if value is None else f"{value:.3f}"
+def _no_pairs(rows: Rows) -> str:
+    if rows.pairs:
+        return "unknown: no pair has both scores"
+    return "unknown: no prompt has two responses, so there are no pairs"
+
+
+def _correlation(found: Agreement) -> str:
+    if found.n_responses < 2:
+        return f"none ({found.n_responses} responses have the scores of both models)"
+    if found.spearman is None:
+        return "none (a model gives all the same score)"
+    return f"{found.spearman:.3f} over all responses"

@@ -43,7 +43,7 @@ class _Numbers:
 
 
 def read_rows(path: Path) -> Rows:
-    """Read the rows of a file. Raise `ConfigError` if it cannot be read, or if it has no valid row."""
+    """Read the rows of a file. Raise `ConfigError` if it cannot be read, or if it has fewer than two responses to compare."""
     if not path.is_file():
         raise ConfigError(f"{path} is not a file.")
     source = SourceConfig(str(path), margin_key=None, source_key=None)
@@ -54,6 +54,11 @@ def read_rows(path: Path) -> Rows:
         raise ConfigError(
             f"{path}: none of the {len(rows)} rows can be scored. {found.first_bad or 'It is empty.'} A row must have chosen and "
             "rejected, or be a sample as in POST /score."
+        )
+    if len(found.samples) == 1:
+        raise ConfigError(
+            f"{path} has no pair to compare: its {found.n_rows} rows hold one response. Models are compared by the order of "
+            f"two responses at least. {found.first_bad}".rstrip()
         )
     return found
 

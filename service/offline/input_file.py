@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from rewardserve.model.text.text_files import wide_encoding
 from rewardserve.service.api import body
@@ -57,7 +57,7 @@ class InputDigest:
 
 
 def count_lines(source: Path, target: Path) -> int:
-    """Read the lines of INPUT. Raise `NotContinuable` where it is no text that can be read twice, `OSError` where it is missing."""
+    """Read the lines of INPUT. Raise `NotContinuable` where it is not JSONL or read only once, `OSError` where it is missing."""
     for argument, path in (("INPUT", source), ("OUTPUT", target)):
         if str(path) == _STANDARD:
             raise NotContinuable(
@@ -69,14 +69,21 @@ def count_lines(source: Path, target: Path) -> int:
         raise NotContinuable(f"{source} is both INPUT and OUTPUT; name another file for the results.")
     with source.open("rb") as lines:
         check_encoding(source, lines.peek(4))
-        n_lines = 0
+        n_lines, has_object = 0, False
         for n_lines, text in enumerate(lines, 1):
-            if n_lines == 1 and _is_pair(text):
+            row = None if has_object else _object_of(text)
+            if row is not None and n_lines == 1 and {"chosen", "rejected"} <= row.keys():
                 raise NotContinuable(
                     f"{source} has preference pairs (chosen, rejected), not samples: rewardserve compare MODEL_A MODEL_B "
                     f"{source} scores both sides. A sample has a prompt and a response."
                 )
-        return n_lines
+            has_object = has_object or row is not None
+    if n_lines and not has_object:
+        raise NotContinuable(
+            f"{source} is not JSONL: none of its {n_lines:,} lines is a JSON object. Write one sample a line, such as "
+            '{"prompt": "...", "response": "..."}.'
+        )
+    return n_lines
 
 
 def check_encoding(source: Path, start: bytes) -> None:
@@ -87,13 +94,13 @@ def check_encoding(source: Path, start: bytes) -> None:
         raise NotContinuable(f"{source} is {name}; convert it to UTF-8 (iconv -f {name.lower()} -t utf-8).")
 
 
-def _is_pair(text: bytes) -> bool:
-    """Whether a line is a preference pair, which no sample can be."""
+def _object_of(text: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line; None where it has none."""
     try:
         row = body.parse(text)
     except RequestRefused:
-        return False
-    return isinstance(row, dict) and {"chosen", "rejected"} <= row.keys()
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def read_line(number: int, text: bytes) -> Line:

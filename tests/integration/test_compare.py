@@ -95,6 +95,24 @@ def test_responses_without_labels_are_ordered_within_their_prompt(models, tmp_pa
     assert found["disagreement"]["value"] == pytest.approx(differing / len(same))
 
 
+def test_a_file_without_two_responses_to_a_prompt_says_that_it_has_no_pairs(models, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": word, "response": f"{word} river"}) + "\n" for word in WORDS))
+    code, out, _ = run_command("compare", *models, path, "--device=cpu")
+    assert code == 0
+    assert "ordered differently    unknown: no prompt has two responses, so there are no pairs" in out
+    assert " over all responses" in out
+
+
+def test_without_a_score_no_order_is_claimed_to_be_equal(models, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "chosen": "stone " * 300, "rejected": "river"}) + "\n")
+    code, out, _ = run_command("compare", *models, path, "--device=cpu", "--max-input-tokens=64")
+    assert code == 3
+    assert "rank correlation       none (1 responses have the scores of both models)" in out
+    assert "all the same score" not in out
+
+
 def test_a_sample_that_a_model_gives_no_score_is_counted_and_left_out(models, tmp_path):
     path = tmp_path / "rows.jsonl"
     long = {"prompt": "p", "chosen": "stone " * 300, "rejected": "river"}
@@ -109,6 +127,7 @@ def test_a_sample_that_a_model_gives_no_score_is_counted_and_left_out(models, tm
     ("arguments", "code", "words"),
     [
         (["{a}", "{b}", "none.jsonl"], 2, "none.jsonl is not a file"),
+        (["/tmp", "/tmp", "{one}"], 2, "one.jsonl has no pair to compare: its 1 rows hold one response."),
         (["{a}", "nosuch-model", "{rows}"], 1, "rewardserve compare: MODEL_B (nosuch-model) cannot be served.\n"),
         (["/tmp", "{b}", "{rows}"], 1, "rewardserve compare: MODEL_A (/tmp) cannot be served.\n"),
         (
@@ -123,7 +142,9 @@ def test_a_sample_that_a_model_gives_no_score_is_counted_and_left_out(models, tm
 def test_what_cannot_be_compared_is_said_in_words(models, tmp_path, arguments, code, words):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
-    given = [each.format(a=models[0], b=models[1], rows=rows) for each in arguments]
+    one = tmp_path / "one.jsonl"
+    one.write_text('{"prompt": "p", "response": "a"}\n')
+    given = [each.format(a=models[0], b=models[1], rows=rows, one=one) for each in arguments]
     given += ["--device=cpu"] if "--device=cuda" not in given else []
     ended, out, output = run_command("compare", *given)
     assert (ended, out, "Traceback" in output) == (code, "", False)

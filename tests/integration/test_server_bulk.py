@@ -198,6 +198,33 @@ def test_an_input_that_is_no_text_of_lines_is_refused_and_nothing_is_written(fil
     assert (exit_code, says in output, target.exists()) == (2, True, False)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        "# A page\n\nof text\n",
+        "prompt,response\na,b\n",
+        '[\n{"text": "x"},\n{"text": "y"},\n]\n',
+        "\n\n",
+        '[{"text": "x"}]\n',
+    ],
+    ids=["page", "table", "list", "empty lines", "list in one line"],
+)
+def test_a_file_that_is_not_jsonl_is_refused_before_the_model_is_loaded(files, data):
+    source, target = files
+    source.write_text(data)
+    exit_code, output = score_file(source, target, "--model=/no/such/model", backend="torch")
+    assert (exit_code, target.exists()) == (2, False)
+    assert f"{source} is not JSONL: none of its " in output
+    assert "cannot be served" not in output
+
+
+def test_one_object_is_enough_for_jsonl_and_other_lines_fail_alone(files):
+    source, target = files
+    source.write_text('a note\n{"text": "x"}\n')
+    assert score_file(source, target)[0] == 3
+    assert [(row.get("error") or {}).get("code") for row in rows(target)] == ["invalid_json", None]
+
+
 def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it(files):
     source, target = files
     source.write_bytes(b'\xef\xbb\xbf{"text": "x"}\n{"text": "y"}\n')

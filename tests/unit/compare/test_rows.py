@@ -59,12 +59,17 @@ def test_a_table_is_read_too(tmp_path):
 
 def test_a_row_that_cannot_be_scored_is_counted_and_the_first_is_shown(tmp_path):
     path = file_of(
-        tmp_path, {"prompt": "p", "response": "a"}, "nonsense", {"prompt": "p", "response": " "}, {"prompt": 5}
+        tmp_path,
+        {"prompt": "p", "response": "a"},
+        {"prompt": "p", "response": "b"},
+        "nonsense",
+        {"prompt": "p", "response": " "},
+        {"prompt": 5},
     )
     rows = read_rows(path)
     assert dict(rows.bad) == {"invalid_json": 1, "empty_response": 1, "invalid_request": 1}
-    assert rows.first_bad.startswith(f"{path}:2: ")
-    assert (len(rows.samples), rows.n_rows) == (1, 4)
+    assert rows.first_bad.startswith(f"{path}:3: ")
+    assert (len(rows.samples), rows.n_rows) == (2, 5)
 
 
 def test_a_pair_of_equal_responses_is_none(tmp_path):
@@ -83,6 +88,12 @@ def test_a_pair_of_equal_responses_is_none(tmp_path):
 def test_a_file_without_a_response_is_refused(tmp_path, rows, words):
     with pytest.raises(ConfigError, match=words):
         read_rows(file_of(tmp_path, *rows))
+
+
+def test_a_file_with_one_response_has_nothing_to_compare(tmp_path):
+    path = file_of(tmp_path, {"prompt": "p", "response": "a"}, {"prompt": "p", "response": "a"}, "nonsense")
+    with pytest.raises(ConfigError, match=r"no pair to compare: its 3 rows hold one response.*rows.jsonl:3: "):
+        read_rows(path)
 
 
 def test_a_file_that_is_not_there_is_not_looked_for_on_a_hub(tmp_path):
