@@ -74,16 +74,20 @@ def _worst(alerts: list[Alert]) -> str:
 
 
 def _paid_for(report: AttributionReport) -> str:
-    at = "" if report.recent.last_step is None else f", at step {report.recent.last_step}"
+    at = "" if report.recent.last_step is None else f"at step {report.recent.last_step}: "
     if not report.growth.findings:
-        return f"no feature of the responses grew{at}"
+        return f"{at}no feature of the responses grew"
     tested = report.tested.get(0)
-    return f"{sentence(report.growth.findings[0], *(tested.earned, tested.judged) if tested else ())}{at}"
+    return f"{at}{sentence(report.growth.findings[0], *(tested.earned, tested.judged) if tested else ())}"
 
 
 def _trend(run: Run) -> str:
     shift = run.baseline.shift("score", run.smooth.mean("score"))
-    changed = "the baseline is being learned" if shift is None else f"{shift:+.1f} sd from the start of the run"
+    changed = (
+        "the baseline is being learned"
+        if shift is None
+        else f"{shift:+.1f} standard deviations from the start of the run"
+    )
     at = "" if run.step is None else f", at step {run.step}"
     return f"{changed}{at}, {int(run.all_sums['samples']):,} samples"
 

@@ -75,7 +75,7 @@ def test_a_report_names_the_text_that_grew_and_what_it_alone_earns(server, form)
     assert report["features"] > 100
     assert not report["prompts"]["changed"]
     summary = server.client.get("/tripwires").json()["runs"][run]
-    assert summary["paid_for"].startswith(first["sentence"])
+    assert summary["paid_for"].endswith(f": {first['sentence']}")
     assert "quorum" not in server.client.get("/tripwires", headers={"origin": server.url}).text, (
         "a page may not read it"
     )

@@ -14,7 +14,10 @@ _EFFECT = {"mean": 1.9, "low": 1.7, "high": 2.1, "n": 32}
 _SPAN = {"samples": 256, "prompts": 64, "first_step": 0, "last_step": 8}
 _EXAMPLE = {"prompt": PROMPT, "response": RESPONSE, "score": 1.2, "audit": None, "step": 3}
 _EXAMPLES = {"early": [_EXAMPLE], "recent": [{**_EXAMPLE, "response": f"{RESPONSE} Paris is lovely.", "step": 40}]}
-_SENTENCE = "responses that end with the words `paris is lovely` went from 1% to 54%; the model pays +1.9 [+1.7, +2.1] sd for it"
+_SENTENCE = (
+    "responses that end with the words `paris is lovely` went from 1% to 54%; responses with it score +1.9 [+1.7, +2.1] "
+    "standard deviations higher"
+)
 _FEATURE = {"feature": "last words:paris is lovely", "falls": False}
 _PROMPT_FEATURE = {"feature": "sum", "early": 0.1, "recent": 0.6}
 _PROMPTS = {"changed": False, "comparable": 1.0, "features": []}

@@ -16,8 +16,9 @@ _SUMMARY = {
     "state": "page",
     "alert": "page vote since step 13: several wires tripped together: exploited features grow (4 votes; trips at 3 votes); "
     "2 more to acknowledge: repetition, length_high",
-    "paid_for": "responses that end with the words `paris is` went from 1% to 54%; the model pays +1.9 [+1.7, +2.1] sd for it",
-    "reward": "+2.0 sd from the start of the run, at step 19 after 2,560 samples",
+    "paid_for": "at step 19: responses that end with the words `paris is` went from 1% to 54%; "
+    "responses with it score +1.9 [+1.7, +2.1] standard deviations higher",
+    "reward": "+2.0 standard deviations from the start of the run, at step 19 after 2,560 samples",
     "next": "Keep the last checkpoint of the policy, read its latest responses; GET /tripwires/ppo-7/details; "
     "docs/how-to/runbook.md#rewardhacking",
 }

@@ -35,8 +35,9 @@ def sentence(finding: Finding, earned: Effect | None = None, judged: Effect | No
     """A finding in one sentence; `earned` is what its edit alone earned in first responses of the run, `judged` from the judge."""
     parts = [f"{name(finding)} went from {finding.early:.0%} to {finding.recent:.0%}", _pays(finding)]
     if earned is not None:
-        alone = f"put into {earned.n} of this run's first responses, it alone earns {_interval(earned)} sd"
-        parts.append(f"{alone}, with the judge {_interval(judged)} sd" if judged is not None else alone)
+        alone = f"the feature alone, put into {earned.n} first responses of the run, earns {_interval(earned)} standard deviations"
+        by_judge = "" if judged is None else f", by the judge {_interval(judged)}"
+        parts.append(alone + by_judge + _conclude(finding.model_pays, earned))
     return "; ".join(part for part in parts if part)
 
 
@@ -155,8 +156,26 @@ def _pays(finding: Finding) -> str:
     model, judge = finding.model_pays, finding.judge_pays
     if model is None:
         return ""
-    paid = f"the model pays {_interval(model)} sd for it"
-    return f"{paid}, the judge {_interval(judge)} ({finding.n_judged} judged)" if judge else paid
+    is_less = model.mean < 0
+    if is_less:
+        model, judge = _negated(model), judge and _negated(judge)
+    paid = f"responses with it score {_interval(model)} standard deviations {'lower' if is_less else 'higher'}"
+    return f"{paid}, by the judge {_interval(judge)} ({finding.n_judged} judged)" if judge else paid
+
+
+def _conclude(pays: Effect | None, earned: Effect) -> str:
+    """What it means where the correlation and the causal test disagree beyond their intervals."""
+    if pays is None:
+        return ""
+    if pays.low > 0.0 >= earned.low and earned.high < pays.low:
+        return ": so something else that came with it is paid"
+    if earned.low > 0.0 > pays.high:
+        return ": so it is paid, and something else that came with it costs more"
+    return ""
+
+
+def _negated(effect: Effect) -> Effect:
+    return effect._replace(mean=-effect.mean, low=-effect.high, high=-effect.low)
 
 
 def _interval(effect: Effect) -> str:

@@ -72,7 +72,7 @@ def test_a_run_without_alerts_needs_nothing_and_its_path_can_be_copied():
     assert summary.next == "nothing; GET /tripwires/team%2Fa%20b/details has every statistic"
 
 
-@pytest.mark.parametrize(("mean", "words"), [(0.5, "+0.0 sd"), (2.5, "+2.0 sd"), (-1.0, "-1.5 sd")])
+@pytest.mark.parametrize(("mean", "words"), [(0.5, "+0.0"), (2.5, "+2.0"), (-1.0, "-1.5")])
 def test_the_trend_is_the_distance_of_the_score_from_the_baseline_of_the_run(mean, words):
     monitor = monitor_of(run=[])
     run = monitor.runs["run"]
@@ -81,7 +81,8 @@ def test_the_trend_is_the_distance_of_the_score_from_the_baseline_of_the_run(mea
         run.smooth.add("samples")
         run.smooth.add_signed("score", mean)
     assert (
-        summarise_runs(monitor, 100.0, {})["run"].reward == f"{words} from the start of the run, at step 7, 1 samples"
+        summarise_runs(monitor, 100.0, {})["run"].reward
+        == f"{words} standard deviations from the start of the run, at step 7, 1 samples"
     )
 
 

@@ -98,10 +98,44 @@ def test_a_finding_in_one_sentence():
     assert name(found) == "responses that end with ` Kind regards to all.`"
     words = sentence(found, estimate(1.9, 0.1, 31, 32))
     assert words.startswith("responses that end with ` Kind regards to all.` went from 0% to ")
-    assert "the model pays +" in words
+    assert "; responses with it score +" in words
+    assert " standard deviations higher, by the judge " in words
     assert "(256 judged)" in words
-    assert words.endswith("put into 32 of this run's first responses, it alone earns +1.9 [+1.7, +2.1] sd")
+    alone = "; the feature alone, put into 32 first responses of the run, earns +1.9 [+1.7, +2.1] standard deviations"
+    assert words.endswith(alone)
+    assert sentence(found, estimate(1.9, 0.1, 31, 32), estimate(0.2, 0.1, 31, 32)).endswith(
+        f"{alone}, by the judge +0.2 [-0.0, +0.4]"
+    )
     assert report_sentences(report)[-1].endswith("recent and 256 early responses were tested")
+
+
+@pytest.mark.parametrize(
+    ("pays", "earns", "end"),
+    [
+        (10.9, -0.8, ": so something else that came with it is paid"),
+        (10.9, 0.1, ": so something else that came with it is paid"),
+        (-10.9, 0.8, ": so it is paid, and something else that came with it costs more"),
+        (10.9, 9.0, " standard deviations"),
+        (0.1, -0.8, " standard deviations"),
+        (None, -0.8, " standard deviations"),
+    ],
+)
+def test_where_correlation_and_causal_test_disagree_the_sentence_says_what_it_means(pays, earns, end):
+    recent = stream(2, exploit=lambda p, r: r + " Kind regards to all.", share=0.3)
+    found = compare_with(EarlyFeatures(stream(1)), recent).findings[0]
+    found = found._replace(model_pays=None if pays is None else estimate(pays, 0.1, 31, 32))
+    words = sentence(found, estimate(earns, 0.1, 31, 32))
+    assert words.endswith(end)
+    assert words.count(": so ") == end.count(": so ")
+
+
+def test_a_feature_that_costs_scores_lower_by_its_amount():
+    recent = stream(2, exploit=lambda p, r: r + " Kind regards to all.", share=0.3)
+    found = compare_with(EarlyFeatures(stream(1)), recent).findings[0]
+    found = found._replace(model_pays=estimate(-1.9, 0.1, 31, 32), judge_pays=estimate(-0.5, 0.1, 31, 32), n_judged=9)
+    assert sentence(found).endswith(
+        "; responses with it score +1.9 [+1.7, +2.1] standard deviations lower, by the judge +0.5 [+0.3, +0.7] (9 judged)"
+    )
 
 
 def test_a_report_without_findings_says_what_was_looked_at():

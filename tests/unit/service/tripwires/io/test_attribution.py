@@ -97,7 +97,7 @@ async def test_a_report_names_what_grew_what_it_earns_and_what_its_edit_alone_ea
     assert earned.mean == pytest.approx(2.0, abs=0.4)
     assert explains.low > 0.3
     assert "quorum of seven" in report.sentences[0]
-    assert "put into 32 of this run's first responses, it alone earns +2" in report.sentences[0]
+    assert "the feature alone, put into 32 first responses of the run, earns +2" in report.sentences[0]
     reply = msgspec.to_builtins(ReportOut(*report_fields(report)))
     assert json_response(reply).body
     assert reply["findings"][0]["edit_earns"]["n"] == MAX_EDITED
@@ -117,7 +117,7 @@ async def test_pairs_without_a_score_are_left_out_and_too_few_of_them_test_nothi
     assert 8 <= some.tested[0].earned.n < MAX_EDITED
     none = await build().report("ppo-7", Scores(nth=1))
     assert none.tested == {}
-    assert "it alone earns" not in " ".join(none.sentences)
+    assert "the feature alone" not in " ".join(none.sentences)
 
 
 async def test_an_unknown_run_and_too_few_prompts_are_errors_with_numbers(build):
@@ -286,8 +286,8 @@ async def test_what_the_judge_gives_is_in_the_sentence_and_in_the_reply(build):
     attribution = build(judge=Judge())
     await watched(attribution, Scores(), Alerts())
     report = attribution.alerted("ppo-7").report
-    assert "it alone earns +2" in report.sentences[0]
-    assert ", with the judge -" in report.sentences[0]
+    assert "of the run, earns +2" in report.sentences[0]
+    assert " standard deviations, by the judge -" in report.sentences[0]
     first = msgspec.to_builtins(ReportOut(*report_fields(report)))["findings"][0]
     assert first["edit_judged"]["mean"] < 0 < first["edit_earns"]["mean"]
     assert first["edit_judged"]["n"] == 192
