@@ -173,7 +173,7 @@ def adapter(folder: Path, fast: PreTrainedTokenizerFast, template: Template) -> 
     generator = torch.Generator().manual_seed(5)
     for name, parameter in tuned.named_parameters():
         if "lora_" in name or "modules_to_save" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
     assert isinstance(tuned, PeftModelForSequenceClassification)
     tuned.save_pretrained(folder)
     fast.save_pretrained(folder)
@@ -239,7 +239,7 @@ def ours_lora(folder: Path, fast: PreTrainedTokenizerFast, template: Template) -
     generator = torch.Generator().manual_seed(5)
     for name, parameter in start.network.named_parameters():
         if "lora_" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
     exporting.export_checkpoint(folder, start, PROBES)
     return _elsewhere(folder)
 

@@ -118,7 +118,7 @@ def test_a_path_as_it_is_and_percent_encoded_is_reached_with_a_key_that_may(worl
     _, made = world
     method = (
         "GET"
-        if path.endswith("/attribution")
+        if path.endswith(("/attribution", "/details"))
         or path in ("/model", "/tripwires", "/v1/models", "/openapi.json", "/metrics", "/admin/models")
         else "POST"
     )

@@ -114,7 +114,10 @@ def test_an_exploit_is_flagged_counted_sent_and_stays_active(server, receiver):
     assert server.metric("rewardserve_run_sum_total", run="ppo-7", of="samples") == 80 * 32
     assert server.metric("rewardserve_run_step", run="ppo-7") == 79
     assert "deserves" not in server.log
-    assert "deserves" not in json.dumps(server.client.get("/tripwires").json())
+    runs = server.client.get("/tripwires").json()["runs"].values()
+    assert "deserves" not in json.dumps([{**run, "paid_for": None} for run in runs]), (
+        "attribution alone quotes responses"
+    )
 
     assert server.client.post("/tripwires/ppo-7/judge_injection/ack").json()["acknowledged"]
     assert server.metric("rewardserve_tripwire_tripped", wire="judge_injection", run="ppo-7") == 0
@@ -181,7 +184,7 @@ def test_a_plan_that_makes_no_sense_is_refused_before_anything_is_loaded(tmp_pat
         check=False,
     )
     assert ended.returncode == 2
-    assert "REWARD_TRIPWIRES__CONFIG_FILE" in ended.stderr
+    assert "--tripwires.config-file=" in ended.stderr
     assert "flatery" in ended.stderr
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import httpx
@@ -17,7 +18,8 @@ MOST_BYTES = 20_000
 
 @cache
 def document():
-    return openapi()
+    with ThreadPoolExecutor(1) as own_thread:  # an event loop may run on this one
+        return own_thread.submit(openapi).result()
 
 
 def closed(schema):

@@ -33,7 +33,9 @@ class ErrorOut(ReplyRecord, frozen=True, gc=False):
     code: Annotated[str, doc("stable code for programs", ERROR["code"])]
     message: Annotated[str, doc("cause and remedy for humans; never quotes a conversation", ERROR["message"])]
     n: Annotated[Number, doc("number that exceeds `limit`, or that is wrong", 5012)] = UNSET
-    limit: Annotated[Number, doc("the limit", 4096)] = UNSET
+    limit: Annotated[Number | str, doc("the limit; for the rate of a key its unit, `requests` or `tokens`", 4096)] = (
+        UNSET
+    )
     field: Annotated[
         Text, doc("JSON path of the first invalid field, or name of the parameter", "samples[3].prompt")
     ] = UNSET

@@ -60,7 +60,7 @@ def artefact_share(earned: Effect | None, growth: Effect, score_growth: Effect) 
     grown = max(0.0, score_growth.mean) + _N_ERRORS * score_growth.std_error
     parts = earned.mean * growth.std_error, growth.mean * earned.std_error, growth.std_error * earned.std_error
     explained = earned.mean * growth.mean - _N_ERRORS * hypot(*parts)
-    return max(0.0, explained) / grown if grown > 0.0 else None
+    return min(1.0, max(0.0, explained) / grown) if grown > 0.0 else None
 
 
 def lower_bound(effect: Effect) -> float:

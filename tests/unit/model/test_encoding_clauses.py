@@ -1342,7 +1342,7 @@ def test_a_template_that_takes_no_long_conversation_is_served():
 def test_what_is_remembered_changes_no_ids_and_is_asked_for_again(template):
     tokenizer = tiny_tokenizer(template, bos="<s>")
     remembers, forgets = encoder(tokenizer), encoder(tokenizer, memo=0)
-    assert forgets._seam_tokens == ()
+    assert forgets._split_tokens == ()
     samples = [Sample(prompt=p, response=r) for p in ("a b", "c d") for r in ("e", "f g", "<|im_end|>x", "\nh")] * 2
     assert remembers.many(samples) == forgets.many(samples) == [forgets(sample) for sample in samples]
 

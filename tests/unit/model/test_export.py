@@ -38,14 +38,12 @@ def probes(path: Path, *responses: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("wrong", ["probe", "date", "weights", "memory", "disk"])
+@pytest.mark.parametrize("wrong", ["probe", "weights", "memory", "disk"])
 def test_an_export_that_fails_keeps_the_contract_that_is_there(bound, tmp_path, monkeypatch, wrong):
     before = (bound / FILE_NAME).read_bytes()
     arguments = [str(bound)]
     if wrong == "probe":
         arguments += ["--probes", probes(tmp_path / "p.jsonl", "fine", "")]
-    elif wrong == "date":
-        arguments += ["--template-date", "2024-13-45"]
     elif wrong == "weights":
         (bound / "model.safetensors").write_bytes(b"cut off")
     elif wrong == "memory":
