@@ -44,6 +44,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the error and the command that shows the help, and exit with 2."""
         message = message.removeprefix("argument ")
+        for kind, words in (("int", "a whole number"), ("float", "a number")):
+            message = message.replace(f": invalid {kind} value: ", f": must be {words}, not ")
         end_with_usage(self.prog, f"{message}{self._hint(message)}")
 
     def _hint(self, message: str) -> str:

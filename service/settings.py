@@ -19,8 +19,9 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from rewardserve.model.backends import BACKENDS, DEVICES, ModelSpec, VllmSpec, require_backend, require_device
 from rewardserve.model.contract import require_date
-from rewardserve.model.reward import CombineSettings, PenaltySettings, RewardSettings
+from rewardserve.model.reward import CombineSettings, PenaltySettings, PipelineError, RewardSettings, check_settings
 from rewardserve.model.text.text_files import decode_text
+from rewardserve.model.traits import Lexicon, LexiconError
 from rewardserve.service.auth.api_keys import ApiKeys, ApiKeysError
 from rewardserve.service.auth.api_keys import read_api_keys as read_keys
 from rewardserve.service.auth.tls import TlsError, TlsFiles, create_ssl_context
@@ -28,6 +29,9 @@ from rewardserve.service.storage.files import error_reason, read_bounded
 from rewardserve.service.tripwires.config import WireConfig, WireConfigError
 from rewardserve.service.tripwires.honeypots import Honeypots, HoneypotsError
 from rewardserve.service.tripwires.honeypots import read as read_honeypots
+from rewardserve.service.tripwires.io.canaries import SHIPPED as SHIPPED_CANARIES
+from rewardserve.service.tripwires.io.canaries import CanariesError, Canary
+from rewardserve.service.tripwires.io.canaries import read as read_canaries
 from rewardserve.service.tripwires.io.config_file import read_wire_config
 
 ENV_PREFIX = "REWARD_"
@@ -320,7 +324,6 @@ class ModelSettings(BaseSettings):
         """Raise ValueError with a remedy if settings contradict each other."""
         if self.ensemble and self.model:
             raise ValueError("REWARD_MODEL and REWARD_ENSEMBLE are both set: set one of them.")
-        self.named_models()
         longest, budget = self.max_input_tokens, self.batching.max_tokens
         if longest is not None and budget is not None and longest > budget:
             raise ValueError(
@@ -336,6 +339,10 @@ class ModelSettings(BaseSettings):
                 f"REWARD_SHAPE={self.shape} has no caps, but one is set. Leave out REWARD_CAP_LOW and REWARD_CAP_HIGH, or choose "
                 "the shape cap or softcap."
             )
+        try:
+            check_settings(self.reward_settings(), list(self.named_models()))
+        except PipelineError as error:
+            raise ValueError(str(error)) from None
         return self
 
     def named_models(self) -> dict[str, str]:
@@ -396,6 +403,20 @@ class ModelSettings(BaseSettings):
             raise SettingsError(f"REWARD_TRIPWIRES__HONEYPOTS_FILE cannot be read: {error_reason(error)}.") from None
         except HoneypotsError as error:
             raise SettingsError(f"REWARD_TRIPWIRES__HONEYPOTS_FILE={path}: {error}.") from None
+
+    def read_lexicon(self) -> Lexicon:
+        """Read the phrases that `tripwires.config_file` names, or the shipped ones. Raise `SettingsError`."""
+        try:
+            return Lexicon.read([Path(name) for name in self.wire_config().lexicons])
+        except LexiconError as error:
+            raise SettingsError(f"REWARD_TRIPWIRES__CONFIG_FILE={self.tripwires.config_file}: {error}.") from None
+
+    def read_canaries(self) -> list[Canary]:
+        """Read `tripwires.canaries_file`, or the shipped canaries. Raise `SettingsError`."""
+        try:
+            return read_canaries(self.tripwires.canaries_file or SHIPPED_CANARIES)
+        except CanariesError as error:
+            raise SettingsError(f"REWARD_TRIPWIRES__CANARIES_FILE={self.tripwires.canaries_file} {error}.") from None
 
     def make_folders(self) -> None:
         """Create the folders of the trip wires. Raise `SettingsError` if one is not writable."""

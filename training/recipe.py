@@ -60,11 +60,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def _recipe_like(path: Path) -> str:
-    """Suggest a recipe beside the missing file, or one of those that are shipped, by its name with or without `.yaml`."""
+    """Suggest a recipe beside the missing file, or one of those that are shipped, by its name without `.yaml`."""
     shipped = Path(__file__).parent / "recipes"
     for folder in (path.parent, shipped):
-        found = {each.name: each for each in folder.glob("*.y*ml")}
-        near = nearest_word(path.name, found) or nearest_word(f"{path.name}.yaml", found)
+        found = {each.stem: each for each in folder.glob("*.y*ml")}
+        near = nearest_word(path.stem, found)
         if near is not None:
             return f"; did you mean {found[near]}?"
     return f". The shipped recipes are in {shipped}"

@@ -186,8 +186,16 @@ class LoadedModel:
 def require_device(name: str) -> str:
     """Return the name of a device. Raise ValueError for other names."""
     if _DEVICE.fullmatch(name) is None:
-        raise ValueError(f"must be {DEVICES}, not {name!r}{did_you_mean(name, ('auto', 'cpu', 'cuda'))}")
+        raise ValueError(f"must be {DEVICES}, not {name!r}{_device_meant(name)}")
     return name
+
+
+def _device_meant(name: str) -> str:
+    """The suggestion of an error message. `gpu` is CUDA's; another processor, such as a TPU, is not a misspelt CPU."""
+    gpu = re.fullmatch(r"(?:gpu|cuda)[ :_-]?([0-9]*)", name.lower())
+    if gpu is not None:
+        return f"; did you mean cuda{f':{gpu[1]}' * bool(gpu[1])}?"
+    return "" if re.fullmatch(r"[^c]pu", name.lower()) else did_you_mean(name, ("auto", "cpu", "cuda"))
 
 
 def require_backend(name: str) -> str:

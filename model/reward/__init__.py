@@ -1,7 +1,7 @@
 """Reward pipeline: pure stages from raw scores to the reward. Standard library only."""
 
 from rewardserve.model.reward.members import CombineMethod, sigmoid
-from rewardserve.model.reward.pipeline import EnsembleMember, Pipeline, PipelineError, build_pipeline
+from rewardserve.model.reward.pipeline import EnsembleMember, Pipeline, PipelineError, build_pipeline, check_settings
 from rewardserve.model.reward.record import Reward, RewardBatch, repetition
 from rewardserve.model.reward.settings import CombineSettings, PenaltySettings, RewardSettings, Shape
 
@@ -17,6 +17,7 @@ __all__ = [
     "RewardSettings",
     "Shape",
     "build_pipeline",
+    "check_settings",
     "repetition",
     "sigmoid",
 ]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 from rewardserve.model.calibration import Calibration
@@ -122,8 +123,50 @@ def _change(before: Values, after: Values) -> Values:
 # -- building -------------------------------------------------------------------------------------------------------
 
 
+def check_settings(settings: RewardSettings, members: Sequence[str] = ()) -> None:
+    """Raise `PipelineError` for settings that no model satisfies. `members`: the names of an ensemble, if there is one."""
+    combine, penalties = settings.combine, settings.penalties
+    if not combine.beta >= 0.0:
+        raise PipelineError(f"combine.beta={combine.beta} is below zero")
+    if wrong := [f"{name}={weight}" for name, weight in combine.weights.items() if not 0.0 <= weight < inf]:
+        raise PipelineError(f"combine.weights: {_named(wrong)}: a weight is zero or a positive number")
+    if members:
+        if combine.method == "sum":
+            raise PipelineError("combine.method=sum is for the heads of one model. Use mean, min, softmin or and.")
+        _check_weights(combine.weights, dict.fromkeys(members, 1.0))
+    for name in ("missing_end", "overlong", "repetition"):
+        if not getattr(penalties, name) >= 0.0:
+            raise PipelineError(f"penalties.{name}={getattr(penalties, name)}: a penalty must not be below zero")
+    if penalties.overlong:
+        _check_overlong(penalties)
+
+
+def _check_overlong(asked: PenaltySettings) -> None:
+    needed = {"penalties.overlong_start": asked.overlong_start, "penalties.overlong_end": asked.overlong_end}
+    if missing := [name for name, value in needed.items() if value is None]:
+        raise PipelineError(
+            f"penalties.overlong={asked.overlong:g} needs the lengths in tokens from which the penalty grows and at which it is "
+            f"reached: set {' and '.join(missing)}."
+        )
+    start, end = needed.values()
+    if start is not None and end is not None and not 0 <= start < end:
+        raise PipelineError(
+            f"penalties.overlong_start={start} must be at least 0 and below penalties.overlong_end={end}."
+        )
+
+
+def _check_weights(asked: Mapping[str, float], default: Mapping[str, float]) -> None:
+    """Raise `PipelineError` unless the weights name members, whose weights are `default`, and leave one above zero."""
+    if unknown := sorted(set(asked) - set(default)):
+        raise PipelineError(f"combine.weights names {_named(unknown)}; members are {_named(list(default))}")
+    weights = list({**default, **asked}.values())
+    if not sum(weights) > 0.0:
+        raise PipelineError(f"combine.weights: one weight must be above zero, they are {weights}")
+
+
 def build_pipeline(ensemble_members: Sequence[EnsembleMember], settings: RewardSettings) -> Pipeline:
     """The pipeline for these settings, or `PipelineError` naming the setting and the remedy."""
+    check_settings(settings, [o.name for o in ensemble_members] if len(ensemble_members) > 1 else [])
     normalizes = settings.normalize if settings.normalize is not None else all(o.calibration for o in ensemble_members)
     if normalizes and (without := [o.name for o in ensemble_members if o.calibration is None]):
         raise PipelineError(
@@ -170,10 +213,6 @@ def _digest(combination: Combination, stages: Sequence[Stage]) -> str:
 def _combination(ensemble_members: Sequence[EnsembleMember], settings: RewardSettings, normalizes: bool) -> Combination:
     asked = settings.combine
     how: CombineMethod = asked.method or ("sum" if len(ensemble_members) == 1 else "mean")
-    if how == "sum" and len(ensemble_members) > 1:
-        raise PipelineError("combine.method=sum is for the heads of one model. Use mean, min, softmin or and.")
-    if not asked.beta >= 0.0:
-        raise PipelineError(f"combine.beta={asked.beta} is below zero")
     if len(ensemble_members) > 1 or how == "sum":
         members = [_whole(ensemble_member, normalizes) for ensemble_member in ensemble_members]
     else:
@@ -213,12 +252,9 @@ def _scale(mean: float, std: float, temperature: float, normalizes: bool) -> Sca
 def _weighted(members: Sequence[ScaledMember], settings: RewardSettings) -> tuple[ScaledMember, ...]:
     """Apply the operator's weights, normalised to a sum of 1."""
     asked = settings.combine.weights
-    if unknown := sorted(set(asked) - {member.name for member in members}):
-        raise PipelineError(f"combine.weights names {_named(unknown)}; members are {_named([m.name for m in members])}")
+    _check_weights(asked, {member.name: member.weight for member in members})
     weights = [asked.get(member.name, member.weight) for member in members]
-    if min(weights) < 0.0 or not sum(weights) > 0.0:
-        raise PipelineError(f"combine.weights: weights must be positive numbers, they are {weights}")
-    return tuple(replace(m, weight=asked.get(m.name, m.weight) / sum(weights)) for m in members)
+    return tuple(replace(m, weight=weight / sum(weights)) for m, weight in zip(members, weights, strict=True))
 
 
 # -- debiasing and penalties ----------------------------------------------------------------------------------------
@@ -236,18 +272,9 @@ def _debias(calibration: Calibration | None, settings: RewardSettings) -> list[S
 
 
 def _penalties(calibration: Calibration | None, asked: PenaltySettings) -> list[Stage]:
-    for name in ("missing_end", "overlong", "repetition"):
-        if not getattr(asked, name) >= 0.0:
-            raise PipelineError(f"penalties.{name}={getattr(asked, name)}: a penalty must not be below zero")
     stages: list[Stage] = [MissingEnd(asked.missing_end)] if asked.missing_end else []
-    if asked.overlong:
-        start, end = asked.overlong_start, asked.overlong_end
-        if start is None or end is None or not 0 <= start < end:
-            raise PipelineError(
-                f"penalties.overlong={asked.overlong} needs penalties.overlong_start (now {start}) below "
-                f"penalties.overlong_end (now {end}), in tokens of the response"
-            )
-        stages.append(Overlong(asked.overlong, start, end))
+    if asked.overlong and asked.overlong_start is not None and asked.overlong_end is not None:
+        stages.append(Overlong(asked.overlong, asked.overlong_start, asked.overlong_end))
     if asked.repetition:
         threshold = asked.repetition_above
         if threshold is None and calibration is not None:

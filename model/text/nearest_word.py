@@ -14,8 +14,27 @@ CUTOFF_OF_NAMES = 0.75
 def nearest_word(word: str, known: Iterable[str], cutoff: float = CUTOFF) -> str | None:
     """Return the known word that is most similar, whatever the case; None if none is near."""
     by_lower = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
-    return by_lower[near[0]] if near else None
+    prefix = _prefix_of_all(list(by_lower))
+    found = max(((_similarity(word.lower(), each, prefix), each) for each in by_lower), default=(0.0, ""))
+    return by_lower[found[1]] if found[0] >= cutoff else None
+
+
+def _prefix_of_all(known: list[str]) -> str:
+    """What all known words begin with, up to its last separator, such as the hyphens of a flag."""
+    common = _common_prefix(known) if len(known) > 1 else ""
+    return common[: max(common.rfind(separator) for separator in "-_.") + 1]
+
+
+def _common_prefix(words: list[str]) -> str:
+    shortest = min(words, key=len)
+    return next((shortest[:i] for i, letters in enumerate(zip(*words, strict=False)) if len({*letters}) > 1), shortest)
+
+
+def _similarity(word: str, known: str, prefix: str) -> float:
+    """Similarity without the parts that every known word has (`prefix`), or that name the section of both (`a.b`, `A__B`)."""
+    common = _common_prefix([word, known])
+    start = max(len(prefix) if word.startswith(prefix) else 0, common.rfind(".") + 1, common.rfind("__") + 1)
+    return difflib.SequenceMatcher(None, known[start:], word[start:]).ratio()
 
 
 def did_you_mean(word: object, known: Iterable[str], cutoff: float = CUTOFF) -> str:

@@ -61,8 +61,10 @@ def _read(path: Path) -> dict[str, list[str]]:
         lists = json.loads(decode_text(path.read_bytes()))
     except TextDecodeError as error:
         raise LexiconError(f"lexicon {path} cannot be read: {error}") from None
-    except (OSError, ValueError) as error:
-        raise LexiconError(f"lexicon {path} cannot be read: {type(error).__name__}") from None
+    except OSError as error:
+        raise LexiconError(f"lexicon {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise LexiconError(f"lexicon {path} is not JSON: {error}") from None
     expected = {"language", "version", *KINDS}
     if not isinstance(lists, dict) or set(lists) != expected:
         raise LexiconError(f"lexicon {path} must have exactly the fields {', '.join(sorted(expected))}")

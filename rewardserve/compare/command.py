@@ -26,7 +26,6 @@ from rewardserve.model.default import DEFAULT_MODEL
 from rewardserve.model.resource_errors import describe_resource_error
 from rewardserve.model.reward import PipelineError
 from rewardserve.model.text.printable import printable
-from rewardserve.model.traits import LexiconError
 from rewardserve.service.cli.options import Wording, complain, complain_of_model, from_command_line
 from rewardserve.service.errors import RequestRefused
 from rewardserve.service.observability import logs
@@ -97,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     except RequestRefused as error:
         complain(PROGRAM, [error.message])
         return FAILED
-    except (ConfigError, SettingsError, LexiconError) as error:
+    except (ConfigError, SettingsError) as error:
         complain(PROGRAM, [wording(str(error))])
         return USAGE_ERROR
     except OSError as error:

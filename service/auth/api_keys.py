@@ -281,7 +281,9 @@ def _parse_limits(i: int, words: list[str]) -> RateLimits:
             found[name] = float(number)
         except ValueError:
             found[name] = 0.0
-        if name not in _LIMIT_NAMES or not 0 < found[name] < inf:
+        if name in _LIMIT_NAMES and not 0 < found[name] < inf:
+            raise ApiKeysError(f"line {i}: {name} must be a number above zero")
+        if name not in _LIMIT_NAMES:
             raise ApiKeysError(
                 f"line {i}: options are {', '.join(_LIMIT_NAMES)}, each with = and a number above zero, and runs= and owner="
             )

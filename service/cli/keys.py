@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
 import secrets
 import sys
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 
 from rewardserve.arguments import Parser
@@ -36,18 +39,22 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--scopes", default="score", help=f"scopes, separated by commas: {', '.join(SCOPES)}")
     parser.add_argument(
         "--requests-per-s",
-        type=float,
+        type=_above_zero,
         metavar="N",
         help="rate limit in requests; beyond it, requests get 429; default: none",
     )
     parser.add_argument(
         "--tokens-per-s",
-        type=float,
+        type=_above_zero,
         metavar="N",
         help="rate limit in tokens; beyond it, requests get 429; default: none",
     )
     parser.add_argument(
-        "--burst-s", type=float, default=BURST_S, help="burst: the limits of this many seconds may be used at once"
+        "--burst-s",
+        type=_above_zero,
+        default=BURST_S,
+        metavar="N",
+        help="burst: the limits of this many seconds may be used at once",
     )
     parser.add_argument(
         "--runs",
@@ -74,6 +81,13 @@ def main(arguments: Sequence[str]) -> int:
     print(key)
     print(f"{PROGRAM}: {given.name} was added to {given.file}; the key is shown only now", file=sys.stderr)
     return 0
+
+
+def _above_zero(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0.0 < (number := float(text)) < inf:
+            return number
+    raise argparse.ArgumentTypeError(f"must be a number above zero, not {text!r}")
 
 
 def _refuse(reason: str) -> int:

@@ -45,6 +45,10 @@ _RULES = {
     "less_than_equal": "at most {le}",
 }
 """Type of a pydantic error -> the valid values. Other errors keep the words of pydantic."""
+_HELP_SWITCHES = {
+    "-h, --help": "show the usual settings and exit",
+    "--help-all": "show all settings and exit",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +80,12 @@ class Option:
         """The flag, or the name of a positional argument."""
         if self.is_positional:
             return "_".join(self.path).upper()
-        return "--" + ".".join(self.path).replace("_", "-")
+        return _flag(self.path)
 
     @property
     def variable(self) -> str:
         """The variable of the environment; empty for an argument that must be on the command line."""
-        return "" if self.is_required else ENV_PREFIX + "__".join(self.path).upper()
+        return "" if self.is_required else _variable(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +135,18 @@ def from_command_line(
     options = [option for option in options_of(settings) if ".".join(option.path) not in without]
     positionals = [option for option in options if option.is_positional]
     shown = positionals + [option for name in first for option in options if ".".join(option.path) == name]
+    switches = {**switches, **_HELP_SWITCHES}
     parser.add_argument("-h", "--help", action=_Print, text=_help(program, settings, shown, options, switches))
     parser.add_argument("--help-all", action=_Print, text=_help(program, settings, options, options, switches))
     source: Any = CliSettingsSource(settings, root_parser=parser, parse_args_method=Parser.parse_args)
     parser.hidden = frozenset("--" + name.replace("_", "-") for name in without)
     parser.name_positionals([option.name for option in positionals])
     wording = Wording(settings, arguments)
+    sections = sections_of(options)
+    parser.hidden |= {_flag(section) for section in sections}  # pydantic-settings would read a section as JSON
+    if misused := [_of_section(section, options, wording) for section in _given_sections(sections, arguments)]:
+        complain(program, misused)
+        sys.exit(USAGE_ERROR)
     try:
         found = settings(
             _cli_settings_source=source(args=list(_with_values([_hyphens(a) for a in arguments], options)))
@@ -192,6 +202,19 @@ def options_of(settings: type[BaseModel], path: tuple[str, ...] = ()) -> Iterato
     yield from sorted(leaves, key=lambda option: not option.is_positional)
     for name, section in sections.items():
         yield from options_of(section, (*path, name))
+
+
+def sections_of(options: Iterable[Option]) -> list[tuple[str, ...]]:
+    """Return the sections of these options. Only the settings in a section have values."""
+    return list(dict.fromkeys(option.path[:i] for option in options for i in range(1, len(option.path))))
+
+
+def _given_sections(sections: Iterable[tuple[str, ...]], arguments: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the sections whose flag is in the arguments or whose variable is in the environment."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    given = {_hyphens(argument).partition("=")[0] for argument in arguments[:end]}
+    given |= {name.upper() for name in os.environ}
+    return [section for section in sections if given & {_flag(section), _variable(section)}]
 
 
 def _values(annotation: Any) -> str:
@@ -296,14 +319,35 @@ def _in_words(error: Mapping[str, Any], options: Mapping[tuple[str, ...], Option
 
 
 def _of_no_setting(path: tuple[str, ...], error: Mapping[str, Any], options: Iterable[Option], wording: Wording) -> str:
-    """Describe a name that is no setting: an unknown one of a section, or the section itself."""
-    flag, variable = "--" + ".".join(path).replace("_", "-"), ENV_PREFIX + "__".join(path).upper()
-    name = flag if any(_hyphens(each).partition("=")[0] == flag for each in wording.arguments) else variable
-    inner = [wording.name(option) for option in options if option.path[: len(path)] == path]
-    if inner:
-        return f"{name} is a section of settings, not one with a value: set {', '.join(inner)}"
-    known = [option.name if name == flag else option.variable for option in options]
+    """Describe a name in a section that is no setting."""
+    name = _typed(path, wording)
+    known = [option.name if name == _flag(path) else option.variable for option in options]
     return f"{name} is not a setting{did_you_mean(name, known, CUTOFF_OF_NAMES)}"
+
+
+def _of_section(path: tuple[str, ...], options: Iterable[Option], wording: Wording) -> str:
+    """Describe a section that was given as a setting."""
+    name = _typed(path, wording)
+    inner = [
+        option.name if name == _flag(path) else option.variable
+        for option in options
+        if option.path[: len(path)] == path
+    ]
+    return f"{name} is a section of settings, not one with a value: set {', '.join(inner)}"
+
+
+def _typed(path: tuple[str, ...], wording: Wording) -> str:
+    """The flag of a path if it is in the arguments, else its variable."""
+    flag = _flag(path)
+    return flag if any(_hyphens(each).partition("=")[0] == flag for each in wording.arguments) else _variable(path)
+
+
+def _flag(path: Sequence[str]) -> str:
+    return "--" + ".".join(path).replace("_", "-")
+
+
+def _variable(path: Sequence[str]) -> str:
+    return ENV_PREFIX + "__".join(path).upper()
 
 
 def _not_json(message: str, options: Sequence[Option], wording: Wording) -> str:

@@ -17,7 +17,6 @@ from rewardserve.model.backends import LoadError
 from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.resource_errors import describe_resource_error
 from rewardserve.model.reward import PipelineError
-from rewardserve.model.traits import LexiconError
 from rewardserve.service.cli.options import Wording, complain, complain_of_model, from_command_line
 from rewardserve.service.errors import RequestRefused
 from rewardserve.service.observability import logs
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     except RequestRefused as error:
         complain(PROGRAM, [error.message, f"Run the same command again to continue {settings.output}."])
         return FAILED
-    except (NotContinuable, SettingsError, LexiconError) as error:
+    except (NotContinuable, SettingsError) as error:
         complain(PROGRAM, [wording(str(error))])
         return USAGE_ERROR
     except OSError as error:

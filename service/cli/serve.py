@@ -31,10 +31,10 @@ from rewardserve.model.backends import LoadError
 from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.reward import PipelineError
 from rewardserve.model.text.printable import printable
-from rewardserve.model.traits import LexiconError
 from rewardserve.service.api.http.sockets import bind, url
 from rewardserve.service.app import serve
 from rewardserve.service.cli.options import Wording, complain, complain_of_model, from_command_line
+from rewardserve.service.models.audit_judge import AuditJudgeError
 from rewardserve.service.observability import logs
 from rewardserve.service.settings import ServeSettings
 
@@ -53,8 +53,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         keys, webhook_secrets = settings.read_keys(), settings.read_webhook_secrets()
         # Errors in these files are reported before a model is loaded.
-        settings.wire_config()
+        settings.read_lexicon()
         settings.read_honeypots()
+        settings.read_canaries()
         settings.make_folders()
         settings.watched_folders()
         scheme = "http" if settings.tls_files() is None else "https"
@@ -80,7 +81,10 @@ def main(arguments: Sequence[str]) -> int:
                 print_status(f"RewardServe is ready: {model} {ready}")
 
             runner.run(serve(settings, keys, listening, on_ready, webhook_secrets, shared))
-    except (LoadError, PipelineError, CalibrationError, LexiconError) as error:
+    except AuditJudgeError as error:
+        complain(PROGRAM, wording(str(error)).splitlines())
+        return FAILED
+    except (LoadError, PipelineError, CalibrationError) as error:
         complain_of_model(PROGRAM, error, wording)
         return FAILED
     except TimeoutError:

@@ -24,10 +24,14 @@ _NO_VERSION = 0
 """Model version of the audit judge, which serves no requests."""
 
 
+class AuditJudgeError(LoadError):
+    """The audit judge cannot be served; the message names it and the setting."""
+
+
 def load_named_judge(settings: ModelSettings) -> LoadedModel | None:
     """Load the judge that the settings name, for all models. None: they name none, or the one beside each model.
 
-    Raise `LoadError`.
+    Raise `AuditJudgeError`.
     """
     if settings.audit_model in ("", AUTO_AUDIT_MODEL):
         return None
@@ -35,7 +39,7 @@ def load_named_judge(settings: ModelSettings) -> LoadedModel | None:
 
 
 def load_own_judge(settings: ModelSettings) -> LoadedModel | None:
-    """Load the judge that lies beside the model, where the settings ask for it and there is one. Raise `LoadError`."""
+    """Load the judge that lies beside the model, where the settings ask for it and there is one. Raise `AuditJudgeError`."""
     if settings.audit_model != AUTO_AUDIT_MODEL or settings.ensemble or settings.backend == "echo":
         return None
     folder = find_audit_judge(settings.model)
@@ -43,10 +47,16 @@ def load_own_judge(settings: ModelSettings) -> LoadedModel | None:
 
 
 def _load(settings: ModelSettings, model: str) -> LoadedModel:
-    audit = load(settings.backend, settings.model_spec(model))
+    try:
+        audit = load(settings.backend, settings.model_spec(model))
+    except LoadError as error:
+        beside = f": {model}, beside the model," if model != settings.audit_model else ""
+        raise AuditJudgeError(
+            f"REWARD_AUDIT_MODEL={settings.audit_model}{beside} cannot be served as the audit model: {error}"
+        ) from error
     if audit.calibration is None:
         audit.scorer.close()
-        raise LoadError(
+        raise AuditJudgeError(
             f"the audit model {model} has no fitted statistics, so its scores cannot be compared with those of another model. "
             "Fit them with `rewardserve calibrate`."
         )

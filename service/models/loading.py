@@ -71,10 +71,17 @@ def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
     """Load the model and build the pipeline for its scores. Raise `LoadError` or `PipelineError`. May take minutes."""
     named = settings.named_models()
     if named:
-        loaded = ensemble([(name, load(settings.backend, settings.model_spec(model))) for name, model in named.items()])
+        loaded = ensemble([(name, _load_member(settings, name, model)) for name, model in named.items()])
     else:
         loaded = load(settings.backend, settings.model_spec())
     return loaded, build_pipeline(loaded.ensemble_members, settings.reward_settings())
+
+
+def _load_member(settings: ModelSettings, name: str, model: str) -> LoadedModel:
+    try:
+        return load(settings.backend, settings.model_spec(model))
+    except LoadError as error:
+        raise LoadError(f"REWARD_ENSEMBLE: {name}={model} cannot be served: {error}") from error
 
 
 def load_canaries(settings: ModelSettings, loaded: LoadedModel, noise: NumericNoise | None) -> CanarySet:
@@ -84,8 +91,8 @@ def load_canaries(settings: ModelSettings, loaded: LoadedModel, noise: NumericNo
     """
     try:
         known = canary_pairs(settings.tripwires.canaries_file or SHIPPED)
-    except CanariesError as error:
-        raise LoadError(f"REWARD_TRIPWIRES__CANARIES_FILE: {error}") from None
+    except CanariesError as error:  # the file has changed since the server started
+        raise LoadError(f"REWARD_TRIPWIRES__CANARIES_FILE={settings.tripwires.canaries_file} {error}") from None
     std = loaded.calibration.std if loaded.calibration else 1.0
     allowed = max(_CANARY_STDS * std, _CANARY_NOISES * noise.max if noise else 0.0)
     canaries = CanarySet(known if loaded.identity.n_parameters else [], loaded.encode, loaded.identity, allowed)

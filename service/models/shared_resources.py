@@ -80,7 +80,7 @@ def create_shared_resources(
     """Create the shared resources, once per process. `scorer_timeout_s` 0: a forward may take any time. `state_folder` is for the
     state of runs, and belongs to this process alone.
 
-    Raise `LexiconError`.
+    Raise `SettingsError`.
     """
     config = settings.wire_config()
     limits = MonitorLimits(
@@ -114,7 +114,7 @@ def create_shared_resources(
         events,
         sender,
         CpuBudget(settings.tripwires.cpu_share, clock.now()),
-        Lexicon.read([Path(name) for name in config.lexicons]),
+        settings.read_lexicon(),
         honeypots,
         _build_evidence_store(settings, events),
         judge,

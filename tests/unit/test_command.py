@@ -239,6 +239,26 @@ def test_a_message_names_settings_as_the_user_writes_them(capsys, message, with_
         assert capsys.readouterr().err.splitlines() == [f"rewardserve serve: {line}" for line in said]
 
 
+@pytest.mark.parametrize(
+    ("flags", "code", "line"),
+    [
+        (
+            ["--audit-model=/nope"],
+            1,
+            "--audit-model=/nope cannot be served as the audit model: '/nope' is not a folder.",
+        ),
+        (["--ensemble=a=/nope,b=default"], 1, "--ensemble: a=/nope cannot be served: '/nope' is not a folder."),
+        (["--tripwires.canaries-file=/nope"], 2, "--tripwires.canaries-file=/nope cannot be read: No such file"),
+    ],
+)
+def test_a_part_that_cannot_be_loaded_is_named_by_its_setting(flags, code, line):
+    """The model itself is not blamed for its audit model."""
+    done, _, error = run("-m", "rewardserve", "serve", "--port=0", *flags)
+    assert done == code
+    assert error.splitlines()[-1].startswith(f"rewardserve serve: {line}")
+    assert ("this model cannot be served." in error) == ("--ensemble" in flags[0])
+
+
 # -- the settings of the server ------------------------------------------------------------------------------------------
 
 FIRST = ["MODEL", "--host", "--port", "--device", "--dtype", "--keys-file", "--webhook-url"]
@@ -257,7 +277,9 @@ def test_the_help_of_serve_has_seven_settings_with_their_variables(capsys):
     assert [name for name, _ in heads] == FIRST
     assert heads[0] == ("MODEL", "REWARD_MODEL")
     assert heads[5] == ("--keys-file", "REWARD_KEYS_FILE")
-    assert len(said.splitlines()) < 30
+    assert len(said.splitlines()) < 32
+    assert "\n  -h, --help\n" in said
+    assert "\n  --help-all\n" in said
     assert f"shows {len(list(options_of(ServeSettings))) - 7} more settings" in said
 
 

@@ -20,7 +20,7 @@ from rewardserve.model.text.text_files import TextDecodeError, decode_text
 from rewardserve.service.errors import ServiceError
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.outcomes import RowScored
-from rewardserve.service.storage.files import read_bounded
+from rewardserve.service.storage.files import error_reason, read_bounded
 from rewardserve.service.tripwires.alert import CANARY, Alert
 from rewardserve.service.tripwires.io.run_watcher import RunWatcher
 from rewardserve.service.tripwires.run_monitor import CANARY_THRESHOLD
@@ -30,7 +30,7 @@ SHIPPED = Path(__file__).parents[1] / "canaries.json"
 
 
 class CanariesError(Exception):
-    """The file of canaries is invalid; the message has the canary and the reason."""
+    """The file of canaries is invalid; the message has the reason, as the rest of a sentence that begins with the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +69,10 @@ def read(path: Path = SHIPPED) -> list[Canary]:
     """Read a file of canaries. Raise `CanariesError`."""
     try:
         return [Canary(**entry) for entry in json.loads(decode_text(read_bounded(path, _MAX_BYTES)))]
-    except TextDecodeError as error:
-        raise CanariesError(f"canaries {path} cannot be read: {error}") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise CanariesError(f"canaries {path} cannot be read: {type(error).__name__}") from None
+    except (OSError, TextDecodeError) as error:
+        raise CanariesError(f"cannot be read: {error_reason(error)}") from None
+    except (ValueError, TypeError):
+        raise CanariesError("is not a list of canaries in JSON, each with name, prompt, honest and exploit") from None
 
 
 class CanarySet:

@@ -381,10 +381,10 @@ USUAL_NEEDED = (
 )
 
 
-def overlong_needs(start, end):
+def overlong_needs(*missing):
     return (
-        f"penalties.overlong=1.0 needs penalties.overlong_start (now {start}) below penalties.overlong_end (now {end}), "
-        "in tokens of the response"
+        "penalties.overlong=1 needs the lengths in tokens from which the penalty grows and at which it is reached: "
+        f"set {' and '.join(f'penalties.{name}' for name in missing)}."
     )
 
 
@@ -415,11 +415,11 @@ def references_needed(shape):
         ),
         (
             {"combine": {"method": "min", "weights": {"a": -1.0}}},
-            "combine.weights: weights must be positive numbers, they are [-1.0, 0.5, 0.0]",
+            "combine.weights: a=-1.0: a weight is zero or a positive number",
         ),
         (
             {"combine": {"weights": {"m": 0.0}}},
-            "combine.weights: weights must be positive numbers, they are [0.0]",
+            "combine.weights: one weight must be above zero, they are [0.0]",
         ),
         ({"length_debias": 1.5}, "length_debias=1.5 is not between 0 and 1"),
         ({"length_debias": -0.5}, "length_debias=-0.5 is not between 0 and 1"),
@@ -434,9 +434,15 @@ def references_needed(shape):
         *(
             (
                 {"penalties": {"overlong": 1.0, "overlong_start": start, "overlong_end": end}},
-                overlong_needs(start, end),
+                message,
             )
-            for start, end in ((None, None), (None, 9), (1, None), (-1, 9), (9, 9))
+            for start, end, message in (
+                (None, None, overlong_needs("overlong_start", "overlong_end")),
+                (None, 9, overlong_needs("overlong_start")),
+                (1, None, overlong_needs("overlong_end")),
+                (-1, 9, "penalties.overlong_start=-1 must be at least 0 and below penalties.overlong_end=9."),
+                (9, 9, "penalties.overlong_start=9 must be at least 0 and below penalties.overlong_end=9."),
+            )
         ),
         ({"penalties": {"repetition": 1.0}, "calibration": BARE}, f"penalties.repetition=1.0 {USUAL_NEEDED}"),
         ({"penalties": {"repetition": 1.0}, "calibration": None}, f"penalties.repetition=1.0 {USUAL_NEEDED}"),

@@ -9,7 +9,8 @@ from pydantic_settings import SettingsError
 from rewardserve.compare.command import CompareSettings
 from rewardserve.model.backends import ModelSpec
 from rewardserve.model.reward import CombineSettings, PenaltySettings, RewardSettings
-from rewardserve.service.cli.options import from_command_line
+from rewardserve.model.text.nearest_word import CUTOFF_OF_NAMES, nearest_word
+from rewardserve.service.cli.options import from_command_line, options_of
 from rewardserve.service.settings import (
     ScoreSettings,
     ServeSettings,
@@ -80,7 +81,9 @@ def test_on_and_off_are_understood():
         (["--port=x"], "--port: must be a whole number, not 'x'"),
         (["--port=70000"], "--port: must be at most 65,535, not '70000'"),
         (["--batching.linger-ms=-1"], "--batching.linger-ms: must be at least 0.0, not '-1'"),
-        (["--device=tpu"], "--device: must be auto, cpu, cuda or cuda:N, not 'tpu'"),
+        (["--device=tpu"], "--device: must be auto, cpu, cuda or cuda:N, not 'tpu'\n"),
+        (["--device=gpu"], "not 'gpu'; did you mean cuda?"),
+        (["--device=GPU:1"], "not 'GPU:1'; did you mean cuda:1?"),
         (["--device="], "must be auto, cpu, cuda or cuda:N, not ''"),
         (["--device=cuda:0\n"], "must be auto, cpu, cuda or cuda:N"),
         (["--cap-low=nan"], "--cap-low: must be a finite number, not 'nan'"),
@@ -96,6 +99,23 @@ def test_on_and_off_are_understood():
         (["--normalize=maybe"], "--normalize: must be on or off, not 'maybe'"),
         (["--template-date=2026-02-30"], "--template-date: must be a date of the form YYYY-MM-DD, not '2026-02-30'"),
         (["--batching=3"], "--batching is a section of settings, not one with a value: set --batching.max-tokens,"),
+        (["--batching"], "--batching is a section of settings, not one with a value: set --batching.max-tokens,"),
+        (['--cache={"scores": 1}'], "--cache is a section of settings, not one with a value: set --cache.scores,"),
+        (
+            ["--tripwires=off", "model"],
+            "--tripwires is a section of settings, not one with a value: set --tripwires.cpu-share,",
+        ),
+        (["--batchin"], "unrecognized arguments: --batchin\n"),
+        (["--penalties.overlong=1"], "set --penalties.overlong-start and --penalties.overlong-end."),
+        (["--penalties.overlong=1", "--penalties.overlong-start=3"], "reached: set --penalties.overlong-end."),
+        (
+            ["--penalties.overlong=1", "--penalties.overlong-start=9", "--penalties.overlong-end=3"],
+            "--penalties.overlong-start=9 must be at least 0 and below --penalties.overlong-end=3.",
+        ),
+        (["--ensemble=a=x,b=y", "--combine.method=sum"], "--combine.method=sum is for the heads of one model"),
+        (["--ensemble=a=x,b=y", '--combine.weights={"c": 1}'], "--combine.weights names c; members are a, b"),
+        (["--ensemble=a=x,b=y", '--combine.weights={"a": 0, "b": 0}'], "one weight must be above zero"),
+        (['--combine.weights={"a": -1}'], "--combine.weights: a=-1.0: a weight is zero or a positive number"),
         (["--combine.weights=x"], "--combine.weights: must be an object in JSON"),
         (["--cache.scores=-1"], "--cache.scores: must be at least 0"),
         (["--host=192.168.0.1"], "Set --keys-file"),
@@ -123,6 +143,20 @@ def test_an_error_names_a_setting_as_it_was_written(capsys, monkeypatch):
     monkeypatch.setenv("REWARD_DTYPE", "auto")
     monkeypatch.setenv("REWARD_CAP_HIGH", "1")
     assert "REWARD_CAP_LOW=2.0 is not below REWARD_CAP_HIGH=1.0:" in complaint(capsys)
+
+
+@pytest.mark.parametrize("settings", [ServeSettings, ScoreSettings])
+@pytest.mark.parametrize("value", ["off", "", '{"window": 32}'])
+def test_a_variable_of_a_section_is_refused_with_those_of_its_settings(capsys, monkeypatch, settings, value):
+    monkeypatch.setenv("REWARD_TRIPWIRES", value)
+    output = complaint(capsys, settings=settings)
+    words = "REWARD_TRIPWIRES is a section of settings, not one with a value: set REWARD_TRIPWIRES__CPU_SHARE, "
+    assert output.startswith(f"rewardserve serve: {words}")
+
+
+@pytest.mark.parametrize("name", ["REWARD_PROXY", "REWARD_HOME", "REWARD_TRIPWIRES__FOO"])
+def test_a_variable_that_shares_no_more_than_its_prefix_suggests_none(name):
+    assert nearest_word(name, [option.variable for option in options_of(ServeSettings)], CUTOFF_OF_NAMES) is None
 
 
 def test_an_unknown_name_in_a_section_suggests_the_nearest(capsys, monkeypatch):

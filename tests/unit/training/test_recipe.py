@@ -266,6 +266,7 @@ def test_a_missing_recipe_suggests_the_one_beside_it(tmp_path):
         recipe.load(tmp_path / "lora3.yaml")
 
 
-def test_an_unlike_name_names_the_folder_of_those_that_are_shipped(tmp_path):
+@pytest.mark.parametrize("typed", ["xyzzy.yaml", "nope.yaml", "mine.yml", "nope"])
+def test_an_unlike_name_names_the_folder_of_those_that_are_shipped(tmp_path, typed):
     with pytest.raises(ConfigError, match=r"The shipped recipes are in \S+recipes$"):
-        recipe.load(tmp_path / "xyzzy.yaml")
+        recipe.load(tmp_path / typed)

@@ -108,9 +108,10 @@ LIMIT = "options are requests_per_s, tokens_per_s, burst_s, each with = and a nu
         (hashed("ppo", "xyzzy", "score runs=" + ",".join(map(str, range(65)))), "65 runs; the limit of a key is 64"),
         *((hashed("ppo", "xyzzy", scopes), SCOPE) for scopes in ("score,root", "score,", ",")),
         (hashed("ppo", "xyzzy", "score,amdin"), f"{SCOPE}; did you mean admin?"),
-        *((hashed("ppo", "xyzzy", f"score {limit}"), LIMIT) for limit in (
+        *((hashed("ppo", "xyzzy", f"score {limit}"), LIMIT) for limit in ("tokens=3", "xyzzy=3", "admin")),
+        *((hashed("ppo", "xyzzy", f"score {limit}"), f"{limit.partition('=')[0]} must be a number above zero") for limit in (
             "tokens_per_s=0", "tokens_per_s=-1", "tokens_per_s=nan", "tokens_per_s=inf", "tokens_per_s=xyzzy", "tokens_per_s",
-            "tokens=3", "xyzzy=3", "admin", "tokens_per_s=1=2", "burst_s=0",
+            "tokens_per_s=1=2", "burst_s=0",
         )),
     ],
 )  # fmt: skip
@@ -486,7 +487,6 @@ SPACE = "has a space or a line break: fields of a line are separated by spaces"
         (["ops", "--owner=team a"], f"the owner {SPACE}"),
         (["ops", "--runs=a, b"], f"the name of a run {SPACE}"),
         (["#ops"], "the name is empty, or begins with #, as comments do"),
-        (["x", "--tokens-per-s=-1"], LIMIT),
         (["x" * 65], NAME),
         (["x", "--scopes="], f"--scopes=: {SCOPE}"),
     ],
@@ -504,10 +504,21 @@ def test_nothing_is_added_that_would_break_the_file(tmp_path, capsys, arguments,
 
 @pytest.mark.parametrize(
     "arguments",
-    [["ops", "--scopes=root"], ["two words"], ["x", "--tokens-per-s=-1"], ["x", "--scopes="], ["x", "--runs=,"]],
+    [["ops", "--scopes=root"], ["two words"], ["x", "--scopes="], ["x", "--runs=,"]],
 )
 def test_a_key_that_is_refused_leaves_no_file(tmp_path, arguments):
     assert keys.main([arguments[0], str(tmp_path / "keys"), *arguments[1:]]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flag", ["--requests-per-s", "--tokens-per-s", "--burst-s"])
+@pytest.mark.parametrize("number", ["-3", "0", "x", "nan", "inf", ""])
+def test_a_limit_that_is_no_number_above_zero_is_refused_by_its_flag(tmp_path, capsys, flag, number):
+    with pytest.raises(SystemExit) as end:
+        keys.main(["x", str(tmp_path / "keys"), f"{flag}={number}"])
+    assert end.value.code == 2
+    first = f"rewardserve keys: {flag}: must be a number above zero, not {number!r}"
+    assert capsys.readouterr().err.splitlines() == [first, "See rewardserve keys --help."]
     assert not list(tmp_path.iterdir())
 
 

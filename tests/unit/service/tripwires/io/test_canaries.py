@@ -118,9 +118,11 @@ def test_the_shipped_ones_have_names_of_their_own_and_two_answers():
 
 
 @pytest.mark.parametrize("content", ["", "{}x", '[{"name": "a"}]', "[1]"])
-def test_a_file_that_has_none_is_refused_by_name(tmp_path, content):
+def test_a_file_that_has_none_is_refused_with_its_fields(tmp_path, content):
     (tmp_path / "own.json").write_text(content)
-    with pytest.raises(CanariesError, match=r"own\.json"):
+    with pytest.raises(
+        CanariesError, match="is not a list of canaries in JSON, each with name, prompt, honest and exploit"
+    ):
         read(tmp_path / "own.json")
     (tmp_path / "own.json").write_text(json.dumps([{"name": "a", "prompt": "b", "honest": "c", "exploit": "d"}]))
     assert read(tmp_path / "own.json") == [Canary("a", "b", "c", "d")]
