@@ -52,8 +52,15 @@ class SampleError(Exception):
         self.details = details
 
 
+class IncompleteSample(SampleError):
+    """The sample has none of: prompt and response; messages; text; input_ids. Or it has a prompt alone, or a response alone."""
+
+    code = "incomplete_sample"
+    remedy = "Send the field that the message names, or one of the four forms."
+
+
 class AmbiguousSample(SampleError):
-    """The sample has none or several of: prompt and response; messages; text; input_ids."""
+    """The sample has several of: prompt and response; messages; text; input_ids."""
 
     code = "ambiguous_sample"
     remedy = "Send exactly one of the four forms."
@@ -148,6 +155,9 @@ SCORE_EMPTY_OPTIONS = SampleOptions(scores_empty=True)
 """Policies do produce empty responses. Clients of wire formats without a missing score get a score for them."""
 
 
+_ONE_FORM = "give exactly one of: prompt and response; messages; text; input_ids"
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One conversation whose last assistant turn is to be scored.
@@ -169,13 +179,17 @@ class Sample:
     options: SampleOptions = DEFAULT_OPTIONS
 
     def __post_init__(self) -> None:
-        """Raise `AmbiguousSample` unless exactly one form is given."""
+        """Raise `IncompleteSample` or `AmbiguousSample` unless exactly one form is given."""
         pair = self.prompt is not None or self.response is not None
         n_forms = pair + (self.messages is not None) + (self.text is not None) + (self.input_ids is not None)
-        if n_forms != 1 or (pair and (self.prompt is None or self.response is None)):
-            raise AmbiguousSample(
-                "give exactly one of: prompt and response; messages; text; input_ids", n_forms=n_forms
-            )
+        if n_forms > 1:
+            raise AmbiguousSample(f"the sample has {n_forms} forms: {_ONE_FORM}", n_forms=n_forms)
+        if n_forms == 0:
+            raise IncompleteSample(f"the sample has no text: {_ONE_FORM}")
+        if pair and self.response is None:
+            raise IncompleteSample("response is missing: send the response to `prompt`, which is scored")
+        if pair and self.prompt is None:
+            raise IncompleteSample("prompt is missing: send the prompt that `response` answers")
 
     def conversation(self) -> tuple[Message, ...]:
         """The messages of the first two forms, the response last. Raise `SampleError` if they are invalid."""

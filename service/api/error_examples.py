@@ -13,8 +13,8 @@ _REFUSED = "the model that this request names is not in service, but default is:
     "other name to REWARD_MODEL_ALIASES"  # fmt: skip
 
 _OF_REQUESTS = (
-    ErrorOut("not_found", "Not Found: GET on this path; see /docs"),
-    ErrorOut("method_not_allowed", "Method Not Allowed: GET on this path; see /docs"),
+    ErrorOut("not_found", "no route has this path; did you mean POST /score? Else see /docs"),
+    ErrorOut("method_not_allowed", "this route does not accept GET: send POST; see /docs"),
     ErrorOut("invalid_path", "the path is not UTF-8"),
     ErrorOut("invalid_http", "the request is not valid HTTP/1.1"),
     ErrorOut("invalid_json", "the body is not JSON: Expecting value", line=1, column=14),
@@ -90,8 +90,8 @@ _OF_REQUESTS = (
     ErrorOut("unsupported_media_type", "send the body as content-type: application/json"),
     ErrorOut(
         "invalid_request",
-        "samples[0].promt: this field is not read; did you mean prompt?",
-        field="samples[0].promt",
+        "samples[0].prompt: must be a string or an array, not a number",
+        field="samples[0].prompt",
         n_errors=1,
     ),
     ErrorOut("too_many_samples", "5000 samples in one request; the limit is 1024: split it", n=5000, limit=1024),

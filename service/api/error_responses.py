@@ -13,9 +13,13 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
+from rewardserve.model.text.nearest_word import CUTOFF_OF_NAMES, nearest_word
 from rewardserve.service.api.replies import json_response
 from rewardserve.service.api.schemas.errors import ErrorOut, ErrorReply, error_out
 from rewardserve.service.errors import Overloaded, RequestRefused, ServiceError, ShuttingDown, Unauthorized
+
+_MAX_SUGGESTED_CHARS = 60
+"""Longer paths are not compared with those of the routes."""
 
 FRAMEWORK_CODES: dict[int, str] = {404: "not_found", 405: "method_not_allowed"}
 
@@ -43,6 +47,18 @@ def request_error_response(error: RequestRefused, overload_status: int) -> Respo
     return error_response(error, overload_status if isinstance(error, Overloaded) else None)
 
 
+def _nearest_route(path: str, methods: Mapping[str, Collection[str]]) -> str:
+    """Suggest the route that a path probably means, with its methods. The message never quotes the path itself."""
+    if len(path) > _MAX_SUGGESTED_CHARS:
+        return ""
+    near = nearest_word(path.rstrip("/"), methods, CUTOFF_OF_NAMES)
+    return f"did you mean {_in_words(methods[near])} {near}? Else " if near else ""
+
+
+def _in_words(methods: Collection[str]) -> str:
+    return " or ".join(sorted({*methods} - {"HEAD"}))
+
+
 def install_error_handlers(app: FastAPI, overload_status: int, methods: Mapping[str, Collection[str]]) -> None:
     """Render `RequestRefused`, the framework's errors and bugs in the JSON shape of this module.
 
@@ -61,6 +77,9 @@ def install_error_handlers(app: FastAPI, overload_status: int, methods: Mapping[
         known = request.scope["state"]["route"]
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and known is not None and known.path in methods:
             headers["allow"] = ", ".join(sorted(methods[known.path]))
+            message = f"this route does not accept {request.method}: send {_in_words(methods[known.path])}; see /docs"
+        elif error.status_code == HTTPStatus.NOT_FOUND and known is None:
+            message = f"no route has this path; {_nearest_route(request.url.path, methods)}see /docs"
         return json_response(ErrorReply(ErrorOut(code, message)), error.status_code, headers)
 
     async def bug(_request: Request, _error: Exception) -> Response:

@@ -65,6 +65,8 @@ ADMIN = {
     422: "`model_refused` with the reason why the model cannot be served, or `invalid_request`",
 }
 """Errors of the admin routes."""
+NO_PARAMETERS = {422: "`invalid_request`: the URL has a query parameter, and this route has none"}
+"""Error of a route that reads neither a body nor query parameters."""
 
 _STRING = {"type": "string"}
 

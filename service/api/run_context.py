@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
+from starlette.requests import Request
 from starlette.types import Scope
 
 from rewardserve.model.text.nearest_word import did_you_mean
@@ -28,6 +29,8 @@ _MAX_STEP_DIGITS = len(str(MAX_STEP))
 _MAX_DIGESTS = 3
 _MAX_SUGGESTED_CHARS = 40
 """Longer names are not compared in full."""
+_PLAIN_NAME = re.compile(r"[a-z][a-z_]{0,23}")
+"""Shorter than an API key, and without its digits and capitals."""
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -47,8 +50,14 @@ class RequestParameters:
 NO_PARAMETERS = RequestParameters(None, None, {})
 
 
-def read_parameters(scope: Scope, options: Collection[str] = ()) -> RequestParameters:
-    """Read `?run=`, `?step=` and `?model_digest=`, or `x-run`, `x-step` and `x-model-digest`.
+def check_no_parameters(request: Request) -> None:
+    """Raise `InvalidRequest` if the URL of a route without query parameters has one: ignored, it would seem to have an effect."""
+    if request.scope["query_string"]:
+        raise InvalidRequest("this route has no query parameters: leave them out; see /docs", field="query")
+
+
+def read_parameters(scope: Scope, options: Collection[str] = (), remark: str = "") -> RequestParameters:
+    """Read `?run=`, `?step=` and `?model_digest=`, or `x-run`, `x-step` and `x-model-digest`. `remark` describes the options.
 
     Raise `InvalidRequest` for an unknown parameter, and for two different values of one parameter.
     """
@@ -63,7 +72,7 @@ def read_parameters(scope: Scope, options: Collection[str] = ()) -> RequestParam
                 digest = value
     if run is None and step is None and digest is None and not scope["query_string"]:
         return NO_PARAMETERS
-    given = _query_parameters(scope["query_string"], {*options, "run", "step", "model_digest"})
+    given = _query_parameters(scope["query_string"], {*options, "run", "step", "model_digest"}, remark)
     others = {k: v for k, v in given.items() if k in options}
     return RequestParameters(
         single_value("run", given.get("run") or None, _header_text(run, "x-run") or None),
@@ -130,7 +139,7 @@ def _client_of(scope: Scope) -> UnnamedClient:
     return UnnamedClient(address[0] if address else "local", f"{readable} {scope['path']}")
 
 
-def _query_parameters(query: bytes, known: Collection[str]) -> dict[str, str]:
+def _query_parameters(query: bytes, known: Collection[str], remark: str) -> dict[str, str]:
     try:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict")
     except ValueError:
@@ -141,19 +150,21 @@ def _query_parameters(query: bytes, known: Collection[str]) -> dict[str, str]:
             "%3B for a semicolon in a value",
             field="query",
         )
-    unknown = [name for name, _ in pairs if name not in known]
-    if unknown:
-        # The message omits the parameter, which may be a key: it must not appear in replies or their logs.
-        hint = next((hint for name in unknown if (hint := did_you_mean(name[:_MAX_SUGGESTED_CHARS], known))), "")
+    if unknown := [(name, value) for name, value in pairs if name not in known]:
+        hints = (hint for name, _ in unknown if (hint := did_you_mean(name[:_MAX_SUGGESTED_CHARS], known)))
+        # The message omits a name that may be a key: it must not appear in replies or their logs.
+        named = next((name for name, value in unknown if value.strip("=") and _PLAIN_NAME.fullmatch(name)), None)
+        key = "" if named else " Send an API key as Authorization: Bearer KEY, or in the URL as http://:KEY@host/"
         raise InvalidRequest(
-            f"the URL has an unknown query parameter{hint or ';'} known are {', '.join(sorted(known))}. "
-            "Send an API key as Authorization: Bearer KEY, or in the URL as http://:KEY@host/",
+            f"the URL has an unknown query parameter{f' {named}' if named else ''}{next(hints, '') or ';'} known are "
+            f"{', '.join(sorted(known))}{remark}.{key}",
             field="query", n_unknown=len(unknown),
         )  # fmt: skip
     given = dict(pairs)
     if len(given) < len(pairs):
+        twice = next(name for name in given if [each for each, _ in pairs].count(name) > 1)
         raise InvalidRequest(
-            "the URL has a query parameter twice: send it once", field="query", n=len(pairs) - len(given)
+            f"the URL has the query parameter {twice} twice: send it once", field="query", n=len(pairs) - len(given)
         )
     return given
 

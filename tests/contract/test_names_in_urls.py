@@ -27,14 +27,78 @@ def test_a_semicolon_between_parameters_is_refused(server, path, query):
 
 
 @pytest.mark.parametrize(
-    ("query", "meant"), [("rum=a", "run"), ("run=a&stpe=2", "step"), ("value=a&model_digets=b", "model_digest")]
+    ("query", "name", "meant"),
+    [
+        ("rum=a", "rum", "run"),
+        ("run=a&stpe=2", "stpe", "step"),
+        ("value=a&model_digets=b", "model_digets", "model_digest"),
+    ],
 )
-def test_an_unknown_parameter_suggests_the_nearest_and_is_not_repeated(server, query, meant):
+def test_an_unknown_parameter_is_named_with_the_nearest(server, query, name, meant):
     reply = server.client.post(f"/score?{query}", json=TEXT)
     assert reply.status_code == 422
     message = reply.json()["error"]["message"]
-    assert f"unknown query parameter; did you mean {meant}? known are" in message
-    assert not {"rum", "stpe", "model_digets"} & set(message.split())
+    assert f"unknown query parameter {name}; did you mean {meant}? known are" in message
+    assert "API key" not in message
+
+
+@pytest.mark.parametrize("query", ["rum", "rum=", "rum==", "Rum=a", "rs-r4m=a", f"{'r' * 25}=a", "rum%0A=a"])
+def test_an_unknown_parameter_that_may_be_a_key_is_not_repeated(server, query):
+    reply = server.client.post(f"/slime?{query}", json={"prompt": "a", "response": "b"})
+    assert reply.status_code == 422
+    assert query.split("=")[0] not in reply.text.replace("run", "")
+    assert "Send an API key as Authorization" in reply.text
+
+
+def test_value_is_known_to_score_only_without_samples(server):
+    message = server.client.post("/score?foo=1", json=TEXT).json()["error"]["message"]
+    assert message.endswith("known are model_digest, run, step, value (value only without `samples`).")
+
+
+@pytest.mark.parametrize("path", ["/tripwires", "/model", "/tripwires/ppo-7/details", "/admin/models"])
+def test_a_parameter_of_a_route_without_parameters_is_refused(server, path):
+    assert server.client.get(f"{path}?").status_code in (200, 404)
+    reply = server.client.get(f"{path}?run=ppo-7")
+    assert (reply.status_code, reply.json()["error"]["field"]) == (422, "query")
+
+
+# -- paths without a route ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "meant"),
+    [
+        ("GET", "/scores", "POST /score"),
+        ("POST", "/score/", "POST /score"),
+        ("POST", "/v1/scores", "POST /v1/score"),
+        ("POST", "/get_rewards", "POST /get_reward"),
+        ("GET", "/tripwire", "GET /tripwires"),
+        ("GET", "/models", "GET /model"),
+        ("GET", "/", None),
+        ("GET", "/secret-path", None),
+        ("GET", "/score" + "e" * 60, None),
+    ],
+)
+def test_a_path_without_a_route_suggests_the_nearest_route(server, method, path, meant):
+    reply = server.client.request(method, path)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
+    hint = f"did you mean {meant}? Else " if meant else ""
+    assert reply.json()["error"]["message"] == f"no route has this path; {hint}see /docs"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "permitted"),
+    [
+        ("GET", "/score", "POST"),
+        ("PUT", "/slime", "POST"),
+        ("POST", "/model", "GET"),
+        ("PUT", "/admin/models", "GET or POST"),
+    ],
+)
+def test_a_wrong_method_is_answered_with_the_permitted_ones(server, method, path, permitted):
+    reply = server.client.request(method, path)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert reply.json()["error"]["message"] == f"this route does not accept {method}: send {permitted}; see /docs"
 
 
 def test_a_semicolon_of_a_name_is_written_in_percent(server):

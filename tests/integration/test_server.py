@@ -212,8 +212,8 @@ BAD_SAMPLES = {
     "empty prompt": ({"prompt": "", "response": "x"}, "empty_prompt"),
     "empty ids": ({"input_ids": []}, "empty_response"),
     "two forms": ({"text": "x", "input_ids": [1]}, "ambiguous_sample"),
-    "no form": ({}, "ambiguous_sample"),
-    "half a form": ({"prompt": "x"}, "ambiguous_sample"),
+    "no form": ({}, "incomplete_sample"),
+    "half a form": ({"prompt": "x"}, "incomplete_sample"),
 }
 
 

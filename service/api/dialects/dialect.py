@@ -22,7 +22,14 @@ from rewardserve.service.api.field_docs import MODEL, doc
 from rewardserve.service.api.replies import json_response
 from rewardserve.service.api.schemas.errors import ErrorReply, NotServedError, NotServedReply
 from rewardserve.service.api.schemas.record import with_fields
-from rewardserve.service.api.validation import NOT_READ, convert, suggest_given, suggest_known
+from rewardserve.service.api.validation import (
+    MISSING_FIELD,
+    NOT_READ,
+    convert,
+    suggest_given,
+    suggest_known,
+    type_fault,
+)
 from rewardserve.service.errors import (
     Failure,
     InvalidRequest,
@@ -223,7 +230,7 @@ class Dialect:
         the errors of `check_fields`.
         """
         if not isinstance(value, dict):
-            raise InvalidRequest("Expected `object`", field="$")
+            raise type_fault("$", "object", value)
         form = self._form(value)
         form.check_fields(value)
         return form, convert(value, form.body)
@@ -244,8 +251,10 @@ class Dialect:
         missing = next((name for name in begun.text_fields if value.get(name) is None), begun.text_fields[0])
         known = {name for form in self.body_formats for name in (*form.text_fields, *form.read_fields)}
         unknown = (name for name in value if name not in known)
+        choice = f": {self._words(self.body_formats)}" if self.text_fields != {missing} else ""
         raise InvalidRequest(
-            f"{missing}: {self._words(self.body_formats)}{suggest_given(missing, unknown)}", field=missing
+            f"{missing}: {MISSING_FIELD}{choice}{suggest_given(missing, unknown)}",
+            field=missing,
         )
 
     @staticmethod

@@ -112,7 +112,9 @@ class KserveErrorReply(ReplyRecord, frozen=True, gc=False):
 def _to_samples(body: InferRequest, _runtime: ModelRuntime) -> list[SampleOrError]:
     tensors = {tensor.name: tensor for tensor in body.inputs}
     if len(tensors) != len(body.inputs) or set(tensors) not in _INPUTS:
-        raise InvalidRequest("send sentences, or tokens and sequence_lengths, and no other tensor", field="inputs")
+        raise InvalidRequest(
+            "inputs: send sentences, or tokens and sequence_lengths, and no other tensor", field="inputs"
+        )
     if "sentences" in tensors:
         return [Sample(text=text, options=SCORE_EMPTY_OPTIONS) for text in _column(tensors["sentences"], str)]
     tokens = tensors["tokens"]

@@ -30,7 +30,8 @@ from rewardserve.service.api.dialects.turns import check_known_fields, text_of, 
 from rewardserve.service.api.field_docs import PROMPT, RESPONSE, doc
 from rewardserve.service.api.schemas.errors import ERROR, ErrorOut, error_out
 from rewardserve.service.api.schemas.record import ReplyRecord, with_fields
-from rewardserve.service.errors import Failure, InvalidRequest, SampleRefused
+from rewardserve.service.api.validation import type_fault
+from rewardserve.service.errors import Failure, SampleRefused
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError, SampleResult
 
@@ -124,8 +125,9 @@ _SKIPPED_ITEMS = frozenset({"reasoning"})
 
 def _to_samples(body: EpisodeBody, _runtime: ModelRuntime) -> list[SampleOrError]:
     requested, response = body["responses_create_params"], body["response"]
-    if not isinstance(requested, dict) or not isinstance(response, dict):
-        raise InvalidRequest("responses_create_params and response must be objects", field="response")
+    for field, value in (("responses_create_params", requested), ("response", response)):
+        if not isinstance(value, dict):
+            raise type_fault(field, "object", value)
     _check_mask(body)
     finish: FinishReason = "length" if response.get("incomplete_details") else "stop"
     return [sample_or_error(lambda: _sample(requested, response, finish))]
@@ -135,12 +137,10 @@ def _check_mask(body: EpisodeBody) -> None:
     """Raise `InvalidRequest` for a mask that is not true, false or null, and for an `instance_config` that is not an object."""
     config = body.get("instance_config")
     if config is not None and not isinstance(config, dict):
-        raise InvalidRequest(
-            "instance_config: Expected `object | null`: the reply has the mask in it", field="instance_config"
-        )
+        raise type_fault("instance_config", "object", config)  # the reply has the mask in it
     for field, holder in (("mask_sample", body), ("instance_config.mask_sample", _instance_config(body))):
-        if not isinstance(holder.get("mask_sample"), bool | None):
-            raise InvalidRequest(f"{field}: Expected `bool | null`", field=field)
+        if not isinstance(mask := holder.get("mask_sample"), bool | None):
+            raise type_fault(field, "bool", mask)
 
 
 _FINISHED_STATUSES = (None, "completed", "incomplete")

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rewardserve.model.conversation import InvalidMessages, Message, UnsupportedField, is_empty_value
-from rewardserve.service.errors import InvalidRequest
+from rewardserve.service.api.validation import type_fault
 
 _SAME_ROLE = {"developer": "system", "function": "tool"}
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
@@ -40,7 +40,7 @@ def type_of(given: Mapping[str, Any], where: str) -> str | None:
     kind = given.get("type")
     if kind is None or isinstance(kind, str):
         return kind
-    raise InvalidRequest(f"{where}.type: Expected `str`", field=f"{where}.type")
+    raise type_fault(f"{where}.type", "str", kind)
 
 
 def _turn(index: int, message: Mapping[str, Any], ignored_fields: frozenset[str]) -> Message:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Annotated, Literal
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from msgspec import Meta
 from starlette.responses import Response
 
@@ -19,6 +19,7 @@ from rewardserve.service.api.field_docs import CHECKPOINT, MODEL, doc
 from rewardserve.service.api.names import MAX_NAME_CHARS, check_run_name
 from rewardserve.service.api.replies import info_response
 from rewardserve.service.api.requests import MAX_STEP, StrictRecord
+from rewardserve.service.api.run_context import check_no_parameters
 from rewardserve.service.api.schemas.deployment import DeploymentReply
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.active_models import ActiveModels, ModelAdmin
@@ -85,9 +86,9 @@ class PinRequest(StrictRecord, frozen=True, gc=False):
 
 def admin_routes(active_models: ActiveModels) -> APIRouter:
     """Create the admin routes."""
-    router = APIRouter(prefix="/admin", tags=["admin"])
+    router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(check_no_parameters)])
 
-    @router.get("/models", responses=openapi.replies(DeploymentReply, 503, words=openapi.ADMIN))
+    @router.get("/models", responses=openapi.replies(DeploymentReply, 422, 503, words=openapi.ADMIN))
     async def models() -> Response:
         """List the loaded models, the model in service, the results of a shadow, and the pinned runs."""
         return _overview(active_models.admin())
@@ -104,7 +105,7 @@ def admin_routes(active_models: ActiveModels) -> APIRouter:
         version = await known.load(payload.source, shadow=payload.shadow, pin=pin)
         return _overview(known, version=version)
 
-    @router.post("/models/cancel", responses=openapi.replies(DeploymentReply, 409, 503, words=openapi.ADMIN))
+    @router.post("/models/cancel", responses=openapi.replies(DeploymentReply, 409, 422, 503, words=openapi.ADMIN))
     async def cancel() -> Response:
         """Cancel the load in progress. Its request is answered with `model_refused`; another load can begin at once."""
         known = active_models.admin()

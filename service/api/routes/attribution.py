@@ -5,12 +5,13 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
 from rewardserve.service.api import openapi
 from rewardserve.service.api.replies import json_response
 from rewardserve.service.api.route_policy import ATTRIBUTION
+from rewardserve.service.api.run_context import check_no_parameters
 from rewardserve.service.api.schemas.attribution import (
     AlertedReportOut,
     AttributionReply,
@@ -34,15 +35,16 @@ from rewardserve.service.tripwires.io.edit_tests import TestedEdit
 
 _WORDS = {
     404: "`no_such_run`",
+    **openapi.NO_PARAMETERS,
     409: "`too_few_samples`, `attribution_off`; `version_gone` if the model that the run is pinned to is not loaded",
 }
 
 
 def attribution_routes(active_models: ActiveModels) -> APIRouter:
     """Create the route."""
-    router = APIRouter(tags=["trip wires"])
+    router = APIRouter(tags=["trip wires"], dependencies=[Depends(check_no_parameters)])
 
-    @router.get(ATTRIBUTION, responses=openapi.replies(AttributionReply, 404, 409, 503, words=_WORDS))
+    @router.get(ATTRIBUTION, responses=openapi.replies(AttributionReply, 404, 409, 422, 503, words=_WORDS))
     async def attribution(run: str) -> Response:
         """Report the features that grew in the responses of a run, what they earn, and what their edits alone earn."""
         monitor = active_models.current().watcher.monitor

@@ -7,13 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.reward import Pipeline
 from rewardserve.service.api import openapi
 from rewardserve.service.api.replies import info_response
+from rewardserve.service.api.run_context import check_no_parameters
 from rewardserve.service.api.schemas.model import (
     AuditJudgeOut,
     BackendOut,
@@ -44,9 +45,9 @@ from rewardserve.service.tripwires.io.run_texts import MAX_BYTES, N_SAMPLES
 
 def model_routes(active_models: ActiveModels, server_limits: ServerLimits) -> APIRouter:
     """Create the route."""
-    router = APIRouter(tags=["health"])
+    router = APIRouter(tags=["health"], dependencies=[Depends(check_no_parameters)])
 
-    @router.get("/model", responses=openapi.replies(ModelReply, 503))
+    @router.get("/model", responses=openapi.replies(ModelReply, 422, 503, words=openapi.NO_PARAMETERS))
     async def model() -> Response:
         """Describe the loaded model, its contract and its verification, the reward pipeline, and the limits of requests."""
         return info_response(describe_model(active_models.current(), server_limits))

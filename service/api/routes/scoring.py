@@ -52,7 +52,7 @@ def scoring_routes(
         """Score samples. An invalid sample gets `null` and an error in its result; the other samples are scored."""
         deadline = read_deadline(request, clock)
         active_models.current()  # without a model, refuse the request before reading its body
-        parameters = run_context.read_parameters(request.scope, {"value"})
+        parameters = run_context.read_parameters(request.scope, {"value"}, " (value only without `samples`)")
         try:
             payload = await body.read_body(request, _scores, parts, pair_fields)
         except body.ForeignBody as foreign:

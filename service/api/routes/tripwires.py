@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from rewardserve.service.api import openapi
 from rewardserve.service.api.replies import info_response, json_response, page_response
 from rewardserve.service.api.request_state import is_admin
 from rewardserve.service.api.route_policy import ACKNOWLEDGE, DETAILS
+from rewardserve.service.api.run_context import check_no_parameters
 from rewardserve.service.api.run_summary import STATES, describe_canaries, state_of, summarise
 from rewardserve.service.api.schemas.runs import (
     AcknowledgedReply,
@@ -31,14 +32,17 @@ from rewardserve.service.tripwires.run_state import ActiveAlert, Run
 from rewardserve.service.tripwires.strata import Stratum
 from rewardserve.service.tripwires.wires import Wire
 
+_ERRORS_OF_A_RUN = {404: "`no_such_run`", **openapi.NO_PARAMETERS}
+_ERRORS_OF_AN_ALERT = {404: "`no_such_alert`", **openapi.NO_PARAMETERS}
+
 Reports = Mapping[str, AttributionReport]
 
 
 def tripwire_routes(active_models: ActiveModels, clock: Clock) -> APIRouter:
     """Create the routes. `clock` is that of the run monitor."""
-    router = APIRouter(tags=["trip wires"])
+    router = APIRouter(tags=["trip wires"], dependencies=[Depends(check_no_parameters)])
 
-    @router.get("/tripwires", responses=openapi.replies(RunsReply, 503))
+    @router.get("/tripwires", responses=openapi.replies(RunsReply, 422, 503, words=openapi.NO_PARAMETERS))
     async def tripwires(request: Request) -> Response:
         """Summarise each run in five lines, the most urgent run first: state, worst alert, what the extra reward is paid for,
         trend of the score, and what to do.
@@ -47,13 +51,19 @@ def tripwire_routes(active_models: ActiveModels, clock: Clock) -> APIRouter:
         runs = summarise_runs(watcher.monitor, clock.now(), _reports(watcher.attribution, request))
         return page_response(RunsReply(runs, describe_canaries(canaries.latest)))
 
-    @router.get(DETAILS, responses=openapi.replies(RunReply, 404, 503, words={404: "`no_such_run`"}))
+    @router.get(
+        DETAILS,
+        responses=openapi.replies(RunReply, 404, 422, 503, words=_ERRORS_OF_A_RUN),
+    )
     async def details(run: str, request: Request) -> Response:
         """Describe one run: its statistics, its alerts to acknowledge, and the trip wires."""
         watcher = active_models.current().watcher
         return info_response(describe_run(run, watcher.monitor, clock.now(), _reports(watcher.attribution, request)))
 
-    @router.post(ACKNOWLEDGE, responses=openapi.replies(AcknowledgedReply, 404, 503, words={404: "`no_such_alert`"}))
+    @router.post(
+        ACKNOWLEDGE,
+        responses=openapi.replies(AcknowledgedReply, 404, 422, 503, words=_ERRORS_OF_AN_ALERT),
+    )
     async def acknowledge(run: str, wire: str) -> Response:
         """Acknowledge an alert: it ends, and the wire can trip again."""
         if not active_models.current().watcher.monitor.acknowledge(run, wire):

@@ -14,6 +14,7 @@ from rewardserve.model.conversation import (
     AmbiguousSample,
     EmptyPrompt,
     EmptyResponse,
+    IncompleteSample,
     InputTooLong,
     InvalidMessages,
     InvalidText,
@@ -103,16 +104,28 @@ def test_without_a_template_prompt_and_response_are_joined_and_closed_with_eos()
 @pytest.mark.parametrize(
     "fields",
     [
-        {},
-        {"prompt": "a"},
-        {"response": "b"},
         {"prompt": "a", "response": "b", "text": "c"},
+        {"prompt": "a", "text": "c"},
         {"text": "c", "input_ids": (1,)},
         {"messages": CHAT, "prompt": "a"},
     ],
 )
-def test_a_sample_has_exactly_one_form(fields):
-    with pytest.raises(AmbiguousSample):
+def test_a_sample_has_one_form_at_most(fields):
+    with pytest.raises(AmbiguousSample, match="the sample has 2 forms: give exactly one of"):
+        Sample(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "the sample has no text"),
+        ({"prompt": "a"}, "response is missing"),
+        ({"prompt": CHAT}, "response is missing"),
+        ({"response": "b"}, "prompt is missing"),
+    ],
+)
+def test_a_sample_that_lacks_a_text_names_it(fields, message):
+    with pytest.raises(IncompleteSample, match=message):
         Sample(**fields)
 
 

@@ -11,7 +11,7 @@ from rewardserve.service.api import body, validation
 from rewardserve.service.api.dialects import kserve, nemo_gym, openrlhf, slime, vllm
 from rewardserve.service.api.requests import CompareRequest, SampleIn, ScoreRequest
 from rewardserve.service.api.routes.admin import LoadRequest, PinRequest
-from rewardserve.service.api.validation import NOT_READ, check, convert
+from rewardserve.service.api.validation import NO_MODEL, NOT_READ, check, convert
 from rewardserve.service.errors import InvalidRequest
 
 SCORED = ScoreRequest([SampleIn(text="x")])
@@ -30,14 +30,37 @@ def message(call, *arguments):
 
 # -- the report of a small body ---------------------------------------------------------------------------------------------
 
+PAIR = {"prompt": "p", "response": "r"}
 WRONG = [
-    ({}, "samples: Field required", "samples", 1),
-    ([], "$: Input should be a valid dictionary or instance of ScoreRequest", "$", 1),
-    ({"samples": []}, "samples: List should have at least 1 item after validation, not 0", "samples", 1),
+    ({}, "samples: this field is missing", "samples", 1),
+    ([], "$: must be an object, not an array", "$", 1),
+    (None, "$: must be an object, not null", "$", 1),
+    ({"samples": []}, "samples: must have at least 1 item, not 0", "samples", 1),
+    ({"samples": {}}, "samples: must be an array, not an object", "samples", 1),
+    ({"samples": ["x"]}, "samples[0]: must be an object, not a string", "samples[0]", 1),
     ({"samples": [{"tools": []}]}, f"samples[0].tools: {NOT_READ}", "samples[0].tools", 1),
-    ({"samples": [{"text": 5}, {"text": "x"}]}, "samples[0].text: Input should be a valid string", "samples[0].text", 1),
-    ({"samples": [{"prompt": [{"role": "user", "content": 1}]}]}, "samples[0].prompt[0].content: Input should be a valid string",
-     "samples[0].prompt[0].content", 2),
+    ({"samples": [PAIR], "model": "gpt"}, f"model: {NO_MODEL}", "model", 1),
+    ({"samples": [{**PAIR, "model": "gpt"}]}, f"samples[0].model: {NOT_READ}", "samples[0].model", 1),
+    ({"samples": [{"text": 5}, {"text": "x"}]}, "samples[0].text: must be a string, not a number", "samples[0].text", 1),
+    ({"samples": [{**PAIR, "prompt": 1}]}, "samples[0].prompt: must be a string or an array, not a number", "samples[0].prompt", 1),
+    ({"samples": [{"prompt": 1, "response": 2}]}, "samples[0].prompt: must be a string or an array, not a number",
+     "samples[0].prompt", 2),
+    ({"samples": [{"prompt": [{"role": "user", "content": 1}]}]}, "samples[0].prompt[0].content: must be a string, not a number",
+     "samples[0].prompt[0].content", 1),
+    ({"samples": [{"prompt": [{"role": "user"}]}]}, "samples[0].prompt[0].content: this field is missing",
+     "samples[0].prompt[0].content", 1),
+    ({"samples": [{**PAIR, "finish_reason": "end"}]}, "samples[0].finish_reason: must be 'stop' or 'length'",
+     "samples[0].finish_reason", 1),
+    ({"samples": [{"input_ids": [1.5]}]}, "samples[0].input_ids[0]: must be a whole number, not a fraction",
+     "samples[0].input_ids[0]", 1),
+    ({"samples": [{**PAIR, "score_empty": 1}]}, "samples[0].score_empty: must be true or false, not a number",
+     "samples[0].score_empty", 1),
+    ({"samples": [{**PAIR, "id": "i" * 257}]}, "samples[0].id: must have at most 256 characters", "samples[0].id", 1),
+    ({"samples": [{**PAIR, "reference_rewards": [0.5] * 65}]}, "samples[0].reference_rewards: must have at most 64 items",
+     "samples[0].reference_rewards", 1),
+    ({"samples": [PAIR], "step": -1}, "step: must be at least 0", "step", 1),
+    ({"samples": [PAIR], "step": 2**53}, "step: must be at most 9007199254740991", "step", 1),
+    ({"samples": [PAIR], "step": True}, "step: must be a whole number, not a boolean", "step", 1),
     ({"samples": [{"text": "x"}], "k" * 200: 1}, f"{'k' * 118}: {NOT_READ}", "k" * 118, 1),
 ]  # fmt: skip
 
@@ -55,6 +78,21 @@ def test_what_is_nested_too_deeply_for_the_report_is_refused(monkeypatch):
 
     monkeypatch.setattr(validation, "_model_of", lambda _: Deep)
     assert said(check, {}, ScoreRequest) == (InvalidRequest, "the body is nested too deeply", {"field": "$"})
+
+
+@pytest.mark.parametrize(("value", "message", "field"), [each[:3] for each in WRONG if each[3] == 1])
+def test_a_large_body_is_refused_with_the_same_path_and_in_the_same_words(value, message, field):
+    """Except for the length of a list, which msgspec does not report."""
+    assert said(convert, value, ScoreRequest)[1:] == (message.replace(", not 0", ""), {"field": field})
+
+
+def test_the_branches_of_a_union_are_one_fault_with_the_branch_that_has_the_type():
+    wrong = {"model": "m", "pin": ["r"] * 100_000}
+    assert message(check, wrong, LoadRequest).startswith("pin: must have at most ")
+    assert message(check, {"model": "m", "pin": 5}, LoadRequest) == "pin: must be 'active' or an array"
+    assert said(check, {"model": "m", "pin": [5]}, LoadRequest)[1:] == (
+        "pin[0]: must be a string, not a number", {"field": "pin[0]", "n_errors": 1},
+    )  # fmt: skip
 
 
 KINDS = ("string_type", "extra_forbidden")
@@ -82,12 +120,24 @@ def test_what_is_right_becomes_the_record():
 # -- in few words -----------------------------------------------------------------------------------------------------------
 
 WORDS = [
-    ("Expected `int`, got `str` - at `$.a`", "Expected `int`, got `str`", "$.a"),
-    ("Invalid enum value 'secret' - at `$.a`", "Invalid enum value", "$.a"),
-    ("Input is wrong", "Input is wrong", "$"),
-    ("Input is wrong - at `X.aX`", "Input is wrong", "X.aX"),
-    ("a - at b - at `$.c`", "a - at b", "$.c"),
-    ("w" * 300 + " - at `$." + "k" * 300 + "`", "w" * 200, "$." + "k" * 118),
+    ("Expected `int`, got `str` - at `$.a`", "a: must be a whole number, not a string", "a"),
+    ("Expected `int | null`, got `float` - at `$.a`", "a: must be a whole number, not a fraction", "a"),
+    ("Expected `str | array | null`, got `float` - at `$.a`", "a: must be a string or an array, not a number", "a"),
+    (
+        "Expected `str | object | array`, got `null` - at `$.a`",
+        "a: must be a string, an object or an array, not null",
+        "a",
+    ),
+    ("Expected `str` of length <= 2 - at `$.a`", "a: must have at most 2 characters", "a"),
+    ("Expected `array` of length >= 2 - at `$.a`", "a: must have at least 2 items", "a"),
+    ("Expected `float` <= 5.0 - at `$.a`", "a: must be at most 5.0", "a"),
+    ("Expected `array` of length 2, got 1 - at `$.a`", "a: Expected `array` of length 2, got 1", "a"),
+    ("Invalid enum value 'secret' - at `$.a`", "a: must be one of the accepted values", "a"),
+    ("Object missing required field `b` - at `$.a[0]`", "a[0].b: this field is missing", "a[0].b"),
+    ("Input is wrong 'secret'", "$: Input is wrong", "$"),
+    ("Input is wrong - at `X.aX`", "X.aX: Input is wrong", "X.aX"),
+    ("a - at b - at `$.c`", "c: a - at b", "c"),
+    ("w" * 300 + " - at `$." + "k" * 300 + "`", "k" * 118 + ": " + "w" * 200, "k" * 118),
 ]
 
 
@@ -100,7 +150,7 @@ def test_words_of_the_library_lose_what_was_written_and_are_bounded(message, wha
 def test_plain_values_become_records_or_are_refused_with_the_path():
     assert convert({"samples": [{"text": "x"}]}, ScoreRequest) == SCORED
     assert said(convert, {"samples": [{"text": 5}]}, ScoreRequest) == (
-        InvalidRequest, "Expected `str | null`, got `int`", {"field": "$.samples[0].text"},
+        InvalidRequest, "samples[0].text: must be a string, not a number", {"field": "samples[0].text"},
     )  # fmt: skip
     assert said(convert, {"samples": [{"text": "x", "\ud800": 1}]}, ScoreRequest) == (
         InvalidRequest, "a text holds a lone surrogate", {"field": "$"},
@@ -137,7 +187,7 @@ MISTYPED = [
 def test_a_mistyped_field_is_refused_with_the_field_that_was_probably_meant(record, value, field, meant, is_large):
     _, words, details = said(convert if is_large else check, value, record)
     assert words.endswith(f"; did you mean `{meant}`?") if meant else "did you mean" not in words
-    assert details["field"] == (f"$.{field}".rpartition(".")[0] if is_large else field)
+    assert details["field"] == field
     assert "secret" not in words
 
 
@@ -154,7 +204,7 @@ MISSING = [
 @pytest.mark.parametrize(("record", "value", "given", "meant"), MISSING)
 def test_a_missing_field_is_named_with_the_field_that_may_be_it(record, value, given, meant):
     words = message(check, value, record)
-    assert words.endswith(f"{meant}: Field required; the body has `{given}`: did you mean `{meant}`?")
+    assert words.endswith(f"{meant}: this field is missing; the body has `{given}`: did you mean `{meant}`?")
     assert "secret" not in words
 
 
@@ -216,7 +266,8 @@ def test_a_field_that_another_format_refuses_is_refused_with_the_field_that_was_
     words = message(vllm.CLASSIFY.read, {"input": ["a"], "truncate_promt_tokens": 5})
     assert words.endswith("; did you mean `truncate_prompt_tokens`?")
     tensor = {"name": "sentences", "shape": [1], "data": ["secret"], "data_type": "BYTES"}
-    assert message(kserve.INFER.read, {"inputs": [tensor]}).endswith("`data_type`; did you mean `datatype`?")
+    assert message(kserve.INFER.read, {"inputs": [tensor]}).startswith("inputs[0].data_type: ")
+    assert message(kserve.INFER.read, {"inputs": [tensor]}).endswith("; did you mean `datatype`?")
     assert "did you mean" not in message(vllm.CLASSIFY.read, {"input": ["a"], "zzz": 5})
 
 
