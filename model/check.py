@@ -76,7 +76,7 @@ def describe(loaded: LoadedModel) -> str:
         *([f"template date {contract.template_date}"] if contract.template_date else []),
         f"calibration   {calibration_line(calibration)}",
         f"contract      {contract.origin}, {contract.digest}",
-        f"probes        {report.n_probes}, largest difference {report.max_probe_error}",
+        f"golden probes {report.n_probes}, largest difference {report.max_probe_error}",
     ]
     lines += [f"note          {note}" for note in identity.engine_notes]
     lines += [f"BROKEN        {breach}" for breach in report.breaches]

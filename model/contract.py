@@ -40,7 +40,7 @@ class ContractUnreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A golden sample with its ids and its float32 score when the contract was written.
+    """A golden probe: a sample with its ids and its float32 score when the contract was written.
 
     `tolerance` is the largest difference in raw score that the writer accepts in float32.
     """
@@ -309,7 +309,10 @@ def _score_breaches(contract: ScoringContract, facts: ObservedFacts, errors: lis
         return []
     worst = max(bad, key=lambda i: (math.isnan(errors[i]), errors[i]))
     allowed = contract.tolerance_for(facts.dtype, contract.probes[worst])
-    what = f"{len(bad)} of {len(errors)} probes are off, the worst (probe {worst}) by {errors[worst]:.3g}; {allowed:.3g} is allowed"
+    what = (
+        f"{len(bad)} of {len(errors)} golden probes are off, the worst (probe {worst}) by {errors[worst]:.3g}; "
+        f"{allowed:.3g} is allowed"
+    )
     if facts.dtype != contract.dtype:
         return [
             Breach(

@@ -44,7 +44,7 @@ from rewardserve.model.text.printable import printable
 
 PROGRAM = "rewardserve export"
 _DESCRIPTION = """Write a reward model in the layout that other programs load, with its contract. Without FOLDER only
-scoring_contract.json is written again, beside the weights. The golden samples are those of the existing contract, those of
+scoring_contract.json is written again, beside the weights. The golden probes are those of the existing contract, those of
 --probes, or built-in conversations."""
 
 TOLERANCE = 1e-4
@@ -181,8 +181,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--probes",
         metavar="FILE",
-        help="golden samples in JSON lines, one a line as for POST /score; default: those of the existing contract, else built-in "
-        "conversations",
+        help="golden probes: samples in JSON lines, one a line as for POST /score; default: those of the existing contract, "
+        "else built-in conversations",
     )
     add_read_arguments(parser)
     return parser

@@ -557,7 +557,7 @@ def _describe(runtime: ModelRuntime) -> str:
     identity, error = loaded.identity, loaded.report.max_probe_error
     details = f"{identity.backend} on {identity.device}, {identity.dtype}"
     if identity.dtype in ("bfloat16", "float16") and error is not None:
-        details += f", scores off by up to {error:.1e} on the contract's probes"
+        details += f", scores off by up to {error:.1e} on the golden probes"
     if failing := runtime.canaries.failing:
         names = ", ".join(each.name for each in failing)
         details += (

@@ -264,7 +264,9 @@ def test_the_heads_alone_score_as_the_merged_checkpoint(convex, capsys):
     ]  # fmt: skip
     assert sum(f.stat().st_size for f in (convex / "out" / "heads").iterdir()) < 100_000
     assert check(["--device", "cpu", str(convex / "out" / "heads")]) == 0
-    assert "every clause holds" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "every clause holds" in shown
+    assert "\ngolden probes " in shown
 
 
 def test_two_heads_are_also_judged_on_each_others_pairs(convex):

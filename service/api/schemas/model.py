@@ -122,7 +122,7 @@ class NumericNoiseOut(ReplyRecord, frozen=True, gc=False):
 
 
 class ContractClauses(ReplyRecord, frozen=True, gc=False):
-    """The clauses of the scoring contract but for the text of the template and the probes."""
+    """The clauses of the scoring contract but for the text of the template and the golden probes."""
 
     template_digest: Annotated[str, doc("digest of the chat template", DIGEST)]
     bos_id: Annotated[int | None, doc("token that begins a row; null: none", 1)]

@@ -152,7 +152,8 @@ def test_scores_that_differ_for_no_known_reason(folder):
     probes = (replace(contract.probes[0], score=contract.probes[0].score + 0.1), *contract.probes[1:])
     replace(contract, probes=probes).save(folder)
     assert (
-        "1 of 16 probes are off, the worst (probe 0) by 0.1" in breaches(folder, matmul_precision="highest")["scores"]
+        "1 of 16 golden probes are off, the worst (probe 0) by 0.1"
+        in breaches(folder, matmul_precision="highest")["scores"]
     )
 
 

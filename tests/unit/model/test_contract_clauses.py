@@ -142,13 +142,13 @@ def test_the_first_probe_with_other_ids_is_named_and_its_score_is_not(ids, messa
     [
         ((1.75, -2.5), None, 0.5),
         ((1.25, -1.5), None, 0.5),
-        ((1.9, -2.0), "1 of 2 probes are off, the worst (probe 0) by 0.4; 0.25 is allowed", 0.4),
-        ((1.75, -1.4), "1 of 2 probes are off, the worst (probe 1) by 0.6; 0.5 is allowed", 0.6),
-        ((2.5, -1.0), "2 of 2 probes are off, the worst (probe 0) by 1; 0.25 is allowed", 1.0),
-        ((1.9, -2.5), "1 of 2 probes are off, the worst (probe 0) by 0.4; 0.25 is allowed", 0.5),
-        ((9.0, math.nan), "2 of 2 probes are off, the worst (probe 1) by nan; 0.5 is allowed", 7.5),
-        ((math.nan, 1.0), "2 of 2 probes are off, the worst (probe 0) by nan; 0.25 is allowed", 3.0),
-        ((math.inf, -2.0), "1 of 2 probes are off, the worst (probe 0) by inf; 0.25 is allowed", 0.0),
+        ((1.9, -2.0), "1 of 2 golden probes are off, the worst (probe 0) by 0.4; 0.25 is allowed", 0.4),
+        ((1.75, -1.4), "1 of 2 golden probes are off, the worst (probe 1) by 0.6; 0.5 is allowed", 0.6),
+        ((2.5, -1.0), "2 of 2 golden probes are off, the worst (probe 0) by 1; 0.25 is allowed", 1.0),
+        ((1.9, -2.5), "1 of 2 golden probes are off, the worst (probe 0) by 0.4; 0.25 is allowed", 0.5),
+        ((9.0, math.nan), "2 of 2 golden probes are off, the worst (probe 1) by nan; 0.5 is allowed", 7.5),
+        ((math.nan, 1.0), "2 of 2 golden probes are off, the worst (probe 0) by nan; 0.25 is allowed", 3.0),
+        ((math.inf, -2.0), "1 of 2 golden probes are off, the worst (probe 0) by inf; 0.25 is allowed", 0.0),
     ],
 )
 def test_scores_may_be_off_by_the_tolerance_of_their_probe_and_no_more(scores, message, largest):
@@ -164,7 +164,7 @@ def test_a_type_has_its_own_tolerance_where_it_is_larger_and_is_named_where_it_i
     reduced = replace(FACTS, dtype="bfloat16")
     assert report(reduced, scores=(2.5, -3.0)).holds
     assert breaches(reduced, scores=(3.0, -2.0)) == broken(
-        "dtype | 1 of 2 probes are off, the worst (probe 0) by 1.5; 1 is allowed when served in bfloat16; "
+        "dtype | 1 of 2 golden probes are off, the worst (probe 0) by 1.5; 1 is allowed when served in bfloat16; "
         "training scored in float32. | serve with dtype=float32."
     )
     assert CONTRACT.tolerance_for("bfloat16", replace(PROBES[0], tolerance=3.0)) == 3.0
