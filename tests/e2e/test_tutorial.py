@@ -60,6 +60,7 @@ def test_the_tutorial_does_what_it_says(tmp_path):
         set(re.findall(r"^severity=(\w+) .*wire=(\w+)", text, re.MULTILINE)) for text in (PAGE, output)
     )
     assert ("page", "vote") in alerts
+    assert '"state": "page"' in output
     assert alerts == alerts_shown
     rewards = re.findall(r"^step .* reward +(\S+)", output, re.MULTILINE)
     assert float(rewards[-1]) > float(rewards[0]) + 0.2

