@@ -148,9 +148,14 @@ class AsyncRewardClient:
         on_failure: OnFailure | None = None,
         on_progress: Progress | None = None,
     ) -> Scores:
-        """Score samples, given as records or as on the wire. Return one result a sample, in order.
+        """Score samples. Return one result a sample, in order; `rewards` has the numbers alone.
 
-        Raise `RequestRefused`, `Unavailable`, `MixedModels` or, before a request is sent, `Misconfigured`.
+        `samples` are dicts as on the wire, such as `{"prompt": ..., "response": ...}`, or `Sample` records. `run`, `step` and `kl`
+        (of the policy from its initial state, in nats) are for the trip wires. `deadline_s` and `on_failure` replace those of the
+        client in this call. `on_progress` is called with the number of samples that have a result, and that of all.
+
+        Raise `RequestRefused` where the server refuses a request, `Unavailable` where none replies in time, `MixedModels`, or,
+        before a request is sent, `Misconfigured` or `WrongType`.
         """
         items = sample_items(samples, self._environment.new_key())
         spec = RequestSpec(
@@ -174,7 +179,11 @@ class AsyncRewardClient:
         on_failure: OnFailure | None = None,
         on_progress: Progress | None = None,
     ) -> Comparisons:
-        """Rank the `responses` to each `prompt`. Return one result a comparison, in order. Raise as `score` does."""
+        """Rank the responses to each prompt. Return one result a comparison, in order.
+
+        `comparisons` are dicts as on the wire: `{"prompt": ..., "responses": [..., ...]}`. There is no winner where the best two
+        raw scores differ by `tie_margin` or less. The other arguments and the exceptions are those of `score`.
+        """
         items = comparison_items(comparisons, self._environment.new_key())
         spec = RequestSpec(
             path="/compare",
@@ -187,7 +196,10 @@ class AsyncRewardClient:
         return self._note_models(Comparisons(tuple(results)))
 
     async def model(self, *, deadline_s: float | None = None) -> dict[str, Any]:
-        """Return `GET /model` of the first server that replies. Raise `RequestRefused` or `Unavailable`."""
+        """Return `GET /model` of the first server that replies: model, contract, calibration and limits, as a dict.
+
+        Raise `RequestRefused`, or `Unavailable` where no server replies within `deadline_s`, or that of the client.
+        """
         deadline = self._deadline(deadline_s)
         plan = plan_attempts(self.urls, "/model", None, replies.parse_model, deadline, self._context)
         with self._warn_of_outage(deadline):
@@ -201,7 +213,7 @@ class AsyncRewardClient:
         raise Unavailable(end.reason, 0, 0)
 
     async def ready(self, *, timeout_s: float = 5.0) -> bool:
-        """Whether at least one server is ready to score now. Send one request to each; a failure never raises."""
+        """Whether at least one server can score now. Send one request to each, and wait `timeout_s`; a failure never raises."""
         deadline = self._environment.now() + seconds("timeout_s", timeout_s)
         attempts = [self._pool().send(Attempt(url, "/readyz", None, "", deadline)) for url in self.urls]
         return any(isinstance(event, HttpReply) and event.status == 200 for event in await _gather_or_cancel(attempts))

@@ -37,7 +37,7 @@ class HttpReply:
 
 @dataclass(frozen=True, slots=True)
 class TransportError:
-    """No reply was received. `is_server_fault` is False if the client had no free connection."""
+    """No reply was received. `is_server_fault` is False if no request was sent in time."""
 
     reason: str
     is_server_fault: bool = True

@@ -27,7 +27,11 @@ T = TypeVar("T")
 
 
 class RewardClient:
-    """Blocking form of `AsyncRewardClient`. `on_progress` is called from the client's thread."""
+    """Client of one server, or of several with the same model. Blocking form of `AsyncRewardClient`, for any thread.
+
+    `url`: addresses, by default those of the variable `REWARDSERVE_URL`; `api_key` by default that of `REWARDSERVE_API_KEY`.
+    The other arguments are those of `AsyncRewardClient`. `on_progress` of a call runs in the client's thread.
+    """
 
     def __init__(
         self,
@@ -80,7 +84,15 @@ class RewardClient:
         on_failure: OnFailure | None = None,
         on_progress: Progress | None = None,
     ) -> Scores:
-        """Score samples as `AsyncRewardClient.score` does."""
+        """Score samples. Return one result a sample, in order; `rewards` has the numbers alone.
+
+        `samples` are dicts as on the wire, such as `{"prompt": ..., "response": ...}`, or `Sample` records. `run`, `step` and `kl`
+        (of the policy from its initial state, in nats) are for the trip wires. `deadline_s` and `on_failure` replace those of the
+        client in this call. `on_progress` is called with the number of samples that have a result, and that of all.
+
+        Raise `RequestRefused` where the server refuses a request, `Unavailable` where none replies in time, `MixedModels`, or,
+        before a request is sent, `Misconfigured` or `WrongType`.
+        """
         return self._run(
             self._client.score(
                 samples,
@@ -104,7 +116,11 @@ class RewardClient:
         on_failure: OnFailure | None = None,
         on_progress: Progress | None = None,
     ) -> Comparisons:
-        """Rank responses as `AsyncRewardClient.compare` does."""
+        """Rank the responses to each prompt. Return one result a comparison, in order.
+
+        `comparisons` are dicts as on the wire: `{"prompt": ..., "responses": [..., ...]}`. There is no winner where the best two
+        raw scores differ by `tie_margin` or less. The other arguments and the exceptions are those of `score`.
+        """
         return self._run(
             self._client.compare(
                 comparisons,
@@ -118,11 +134,14 @@ class RewardClient:
         )
 
     def model(self, *, deadline_s: float | None = None) -> dict[str, Any]:
-        """Return the model as `AsyncRewardClient.model` does."""
+        """Return `GET /model` of the first server that replies: model, contract, calibration and limits, as a dict.
+
+        Raise `RequestRefused`, or `Unavailable` where no server replies within `deadline_s`, or that of the client.
+        """
         return self._run(self._client.model(deadline_s=deadline_s))
 
     def ready(self, *, timeout_s: float = 5.0) -> bool:
-        """Check readiness as `AsyncRewardClient.ready` does."""
+        """Whether at least one server can score now. Send one request to each, and wait `timeout_s`; a failure never raises."""
         return self._run(self._client.ready(timeout_s=timeout_s))
 
     def close(self) -> None:

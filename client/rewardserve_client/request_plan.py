@@ -90,7 +90,7 @@ class RequestSpec(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class DeadlineReached:
-    """The deadline has passed. `reason` describes the failure of the last attempt."""
+    """The deadline has passed. `reason` describes the last failures of servers, else why the client sent no request."""
 
     reason: str
 
@@ -118,6 +118,7 @@ def plan_attempts(
     """Send one request until a reply settles it: try every available server, then wait, then start over."""
     key, n_rounds, tried, hints = context.new_key(), 0, set[str](), list[float | None]()
     reasons: list[str] = []
+    client_reason = "the deadline passed before a request was sent"  # reported only if no server had a fault
     while (left_s := deadline - context.now()) > 0:
         url = context.circuit.pick(order, tried, context.now())
         if url is None:
@@ -135,12 +136,14 @@ def plan_attempts(
             context.circuit.record_success(url)
             context.on_attempt(url, None)
             return outcome
-        context.on_attempt(url, outcome.reason)
-        if outcome.is_server_fault:
-            context.circuit.record_failure(url, context.now(), outcome.retry_after_s)
         hints.append(outcome.retry_after_s)
-        reasons = _add_reason(reasons, f"{outcome.reason} ({url})")
-    return DeadlineReached("; before that ".join(reasons) or "the deadline passed before a request was sent")
+        if outcome.is_server_fault:
+            context.on_attempt(url, outcome.reason)
+            context.circuit.record_failure(url, context.now(), outcome.retry_after_s)
+            reasons = _add_reason(reasons, f"{outcome.reason} ({url})")
+        else:
+            client_reason = outcome.reason
+    return DeadlineReached("; before that ".join(reasons) or client_reason)
 
 
 def _plan_chunk_once(chunk: Chunk, spec: RequestSpec[R], context: ClientContext) -> RequestPlan[list[R]]:

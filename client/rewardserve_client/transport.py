@@ -65,7 +65,7 @@ class ConnectionPool:
             async with asyncio.timeout(attempt.deadline - self._now()):
                 await self._free.acquire()
         except TimeoutError:
-            return TransportError("the client had no free connection before the deadline", is_server_fault=False)
+            return TransportError("all connections of the client were busy until the deadline", is_server_fault=False)
         try:
             return await self._send_connected(attempt)
         finally:
@@ -74,7 +74,7 @@ class ConnectionPool:
     async def _send_connected(self, attempt: Attempt) -> AttemptResult:
         seconds = min(self._attempt_timeout_s, attempt.deadline - self._now())
         if seconds <= 0:
-            return TransportError("the client had no free connection before the deadline", is_server_fault=False)
+            return TransportError("the deadline passed before the request was sent", is_server_fault=False)
         try:
             async with asyncio.timeout(seconds):
                 return await self._exchange(attempt, seconds)

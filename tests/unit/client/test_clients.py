@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import json
 import logging
 import multiprocessing
@@ -11,6 +12,7 @@ import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from rewardserve_client import (
@@ -26,6 +28,8 @@ from rewardserve_client import (
     Sample,
     Unavailable,
 )
+from rewardserve_client.classify import TransportError
+from rewardserve_client.request_plan import Attempt
 from rewardserve_client.routing import order_of
 from rewardserve_client.samples import sample_items
 from tests.support.faulty_server import (
@@ -462,3 +466,19 @@ def test_a_result_of_a_sample_that_failed_is_none_with_the_servers_reason():
     assert scores.rewards == [TRUTH[0], None, TRUTH[2]]
     assert scores.failed[0].error.code == "empty_response"
     assert json.dumps(scores.rewards) == json.dumps([TRUTH[0], None, TRUTH[2]])
+
+
+@pytest.mark.parametrize("method", ["score", "compare", "model", "ready"])
+def test_the_blocking_client_documents_each_method_as_the_asynchronous_one(method):
+    blocking, awaited = getattr(RewardClient, method), getattr(AsyncRewardClient, method)
+    assert inspect.getdoc(blocking) == inspect.getdoc(awaited)
+    assert inspect.signature(blocking) == inspect.signature(awaited)
+    own = [name for name in inspect.signature(blocking).parameters if name != "self"]
+    documented = inspect.getdoc(RewardClient.score) + inspect.getdoc(blocking)
+    assert not [name for name in own if f"`{name}`" not in documented]
+
+
+async def test_a_request_that_has_no_time_left_says_so_and_waits_for_no_connection():
+    client = AsyncRewardClient("http://127.0.0.1:9", transport=httpx.MockTransport(lambda request: httpx.Response(200)))
+    sent = await client._pool()._send_connected(Attempt("http://127.0.0.1:9", "/score", b"{}", "k", deadline=0.0))
+    assert sent == TransportError("the deadline passed before the request was sent", is_server_fault=False)

@@ -291,6 +291,16 @@ def test_the_last_reasons_that_differ_are_told_the_newest_first():
     )
 
 
+@pytest.mark.parametrize("n_faults", [0, 1])
+def test_a_client_out_of_time_is_no_reason_where_a_server_has_failed(n_faults):
+    faults = [TransportError("ConnectError: refused")] * n_faults
+    busy = [TransportError("the client was busy", is_server_fault=False)] * 9
+    servers = SimulatedServers(*faults, *busy, deadline=0.3, jitter=0.0)
+    [result] = servers.drive(samples_of(1), order=ORDER[:1])
+    assert result.error.message == (f"ConnectError: refused ({ORDER[0]})" if n_faults else "the client was busy")
+    assert servers.tried == [(ORDER[0], "ConnectError: refused")] * n_faults, "a busy client is no outage of a server"
+
+
 def test_without_time_nothing_is_sent_and_every_sample_says_so():
     servers = SimulatedServers(deadline=0.0)
     [result] = servers.drive(samples_of(1))
