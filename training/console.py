@@ -69,7 +69,7 @@ class ProgressLines:
     ) -> None:
         self._label, self._total, self._unit, self._clock, self._say = label, total, unit, clock, say
         self._began = self._printed_at = clock()
-        self._done, self._n_printed = done, 0
+        self._done, self._n_printed, self._last = done, 0, ("", done)
         if total:
             say(f"{label}: {total:,}{unit}")
 
@@ -80,13 +80,15 @@ class ProgressLines:
             self._print(note)
 
     def end(self, note: str = "") -> None:
-        """End the phase; a note is always printed."""
-        if self._n_printed or note:
-            self._print(note.strip() and note)
+        """End the phase with a line, where there was one between or there is a note, unless that line is the last one printed."""
+        note_shown = note.strip() and note
+        if (self._n_printed or note) and self._last != (note_shown, self._done):
+            self._print(note_shown)
 
     def _print(self, note: str) -> None:
         self._printed_at = self._clock()
         self._n_printed += 1
+        self._last = (note, self._done)
         share = f" ({self._done / self._total:.0%})" if self._total else ""
         seconds = self._printed_at - self._began
         self._say(f"{self._label}: {self._done:,} of {self._total:,}{self._unit}{share}, {seconds:.0f} s{note}")

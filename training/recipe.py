@@ -6,6 +6,7 @@ Depends on the types of the records in `config`, not on their meaning.
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -50,13 +51,31 @@ _ELSEWHERE = {
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and apply the overrides, in order. Raise `ConfigError`."""
     try:
-        raw = yaml12.load(path.read_bytes())
+        data = path.read_bytes()
+        raw = yaml12.load(data)
     except OSError as error:
         hint = _recipe_like(path) if isinstance(error, FileNotFoundError) else ""
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror}{hint}") from error
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path} is not a recipe: {_in_words(error)}") from error
-    return parse(raw, overrides)
+        place = f", {_position(error)}," if _position(error) else ""
+        raise ConfigError(f"{path}{place} is not a recipe: {_in_words(error)}") from error
+    try:
+        return parse(raw, overrides)
+    except ConfigError as error:
+        raise ConfigError(_with_place(str(error), path, data, overrides)) from error
+
+
+def _with_place(message: str, path: Path, data: bytes, overrides: Sequence[str]) -> str:
+    """Put the file before a message, with the line of the setting that it begins with; neither if `--set` gives that setting."""
+    named = re.match(r"(?:unknown setting )?'?([\w-]+(?:\.[\w-]+)*)", message)
+    setting = named[1].split(".") if named else []
+    keys = [override.partition("=")[0].strip().split(".") for override in overrides]
+    line = yaml12.line_of(data, setting)
+    if message.startswith("--set") or any(setting[: len(key)] == key for key in keys):
+        return message
+    if line is None and any(key[: len(setting)] == setting for key in keys):
+        return message
+    return f"{path}, line {line}: {message}" if line else f"{path}: {message}"
 
 
 def _recipe_like(path: Path) -> str:
@@ -70,16 +89,41 @@ def _recipe_like(path: Path) -> str:
     return f". The shipped recipes are in {shipped}"
 
 
+_WORDS = {
+    r"found character '\\t' that cannot start any token": "a tab; indent with spaces",
+    r"expected <block end>, but found .*": "the indentation differs from that of the lines before",
+    r"but found another document": "a second document begins here; a recipe is one document",
+    r"mapping values are not allowed here": "a second colon; put text that contains one in quotes",
+    r"could not find expected ':'": "a key without its colon",
+    r"(.*)'<stream end>'": r"\1the end",
+    r"could not determine a constructor for the tag (.*)": r"the tag \1 is unknown",
+}
+"""Pattern of PyYAML's words -> ours."""
+
+
 def _in_words(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    return " ".join(str(error).split())
+    if isinstance(error, yaml.reader.ReaderError):
+        code = error.character if isinstance(error.character, int) else ord(error.character)
+        return f"it contains the control character #x{code:02x}"
+    text = error.problem or "" if isinstance(error, yaml.MarkedYAMLError) else str(error)
+    for pattern, words in _WORDS.items():
+        text = re.sub(rf"{pattern}\Z", words, text)
+    return " ".join(text.split())
+
+
+def _position(error: Exception) -> str:
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    return f"line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
 
 
 def parse(raw: Any, overrides: Sequence[str] = ()) -> Config:
     """Convert a recipe that was already read. Raise `ConfigError`."""
     if not isinstance(raw, dict):
-        raise ConfigError(f"a recipe is a mapping of sections, got {type(raw).__name__}")
+        given = "empty" if raw is None else "a list" if isinstance(raw, list) else "a single value"
+        sections = ", ".join(f.name for f in dataclasses.fields(Config))
+        raise ConfigError(f"the recipe is {given}; it must be a mapping of sections: {sections}")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:

@@ -8,7 +8,7 @@ recipes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, ClassVar
 
 import yaml
@@ -35,6 +35,22 @@ def load(text: str | bytes) -> Any:
     """Parse the value of one document. Raise `yaml.YAMLError`, `ValueError` (bad text, a number too long), `RecursionError`."""
     # A subclass of SafeLoader: it makes plain values only.
     return yaml.load(text if isinstance(text, str) else decode_text(text), Loader=_Loader)
+
+
+def line_of(data: bytes, path: Sequence[str]) -> int | None:
+    """The line, from 1, of the key at a path in a document, or of the last of its parents that there is; None: there is none."""
+    node, line = yaml.compose(decode_text(data), Loader=_Loader), None
+    for step in path:
+        if isinstance(node, yaml.SequenceNode) and step.isdecimal() and int(step) < len(node.value):
+            node = node.value[int(step)]
+            line = node.start_mark.line + 1
+            continue
+        keys = {key.value: (key, value) for key, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+        if step not in keys:
+            break
+        key, node = keys[step]
+        line = key.start_mark.line + 1
+    return line
 
 
 def dump(value: Any) -> str:
@@ -66,7 +82,7 @@ class _Loader(yaml.SafeLoader):
         text, kind = self.construct_scalar(node), node.tag.removeprefix(_TAG)
         found = next((each for each, pattern in _CORE.items() if pattern.match(text)), "str")
         if len(text) > _MOST_CHARS or (found != kind and (found, kind) != ("int", "float")):
-            raise yaml.constructor.ConstructorError(None, None, f"{text[:80]!r} is not a {kind}", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{text[:80]!r} is not of type {kind}", node.start_mark)
         return _VALUES[found](text) if kind != "float" else float(_VALUES[found](text))
 
 

@@ -26,7 +26,7 @@ from rewardserve.model.checkpoint.adapters import (
 from rewardserve.model.checkpoint.files import check_files
 from rewardserve.model.checkpoint.heads import HEADS_FILE, base_of_heads, find_head, layers_of_heads, value_head_files
 from rewardserve.model.checkpoint.max_length import DEFAULT_MAX_TOKENS, max_row_tokens, position_table_size
-from rewardserve.model.checkpoint.packaged_bases import PACKAGED_BASES
+from rewardserve.model.checkpoint.packaged_bases import PACKAGED_BASES, packaged_base_like
 from rewardserve.model.checkpoint.record import DTYPES, READ_DEFAULTS, Checkpoint, CheckpointError, ReadOptions
 from rewardserve.model.checkpoint.remote_code import refuse_remote_code
 from rewardserve.model.checkpoint.transformers_logging import quiet_transformers
@@ -206,8 +206,8 @@ def resolve(path_or_name: str, *, allow_pickle: bool = False) -> Path:
     if path.is_absolute() or path_or_name.startswith((".", "~")) or path_or_name.count("/") != 1:
         searched = "" if path.is_absolute() else f" (searched in {Path.cwd()})"
         raise CheckpointError(
-            f"{path_or_name!r} is not a folder{searched}. Name a folder that holds a model, or a model of the Hugging Face hub "
-            "(OWNER/NAME)."
+            f"{path_or_name!r} is not a folder{searched}{packaged_base_like(path_or_name)} Name a folder that holds a model, or "
+            "a model of the Hugging Face hub (OWNER/NAME)."
         )
     from huggingface_hub import snapshot_download
 

@@ -132,3 +132,20 @@ def test_a_packaged_base_without_a_number_of_layers_names_the_whole_model():
 def test_the_embedded_model_is_that_without_a_name_and_that_of_its_name(name):
     assert folder_or_name(ModelSpec(name)) == str(FOLDER)
     assert folder_or_name(ModelSpec("./default")) == "./default"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("smollm2-135m:6", "smollm2-135m-instruct:6"),
+        ("smolm2-135m-instruct", "smollm2-135m-instruct:30"),
+        ("SmolLM2-135M-Instruct:14", "smollm2-135m-instruct:14"),
+        ("defualt", "default"),
+        ("xyzzy", None),
+    ],
+)
+def test_a_name_like_that_of_a_packaged_base_suggests_it(name, meant):
+    with pytest.raises(CheckpointError) as refused:
+        resolve(name)
+    words = f"; did you mean {meant}? Name a folder" if meant else "). Name a folder"
+    assert words in str(refused.value)

@@ -231,6 +231,11 @@ def test_metrics_cannot_need_a_key_where_there_is_none(capsys):
 def test_misspelt_variables_are_found():
     environment = {"REWARD_PORTS": "1", "REWARD_PORT": "1", "REWARD_BATCHING__MAX_TOKENS": "1", "HOME": "/"}
     assert unknown_variables(ServeSettings, environment) == ["REWARD_PORTS"]
+    unread = {"REWARD_PORT__X": "1", "reward_prot": "1", "REWARD_BATCHIN__MAX_TOKENS": "1"}
+    assert unknown_variables(ServeSettings, {**unread, "reward_port": "1"}) == sorted(unread)
+    # A wrong name in a section of its own ends the command; `score` has no section `swap`, and shares the environment.
+    of_sections = {"REWARD_SWAP__KEEPP": "1", "REWARD_SWAP__KEEP": "1", "REWARD_BATCHING__X": "1"}
+    assert unknown_variables(ScoreSettings, of_sections) == ["REWARD_SWAP__KEEPP"]
 
 
 @pytest.mark.parametrize(

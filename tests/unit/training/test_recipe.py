@@ -186,7 +186,27 @@ def test_an_absurd_number_is_refused_in_words_or_is_in_its_range(place, key, val
         ("optim: {lr: 1}\nmodel: {path: m}\noptim: {lr: 2}", "'optim' occurs twice"),
         ("optim:\n  lr: 1\n  epochs: 2\n  lr: 2\n", "line 4"),
         ("data: {sources: [{path: a, path: b}]}", "'path' occurs twice"),
-        ("a: [1", "bad.yaml is not a recipe"),
+        ("a: [1", "bad.yaml, line 1, column 6, is not a recipe: expected ',' or ']', but got the end"),
+        ("model:\n\tpath: m", "bad.yaml, line 2, column 1, is not a recipe: a tab; indent with spaces"),
+        ("model:\n  path: m\n bad: 1", "bad.yaml, line 3, column 2, is not a recipe: the indentation differs from"),
+        ("a: 1\n---\nb: 1", "bad.yaml, line 2, column 1, is not a recipe: a second document begins here"),
+        ("model: {path: m}\nmodl: 1", "bad.yaml, line 2: unknown setting 'modl'; did you mean 'model'?"),
+        (
+            "model: {path: m}\noptim:\n  epochs: 1\n  lr: fast\ndata: {sources: [{path: a}]}\noutput: {folder: o}",
+            "bad.yaml, line 4: optim.lr is 'fast'",
+        ),
+        (
+            "data:\n  sources:\n  - path: a\n  - pth: b\nmodel: {path: m}\noutput: {folder: o}",
+            "bad.yaml, line 4: unknown setting 'data.sources.1.pth'",
+        ),
+        ("model: {path: m}", "bad.yaml: data is missing"),
+        (
+            "data: {sources: [{path: a}]}\nmodel:\n  dtype: auto\noutput: {folder: o}",
+            "bad.yaml, line 2: model.path is missing",
+        ),
+        ("# a comment", "bad.yaml: the recipe is empty; it must be a mapping of sections: model, data, "),
+        ("- a", "bad.yaml: the recipe is a list"),
+        ("a\0b", "bad.yaml is not a recipe: it contains the control character #x00"),
         ("[" * 5000, "nested too deeply"),
         ("seed: " + "9" * 5000, "is not a recipe"),
         ("{[a]: b}", "unhashable"),
@@ -203,6 +223,7 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_line(text, says, tmp_path):
         recipe.load(tmp_path / "bad.yaml")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "<unicode string>" not in str(caught.value)
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe\x00", b"model: caf\xe9", b"\x80", b"a\x00b"])
@@ -226,6 +247,23 @@ def test_a_byte_order_mark_and_a_merged_mapping_are_read(tmp_path):
 def test_an_override_that_makes_no_sense_is_one_line(override):
     with pytest.raises(ConfigError):
         recipe.parse(MINIMAL, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("optim.lr=fast", "optim.lr is 'fast'"),
+        ("optm.lr=1", "unknown setting 'optm'"),
+        ("optim", "--set 'optim'"),
+        ("seed=[", "--set: '[' is not a YAML value"),
+    ],
+)
+def test_an_error_of_an_override_does_not_name_the_file(tmp_path, override, says):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(MINIMAL))
+    with pytest.raises(ConfigError) as caught:
+        recipe.load(tmp_path / "r.yaml", [override])
+    assert str(caught.value).startswith(says)
+    assert "<unicode string>" not in str(caught.value)
 
 
 @pytest.mark.parametrize("missing", ["model", "data", "output"])

@@ -108,6 +108,15 @@ def test_without_a_terminal_a_phase_has_a_line_at_its_start_and_now_and_then():
     assert lines_of(0, 1) == []
 
 
+@pytest.mark.parametrize("end", ["", " "])
+def test_the_last_line_of_a_phase_is_printed_once(end):
+    """The last unit is counted when a line is due: 328 of 328 was printed twice."""
+    assert lines_of(2, 8, end) == ["encoding: 2 pairs", "encoding: 2 of 2 pairs (100%), 16 s"]
+    assert lines_of(1, 16, ": loss 0.5")[1:] == [
+        "encoding: 1 of 1 pairs (100%), 16 s", "encoding: 1 of 1 pairs (100%), 16 s: loss 0.5"
+    ]  # fmt: skip
+
+
 def test_only_the_first_process_says_anything(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     console.say("a")
