@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 
 import httpx
 import pytest
@@ -70,6 +71,20 @@ def test_every_field_has_a_description(document):
     assert [place for place, field in named if len(field.get("description", "")) < 4] == []
 
 
+def test_a_description_says_more_than_the_name_of_its_field(document):
+    """At least two words besides articles and the name: `usage: sizes` and `feature: the feature` say nothing."""
+    described = [
+        (
+            f"{record}.{name}",
+            set(re.findall(r"\w+", field["description"].lower())) - {"the", "a", "its", *name.split("_")},
+        )
+        for record, schema in document["components"]["schemas"].items()
+        for name, field in schema.get("properties", {}).items()
+    ]
+    assert len(described) > 100
+    assert [place for place, words in described if len(words) < 2] == []
+
+
 def test_every_field_has_an_example_that_its_schema_allows(document):
     for place, field in properties("", document):
         assert field.get("examples"), place
@@ -80,6 +95,18 @@ def test_every_field_has_an_example_that_its_schema_allows(document):
 def test_every_record_and_route_says_what_it_is(document):
     assert [name for name, schema in document["components"]["schemas"].items() if not schema.get("description")] == []
     assert [path for _, path, op in operations(document) if not (op.get("summary") and op.get("tags"))] == []
+    assert [path for _, path, op in operations(document) if len(op.get("description", "").split()) < 2] == []
+    n_times = Counter(op["summary"] for _, _, op in operations(document))
+    assert [summary for summary, n in n_times.items() if n > 1] == []
+
+
+def test_a_wire_format_is_described_by_its_texts_and_its_number(document):
+    described = {path: op["description"] for method, path, op in operations(document) if method == "post"}
+    assert "send query, or prompts and responses. The reply has the reward;" in described["/get_reward"]
+    assert described["/get_reward"].endswith("waits for capacity up to 60 s.")
+    assert "(for `texts` its sigmoid, by default)" in described["/rerank"]
+    assert "is masked, or refused with `?on_failure=refuse`" in described["/verify"]
+    assert "A sample without a score refuses the request" in described["/slime"]
 
 
 def without_example(path):

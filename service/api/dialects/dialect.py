@@ -56,6 +56,8 @@ ScoreKind = Literal["reward", "raw", "normalized"]
 
 SCORE_KINDS: tuple[ScoreKind, ...] = ("reward", "raw", "normalized")
 
+_NUMBERS = {"reward": "the reward", "raw": "the raw score", "normalized": "the normalised score"}
+
 _TRANSIENT = frozenset({"out_of_memory", "scorer_failed", "scorer_bug", "score_not_finite", "encoding_failed"})
 
 
@@ -224,6 +226,23 @@ class Dialect:
     def text_fields(self) -> frozenset[str]:
         """The fields of all body formats whose content is scored."""
         return frozenset(name for form in self.body_formats for name in form.text_fields)
+
+    @property
+    def description(self) -> str:
+        """What the route does, in the OpenAPI document."""
+        number = _NUMBERS[self.score_kind]
+        if any(form.activates_by_default for form in self.body_formats):
+            forms = [f"`{form.text_fields[-1]}`" for form in self.body_formats if form.activates_by_default]
+            number += f" (for {' and '.join(forms)} its sigmoid, by default)"
+        masks = (
+            "is masked, or refused with `?on_failure=refuse`" if "on_failure" in self.options else "refuses the request"
+        )
+        timeout = f"{self.queue_timeout_s:g} s"
+        waits = f" On a busy server the request waits for capacity up to {timeout}." if self.queue_timeout_s else ""
+        return (
+            f"Score the texts of a body in the format of {self.clients}: {self._words(self.body_formats)}. The reply has {number}; "
+            f"`?value=` selects another number. A sample without a score {masks}: no reply has a number in its place.{waits}"
+        )
 
     def read(self, value: Any) -> tuple[BodyFormat, Any]:
         """Return the format of a body, and the body as its record. Raise `InvalidRequest` for a body in no format or in two, and

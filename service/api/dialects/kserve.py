@@ -57,7 +57,7 @@ class Tensor(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
 class OutputTensor(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """A requested output tensor. `parameters` describe how its bytes are sent."""
 
-    name: Annotated[Literal["rewards"], doc("rewards", "rewards")]
+    name: Annotated[Literal["rewards"], doc("the only output that a request can ask for", "rewards")]
     parameters: Annotated[
         dict[str, Any] | None, doc("how the bytes of the tensor are sent", {"content_type": "str"})
     ] = None
@@ -95,9 +95,11 @@ class InferReply(ReplyRecord, frozen=True, gc=False, kw_only=True):
     """The reply to one inference request."""
 
     id: Annotated[str | UnsetType, doc("that of the request, if it has one", "a")] = UNSET
-    model_name: Annotated[str, doc("name of the model", CHECKPOINT)]
+    model_name: Annotated[str, doc("name of the model that scored", CHECKPOINT)]
     model_version: Annotated[str, doc("version of the model within this process", "1")]
-    outputs: Annotated[list[RewardsTensor], doc("the tensor rewards", [_REWARDS])]
+    outputs: Annotated[
+        list[RewardsTensor], doc("one tensor of the name rewards, with a score for each sample", [_REWARDS])
+    ]
 
 
 class KserveErrorReply(ReplyRecord, frozen=True, gc=False):
@@ -214,5 +216,7 @@ INFER = Dialect(
     not_served_reply=KserveErrorReply,
 )
 
-INFER_VERSION = replace(INFER, path="/v2/models/{model:path}/versions/{version}/infer")
+INFER_VERSION = replace(
+    INFER, path="/v2/models/{model:path}/versions/{version}/infer", clients="KServe v2 clients that name a version"
+)
 """As `INFER`, for one version of the model only."""

@@ -56,7 +56,7 @@ class TokenUsage(ReplyRecord, frozen=True, gc=False):
     """OpenAI's token usage."""
 
     prompt_tokens: Annotated[int, doc("tokens of all texts", 12)]
-    total_tokens: Annotated[int, doc("the same number", 12)]
+    total_tokens: Annotated[int, doc("same as `prompt_tokens`, since nothing is generated", 12)]
     completion_tokens: Annotated[int, doc("always 0: nothing is generated", 0)] = 0
     prompt_tokens_details: Annotated[None, doc("always null", None)] = None
 
@@ -77,7 +77,7 @@ class EmbeddingsReply(ReplyRecord, frozen=True, gc=False):
     data: Annotated[
         list[Embedding], doc("one entry an input, in order", [{"object": "embedding", "index": 0, "embedding": [1.93]}])
     ]
-    usage: Annotated[TokenUsage, doc("tokens", EXAMPLE_USAGE)]
+    usage: Annotated[TokenUsage, doc("number of tokens of the request", EXAMPLE_USAGE)]
 
 
 def samples_of(inputs: Inputs, options: SampleOptions, field: str = "input") -> list[SampleOrError]:

@@ -46,7 +46,9 @@ class ResponsesRequest(msgspec.Struct, frozen=True, gc=False):
 class RewardLogs(ReplyRecord, frozen=True, gc=False):
     """What OpenRLHF logs: numbers, one a sample. Without samples there are none."""
 
-    raw_reward: Annotated[list[float] | UnsetType, doc("raw scores", [1.93])] = UNSET
+    raw_reward: Annotated[
+        list[float] | UnsetType, doc("scores of the value head, before the reward pipeline", [1.93])
+    ] = UNSET
     capped: Annotated[list[float] | UnsetType, doc("1 where a cap changed the reward, else 0", [0.0])] = UNSET
     flagged: Annotated[list[float] | UnsetType, doc("1 where a trip wire matches the sample, else 0", [0.0])] = UNSET
     truncated: Annotated[list[float] | UnsetType, doc("1 where the prompt was cut, else 0", [0.0])] = UNSET
@@ -59,7 +61,7 @@ class QueryReply(ReplyRecord, frozen=True, gc=False):
     """OpenRLHF's reply."""
 
     rewards: Annotated[list[float], doc("rewards to train on, in order", [0.41])]
-    scores: Annotated[list[float], doc("the same rewards", [0.41])]
+    scores: Annotated[list[float], doc("the numbers of `rewards`, under a second name", [0.41])]
     extra_logs: Annotated[RewardLogs, doc("numbers that OpenRLHF logs", {"raw_reward": [1.93], "capped": [0.0]})]
 
 

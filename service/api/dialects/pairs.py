@@ -133,7 +133,7 @@ class PairScoresReply(VllmReply, frozen=True, gc=False):
     data: Annotated[
         list[PairScore], doc("one entry a pair, in order", [{"index": 0, "object": "score", "score": 1.93}])
     ]
-    usage: Annotated[TokenUsage, doc("tokens", EXAMPLE_USAGE)]
+    usage: Annotated[TokenUsage, doc("number of tokens of the request", EXAMPLE_USAGE)]
 
 
 class ItemScoresReply(ReplyRecord, frozen=True, gc=False):
@@ -141,14 +141,14 @@ class ItemScoresReply(ReplyRecord, frozen=True, gc=False):
 
     scores: Annotated[list[list[float]], doc("one list with one score an item, in order", [[1.93]])]
     model: Annotated[str, doc("name of the model", CHECKPOINT)]
-    usage: Annotated[TokenUsage, doc("tokens", EXAMPLE_USAGE)]
+    usage: Annotated[TokenUsage, doc("number of tokens of the request", EXAMPLE_USAGE)]
     object: Annotated[str, doc("kind of the reply", "scoring")]
 
 
 class RankedText(ReplyRecord, frozen=True, gc=False):
     """The text of a ranked document."""
 
-    text: Annotated[str, doc("the text", RESPONSE)]
+    text: Annotated[str, doc("document as in the request", RESPONSE)]
 
 
 class RankedDocument(ReplyRecord, frozen=True, gc=False, kw_only=True):
@@ -165,7 +165,7 @@ class RankUsage(ReplyRecord, frozen=True, gc=False):
     """vLLM's token usage of a ranking."""
 
     prompt_tokens: Annotated[int, doc("tokens of all pairs", 24)]
-    total_tokens: Annotated[int, doc("the same number", 24)]
+    total_tokens: Annotated[int, doc("same as `prompt_tokens`, since nothing is generated", 24)]
 
 
 class RerankReply(ReplyRecord, frozen=True, gc=False):
@@ -173,7 +173,7 @@ class RerankReply(ReplyRecord, frozen=True, gc=False):
 
     id: Annotated[str, doc("with the request_id of the request, or new", "rerank-1")]
     model: Annotated[str, doc("name of the model", CHECKPOINT)]
-    usage: Annotated[RankUsage, doc("tokens", {"prompt_tokens": 24, "total_tokens": 24})]
+    usage: Annotated[RankUsage, doc("number of tokens of the request", {"prompt_tokens": 24, "total_tokens": 24})]
     results: Annotated[
         list[RankedDocument],
         doc("documents, the best first", [{"index": 1, "document": {"text": RESPONSE}, "relevance_score": 1.93}]),

@@ -67,6 +67,7 @@ def dialect_routes(
             _route_of(DialectEndpoint(dialect, active_models, server_limits, clock, policy)),
             methods=["POST"],
             summary=f"For {dialect.clients}",
+            description=dialect.description,
             **openapi.dialect_operation(dialect),
         )
     return router

@@ -44,7 +44,7 @@ class KeyedReply(ReplyRecord, frozen=True, gc=False):
     }
 
     model: Annotated[str, doc("name of the model", CHECKPOINT)]
-    raw: Annotated[float, doc("raw score", 1.93)]
+    raw: Annotated[float, doc("score of the value head, before the reward pipeline", 1.93)]
     normalized: Annotated[float | None, doc("normalised score; null without a calibration", 0.52)]
     capped: Annotated[bool, doc("whether a cap changed the reward", False)]
     flags: Annotated[Sequence[str], doc("trip wires that match the sample", ["repetition"])]

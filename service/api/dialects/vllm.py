@@ -170,7 +170,7 @@ class ClassifyReply(VllmReply, frozen=True, gc=False):
         list[ClassifyItem],
         doc("one entry a text, in order", [{"index": 0, "label": LABEL, "probs": [1.93], "num_classes": 1}]),
     ]
-    usage: Annotated[TokenUsage, doc("tokens", EXAMPLE_USAGE)]
+    usage: Annotated[TokenUsage, doc("number of tokens of the request", EXAMPLE_USAGE)]
 
 
 class PoolingItem(ReplyRecord, frozen=True, gc=False):
@@ -187,7 +187,7 @@ class PoolingReply(VllmReply, frozen=True, gc=False):
     data: Annotated[
         list[PoolingItem], doc("one entry a text, in order", [{"index": 0, "object": "pooling", "data": [1.93]}])
     ]
-    usage: Annotated[TokenUsage, doc("tokens", EXAMPLE_USAGE)]
+    usage: Annotated[TokenUsage, doc("number of tokens of the request", EXAMPLE_USAGE)]
 
 
 _META = {"id": "step-120-a", "finish_reason": None, "prompt_tokens": 12, "e2e_latency": 0.0123}
@@ -205,7 +205,7 @@ class MetaInfo(ReplyRecord, frozen=True, gc=False):
 class EmbeddingItem(ReplyRecord, frozen=True, gc=False):
     """SGLang's reply to one text."""
 
-    embedding: Annotated[list[float], doc("the score", [1.93])]
+    embedding: Annotated[list[float], doc("list with one number, which is the score of the text", [1.93])]
     meta_info: Annotated[MetaInfo, doc("id, tokens and time", _META)]
 
 

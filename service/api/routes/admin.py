@@ -89,7 +89,7 @@ def admin_routes(active_models: ActiveModels) -> APIRouter:
     router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(check_no_parameters)])
 
     @router.get("/models", responses=openapi.replies(DeploymentReply, 422, 503, words=openapi.ADMIN))
-    async def models() -> Response:
+    async def loaded_models() -> Response:
         """List the loaded models, the model in service, the results of a shadow, and the pinned runs."""
         return _overview(active_models.admin())
 

@@ -47,7 +47,7 @@ def health_routes(active_models: ActiveModels, registry: Metrics, aliases: froze
         return await readyz()
 
     @router.get("/v1/models", responses=openapi.replies(OpenaiModelList, 503))
-    async def models() -> Response:
+    async def openai_models() -> Response:
         """List the model in service, in OpenAI's format."""
         return json_response(OpenaiModelList("list", [_openai_model(active_models.current())]))
 

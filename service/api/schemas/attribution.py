@@ -32,7 +32,7 @@ _FINDING = {
 class EffectOut(ReplyRecord, frozen=True, gc=False):
     """An estimate with its 95 % interval over prompts. A number that is not known is null."""
 
-    mean: Annotated[float | None, doc("estimate", 1.9)]
+    mean: Annotated[float | None, doc("estimated size, in the unit of the field that has it", 1.9)]
     low: Annotated[float | None, doc("lower end of the interval", 1.7)]
     high: Annotated[float | None, doc("upper end of the interval", 2.1)]
     n: Annotated[int, doc("samples that it is estimated from", 32)]
@@ -41,8 +41,8 @@ class EffectOut(ReplyRecord, frozen=True, gc=False):
 class SpanOut(ReplyRecord, frozen=True, gc=False):
     """The responses of one side of the comparison."""
 
-    samples: Annotated[int, doc("responses", 256)]
-    prompts: Annotated[int, doc("their prompts", 64)]
+    samples: Annotated[int, doc("number of responses on this side", 256)]
+    prompts: Annotated[int, doc("number of different prompts of these responses", 64)]
     first_step: Annotated[int | None, doc("first step of the run among them; null: unknown", 0)]
     last_step: Annotated[int | None, doc("last step of the run among them; null: unknown", 8)]
 
@@ -50,7 +50,7 @@ class SpanOut(ReplyRecord, frozen=True, gc=False):
 class PromptFeatureOut(ReplyRecord, frozen=True, gc=False):
     """A feature of the prompts whose share has changed."""
 
-    feature: Annotated[str, doc("the feature", "sum")]
+    feature: Annotated[str, doc("word, pair of words or other property of a prompt", "sum")]
     early: Annotated[float, doc("share of the early prompts with it", 0.1)]
     recent: Annotated[float, doc("share of the recent prompts with it", 0.6)]
 
@@ -66,15 +66,17 @@ class PromptsOut(ReplyRecord, frozen=True, gc=False):
 class FeatureOut(ReplyRecord, frozen=True, gc=False):
     """A feature of responses."""
 
-    feature: Annotated[str, doc("the feature", _FEATURE["feature"])]
+    feature: Annotated[
+        str, doc("word, phrase, character, layout or length of a response, in words", _FEATURE["feature"])
+    ]
     falls: Annotated[bool, doc("whether recent responses lack it more often", False)]
 
 
 class ExampleOut(ReplyRecord, frozen=True, gc=False):
     """A response that shows a finding, clipped."""
 
-    prompt: Annotated[str, doc("the prompt", PROMPT)]
-    response: Annotated[str, doc("the response", RESPONSE)]
+    prompt: Annotated[str, doc("text that the policy answered", PROMPT)]
+    response: Annotated[str, doc("text of the policy, which shows the feature", RESPONSE)]
     score: Annotated[float, doc("its score before penalties and caps", 1.2)]
     audit: Annotated[float | None, doc("score of the audit judge; null: not judged", 0.4)]
     step: Annotated[int | None, doc("step of the run; null: unknown", 3)]
@@ -126,8 +128,8 @@ class ReportOut(ReplyRecord, frozen=True, gc=False):
     run: Annotated[str, doc("label of the run", "ppo-7")]
     computed_at: Annotated[str, doc("when it was computed, in UTC", TIME)]
     sentences: Annotated[Sequence[str], doc("the report in words", [_SENTENCE])]
-    early: Annotated[SpanOut, doc("the first responses", _SPAN)]
-    recent: Annotated[SpanOut, doc("the recent responses", _REPORT["recent"])]
+    early: Annotated[SpanOut, doc("responses until the baseline was complete", _SPAN)]
+    recent: Annotated[SpanOut, doc("latest responses of the run", _REPORT["recent"])]
     features: Annotated[int, doc("features that were tested", 5120)]
     score_growth: Annotated[EffectOut, doc("growth of the mean score", _EFFECT)]
     prompts: Annotated[PromptsOut, doc("change of the prompts", _PROMPTS)]
@@ -138,7 +140,7 @@ class ReportOut(ReplyRecord, frozen=True, gc=False):
 class AlertedReportOut(ReportOut, frozen=True, gc=False, kw_only=True):
     """The report of the moment at which wires tripped."""
 
-    wires: Annotated[Sequence[str], doc("the wires", ["repetition", "vote"])]
+    wires: Annotated[Sequence[str], doc("trip wires that have an alert on this run", ["repetition", "vote"])]
 
 
 class AttributionReply(ReportOut, frozen=True, gc=False, kw_only=True):

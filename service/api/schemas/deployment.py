@@ -54,7 +54,13 @@ class LoadedModelOut(ReplyRecord, frozen=True, gc=False):
     """One model in memory."""
 
     version: Annotated[int, doc("version within this process", 1)]
-    state: Annotated[Literal["serving", "standby", "shadow"], doc("its role", "serving")]
+    state: Annotated[
+        Literal["serving", "standby", "shadow"],
+        doc(
+            "serving: answers requests; shadow: scores a share of them for comparison; standby: idle in memory",
+            "serving",
+        ),
+    ]
     source: Annotated[str, doc("the model as the operator named it", CHECKPOINT)]
     name: Annotated[str, doc("name of the model", CHECKPOINT)]
     contract: Annotated[str, doc("digest of the scoring contract", DIGEST)]

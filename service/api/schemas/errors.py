@@ -90,9 +90,9 @@ class ErrorOut(ReplyRecord, frozen=True, gc=False):
     n_runs: Annotated[Number, doc("runs that are pinned to the model", 2)] = UNSET
     failed_batches: Annotated[Number, doc("batches in a row that have failed", 3)] = UNSET
     early_samples: Annotated[Number, doc("first responses of the run with known texts", 128)] = UNSET
-    early_prompts: Annotated[Number, doc("prompts of these", 16)] = UNSET
+    early_prompts: Annotated[Number, doc("different prompts of `early_samples`", 16)] = UNSET
     recent_samples: Annotated[Number, doc("recent responses of the run with known texts", 0)] = UNSET
-    recent_prompts: Annotated[Number, doc("prompts of these", 0)] = UNSET
+    recent_prompts: Annotated[Number, doc("different prompts of `recent_samples`", 0)] = UNSET
     min_prompts: Annotated[Number, doc("fewest prompts on each side of a comparison", 8)] = UNSET
 
 

@@ -15,13 +15,13 @@ _REWARDS = {"name": "rewards", "datatype": "FP32", "shape": [-1, 1]}
 class LiveReply(ReplyRecord, frozen=True, gc=False):
     """The process can score."""
 
-    status: Annotated[str, doc("alive", "alive")] = "alive"
+    status: Annotated[str, doc("always alive; otherwise the reply is an error", "alive")] = "alive"
 
 
 class ReadyReply(ReplyRecord, frozen=True, gc=False):
     """The server can score now."""
 
-    status: Annotated[str, doc("ready", "ready")]
+    status: Annotated[str, doc("always ready; otherwise the reply is an error", "ready")]
     model: Annotated[str, doc("name of the model in service", CHECKPOINT)]
     model_version: Annotated[int, doc("version of the model within this process", 1)]
 

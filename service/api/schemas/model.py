@@ -38,7 +38,7 @@ class IdentityOut(ReplyRecord, frozen=True, gc=False):
     name: Annotated[str, doc("the path or hub name from which it was loaded", CHECKPOINT)]
     architecture: Annotated[str, doc("architecture of its base model", "Qwen2ForCausalLM")]
     n_parameters: Annotated[int, doc("number of its parameters", 494_032_768)]
-    heads: Annotated[list[HeadOut], doc("its value heads", [_HEAD])]
+    heads: Annotated[list[HeadOut], doc("value heads with their weights in the raw score", [_HEAD])]
 
 
 class BackendOut(ReplyRecord, frozen=True, gc=False):
@@ -48,7 +48,7 @@ class BackendOut(ReplyRecord, frozen=True, gc=False):
     engine: Annotated[str, doc("engine of the backend, chosen at load by a comparison with plain forwards", "packed")]
     engine_notes: Annotated[Sequence[str], doc("optimisations that are left out for this model, with the reason", [])]
     score_position: Annotated[str, doc("token at which the score is read, and the reason", "the last token")]
-    device: Annotated[str, doc("device", "cpu")]
+    device: Annotated[str, doc("where the forward pass runs, in the terms of torch", "cpu")]
     dtype: Annotated[str, doc("type of the weights", "float32")]
     matmul_precision: Annotated[str, doc("precision of float32 products", "highest")]
     matmul_kernels: Annotated[str, doc("what computes these: amx, avx512, mkl or torch; empty: unknown", "avx512")]
@@ -88,9 +88,9 @@ class CanariesOut(ReplyRecord, frozen=True, gc=False):
     answer, so a policy that is trained against this model can learn the exploit.
     """
 
-    n: Annotated[int, doc("canaries", 10)]
+    n: Annotated[int, doc("number of pairs that are scored again", 10)]
     failing: Annotated[list[CanaryMargin], doc("those whose exploit scores at least as high", [], [_MARGIN])]
-    margins: Annotated[list[CanaryMargin], doc("all of them", [_MARGIN])]
+    margins: Annotated[list[CanaryMargin], doc("margin of each pair at load", [_MARGIN])]
 
 
 class AuditJudgeOut(ReplyRecord, frozen=True, gc=False):
@@ -99,7 +99,7 @@ class AuditJudgeOut(ReplyRecord, frozen=True, gc=False):
     """
 
     name: Annotated[str, doc("folder or name of the judge", f"{CHECKPOINT}/audit_judge")]
-    n_parameters: Annotated[int, doc("parameters", 330_000_000)]
+    n_parameters: Annotated[int, doc("number of parameters of the audit judge", 330_000_000)]
     contract: Annotated[str, doc("digest of its scoring contract", DIGEST)]
     share: Annotated[float, doc("share of the samples that it scores after the start of a run", 0.1)]
 
@@ -137,8 +137,8 @@ class ContractClauses(ReplyRecord, frozen=True, gc=False):
     truncation: Annotated[str, doc("prompt_left: a long prompt is cut; error: it is refused", "prompt_left")]
     max_tokens: Annotated[int, doc("limit of tokens of a sample", 4096)]
     pad_id: Annotated[int, doc("token that pads rows", 151_643)]
-    tokenizer_digest: Annotated[str, doc("digest of the tokenizer", DIGEST)]
-    weights_digest: Annotated[str, doc("digest of the weights", DIGEST)]
+    tokenizer_digest: Annotated[str, doc("digest by which the load finds another tokenizer", DIGEST)]
+    weights_digest: Annotated[str, doc("digest by which the load finds another base model", DIGEST)]
     head_digest: Annotated[str, doc("digest of the value heads", DIGEST)]
     dtype: Annotated[str, doc("type of the weights in training", "float32")]
     dtype_tolerance: Annotated[
@@ -160,8 +160,8 @@ class TraitCalibrationOut(ReplyRecord, frozen=True, gc=False):
     """Statistics of one trait of the reference responses."""
 
     name: Annotated[str, doc("name of the trait", "length")]
-    mean: Annotated[float, doc("mean", 4.1)]
-    std: Annotated[float, doc("standard deviation", 0.9)]
+    mean: Annotated[float, doc("mean of the trait over the reference responses", 4.1)]
+    std: Annotated[float, doc("standard deviation of the trait over the reference responses", 0.9)]
 
 
 class CalibrationOut(ReplyRecord, frozen=True, gc=False):
@@ -183,7 +183,7 @@ class CalibrationOut(ReplyRecord, frozen=True, gc=False):
     quantiles: Annotated[
         Sequence[Sequence[float]], doc("raw score below which a share lies", [[0.5, 0.29], [0.99, 4.4]])
     ]
-    n: Annotated[int, doc("reference responses", 2000)]
+    n: Annotated[int, doc("number of reference responses that it was fitted on", 2000)]
     data_digest: Annotated[str, doc("digest of the reference responses", DIGEST)]
     source: Annotated[str, doc("where the statistics come from", "fitted")]
 
@@ -246,8 +246,8 @@ class LimitsOut(ReplyRecord, frozen=True, gc=False):
     """Limits of requests and of batches."""
 
     max_input_tokens: Annotated[int, doc("tokens of a sample", 4096)]
-    max_samples_per_request: Annotated[int, doc("samples of a request", 1024)]
-    max_body_bytes: Annotated[int, doc("bytes of a body", 33_554_432)]
+    max_samples_per_request: Annotated[int, doc("most samples of one request", 1024)]
+    max_body_bytes: Annotated[int, doc("most bytes of the body of one request", 33_554_432)]
     admission_max_samples: Annotated[int, doc("samples that the server admits at once", 4096)]
     admission_max_tokens: Annotated[int, doc("tokens that the server admits at once", 1_000_000)]
     batching_max_tokens: Annotated[int, doc("tokens of a batch at most", 16_384)]
@@ -301,7 +301,7 @@ class ModelReply(ReplyRecord, frozen=True, gc=False):
     contract_clauses: Annotated[
         ContractClauses,
         doc(
-            "clauses of the contract",
+            "how texts are encoded and where the score is read",
             {"template_digest": DIGEST, "bos_id": None, "end_text": "<|im_end|>", "end_ids": [151_645],
              "template_tail": "<|im_end|>\n", "ending": "template", "reads_at": "last", "skip_id": None,
              "bos_without_template": "tokenizer", "tokenizes": "whole", "truncation": "prompt_left", "max_tokens": 4096,
@@ -321,7 +321,7 @@ class ModelReply(ReplyRecord, frozen=True, gc=False):
     pipeline: Annotated[
         PipelineOut,
         doc(
-            "the reward pipeline",
+            "stages from the raw score to the reward",
             {"digest": DIGEST, "normalizes": True, "shape": "softcap", "cap_low": -3.1, "cap_high": 2.9, "combine": "sum",
              "members": [_MEMBER], "stages": [_STAGE]},
         ),

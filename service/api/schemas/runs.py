@@ -86,7 +86,7 @@ class AlertOut(ReplyRecord, frozen=True, gc=False):
 class WireOut(ReplyRecord, frozen=True, gc=False):
     """A trip wire as it is configured."""
 
-    wire: Annotated[str, doc("name", "repetition")]
+    wire: Annotated[str, doc("name of the trip wire, as in alerts", "repetition")]
     severity: Annotated[Severity, doc("severity of its alerts", "warn")]
     votes: Annotated[bool, doc("whether it counts towards the page by several wires", True)]
     cause: Annotated[Cause, doc("what an alert points at", "policy")]
@@ -132,12 +132,12 @@ class RunReply(ReplyRecord, frozen=True, gc=False):
         Mapping[str, float | None], doc("latest statistic of each wire that has one", {"repetition": 0.88, "vote": 4.0})
     ]
     tripped: Annotated[list[AlertOut], doc("alerts to acknowledge", [_ALERT])]
-    wires: Annotated[list[WireOut], doc("the trip wires", [_WIRE])]
+    wires: Annotated[list[WireOut], doc("trip wires of this server, with thresholds and remedies", [_WIRE])]
 
 
 class AcknowledgedReply(ReplyRecord, frozen=True, gc=False):
     """An alert has been acknowledged."""
 
     run: Annotated[str, doc("label of the run", "ppo-7")]
-    wire: Annotated[str, doc("trip wire", "repetition")]
+    wire: Annotated[str, doc("name of the trip wire whose alert has ended", "repetition")]
     acknowledged: Annotated[bool, doc("always true: otherwise the reply is an error", True)] = True

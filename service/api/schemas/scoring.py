@@ -85,8 +85,8 @@ class ScoreReply(ModelOut, frozen=True, gc=False):
         list[float | None], doc("one reward a sample, in order; null for a sample without a score", [0.41, None])
     ]
     results: Annotated[list[ResultOut], doc("one result a sample, in order", [_RESULT])]
-    usage: Annotated[UsageOut, doc("sizes", _USAGE)]
-    timing_ms: Annotated[TimingOut, doc("times", _TIMING)]
+    usage: Annotated[UsageOut, doc("number of samples and tokens of the request", _USAGE)]
+    timing_ms: Annotated[TimingOut, doc("milliseconds from the template to the end of the forward pass", _TIMING)]
 
 
 class ComparisonOut(ReplyRecord, frozen=True, gc=False):
@@ -107,5 +107,5 @@ class CompareReply(ModelOut, frozen=True, gc=False):
     """Results in the order of the request."""
 
     results: Annotated[list[ComparisonOut], doc("one result a comparison, in order", [_COMPARED])]
-    usage: Annotated[UsageOut, doc("sizes", _USAGE)]
-    timing_ms: Annotated[TimingOut, doc("times", _TIMING)]
+    usage: Annotated[UsageOut, doc("number of samples and tokens of the request", _USAGE)]
+    timing_ms: Annotated[TimingOut, doc("milliseconds from the template to the end of the forward pass", _TIMING)]
