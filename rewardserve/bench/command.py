@@ -41,7 +41,7 @@ from rewardserve.bench.workload import NoSamples, Workload, of_file, synthetic
 from rewardserve.exit_codes import FAILED, INTERRUPTED, SOME_FAILED, USAGE_ERROR
 from rewardserve.model.text.nearest_word import CUTOFF_OF_NAMES, did_you_mean
 from rewardserve.model.text.printable import printable
-from rewardserve.service.cli.options import complain, from_command_line, options_of
+from rewardserve.service.cli.options import complain, from_command_line, options_of, section_flags
 from rewardserve.service.offline.input_file import NotContinuable
 from rewardserve.service.settings import ServeSettings
 from rewardserve.service.storage.files import error_reason
@@ -155,9 +155,10 @@ def _check_server_arguments(parser: Parser, given: argparse.Namespace, of_server
         if ".".join(option.path) in NOT_SERVED:
             os.environ.pop(option.variable, None)
     known = [option.name for option in options_of(ServeSettings) if ".".join(option.path) not in NOT_SERVED]
+    sections = section_flags(options_of(ServeSettings))
     known += ["--help-all", *(f"--{name.replace('_', '-')}" for name in vars(given))]
     for name in (argument.partition("=")[0].replace("_", "-") for argument in of_server if argument.startswith("--")):
-        if name not in known:
+        if name not in known and name not in sections:  # a section is refused below, in words
             end_with_usage(PROGRAM, f"unrecognized arguments: {name}{did_you_mean(name, known, CUTOFF_OF_NAMES)}")
     from_command_line(ServeSettings, PROGRAM, of_server, without=NOT_SERVED)
 

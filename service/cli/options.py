@@ -142,9 +142,8 @@ def from_command_line(
     parser.hidden = frozenset("--" + name.replace("_", "-") for name in without)
     parser.name_positionals([option.name for option in positionals])
     wording = Wording(settings, arguments)
-    sections = sections_of(options)
-    parser.hidden |= {_flag(section) for section in sections}  # pydantic-settings would read a section as JSON
-    if misused := [_of_section(section, options, wording) for section in _given_sections(sections, arguments)]:
+    parser.hidden |= section_flags(options_of(settings))  # pydantic-settings would read a section as JSON
+    if misused := [_of_section(section, options, wording) for section in _given_sections(options, arguments)]:
         complain(program, misused)
         sys.exit(USAGE_ERROR)
     try:
@@ -204,17 +203,21 @@ def options_of(settings: type[BaseModel], path: tuple[str, ...] = ()) -> Iterato
         yield from options_of(section, (*path, name))
 
 
-def sections_of(options: Iterable[Option]) -> list[tuple[str, ...]]:
-    """Return the sections of these options. Only the settings in a section have values."""
+def section_flags(options: Iterable[Option]) -> frozenset[str]:
+    """Return the flags of the sections of these options, which are refused: only the settings in a section have values."""
+    return frozenset(map(_flag, _sections(options)))
+
+
+def _sections(options: Iterable[Option]) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(option.path[:i] for option in options for i in range(1, len(option.path))))
 
 
-def _given_sections(sections: Iterable[tuple[str, ...]], arguments: Sequence[str]) -> list[tuple[str, ...]]:
+def _given_sections(options: Iterable[Option], arguments: Sequence[str]) -> list[tuple[str, ...]]:
     """Return the sections whose flag is in the arguments or whose variable is in the environment."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     given = {_hyphens(argument).partition("=")[0] for argument in arguments[:end]}
     given |= {name.upper() for name in os.environ}
-    return [section for section in sections if given & {_flag(section), _variable(section)}]
+    return [section for section in _sections(options) if given & {_flag(section), _variable(section)}]
 
 
 def _values(annotation: Any) -> str:

@@ -173,6 +173,9 @@ def test_an_option_before_the_subcommand_is_refused(usage_error):
         (["honeypots"], "the following arguments are required: KEY_FILE"),
         (["version", "x"], "unrecognized arguments: x"),
         (["bench", "--sampels=3"], "unrecognized arguments: --sampels; did you mean --samples?"),
+        (["crossvalidate", "--config=r", "--folds=x"], "--folds: must be a whole number, not 'x'"),
+        (["keys", "a", "f", "--burst-s=0"], "--burst-s: must be a number above zero, not '0'"),
+        (["serve", "--Batching"], "unrecognized arguments: --Batching"),
         (["bench", "--devise=cpu"], "unrecognized arguments: --devise; did you mean --device?"),
         (["bench", "--keys-file=k"], "unrecognized arguments: --keys-file"),
         (["bench", "a", "b"], "unrecognized arguments: b"),
@@ -195,6 +198,17 @@ def test_options_of_bench_are_no_settings_of_the_server():
     own = {name for action in bench._parser()._actions for name in action.option_strings}
     assert own & {option.name for option in options_of(ServeSettings)} == set()
     assert set(bench.NOT_SERVED) <= {".".join(option.path) for option in options_of(ServeSettings)}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["serve"], ["score", "in", "out"], ["compare", "a", "b", "c"], ["bench"]], ids=lambda each: each[0]
+)
+@pytest.mark.parametrize("flag", ["--cache", "--cache=off"])
+def test_a_section_of_the_settings_is_refused_by_every_command(arguments, flag):
+    code, output, error = run("-m", "rewardserve", *arguments, flag)
+    assert (code, output) == (2, "")
+    words = "--cache is a section of settings, not one with a value: set --cache.scores, --cache.prefix-mib"
+    assert error == f"rewardserve {arguments[0]}: {words}\n"
 
 
 @pytest.mark.parametrize("name", ["train", "finish", "evaluate", "calibrate", "crossvalidate"])

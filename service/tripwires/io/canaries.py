@@ -16,7 +16,7 @@ from pathlib import Path
 from rewardserve.model.backends import Identity, SampleEncoder
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.scorer import Scorer, ScorerError, TokenBatch
-from rewardserve.model.text.text_files import TextDecodeError, decode_text
+from rewardserve.model.text.text_files import decode_text
 from rewardserve.service.errors import ServiceError
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.outcomes import RowScored
@@ -68,9 +68,11 @@ def failing(results: Sequence[CanaryResult]) -> tuple[CanaryResult, ...]:
 def read(path: Path = SHIPPED) -> list[Canary]:
     """Read a file of canaries. Raise `CanariesError`."""
     try:
-        return [Canary(**entry) for entry in json.loads(decode_text(read_bounded(path, _MAX_BYTES)))]
-    except (OSError, TextDecodeError) as error:
+        text = decode_text(read_bounded(path, _MAX_BYTES))
+    except (OSError, ValueError) as error:
         raise CanariesError(f"cannot be read: {error_reason(error)}") from None
+    try:
+        return [Canary(**entry) for entry in json.loads(text)]
     except (ValueError, TypeError):
         raise CanariesError("is not a list of canaries in JSON, each with name, prompt, honest and exploit") from None
 
