@@ -127,7 +127,7 @@ def test_an_object_of_many_fields_is_refused_in_few_words():
     sent = json.dumps({f"field-{i}": i for i in range(10_000)}).encode()
     with pytest.raises(InvalidRequest) as refused:
         body.decode(sent, msgspec.json.Decoder(ScoreRequest))
-    assert refused.value.details == {"field": "$"}
+    assert refused.value.details == {"field": "field-0"}
     assert len(refused.value.message) < 200
     with pytest.raises(InvalidRequest) as refused:
         body.decode(sent[:40_000].rpartition(b",")[0] + b"}", msgspec.json.Decoder(ScoreRequest))
