@@ -153,8 +153,9 @@ def run(spec: StreamSpec) -> StreamOutcome:
     steps = made.steps
     has_judge = any(each.audit is not None for step in made.scored for each in step)
     traffic = spec.traffic if has_judge else replace(spec.traffic, judge_share=0.0)
-    edits = _started.edits(spec, steps)
-    replayed = replay(steps, made.scored, _started.tokenize, traffic, made.scale, edits, until_page=spec.until_page)
+    replayed = replay(
+        steps, made.scored, _started.tokenize, traffic, made.scale, made.edits, until_page=spec.until_page
+    )
     return StreamOutcome(
         settings=replace(spec, traffic=traffic).settings,
         pay=spec.pay,

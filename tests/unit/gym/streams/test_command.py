@@ -81,6 +81,20 @@ def test_learned_runs_are_judged_by_their_gold(folder, monkeypatch, capsys):
     assert "never falls, paged" in capsys.readouterr().out
 
 
+def test_edited_responses_of_a_learned_run_have_the_pay_of_its_exploits(folder, monkeypatch):
+    used, replay = [], runs.replay
+
+    def spy(steps, scored, tokenize, traffic, scale, score_edited, **more):
+        used.append(score_edited)
+        return replay(steps, scored, tokenize, traffic, scale, score_edited, **more)
+
+    monkeypatch.setattr(runs, "replay", spy)
+    monkeypatch.setattr(command, "LESSONS", {"proxy": None})
+    monkeypatch.setitem(learning.LESSONS, "proxy", Lesson())
+    run_command(monkeypatch, folder, "--world learned --seeds 1 2 --steps 2")
+    assert [type(each) for each in used] == [learning.LearnedEdits]
+
+
 def test_published_runs_are_as_long_as_their_signals_and_have_an_onset(folder, monkeypatch, capsys):
     steps = [{"step": i, "G_smooth": 0.1 * i} for i in range(6)]
     run = {"onset_uncertainty_interval": [2, 3], "per_step_signals": steps}
