@@ -60,7 +60,7 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
         "--out",
         type=Path,
         default=Path("runs/grpo"),
-        help="folder of the streams and alerts; a run that exists is continued as new",
+        help="folder of the streams and alerts; those of an earlier run with the same beta are replaced",
     )
     add("--show", type=Path, help="print the tables of this folder, and train nothing")
     add("--python", default=sys.executable, help="Python with TRL: that of make test-trainers")
@@ -108,6 +108,8 @@ def _train(given: argparse.Namespace, flags: Sequence[str]) -> None:
             watch.poll(trainers)
             time.sleep(_POLL_S)
         watch.poll(trainers)
+        if failed := [name for name, trainer in trainers.items() if trainer.returncode]:
+            raise SystemExit(f"training failed in {', '.join(failed)}; recorded steps, if any, are in {given.out}")
 
 
 def _command(given: argparse.Namespace, name: str, beta: float, url: str, policy: Path) -> list[str]:

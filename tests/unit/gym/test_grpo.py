@@ -1,10 +1,16 @@
 """Alerts are written once, with the report of attribution, and the tables show what a run became."""
 
+import argparse
 import gzip
 import json
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
+import pytest
 
+from gym import grpo
 from gym.grpo import Watch, alerts_file, describe, different_words, read_alerts, read_stream
 
 ALERT = {"wire": "repetition", "severity": "warn", "statistic": 0.3, "threshold": 0.2}
@@ -53,6 +59,20 @@ def test_an_alert_without_a_report_is_written_too(tmp_path):
     server.tripped = [ALERT]
     watch(server, tmp_path).poll(["a"])
     assert [row["attribution"] for row in read_alerts(alerts_file(tmp_path / "a.jsonl.gz"))] == [{}]
+
+
+@pytest.mark.parametrize(("python", "fails"), [("false", True), ("true", False)])
+def test_a_trainer_that_fails_fails_the_command(tmp_path, monkeypatch, python, fails):
+    given = argparse.Namespace(
+        out=tmp_path, beta=[0.0], python=python, steps=1, learning_rate=1e-4, prompts=1, group=2, tokens=8, seed=0
+    )
+    server = SimpleNamespace(url="http://127.0.0.1:9")
+    monkeypatch.setattr(grpo, "ensure_base_model", lambda _: Path("policy"))
+    monkeypatch.setattr(grpo, "GymServer", lambda *_, **__: nullcontext(server))
+    monkeypatch.setattr(Watch, "poll", lambda *_: None)
+    monkeypatch.setattr(grpo, "_POLL_S", 0.01)
+    with pytest.raises(SystemExit, match=r"failed in grpo-beta-0;") if fails else nullcontext():
+        grpo._train(given, [])
 
 
 def test_a_run_that_was_cut_off_is_read_up_to_its_last_whole_step(tmp_path):
