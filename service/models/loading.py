@@ -5,6 +5,7 @@ Runs on a separate thread, beside the model in service. Knows no event loop and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rewardserve.model.backends import LoadedModel, LoadError, load
@@ -70,11 +71,25 @@ def measure_noise(settings: ModelSettings, loaded: LoadedModel) -> NumericNoise 
 def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
     """Load the model and build the pipeline for its scores. Raise `LoadError` or `PipelineError`. May take minutes."""
     named = settings.named_models()
-    if named:
-        loaded = ensemble([(name, _load_member(settings, name, model)) for name, model in named.items()])
-    else:
-        loaded = load(settings.backend, settings.model_spec())
-    return loaded, build_pipeline(loaded.ensemble_members, settings.reward_settings())
+    loaded = _load_ensemble(settings, named) if named else load(settings.backend, settings.model_spec())
+    try:
+        return loaded, build_pipeline(loaded.ensemble_members, settings.reward_settings())
+    except BaseException:
+        loaded.scorer.close()
+        raise
+
+
+def _load_ensemble(settings: ModelSettings, named: Mapping[str, str]) -> LoadedModel:
+    """Load all members. Where one cannot be loaded, the others are closed."""
+    members: list[tuple[str, LoadedModel]] = []
+    try:
+        for name, model in named.items():
+            members.append((name, _load_member(settings, name, model)))
+        return ensemble(members)
+    except BaseException:
+        for _, member in members:
+            member.scorer.close()
+        raise
 
 
 def _load_member(settings: ModelSettings, name: str, model: str) -> LoadedModel:
