@@ -69,6 +69,7 @@ AREAS = {
             "rewardserve/service/tripwires/io/attribution.py",
             "rewardserve/service/tripwires/io/run_texts.py",
             "rewardserve/service/tripwires/io/edit_scorer.py",
+            "rewardserve/service/tripwires/io/edit_tests.py",
         ),
         tuple(
             f"tests/unit/service/tripwires/io/test_{name}.py" for name in ("attribution", "run_texts", "edit_scorer")
