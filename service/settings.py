@@ -21,12 +21,11 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from rewardserve.model.backends import BACKENDS, DEVICES, ModelSpec, VllmSpec, require_backend, require_device
 from rewardserve.model.contract import require_date
 from rewardserve.model.reward import CombineSettings, PenaltySettings, PipelineError, RewardSettings, check_settings
-from rewardserve.model.text.text_files import decode_text
+from rewardserve.model.text.text_files import decode_text, error_reason, read_bounded
 from rewardserve.model.traits import Lexicon, LexiconError
 from rewardserve.service.auth.api_keys import ApiKeys, ApiKeysError
 from rewardserve.service.auth.api_keys import read_api_keys as read_keys
 from rewardserve.service.auth.tls import TlsError, TlsFiles, create_ssl_context
-from rewardserve.service.storage.files import error_reason, read_bounded
 from rewardserve.service.tripwires.config import WireConfig, WireConfigError
 from rewardserve.service.tripwires.honeypots import Honeypots, HoneypotsError
 from rewardserve.service.tripwires.honeypots import read as read_honeypots

@@ -1,13 +1,15 @@
-"""Read text and JSON files in the encodings that editors write, and write files atomically. Standard library only.
+"""Read files of a bounded size, text and JSON in the encodings that editors write, and write files atomically.
 
-Encodings: UTF-8 with or without a byte order mark, UTF-16 and UTF-32 with one.
+Standard library only. Encodings: UTF-8 with or without a byte order mark, UTF-16 and UTF-32 with one.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,26 @@ _ENCODINGS = (
     (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
+
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """Read a regular file. Raise `OSError`, or `ValueError` for one that is larger or no regular file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO has no writer to wait for
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("no regular file")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(max_bytes + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > max_bytes:
+        raise ValueError(f"more than {max_bytes} bytes")
+    return data
+
+
+def error_reason(error: OSError | ValueError) -> str:
+    """The reason why a file could not be read, without any of its content."""
+    return str(error) if isinstance(error, ValueError) else error.strerror or type(error).__name__
 
 
 class TextDecodeError(ValueError):

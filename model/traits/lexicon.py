@@ -5,18 +5,18 @@ A lexicon file is JSON: `language`, `version`, and a list of phrases for each of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from rewardserve.model.text.text_files import TextDecodeError, decode_text
+from rewardserve.model.text.text_files import JsonDecodeError, decode_text, error_reason, parse_json, read_bounded
 
 KINDS = ("refusal", "flattery", "judge_injection", "empty_opener")
 """`judge_injection` addresses the model that scores; `empty_opener` opens a response, and is an exploit where nothing follows."""
 
 SHIPPED = Path(__file__).parent / "lexicons"
+_MAX_BYTES = 16 * 2**20
 
 
 class LexiconError(Exception):
@@ -58,12 +58,12 @@ NO_LEXICON = Lexicon("none", (), (), (), frozenset())
 
 def _read(path: Path) -> dict[str, list[str]]:
     try:
-        lists = json.loads(decode_text(path.read_bytes()))
-    except TextDecodeError as error:
-        raise LexiconError(f"lexicon {path} cannot be read: {error}") from None
-    except OSError as error:
-        raise LexiconError(f"lexicon {path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+        text = decode_text(read_bounded(path, _MAX_BYTES))
+    except (OSError, ValueError) as error:
+        raise LexiconError(f"lexicon {path} cannot be read: {error_reason(error)}") from None
+    try:
+        lists = parse_json(text)
+    except JsonDecodeError as error:
         raise LexiconError(f"lexicon {path} is not JSON: {error}") from None
     expected = {"language", "version", *KINDS}
     if not isinstance(lists, dict) or set(lists) != expected:

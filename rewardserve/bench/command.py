@@ -41,10 +41,10 @@ from rewardserve.bench.workload import NoSamples, Workload, of_file, synthetic
 from rewardserve.exit_codes import FAILED, INTERRUPTED, SOME_FAILED, USAGE_ERROR
 from rewardserve.model.text.nearest_word import CUTOFF_OF_NAMES, did_you_mean
 from rewardserve.model.text.printable import printable
+from rewardserve.model.text.text_files import error_reason
 from rewardserve.service.cli.options import complain, from_command_line, options_of, section_flags
 from rewardserve.service.offline.input_file import NotContinuable
 from rewardserve.service.settings import ServeSettings
-from rewardserve.service.storage.files import error_reason
 
 PROGRAM = "rewardserve bench"
 CONCURRENCY, PER_REQUEST, SECONDS = 4, 16, 30.0

@@ -22,10 +22,10 @@ from math import inf
 from pathlib import Path
 
 from rewardserve.model.text.nearest_word import did_you_mean
-from rewardserve.model.text.text_files import decode_text
+from rewardserve.model.text.text_files import decode_text, error_reason, read_bounded
 from rewardserve.service.auth.events import AuthEvents
 from rewardserve.service.auth.rate_limits import UNLIMITED, RateLimits
-from rewardserve.service.storage.files import FileState, error_reason, file_state, read_bounded
+from rewardserve.service.storage.files import FileState, file_state
 
 SCOPES = ("score", "admin", "metrics")
 MIN_KEY_CHARS = 16

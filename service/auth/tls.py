@@ -10,8 +10,9 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewardserve.model.text.text_files import read_bounded
 from rewardserve.service.auth.events import AuthEvents
-from rewardserve.service.storage.files import FileState, file_state, read_bounded
+from rewardserve.service.storage.files import FileState, file_state
 
 _MAX_BYTES = 4 * 2**20
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from rewardserve.arguments import Parser, show
 from rewardserve.exit_codes import USAGE_ERROR
 from rewardserve.model.text.printable import printable
-from rewardserve.model.text.text_files import TextDecodeError, decode_text
-from rewardserve.service.storage.files import error_reason
+from rewardserve.model.text.text_files import TextDecodeError, decode_text, error_reason
 from rewardserve.service.tripwires.honeypots import HoneypotsError, hashed
 
 PROGRAM = "rewardserve honeypots"

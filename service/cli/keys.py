@@ -14,10 +14,9 @@ from pathlib import Path
 from rewardserve.arguments import Parser
 from rewardserve.exit_codes import USAGE_ERROR
 from rewardserve.model.text.printable import printable
-from rewardserve.model.text.text_files import TextDecodeError, decode_text, wide_encoding
+from rewardserve.model.text.text_files import TextDecodeError, decode_text, error_reason, wide_encoding
 from rewardserve.service.auth.api_keys import SCOPES, ApiKeysError, check_scopes, format_line, parse, parse_lines
 from rewardserve.service.auth.rate_limits import BURST_S, RateLimits
-from rewardserve.service.storage.files import error_reason
 
 PROGRAM = "rewardserve keys"
 _DESCRIPTION = """Make an API key. It is printed once; its digest is added to FILE, which REWARD_KEYS_FILE names. A running

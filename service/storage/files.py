@@ -1,4 +1,4 @@
-"""Write small files atomically, and read files that may be damaged.
+"""Write small files atomically, know when a file has changed, and set damaged ones aside.
 
 Knows nothing of their content.
 """
@@ -6,7 +6,6 @@ Knows nothing of their content.
 from __future__ import annotations
 
 import os
-import stat
 import tempfile
 import time
 from contextlib import suppress
@@ -45,26 +44,6 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600, replaces: bo
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """Read a regular file. Raise `OSError`, or `ValueError` for one that is larger or no regular file."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO has no writer to wait for
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("no regular file")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            data = file.read(max_bytes + 1)
-    finally:
-        os.close(descriptor)
-    if len(data) > max_bytes:
-        raise ValueError(f"more than {max_bytes} bytes")
-    return data
-
-
-def error_reason(error: OSError | ValueError) -> str:
-    """The reason why a file could not be read, without any of its content."""
-    return str(error) if isinstance(error, ValueError) else error.strerror or type(error).__name__
 
 
 FileState = tuple[int, ...]

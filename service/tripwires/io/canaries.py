@@ -16,11 +16,10 @@ from pathlib import Path
 from rewardserve.model.backends import Identity, SampleEncoder
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.scorer import Scorer, ScorerError, TokenBatch
-from rewardserve.model.text.text_files import decode_text
+from rewardserve.model.text.text_files import decode_text, error_reason, read_bounded
 from rewardserve.service.errors import ServiceError
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.outcomes import RowScored
-from rewardserve.service.storage.files import error_reason, read_bounded
 from rewardserve.service.tripwires.alert import CANARY, Alert
 from rewardserve.service.tripwires.io.run_watcher import RunWatcher
 from rewardserve.service.tripwires.run_monitor import CANARY_THRESHOLD

@@ -6,8 +6,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
-from rewardserve.model.text.text_files import decode_text
-from rewardserve.service.storage.files import error_reason, read_bounded
+from rewardserve.model.text.text_files import decode_text, error_reason, read_bounded
 from rewardserve.service.tripwires.config import WireConfig, WireConfigError, parse_wire_config
 
 _MAX_BYTES = 2**20

@@ -21,8 +21,9 @@ from typing import Any, Protocol
 
 import httpx
 
+from rewardserve.model.text.text_files import read_bounded
 from rewardserve.service.clock import Clock
-from rewardserve.service.storage.files import read_bounded, remove_stale_temp_files, set_aside, write_atomically
+from rewardserve.service.storage.files import remove_stale_temp_files, set_aside, write_atomically
 from rewardserve.service.tripwires.io.events import TripwireEvents
 
 FILE_NAME = "webhook.json"

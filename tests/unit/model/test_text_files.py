@@ -1,12 +1,13 @@
-"""Text files: every encoding that editors write with a byte order mark is read, and other bytes are an error with its reason."""
+"""Text files: encodings of editors, with a byte order mark, are read; other bytes, and files that are none, are errors."""
 
 from __future__ import annotations
 
 import codecs
+import os
 
 import pytest
 
-from rewardserve.model.text.text_files import TextDecodeError, decode_text, wide_encoding
+from rewardserve.model.text.text_files import TextDecodeError, decode_text, error_reason, read_bounded, wide_encoding
 
 TEXT = "schlüssel = 1\n\ud83d\ude00 \u4e2d\n".encode("utf-16", "surrogatepass").decode("utf-16")
 MARKED = {
@@ -49,3 +50,26 @@ def test_of_a_file_that_is_read_by_lines_the_first_bytes_tell_another_encoding()
     assert told == [None, "UTF-16", "UTF-16", "UTF-32", "UTF-32"]
     assert wide_encoding(b"") is None
     assert wide_encoding(b'{"a"') is None
+
+
+def test_what_is_larger_than_it_may_be_is_not_read(tmp_path):
+    (tmp_path / "f").write_bytes(b"12345")
+    assert read_bounded(tmp_path / "f", 5) == b"12345"
+    with pytest.raises(ValueError, match="more than 4"):
+        read_bounded(tmp_path / "f", 4)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+@pytest.mark.timeout(30)
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "file")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ValueError, match="no regular file"):
+        read_bounded(tmp_path / "file", 100)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_error_without_words_is_named():
+    assert error_reason(BlockingIOError()) == "BlockingIOError"
+    assert error_reason(ValueError("no regular file")) == "no regular file"
+    assert error_reason(FileNotFoundError(2, "No such file or directory", "/secret")) == "No such file or directory"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 from hypothesis import given
@@ -124,3 +125,10 @@ def test_a_lexicon_that_is_none_is_refused_by_name(tmp_path, content):
         Lexicon.read([tmp_path / "bad.json"])
     with pytest.raises(LexiconError, match=r"none\.json"):
         Lexicon.read([tmp_path / "none.json"])
+
+
+@pytest.mark.timeout(30)
+def test_a_lexicon_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(LexiconError, match=r"pipe\.json cannot be read: no regular file"):
+        Lexicon.read([tmp_path / "pipe.json"])

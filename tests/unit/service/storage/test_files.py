@@ -9,13 +9,7 @@ import stat
 import pytest
 
 from rewardserve.service.storage import files
-from rewardserve.service.storage.files import (
-    error_reason,
-    read_bounded,
-    remove_stale_temp_files,
-    set_aside,
-    write_atomically,
-)
+from rewardserve.service.storage.files import remove_stale_temp_files, set_aside, write_atomically
 from tests.support.small_disk import SmallDisk, why_none
 
 
@@ -82,13 +76,6 @@ def test_a_full_disk_leaves_no_half_file(tmp_path):
         assert (disk.folder / "state").read_bytes() == b"one"
 
 
-def test_what_is_larger_than_it_may_be_is_not_read(tmp_path):
-    (tmp_path / "f").write_bytes(b"12345")
-    assert read_bounded(tmp_path / "f", 5) == b"12345"
-    with pytest.raises(ValueError, match="more than 4"):
-        read_bounded(tmp_path / "f", 4)
-
-
 def test_a_damaged_file_is_kept_under_another_name(tmp_path):
     (tmp_path / "f").write_bytes(b"x")
     assert set_aside(tmp_path / "f").read_bytes() == b"x"
@@ -102,19 +89,3 @@ def test_only_old_drafts_are_deleted(tmp_path):
         os.utime(tmp_path / name, (at, at))
     remove_stale_temp_files(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".b.part", "c.part"]
-
-
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
-@pytest.mark.timeout(30)
-def test_what_is_no_regular_file_is_not_waited_for(tmp_path, make):
-    make(tmp_path / "file")
-    before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(ValueError, match="no regular file"):
-        read_bounded(tmp_path / "file", 100)
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_an_error_without_words_is_named():
-    assert error_reason(BlockingIOError()) == "BlockingIOError"
-    assert error_reason(ValueError("no regular file")) == "no regular file"
-    assert error_reason(FileNotFoundError(2, "No such file or directory", "/secret")) == "No such file or directory"
