@@ -6,7 +6,7 @@ Routes do so themselves, so FastAPI cannot document them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -246,14 +246,26 @@ def _json(description: str, types: Sequence[Any], example: Any) -> dict[str, Any
 
 def example_of(record: type[msgspec.Struct]) -> dict[str, Any]:
     """Build an example from those of the fields."""
-    properties = msgspec.json.schema_components([record], ref_template=_REF)[1][record.__name__]["properties"]
-    return {name: of_field["examples"][0] for name, of_field in properties.items()}
+    # Not from the schema of the record: msgspec makes those of all its parts too, and every start of a server waits for that.
+    return {
+        field.encode_name: next(
+            part.examples[0] for part in field.type.__metadata__ if isinstance(part, msgspec.Meta) and part.examples
+        )
+        for field in msgspec.structs.fields(record)
+    }
 
 
-def _schema(types: Sequence[Any] | Mapping[Any, None]) -> dict[str, Any]:
-    schemas = msgspec.json.schema_components([*types], ref_template=_REF)[0]
+def _schema(types: Iterable[Any]) -> dict[str, Any]:
+    schemas = [_schema_of(each) for each in types]
     distinct = [each for i, each in enumerate(schemas) if each not in schemas[:i]]
     return distinct[0] if len(distinct) == 1 else {"anyOf": distinct}
+
+
+def _schema_of(kind: Any) -> dict[str, Any]:
+    """The schema of a type, for a record a reference to its schema, which `_components` makes only for the document."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return {"$ref": _REF.format(name=kind.__name__)}
+    return msgspec.json.schema_components([kind], ref_template=_REF)[0][0]
 
 
 def install_openapi(app: FastAPI, open_paths: frozenset[str] = frozenset()) -> None:
