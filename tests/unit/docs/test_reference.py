@@ -30,6 +30,11 @@ ROOT = Path(__file__).parents[3]
 RULES = [ROOT / name for name in reference.RULES]
 
 
+@pytest.fixture(scope="module")
+def site():
+    return pages.site()
+
+
 def source_of(*folders):
     return "\n".join(path.read_text() for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
 
@@ -52,8 +57,9 @@ def test_values_that_the_meaning_of_a_log_event_names_are_in_the_code():
     code = [node for path in (ROOT / "service").rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
     texts = {node.value for node in code if isinstance(node, ast.Constant)}
     variables = {entry.variable for entry in reference.settings()}
+    events = reference.log_events()
     for name, meaning in LOG_EVENTS.items():
-        fields = {field for event in reference.log_events() if event.is_of(name) for field in event.fields}
+        fields = {field for event in events if event.is_of(name) for field in event.fields}
         words = {word.removeprefix("GET ").partition("=")[0] for word in re.findall(r"`([^`]+)`", meaning)}
         assert words - fields - texts - variables == set(), name
 
@@ -170,8 +176,8 @@ def test_nothing_is_without_a_description():
     assert [field.name for field in fields if len(field.description) < 4 or not field.kind or not field.default] == []
 
 
-def test_the_page_of_recipes_says_what_each_field_does_beside_its_type_and_default():
-    page = pages.site()["reference/recipes.md"]
+def test_the_page_of_recipes_says_what_each_field_does_beside_its_type_and_default(site):
+    page = site["reference/recipes.md"]
     assert (
         "| `optim.head_lr` | number or null | `null` | above 0 and at most 100 | Learning rate of the heads; null: that of `lr`. |"
     ) in page
@@ -181,8 +187,7 @@ def test_the_page_of_recipes_says_what_each_field_does_beside_its_type_and_defau
             assert markdown_text(field.description) in row, field.name
 
 
-def test_pages_show_every_entry():
-    built = pages.site()
+def test_pages_show_every_entry(site):
     shown = {
         "settings": [name for e in reference.settings() for name in (e.name, e.variable)],
         "metrics": [e.name for e in reference.metrics()],
@@ -192,12 +197,12 @@ def test_pages_show_every_entry():
         "recipes": [field.name for section in reference.recipe() for field in section.fields],
     }
     for page, names in shown.items():
-        assert [name for name in names if f"`{name}`" not in built[f"reference/{page}.md"]] == []
-    assert [e.name for e in reference.alerts() if f"[{e.name}](" not in built["reference/alerts.md"]] == []
+        assert [name for name in names if f"`{name}`" not in site[f"reference/{page}.md"]] == []
+    assert [e.name for e in reference.alerts() if f"[{e.name}](" not in site["reference/alerts.md"]] == []
 
 
-def test_the_page_of_routes_shows_every_route_and_every_field():
-    page, document = pages.site()["reference/routes.md"], reference.openapi()
+def test_the_page_of_routes_shows_every_route_and_every_field(site):
+    page, document = site["reference/routes.md"], reference.openapi()
     for method, path, _ in reference.operations(document):
         assert f"### {method} {path}\n" in page
     for name, schema in document["components"]["schemas"].items():
@@ -222,8 +227,8 @@ def test_the_lists_of_a_page_are_those_of_the_code(path):
     assert page == pages.with_lists(page), "run make reference"
 
 
-def test_the_page_of_routes_shows_the_example_of_every_parameter():
-    page = pages.site()["reference/routes.md"]
+def test_the_page_of_routes_shows_the_example_of_every_parameter(site):
+    page = site["reference/routes.md"]
     for method, path, operation in reference.operations(reference.openapi()):
         for parameter in operation.get("parameters", ()):
             example = re.escape(f"`{parameter['example']}`") if "example" in parameter else ""
@@ -240,10 +245,10 @@ def test_every_list_is_on_one_page():
     assert sorted(asked) == sorted(pages.LISTS)
 
 
-def test_the_navigation_has_every_page_once():
+def test_the_navigation_has_every_page_once(site):
     def listed(entries):
         for entry in entries:
             for each in entry.values() if isinstance(entry, dict) else [entry]:
                 yield from listed(each) if isinstance(each, list) else [each]
 
-    assert sorted(listed(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])) == sorted(pages.site())
+    assert sorted(listed(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])) == sorted(site)
