@@ -25,6 +25,15 @@ _KNOTS = [[2.0, -0.4], [6.0, 0.3]]
 Unset = UnsetType
 
 
+class ModelVersionOut(ReplyRecord, frozen=True, gc=False):
+    """A model, its version and its digests."""
+
+    model: Annotated[str, doc("name of the model: the path or hub name from which it was loaded", CHECKPOINT)]
+    model_version: Annotated[int, doc("version of the model within this process", 2)]
+    contract: Annotated[str, doc("digest of the scoring contract", DIGEST)]
+    calibration: Annotated[str | None, doc("digest of the calibration; null without one", DIGEST)]
+
+
 class HeadOut(ReplyRecord, frozen=True, gc=False):
     """A value head: the raw score is the sum of weight * value over the heads."""
 
@@ -255,13 +264,8 @@ class LimitsOut(ReplyRecord, frozen=True, gc=False):
     batching_linger_ms: Annotated[float, doc("wait of a request for others to share its batch", 2.0)]
 
 
-class ModelReply(ReplyRecord, frozen=True, gc=False):
+class ModelReply(ModelVersionOut, frozen=True, gc=False):
     """The model in service, its contract and verification, the reward pipeline, and the limits of requests."""
-
-    model: Annotated[str, doc("name of the model", CHECKPOINT)]
-    model_version: Annotated[int, doc("version of the model within this process", 2)]
-    contract: Annotated[str, doc("digest of the scoring contract", DIGEST)]
-    calibration: Annotated[str | None, doc("digest of the calibration; null without one", DIGEST)]
 
     identity: Annotated[IdentityOut, doc("what the model is", {"name": CHECKPOINT, "architecture": "Qwen2ForCausalLM",
         "n_parameters": 494_032_768, "heads": [_HEAD]})]  # fmt: skip

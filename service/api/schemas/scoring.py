@@ -7,8 +7,9 @@ from typing import Annotated
 
 from msgspec import UNSET, UnsetType
 
-from rewardserve.service.api.field_docs import CHECKPOINT, DIGEST, doc
+from rewardserve.service.api.field_docs import DIGEST, doc
 from rewardserve.service.api.schemas.errors import ERROR, SAMPLE_ERROR, ErrorOut
+from rewardserve.service.api.schemas.model import ModelVersionOut
 from rewardserve.service.api.schemas.record import ReplyRecord
 
 _RESULT = {
@@ -68,13 +69,9 @@ class TimingOut(ReplyRecord, frozen=True, gc=False):
     forward: Annotated[float, doc("forward pass of the batch", 9.7)]
 
 
-class ModelOut(ReplyRecord, frozen=True, gc=False):
+class ModelOut(ModelVersionOut, frozen=True, gc=False):
     """The model that scored the request."""
 
-    model: Annotated[str, doc("name of the model: the path or hub name from which it was loaded", CHECKPOINT)]
-    model_version: Annotated[int, doc("version of the model within this process", 2)]
-    contract: Annotated[str, doc("digest of the scoring contract", DIGEST)]
-    calibration: Annotated[str | None, doc("digest of the calibration; null without one", DIGEST)]
     pipeline: Annotated[str, doc("digest of the reward pipeline", DIGEST)]
 
 
