@@ -25,9 +25,9 @@ from rewardserve.service.tripwires.strata import MAX_TASKS, OTHER_TASKS, Stratum
 class MonitorLimits:
     """A window has at least `window` samples, of a sixteenth as many prompts, and a run without a baseline learns one from
     `warm_up` windows with an eighth as many prompts as samples; with fewer prompts, each takes up to eight times as long.
-    `smoothing` is the weight of the newest window. A run without samples for `ended_s` has ended, so its alerts resolve;
-    after `expiry_s` it is deleted. A run with a baseline and a sample within `protected_s` is not evicted for another run of
-    the same owner. `blocks` are wires whose alerts block a run.
+    `smoothing` is the weight of the newest window; among audits its least weight, since the start of a run has more of them. A
+    run without samples for `ended_s` has ended, so its alerts resolve; after `expiry_s` it is deleted. A run with a baseline and a
+    sample within `protected_s` is not evicted for another run of the same owner. `blocks` are wires whose alerts block a run.
     """
 
     window: int = 128

@@ -34,6 +34,10 @@ samples is the standard error of a mean (Cochran, Sampling Techniques, 1977, sec
 
 _AT = {name: i for i, name in enumerate(ENTRIES)}
 _CLUSTERED_AT = [_AT[f"{name}_clustered"] for name in CLUSTERED]
+_AUDITED_AT = [
+    _AT["audited"],
+    *(_AT[f"{name}_{side}"] for name in ("audit", "audited_score") for side in ("positive", "negative")),
+]
 _COUNT_OF = {
     **dict.fromkeys(("score", "saturated", "capped"), "samples"),
     **dict.fromkeys(TOKEN_TRAITS, "responses"),
@@ -78,12 +82,23 @@ class RunningSums:
         """Add the sums of two sets of samples."""
         return RunningSums(map(add, self.sums, other.sums))
 
-    def smoothed(self, newest: RunningSums, keep: float) -> RunningSums:
+    def smoothed(self, newest: RunningSums, keep: float, keep_audited: float) -> RunningSums:
         """These sums with the weight `keep`, and the newest ones. Squared errors have the squares of the weights."""
         sums = [keep * old + new for old, new in zip(self.sums, newest.sums, strict=True)]
         for at in _CLUSTERED_AT:
             sums[at] = keep * keep * self.sums[at] + newest.sums[at]
+        for at in _AUDITED_AT:
+            sums[at] = keep_audited * self.sums[at] + newest.sums[at]
         return RunningSums(sums)
+
+    def keep_audited(self, newest: RunningSums, keep: float, min_audited: int) -> float:
+        """The weight for the sums of audited samples: `keep`, or less where earlier windows had more audits.
+
+        The newest window has at least the share 1 - `keep` of the audits then, as of the samples; one with fewer than `min_audited`
+        as many as if it had so many, and one without any changes nothing.
+        """
+        n, most = self["audited"] * (1.0 - keep), max(newest["audited"], min_audited)
+        return keep if not newest["audited"] or n <= most else keep * most / n
 
     def add(self, name: str, amount: float = 1.0) -> None:
         """Add to one entry."""

@@ -68,10 +68,10 @@ class Stratum:
         """Name of the stratum in its run: a task is printable, so it contains no line break."""
         return f"\n{self.profile}" if self.profile else self.task
 
-    def close_window(self, keep: float) -> None:
+    def close_window(self, keep: float, keep_audited: float) -> None:
         """Add the open window to the sums. Every stratum does so when a window of the run is full."""
         self.total += self.window
-        self.smooth = self.smooth.smoothed(self.window, keep)
+        self.smooth = self.smooth.smoothed(self.window, keep, keep_audited)
         self.window = RunningSums(n_components=self.window.n_components)
 
     def complete_baseline(self, run_wide: Baseline, min_audited: int) -> None:

@@ -190,16 +190,17 @@ class WindowCounter:
     def _smooth(self, run: Run, window: RunningSums) -> None:
         """Add the window to the sums of the run and of its strata, of which the only one has those of the run."""
         keep = 1.0 - self._limits.smoothing
+        keep_audited = run.smooth.keep_audited(window, keep, MIN_AUDITED)
         run.n_windows += 1
         run.total += window
-        run.smooth = run.smooth.smoothed(window, keep)
+        run.smooth = run.smooth.smoothed(window, keep, keep_audited)
         if len(run.strata) == 1:
             (only,) = run.strata.values()
             only.total, only.smooth = run.total, run.smooth
             only.window = RunningSums(n_components=window.n_components)
             return
         for each in run.strata.values():
-            each.close_window(keep)
+            each.close_window(keep, keep_audited)
 
     def _add_to_trend(self, run: Run, window: RunningSums) -> None:
         means = window_means(window) if len(run.strata) == 1 else deviating_means(run.strata.values())

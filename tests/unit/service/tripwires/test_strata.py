@@ -204,6 +204,14 @@ def test_an_acknowledged_wire_begins_again_in_every_task():
     assert {each.smooth["samples"] for each in monitor.runs["a"].strata.values()} == {0.0}
 
 
+def test_the_audits_of_the_tasks_are_those_of_the_run_where_they_become_fewer():
+    steps = stream(16, 12, curriculum, audit=True)
+    steps += [[each._replace(audit=None) if i % 10 else each for i, each in enumerate(step)] for step in steps]
+    run = watched(steps)[0].runs["a"]
+    assert len(run.strata) > 1
+    assert sum(each.smooth["audited"] for each in run.strata.values()) == pytest.approx(run.smooth["audited"])
+
+
 def test_alert_rules_get_a_baseline_that_a_new_task_does_not_shift():
     """They see the sums of all samples: also of a task that still learns, whose exported baseline is that of its samples so far."""
     steps = stream(15, 21, lambda step: {"chat": 1.0} if step < 20 else {"chat": 0.5, "code": 0.5})

@@ -354,6 +354,27 @@ def test_the_audits_of_a_prompt_are_one_pair_of_means():
     assert prompt_means(audits) == [PromptMeans(3.0, 1.5), PromptMeans(5.0, 1.0)]
 
 
+def test_a_start_with_many_audits_delays_no_alert_about_their_gap():
+    """Every sample of the first windows is audited, and a tenth of later ones: the newest has its share of the gap all the same."""
+    rng, monitor, warned = Random(3), RunMonitor(BaselineSource(Baseline()), MonitorLimits()), []
+    for step in range(40):
+        paid, share = 1.6 * (step >= 12), 1.0 if step < 10 else 0.1
+        for i in range(128):
+            quality = rng.gauss(0, 1)
+            audit = 0.6 * quality + 0.8 * rng.gauss(0, 1) if i < 128 * share else None
+            sample = SAMPLE._replace(prompt_hash=step * 128 + i, score=quality + paid, audit=audit)
+            warned += [(a.wire, step) for a in monitor.observe("a", step, [sample], 0.0)]
+    assert 12 <= dict(warned)["audit_gap"] <= 22
+
+
+def test_one_late_audit_does_not_outweigh_those_before_it():
+    monitor = RunMonitor(BaselineSource(Baseline()), MonitorLimits(window=128))
+    for audits in (128,) * 10 + (0, 1):
+        samples = [SAMPLE._replace(prompt_hash=i, audit=0.0 if i < audits else None) for i in range(128)]
+        monitor.observe("a", 0, samples, 0.0)
+    assert monitor.runs["a"].smooth["audited"] == pytest.approx(9 * 16 + 1)
+
+
 @pytest.mark.parametrize("size", [1, 16, 128])
 def test_a_score_that_leaves_the_judge_behind_trips_in_the_same_step_whatever_the_size_of_requests(size):
     rng = Random(2)
