@@ -141,7 +141,9 @@ def test_an_owner_has_eight_runs_without_a_name_and_the_rest_shares_other():
     observe(monitor, "named")
     assert {"other@k", "named"} < set(monitor.runs)
     observe(monitor, client("h9"), at=50.5)
-    assert {"other@h0", "other@h9"} & set(monitor.runs) == {"other@h9"}, "one that was silent for long makes room"
+    assert {"other@h0", "other@h9"} & set(monitor.runs) == {"other@h9"}, (
+        "a run without samples for long is evicted for a new one"
+    )
 
 
 def test_a_run_without_a_name_is_evicted_before_one_that_learns_and_evicts_none():
