@@ -71,7 +71,7 @@ setup: $(VENV)/.ready
 
 # An existing .venv is reused. torch comes through the constraints: unconstrained it may be another build.
 # The stamp holds a digest of what an installation depends on: other edits of these files install nothing.
-$(VENV)/.ready: pyproject.toml client/pyproject.toml setup.py constraints.txt model/default/weights.txt model/backends/native/amx.c
+$(VENV)/.ready: pyproject.toml client/pyproject.toml setup.py constraints.txt model/default/weights.txt $(wildcard model/backends/native/*.[ch])
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@wanted=$$($(BIN)/python -m tests.install_digest); \
 	  if [ "$$wanted" = "$$(cat $@ 2> /dev/null)" ]; then touch $@; else $(MAKE) --no-print-directory install && echo "$$wanted" > $@; fi

@@ -14,7 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECTS = ("pyproject.toml", "client/pyproject.toml")
-FILES = ("setup.py", "constraints.txt", "model/backends/native/amx.c", "model/default/weights.txt")
+KERNELS = tuple(f"model/backends/native/{name}" for name in ("amx.c", "avx512.c", "kernels.h"))
+FILES = ("setup.py", "constraints.txt", *KERNELS, "model/default/weights.txt")
 
 
 def install_digest(root: Path = ROOT) -> str:

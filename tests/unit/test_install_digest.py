@@ -37,3 +37,8 @@ def test_another_folder_is_another_installation(tree, tmp_path_factory):
     other = tmp_path_factory.mktemp("other") / "tree"
     shutil.copytree(tree, other)
     assert install_digest(other) != install_digest(tree)
+
+
+def test_every_source_of_the_kernels_counts():
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "model/backends/native").glob("*.[ch]")}
+    assert sources == {name for name in FILES if name.startswith("model/")} - {"model/default/weights.txt"}
