@@ -18,7 +18,7 @@ from rewardserve.model.backends.packed.layout import AttentionPlan, KeyRange
 _MOST_COLUMNS = 16_384
 """Columns of a chain, padded to blocks: a block of queries keeps all its scores, 256 bytes a column and thread."""
 _LONGEST_CHAIN = 256
-"""Key ranges of a chain, as in `amx.c`."""
+"""Key ranges of a chain, as in `kernels.h`."""
 
 
 @dataclass(frozen=True, slots=True)
