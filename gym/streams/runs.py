@@ -171,7 +171,7 @@ def run(spec: StreamSpec) -> StreamOutcome:
         votes=replayed.votes,
         votes_for_a_page=replayed.votes_for_a_page,
         imputed=made.imputed,
-        gold=made.gold if made.gold is None else made.gold[: len(replayed.votes)],
+        gold=made.gold,
         onset=_onset(spec),
         named=replayed.named,
         edits=replayed.edits,

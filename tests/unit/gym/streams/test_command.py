@@ -11,6 +11,7 @@ import pytest
 from gym.streams import command, learning, runs
 from gym.streams.learning import Lesson
 from gym.streams.outcomes import load
+from gym.streams.replay import Replay
 from gym.streams.scores import Model
 from gym.streams.streams import StreamSpec
 from gym.streams.worlds import Scored
@@ -93,6 +94,14 @@ def test_edited_responses_of_a_learned_run_have_the_pay_of_its_exploits(folder, 
     monkeypatch.setitem(learning.LESSONS, "proxy", Lesson())
     run_command(monkeypatch, folder, "--world learned --seeds 1 2 --steps 2")
     assert [type(each) for each in used] == [learning.LearnedEdits]
+
+
+def test_gold_is_known_after_the_page_that_ends_a_replay(folder, monkeypatch):
+    monkeypatch.setattr(runs, "replay", lambda *_, **__: Replay((), ({}, {}), 3.0))
+    monkeypatch.setattr(command, "LESSONS", {"proxy": None})
+    monkeypatch.setitem(learning.LESSONS, "proxy", Lesson())
+    (each,) = run_command(monkeypatch, folder, "--world learned --seeds 1 2 --steps 8 --until-page")
+    assert (each.samples, len(each.gold), len(each.shares)) == (32, 8, 8)
 
 
 def test_published_runs_are_as_long_as_their_signals_and_have_an_onset(folder, monkeypatch, capsys):
