@@ -421,6 +421,7 @@ async def _load_unless_stopped(
         audit,
         settings.scorer_timeout_s,
         state_folder,
+        prepared.audit,
     )
     source = Source(settings.model, settings.ensemble)
     registry = ModelRegistry(

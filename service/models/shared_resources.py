@@ -76,9 +76,10 @@ def create_shared_resources(
     audit: LoadedModel | None = None,
     scorer_timeout_s: float = 0.0,
     state_folder: Path | None = None,
+    own_judge: LoadedModel | None = None,
 ) -> SharedResources:
     """Create the shared resources, once per process. `scorer_timeout_s` 0: a forward may take any time. `state_folder` is for the
-    state of runs, and belongs to this process alone.
+    state of runs, and belongs to this process alone. `own_judge` lies beside the first model, where `audit` is None.
 
     Raise `SettingsError`.
     """
@@ -99,7 +100,7 @@ def create_shared_resources(
     honeypots, learned, state_keeper = settings.read_honeypots(), None, None
     if state_folder is not None:
         learned = LearnedBaselines()
-        digest = _settings_digest(limits, audit, settings, honeypots)
+        digest = _settings_digest(limits, audit or own_judge, settings, honeypots)
         state_keeper = StateKeeper(state_folder, monitor, sender, learned, digest, clock, events)
     texts = attribution.texts if attribution is not None else None
     judge = start_judge(settings, audit, clock, monitor, events, texts) if audit is not None else None
@@ -129,8 +130,8 @@ def _settings_digest(
     limits: MonitorLimits, audit: LoadedModel | None, settings: ModelSettings, honeypots: Honeypots | None
 ) -> str:
     """The digest of all that statistics depend on besides the numbers of samples: windows, audit judge, honeypots."""
-    named = None if audit is None else (audit.contract.digest, audit.calibration_digest)
-    judge = settings.audit_model, named, settings.tripwires.audit_share
+    audited_by = None if audit is None else (audit.contract.digest, audit.calibration_digest)
+    judge = settings.audit_model, audited_by, settings.tripwires.audit_share
     planted = None if honeypots is None else sorted(honeypots.by_prompt)
     parts = limits.window, limits.smoothing, limits.warm_up, limits.trend_windows, judge, planted
     return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -1,8 +1,8 @@
 """Write the trip wires as alert rules of Prometheus.
 
 The run monitor of each replica watches only the samples of that replica. These rules first add up the sums of all replicas, so
-their number does not matter; `audit_drift` is that of the replica where it is largest. Thresholds, severities and votes come from
-the same configuration; windows are of time here, the shortest with enough samples.
+their number does not matter; statistics that do not add up (`audit_drift`) are those of the replica where they are largest.
+Thresholds, severities and votes come from the same configuration; windows are of time here, the shortest with enough samples.
 """
 
 from __future__ import annotations

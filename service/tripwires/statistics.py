@@ -346,7 +346,7 @@ class PromptChanges:
 
     def promql(self, windows: Windows) -> str:
         """That of the replica where it is largest."""
-        return f'max without ({promql.REPLICA}, wire) (rewardserve_tripwire_statistic{{wire="prompts_changed"}})'
+        return promql.largest_of_replicas("prompts_changed")
 
 
 @dataclass(frozen=True, slots=True)

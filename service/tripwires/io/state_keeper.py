@@ -132,7 +132,7 @@ class StateKeeper:
         """Write the state as it is now. A failure is reported; notifications are sent all the same."""
         if self._writing is not None:  # of a disk that hangs
             await asyncio.wait({self._writing}, timeout=_MAX_WRITE_S)
-        self._saved_alerts = self._monitor.alerts_revision
+        alerts_revision = self._monitor.alerts_revision
         cost_s = 0.0
         for label, run, is_archived in self._runs():
             began = self._clock.now()
@@ -147,6 +147,7 @@ class StateKeeper:
             self._clock.unix_time(), self._clock.now(), self._settings, [e.data for e in encoded], self._all_baselines()
         )
         if self._writing is None or self._writing.done():
+            self._saved_alerts = alerts_revision
             self._writing = asyncio.create_task(
                 asyncio.to_thread(self._write, state), name="write of the state of runs"
             )

@@ -222,6 +222,25 @@ async def test_a_disk_that_hangs_holds_no_page_back(tmp_path, monkeypatch):
     let_go.set()
 
 
+async def test_an_acknowledgement_while_the_disk_hangs_is_written_once_it_no_longer_does(tmp_path, monkeypatch):
+    let_go, written = threading.Event(), []
+
+    def write(_, data):
+        let_go.wait(PATIENCE_S)
+        written.append(data)
+
+    monkeypatch.setattr(state_keeper, "write_atomically", write)
+    monkeypatch.setattr(state_keeper, "_MAX_WRITE_S", 0.01)
+    async with Server(tmp_path) as one:
+        one.alert()
+        await until(lambda: one.keeper._writing is not None)
+        assert one.monitor.acknowledge("a", "judge_injection")
+        await one.keeper.save()
+        assert one.keeper._saved_alerts != one.monitor.alerts_revision
+        let_go.set()
+        await until(lambda: one.keeper._saved_alerts == one.monitor.alerts_revision and len(written) > 1)
+
+
 # -- time -------------------------------------------------------------------------------------------------------------
 
 
