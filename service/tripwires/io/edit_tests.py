@@ -73,6 +73,10 @@ class ScoreMemory:
         self._known: OrderedDict[tuple[int, str], float] = OrderedDict()
         self.n_rows = 0
 
+    def n_missing(self, texts: Sequence[tuple[KeptSample, str]]) -> int:
+        """Rows that the scores of these texts would take."""
+        return len({(each.ids_hash, text) for each, text in texts} - self._known.keys())
+
     async def scores(self, texts: Sequence[tuple[KeptSample, str]], scorer: Scores) -> list[float | None]:
         """The score of each text as a response to the prompt of its sample, None without one."""
         missing = {
@@ -130,12 +134,8 @@ class EditTests:
             judged = None
             if lower_bound(earned) > 0.0 and self._of_model.n_rows + 2 * MANY_EDITED <= allowed:
                 earned = await self._earned(finding, early, MANY_EDITED, scorer) or earned
-            if (
-                judge is not None
-                and lower_bound(earned) > _MIN_EARNED
-                and self._of_judge.n_rows + MANY_JUDGED <= allowed_judge
-            ):
-                judged = await self._judged(finding, early, judge)
+            if judge is not None and lower_bound(earned) > _MIN_EARNED:
+                judged = await self._judged(finding, early, judge, allowed_judge)
             tested[index] = _tested(earned, judged, finding, growth)
         return tested
 
@@ -143,12 +143,16 @@ class EditTests:
         std = pstdev([each.sample.score for each in early])
         return await _effect(self._of_model, finding, early, n, scorer, std) if std > 0.0 else None
 
-    async def _judged(self, finding: Finding, early: Sequence[KeptSample], judge: Scores) -> Effect | None:
-        """The effect on the judge's scores, in standard deviations of those of the original responses."""
+    async def _judged(
+        self, finding: Finding, early: Sequence[KeptSample], judge: Scores, allowed: int
+    ) -> Effect | None:
+        """The effect on the scores of the judge, in standard deviations of those of the originals; None beyond `allowed` rows."""
         assert finding.edit is not None
         pairs = edited_pairs(finding.edit, early, MANY_JUDGED)
-        originals = await self._of_judge.scores([(each, each.sample.response) for each, _ in pairs], judge)
-        known = [score for score in originals if score is not None]
+        texts = [(each, each.sample.response) for each, _ in pairs]
+        if self._of_judge.n_rows + self._of_judge.n_missing([*pairs, *texts]) > allowed:
+            return None
+        known = [score for score in await self._of_judge.scores(texts, judge) if score is not None]
         std = pstdev(known) if len(known) >= MIN_PROMPTS else 0.0
         return await _effect(self._of_judge, finding, early, MANY_JUDGED, judge, std) if std > 0.0 else None
 

@@ -354,14 +354,23 @@ async def test_rows_are_bounded_by_an_allowance_that_reports_on_demand_do_not_us
     assert len(asked.samples) >= MAX_EDITED
 
 
+@pytest.mark.parametrize(("free", "n_judged"), [(200, 0), (359, 384)])
+async def test_the_judge_is_asked_where_the_allowance_has_all_rows_of_originals_and_edits(
+    build, monkeypatch, free, n_judged
+):
+    monkeypatch.setattr(edit_tests, "FREE_ROWS", free)
+    (statistics,) = await watched(build(judge=(judge := Judge())), Scores(), Alerts())
+    assert len(judge.samples) == n_judged, "192 pairs, and 25 rows are for 512 samples"
+    assert (statistics["judge_contradicts"] > 0.0) is bool(n_judged)
+
+
 async def test_the_scores_of_an_edit_are_known_to_the_next_report(build):
-    attribution, scores, alerts = build(), Scores(), Alerts()
+    attribution, scores, alerts = build(judge=(judge := Judge())), Scores(), Alerts()
     await watched(attribution, scores, alerts)
-    n = len(scores.samples)
     attribution._progress_of("ppo-7").due_at = 0
     await watched(attribution, scores, alerts)
-    assert len(alerts.statistics) == 2
-    assert len(scores.samples) == n == 128
+    assert alerts.statistics[0] == alerts.statistics[1]
+    assert (len(scores.samples), len(judge.samples)) == (128, 384)
 
 
 async def test_the_report_of_a_model_that_was_replaced_meanwhile_raises_nothing(build):
