@@ -85,7 +85,9 @@ def _train_judge(config: Config, judge: AuditJudgeConfig) -> None:
     """Train the audit judge in its folder; a finished one is kept where the run is resumed."""
     with _name_setting("model.path", config.model.path, how="--set model.path=PATH"):
         own = judge_config(config, judge)
-    if not (config.output.resume and (Path(own.output.folder) / "checkpoint").is_dir()):
+    if config.output.resume and (Path(own.output.folder) / "checkpoint").is_dir():
+        _refuse_other_recipe(own, Path(own.output.folder))
+    else:
         show(f"audit judge: the first {own.model.n_layers} layers")
         with _lock_folder(Path(config.output.folder)):
             _step_to_resume(config, Path(config.output.folder))

@@ -589,6 +589,15 @@ def test_a_finished_judge_is_kept_where_the_run_continues(tmp_path, sft, pairs, 
     assert "output.resume" in capsys.readouterr().err
 
 
+def test_a_finished_judge_of_another_recipe_is_refused(tmp_path, sft, pairs, capsys):
+    recipe = recipe_for(tmp_path, sft, pairs, **METHODS["frozen"], audit_judge={})
+    assert main(["train", "--config", str(recipe)]) == 0
+    shutil.rmtree(tmp_path / "out" / "checkpoint")
+    changed = ["--set", "output.resume=true", "--set", "audit_judge.balance_length=false"]
+    assert main(["train", "--config", str(recipe), *changed]) == 2
+    assert "audit_judge was started by another recipe: data differ" in capsys.readouterr().err
+
+
 def test_a_judge_beside_a_reward_model_is_refused(tmp_path, sft, pairs, capsys):
     recipe = recipe_for(tmp_path, sft, pairs, model={"start": "reward"}, audit_judge={})
     assert main(["train", "--config", str(recipe)]) == 2
