@@ -114,10 +114,6 @@ class Webhook:
             self._idle.set()
         self._tasks.append(asyncio.create_task(self._deliver(), name="webhook"))
 
-    def enqueue(self, alert: Mapping[str, Any]) -> None:
-        """Queue an alert for delivery. Never waits."""
-        self.add(self.message(alert))
-
     def message(self, alert: Mapping[str, Any]) -> QueuedAlert:
         """The message about an alert, with a new id."""
         return QueuedAlert(f"msg_{uuid.uuid4().hex}", self._clock.unix_time(), self._clock.now(), alert)

@@ -87,7 +87,7 @@ async def told(receiver, *wires, secrets=(SECRET,), clock=None, rng=None, **kwar
     )
     webhook.start()
     for wire in wires:
-        webhook.enqueue({"run": "ppo-7", "wire": wire})
+        webhook.add(webhook.message({"run": "ppo-7", "wire": wire}))
     await asyncio.wait_for(webhook.stop(), PATIENCE_S)
     return report
 
@@ -137,9 +137,9 @@ async def test_a_new_alert_ends_the_pause_of_another_one_only():
         receiver = Receiver(trouble)
         webhook = Webhook("http://receiver/x", (), Waiting(), TripwireLog(), transport=receiver)
         webhook.start()
-        webhook.enqueue({"run": "r", "wire": "a"})
+        webhook.add(webhook.message({"run": "r", "wire": "a"}))
         await asyncio.wait_for(begun.wait(), PATIENCE_S)
-        webhook.enqueue({"run": "r", "wire": "b"})
+        webhook.add(webhook.message({"run": "r", "wire": "b"}))
         if wakes:
             await asyncio.wait_for(webhook._idle.wait(), PATIENCE_S)
         for _ in range(20):
@@ -216,7 +216,7 @@ async def test_a_head_that_comes_byte_by_byte_is_a_failure_after_a_while(monkeyp
     report = TripwireLog()
     webhook = Webhook(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", (), PausedClock(), report)
     webhook.start()
-    webhook.enqueue({"run": "ppo-7", "wire": "a"})
+    webhook.add(webhook.message({"run": "ppo-7", "wire": "a"}))
     await asyncio.wait_for(webhook.stop(), PATIENCE_S)
     server.close()
     await asyncio.wait_for(asyncio.gather(*handlers), PATIENCE_S)
@@ -361,7 +361,7 @@ async def test_the_last_write_is_the_last_one_in_the_file(monkeypatch, tmp_path)
     monkeypatch.setattr(module, "write_atomically", write)
     webhook = Webhook("http://receiver/x", (), PausedClock(), TripwireLog(), transport=Receiver(), folder=tmp_path)
     webhook.start()
-    webhook.enqueue({"run": "r", "wire": "a"})
+    webhook.add(webhook.message({"run": "r", "wire": "a"}))
     await asyncio.to_thread(begun.wait, PATIENCE_S)
     ending = asyncio.create_task(webhook.stop())
     await asyncio.wait_for(webhook._idle.wait(), PATIENCE_S)
@@ -382,7 +382,7 @@ async def test_what_waits_is_on_the_disk_before_the_process_ends(monkeypatch, tm
     monkeypatch.setattr(module, "write_atomically", write)
     webhook = Webhook("http://receiver/x", (), PausedClock(), TripwireLog(), transport=Deaf(), folder=tmp_path)
     webhook.start()
-    webhook.enqueue({"run": "r", "wire": "a"})
+    webhook.add(webhook.message({"run": "r", "wire": "a"}))
     await asyncio.wait_for(written.wait(), PATIENCE_S)  # no `stop`: it may be killed
     assert json.loads((tmp_path / FILE_NAME).read_text())["waiting"][0]["alert"]["wire"] == "a"
     monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._CLOSING_S", 0.01)
