@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
+from math import inf
 from statistics import pstdev
 from typing import NamedTuple, Protocol
 
@@ -126,22 +127,22 @@ class EditTests:
         allowed = allowed_judge + self._n_asked_for
         for index in chosen[:MAX_TESTED]:
             finding = growth.findings[index]
-            if self._of_model.n_rows + 2 * MAX_EDITED > allowed:
-                break
-            earned = await self._earned(finding, early, MAX_EDITED, scorer)
+            earned = await self._earned(finding, early, MAX_EDITED, scorer, allowed)
             if earned is None:
                 continue
             judged = None
-            if lower_bound(earned) > 0.0 and self._of_model.n_rows + 2 * MANY_EDITED <= allowed:
-                earned = await self._earned(finding, early, MANY_EDITED, scorer) or earned
+            if lower_bound(earned) > 0.0:
+                earned = await self._earned(finding, early, MANY_EDITED, scorer, allowed) or earned
             if judge is not None and lower_bound(earned) > _MIN_EARNED:
                 judged = await self._judged(finding, early, judge, allowed_judge)
             tested[index] = _tested(earned, judged, finding, growth)
         return tested
 
-    async def _earned(self, finding: Finding, early: Sequence[KeptSample], n: int, scorer: Scores) -> Effect | None:
+    async def _earned(
+        self, finding: Finding, early: Sequence[KeptSample], n: int, scorer: Scores, allowed: float = inf
+    ) -> Effect | None:
         std = pstdev([each.sample.score for each in early])
-        return await _effect(self._of_model, finding, early, n, scorer, std) if std > 0.0 else None
+        return await _effect(self._of_model, finding, early, n, scorer, std, allowed) if std > 0.0 else None
 
     async def _judged(
         self, finding: Finding, early: Sequence[KeptSample], judge: Scores, allowed: int
@@ -162,12 +163,21 @@ def _tested(earned: Effect, judged: Effect | None, finding: Finding, growth: Gro
 
 
 async def _effect(
-    memory: ScoreMemory, finding: Finding, early: Sequence[KeptSample], n: int, scorer: Scores, std: float
+    memory: ScoreMemory,
+    finding: Finding,
+    early: Sequence[KeptSample],
+    n: int,
+    scorer: Scores,
+    std: float,
+    allowed: float = inf,
 ) -> Effect | None:
-    """Mean of what the edit changes; None where too few prompts have both scores."""
+    """Mean of what the edit changes; None where too few prompts have both scores, or the rows are beyond `allowed`."""
     assert finding.edit is not None
     pairs = edited_pairs(finding.edit, early, n)
-    scores = await memory.scores([*pairs, *((each, each.sample.response) for each, _ in pairs)], scorer)
+    texts = [*pairs, *((each, each.sample.response) for each, _ in pairs)]
+    if memory.n_rows + memory.n_missing(texts) > allowed:
+        return None
+    scores = await memory.scores(texts, scorer)
     differences, keys = [], []
     for (each, _), edited, original in zip(pairs, scores[: len(pairs)], scores[len(pairs) :], strict=True):
         if edited is not None and original is not None:

@@ -373,6 +373,16 @@ async def test_the_scores_of_an_edit_are_known_to_the_next_report(build):
     assert (len(scores.samples), len(judge.samples)) == (128, 384)
 
 
+async def test_an_edit_whose_scores_are_known_keeps_its_share_when_the_allowance_is_used(build, monkeypatch):
+    monkeypatch.setattr(edit_tests, "FREE_ROWS", 100)  # 125 for 512 samples; the edit takes 64, and 128 in all
+    attribution, scores, alerts = build(), Scores(), Alerts()
+    for _ in range(2):
+        attribution._progress_of("ppo-7").due_at = 0
+        await watched(attribution, scores, alerts)
+    assert alerts.statistics[0]["artefact_share"] == alerts.statistics[1]["artefact_share"] > 0.0
+    assert len(scores.samples) == 64
+
+
 async def test_the_report_of_a_model_that_was_replaced_meanwhile_raises_nothing(build):
     attribution, scores, alerts = build(), Scores(), Alerts()
     scores.gate.clear()
