@@ -18,6 +18,8 @@ from rewardserve.bench import command as bench
 from rewardserve.model.backends import LoadError
 from rewardserve.service.cli.options import Wording, complain_of_model, from_command_line, options_of
 from rewardserve.service.settings import ServeSettings
+from tests.support.checkpoints import reward_model
+from tests.support.command import run_command
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [command for group in cli.COMMANDS.values() for command in group]
@@ -38,6 +40,13 @@ def run(*arguments):
         [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "rm"
+    reward_model(folder)
+    return folder
 
 
 @pytest.fixture
@@ -111,7 +120,7 @@ def test_a_subcommand_leads_to_a_function(command):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_subcommand_has_a_help_under_its_own_name(name):
-    code, output, _ = run("-m", "rewardserve", name, "--help")
+    code, output, _ = run_command(name, "--help")
     assert code == 0
     assert output.startswith(f"usage: rewardserve {name} ")
 
@@ -205,7 +214,7 @@ def test_options_of_bench_are_no_settings_of_the_server():
 )
 @pytest.mark.parametrize("flag", ["--cache", "--cache=off"])
 def test_a_section_of_the_settings_is_refused_by_every_command(arguments, flag):
-    code, output, error = run("-m", "rewardserve", *arguments, flag)
+    code, output, error = run_command(*arguments, flag)
     assert (code, output) == (2, "")
     words = "--cache is a section of settings, not one with a value: set --cache.scores, --cache.prefix-mib"
     assert error == f"rewardserve {arguments[0]}: {words}\n"
@@ -213,12 +222,12 @@ def test_a_section_of_the_settings_is_refused_by_every_command(arguments, flag):
 
 @pytest.mark.parametrize("name", ["train", "finish", "evaluate", "calibrate", "crossvalidate"])
 def test_only_the_help_of_train_explains_how_to_resume(name):
-    _, said, _ = run("-m", "rewardserve", name, "--help")
+    _, said, _ = run_command(name, "--help")
     assert ("output.resume" in said) == (name == "train")
 
 
 def test_the_help_of_calibrate_says_which_checkpoint_is_replaced():
-    _, output, _ = run("-m", "rewardserve", "calibrate", "--help")
+    _, output, _ = run_command("calibrate", "--help")
     assert "A checkpoint that is read from there is replaced" in " ".join(output.split())
 
 
@@ -226,7 +235,7 @@ def test_the_help_of_calibrate_says_which_checkpoint_is_replaced():
 def test_a_missing_file_is_reported_without_a_number(tmp_path, name):
     missing = tmp_path / "none" / "file"
     arguments = {"keys": ["ppo", missing], "rules": ["--config-file", missing], "honeypots": [missing]}[name]
-    code, output, error = run("-m", "rewardserve", name, *map(str, arguments))
+    code, output, error = run_command(name, *arguments)
     assert (code, output, error) == (2, "", f"rewardserve {name}: {missing}: No such file or directory\n")
 
 
@@ -257,7 +266,7 @@ def test_a_message_names_settings_as_the_user_writes_them(capsys, message, with_
     ("flags", "code", "line"),
     [
         (
-            ["--audit-model=/nope"],
+            ["MODEL", "--audit-model=/nope"],
             1,
             "--audit-model=/nope cannot be served as the audit model: '/nope' is not a folder.",
         ),
@@ -265,9 +274,9 @@ def test_a_message_names_settings_as_the_user_writes_them(capsys, message, with_
         (["--tripwires.canaries-file=/nope"], 2, "--tripwires.canaries-file=/nope cannot be read: No such file"),
     ],
 )
-def test_a_part_that_cannot_be_loaded_is_named_by_its_setting(flags, code, line):
+def test_a_part_that_cannot_be_loaded_is_named_by_its_setting(small_model, flags, code, line):
     """The model itself is not blamed for its audit model."""
-    done, _, error = run("-m", "rewardserve", "serve", "--port=0", *flags)
+    done, _, error = run_command("serve", "--port=0", *(small_model if each == "MODEL" else each for each in flags))
     assert done == code
     assert error.splitlines()[-1].startswith(f"rewardserve serve: {line}")
     assert ("this model cannot be served." in error) == ("--ensemble" in flags[0])
