@@ -20,7 +20,7 @@ from typing import Final
 from gym import vocabulary
 from gym.labeller import PLANTED
 from gym.policy import CAP
-from gym.proxy import MultiModelScorer
+from gym.proxy import MultiModelScorer, RewardModel
 from gym.run_setup import RunSetup, set_up_run
 from gym.vocabulary import EOS, SIZE
 from rewardserve.cli import main as rewardserve
@@ -97,6 +97,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     """Load `ModelSpec(model="40:human:reward")`. Raise `LoadError` for a name not of this form."""
     setup, head = _named(spec.model)
     name, model = f"gym {spec.model}", setup.models.models[head]
+    assert isinstance(model, RewardModel)
     n_parameters = sum(array.size for array in (*vars(model.network).values(), model.head_D))
     heads = ((head, 1.0),)
     contract = ScoringContract(
