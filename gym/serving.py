@@ -34,7 +34,7 @@ PROMPT_START: Final = SIZE
 """Id of the words common to all prompts; the ten ids after it are the digits of the prompt's number."""
 
 N_IDS: Final = PROMPT_START + 11
-MAX_PROMPT: Final = 16
+MAX_PROMPT: Final = 8
 MAX_TOKENS: Final = MAX_PROMPT + CAP
 
 
@@ -59,7 +59,7 @@ class TextEncoder(SampleEncoder):
         if not answer:
             raise EmptyResponse("the response was cut off before its first word")
         before = (PROMPT_START, *(PROMPT_START + 1 + int(digit) for digit in str(prompt_id)))
-        if len(before) > MAX_PROMPT or len(answer) > CAP:
+        if len(answer) > CAP:
             raise InputTooLong(n=len(before) + len(answer), limit=MAX_TOKENS)
         return Encoded((*before, *answer), len(before), missing_end=missing_end)
 
