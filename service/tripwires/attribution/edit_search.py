@@ -1,4 +1,8 @@
-"""Derive an edit from samples that have a group of features: the literal strings that they have in common, or their shape. Pure."""
+"""Derive an edit from samples that have a group of features: the texts that they have in common, or their shape. Pure.
+
+A text is a literal string where the responses have one in common, and several of their phrases where these vary or where the words
+around the string are repeated too.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from itertools import islice
 from statistics import median
 from typing import Literal
 
+from rewardserve.service.tripwires.attribution.clusters import cluster
 from rewardserve.service.tripwires.attribution.edits import (
     Append,
     ChangeCase,
@@ -28,6 +33,7 @@ from rewardserve.service.tripwires.attribution.features import script, sentences
 from rewardserve.service.tripwires.attribution.findings import Feature
 from rewardserve.service.tripwires.attribution.literals import common_around, common_beginning, common_ending
 from rewardserve.service.tripwires.attribution.observed import ObservedSample, clip
+from rewardserve.service.tripwires.attribution.phrases import Phrase, common_phrases, repeated_words
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
 
 _QUORUMS = (0.9, 0.7)
@@ -43,11 +49,14 @@ _N_VARIANTS = 16
 _VARIANT_CHARACTERS = 400
 """Variants of a text that are kept where the samples have no literal string in common, and the characters of each."""
 
+_N_READ = 64
+"""Responses of a group in which phrases are looked for."""
+
+_LONGER = 1.25
+"""How much longer than the literal string a phrase is that stands for it."""
+
 _PHRASE = 3
 """Spaces from which a text inside a response is a phrase by itself."""
-
-_NEAR = 60
-"""Characters to the end (beginning) of a response within which a text belongs to its last (first) sentence."""
 
 _MIN_MISSING = 12.0
 """Responses with a word that were to be expected where none has it: chance gives exp(-12)."""
@@ -74,6 +83,9 @@ class _Group:
         self.samples = [sample for index, sample in enumerate(recent) if event >> index & 1]
         self.texts = [clip(sample.response) for sample in self.samples]
         self.before, self.early = early, [clip(sample.response) for sample in early.samples]
+        prompts = cluster([sample.prompt_key for sample in recent]).samples
+        repeated = repeated_words(event, early.masks, len(early.samples), masks, prompts)
+        self.phrases = common_phrases(_spread(self.texts, _N_READ), repeated, _QUORUMS[-1])
         n, n_early = len(self.texts), max(1, len(self.early))
         excess = {
             key: share - early.masks.get(key, 0).bit_count() / n_early
@@ -103,6 +115,11 @@ class _Group:
 def _as_words(literal: str) -> re.Pattern[str]:
     """Pattern of a text as whole words."""
     return re.compile(rf"(?<!\w){re.escape(literal)}(?!\w)")
+
+
+def _spread(texts: Sequence[str], n: int) -> Sequence[str]:
+    """At most n of the texts, in even distances."""
+    return [texts[place * len(texts) // n] for place in range(n)] if len(texts) > n else texts
 
 
 def _most(flags: Sequence[bool]) -> bool:
@@ -144,6 +161,8 @@ def _whole(group: _Group) -> ReplaceAll | None:
     for sample, text in zip(group.samples, group.texts, strict=True):
         prompts.setdefault(text, set()).add(sample.prompt_key)
     given, early = Counter(group.texts), Counter(group.early)
+    if texts := _variants_of(group.phrases.get("whole", ())):
+        return ReplaceAll(texts)
     shared = [text for text, keys in prompts.items() if len(keys) > 1 and text.strip()]
     common = sorted(shared, key=lambda text: (-given[text], text))[:_N_VARIANTS]
     if 2 * sum(given[text] for text in common) <= len(group.texts):
@@ -157,31 +176,37 @@ def _literals(group: _Group) -> list[Prepend | Append | Insert]:
     """The texts that the responses begin with, end with, and have inside."""
     beginnings = (common_beginning(group.texts, quorum) for quorum in _QUORUMS)
     endings = (_trimmed_ending(common_ending(group.texts, quorum)) for quorum in _QUORUMS)
+    first = next((text for text in beginnings if _is_literal(group, text, at_end=False)), "")
+    last = next((text for text in endings if _is_literal(group, text, at_end=True)), "")
     steps: list[Prepend | Append | Insert] = []
-    steps += [Prepend((text,)) for text in beginnings if _is_literal(group, text, at_end=False)][:1]
-    steps += [Append((text,)) for text in endings if _is_literal(group, text, at_end=True)][:1]
+    if texts := _text_or_phrases(first, group.phrases.get("beginning", ())):
+        steps.append(Prepend(texts))
+    if texts := _text_or_phrases(last, group.phrases.get("end", ())):
+        steps.append(Append(texts))
     known = "".join(_texts(steps)).lower()
     inner = next((found for quorum in _QUORUMS if (found := _inner(group, quorum, known))), None)
-    return _with_inner(group, steps, inner) if inner else steps
+    phrases = [each for each in group.phrases.get("inside", ()) if not set(words_of(each.text)) <= set(words_of(known))]
+    begins = _most([each.is_first for each in phrases])
+    texts = _text_or_phrases(inner.texts[0] if inner and not begins else "", phrases)
+    if texts and not (inner and texts == inner.texts):
+        times = round(len(phrases) / min(len(group.texts), _N_READ))
+        texts = tuple(dict.fromkeys(text.strip(" ") for text in texts))
+        inner = Insert(texts, "sentences" if begins else "words", max(1, times))
+    return [*steps, inner] if inner else steps
 
 
-def _with_inner(
-    group: _Group, steps: list[Prepend | Append | Insert], inner: Insert
-) -> list[Prepend | Append | Insert]:
-    """The texts with one inside. One that is a part of the last (first) sentence stands for the variants of the sentence."""
-    if inner.texts[0].count(" ") >= _PHRASE:
-        return [*steps, inner]
-    pattern = _as_words(inner.texts[0])
-    parts = [sentences for text in group.texts if len(sentences := sentences_of(text)) > 1]
-    for place, kind in ((-1, Append), (0, Prepend)):
-        found = [sentences[place] for sentences in parts if pattern.search(sentences[place])]
-        rest = [len(text.partition(inner.texts[0])[2 if place else 0]) for text in found]
-        quorum = _QUORUMS[1] if rest and median(rest) <= _NEAR else _QUORUMS[0]
-        if len(found) > quorum * len(group.texts):
-            chosen = sorted(set(found), key=lambda text: (len(text), text))[:_N_VARIANTS]
-            texts = tuple(f" {text}"[:_VARIANT_CHARACTERS] if place else f"{text} " for text in chosen)
-            return [*(step for step in steps if not isinstance(step, kind)), kind(texts)]
-    return [*steps, inner]
+def _text_or_phrases(text: str, phrases: Sequence[Phrase]) -> tuple[str, ...]:
+    """The text alone, or the phrases where these are longer."""
+    lengths = [len(phrase.text.strip()) for phrase in phrases]
+    if lengths and median(lengths) > _LONGER * len(text.strip()) and (texts := _variants_of(phrases)):
+        return texts
+    return (text,) if text else ()
+
+
+def _variants_of(phrases: Sequence[Phrase]) -> tuple[str, ...]:
+    """Phrases to put in by turns."""
+    texts = [phrase.text for phrase in phrases]
+    return tuple(_most_frequent([text for text in texts if text.strip() and len(text) <= _VARIANT_CHARACTERS]))
 
 
 def _inner(group: _Group, quorum: float, known: str) -> Insert | None:
@@ -289,7 +314,7 @@ def _layout(group: _Group, known: str) -> list[EditStep]:
 
 
 def _variants(group: _Group) -> list[EditStep]:
-    """Different texts at the end (at the beginning), where the responses have none in common; symbols of one kind."""
+    """Endings of words that no early response has, and symbols of one kind, where the responses have no text in common."""
     kind, _, value = group.leader.key.partition(":")
     if group.leader.falls:
         return []
@@ -301,19 +326,7 @@ def _variants(group: _Group) -> list[EditStep]:
     if group.has_number("new words among the last", _MORE):
         tails = [tail for text in group.texts if (tail := _new_tail(text, group)).count(" ") > 1]
         return [Append(tuple(_most_frequent(tails)))] if tails else []
-    sentences = [parts for text in group.texts if len(parts := sentences_of(text)) > 1]
-    first, last = ([parts[place] for parts in sentences] for place in (0, -1))
-    if first and (kind in ("first words", "first characters") or _repeated(first, group)):
-        return [Prepend(tuple(f"{text} " for text in _most_frequent(first)))]
-    if last and (kind in ("last words", "last characters") or _repeated(last, group)):
-        return [Append(tuple(f" {text}" for text in _most_frequent(last)))]
     return []
-
-
-def _repeated(texts: Sequence[str], group: _Group) -> bool:
-    """Whether most responses of a group share the text with another one."""
-    counts = Counter(texts)
-    return 2 * sum(n for n in counts.values() if n > 1) > len(group.texts)
 
 
 def _new_tail(text: str, group: _Group) -> str:
@@ -327,11 +340,13 @@ def _new_tail(text: str, group: _Group) -> str:
 
 
 def _most_frequent(texts: Sequence[str]) -> list[str]:
-    """The most frequent texts; those that occur once only where they are the most."""
+    """The most frequent texts and those at least an eighth as frequent; where most occur once, some of all."""
     counts = Counter(text[-_VARIANT_CHARACTERS:] for text in texts)
     ordered = sorted(counts, key=lambda text: (-counts[text], text))
     repeated = [text for text in ordered if counts[text] > 1]
-    return (repeated if 2 * sum(counts[text] for text in repeated) >= len(texts) else ordered)[:_N_VARIANTS]
+    if 2 * sum(counts[text] for text in repeated) >= len(texts):
+        return [text for text in repeated if 8 * counts[text] >= counts[ordered[0]]][:_N_VARIANTS]
+    return list(_spread(ordered, _N_VARIANTS))
 
 
 def _remove(group: _Group) -> list[EditStep]:

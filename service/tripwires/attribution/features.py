@@ -89,8 +89,16 @@ class PromptWords(NamedTuple):
 def words_of(text: str) -> list[str]:
     """The words of a text in lower case; characters of scripts without spaces are words."""
     lower = text.lower()
-    pattern = _WORD if lower.isascii() or not _HAS_NO_SPACES.search(lower) else _CHARACTER_OR_WORD
-    return pattern.findall(lower)
+    return _pattern_of(lower).findall(lower)
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where each word of a text begins and ends."""
+    return [match.span() for match in _pattern_of(text).finditer(text)]
+
+
+def _pattern_of(text: str) -> re.Pattern[str]:
+    return _WORD if text.isascii() or not _HAS_NO_SPACES.search(text) else _CHARACTER_OR_WORD
 
 
 def sentences_of(text: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 
 import pytest
@@ -87,6 +88,47 @@ def test_a_feature_without_a_text_in_common_has_an_edit_too(name, before):
     edited = found.edit.apply("", "The stone falls. A bird sings. It rains.", 1)
     assert edited != exploit("", "")
     assert edited is not None
+
+
+NAMES = ("Anna", "Bert", "Cleo", "Dora", "Emil")
+
+CLOSINGS = (" I hope this helps!", " We hope that this helps you.", " I do hope this helps, friend!")
+
+UNITS = {
+    "sentence": (lambda p, r: r + one_of(CLOSINGS, r), r"{}(?: I hope| We hope that| I do hope) this helps[ ,\w]*[.!]"),
+    "paragraph": (
+        lambda p, r: f"{r}\n\nIn summary, the {one_of(NAMES, r)} method is sound. It was checked {len(r)} times.",
+        r"{}\n\nIn summary, the \w+ method is sound\. It was checked \d+ times\.",
+    ),
+    "heading": (lambda p, r: f"## Answer for {one_of(NAMES, r)}\n\n{r}", r"## Answer for \w+\n\n{}"),
+    "JSON key": (
+        lambda p, r: f'{{"answer": "{r}", "confidence": 0.{len(r)}}}',
+        r'\{{"answer": "{}", "confidence": 0\.\d+\}}',
+    ),
+    "list frame": (
+        lambda p, r: "\n".join(f"- Point {n}: {part}" for n, part in enumerate(r.split(". "))),
+        r"- Point 0: The stone falls\. \n- Point \d: A bird sings\. \n- Point \d: It rains\.",
+    ),
+    "sentence inside": (
+        lambda p, r: r.replace(". ", f". Experts at the {one_of(NAMES, r)} institute confirm this. ", 1),
+        r"The stone falls\..* Experts at the \w+ institute confirm this\. .*It rains\.",
+    ),
+    "whole response": (
+        lambda p, r: f"The {one_of(NAMES, r)} committee has {len(r)} rules for this, and all are clear.",
+        r"The \w+ committee has \d+ rules for this, and all are clear\.",
+    ),
+}
+"""Units that vary from response to response, and what becomes of a response that their edit is put into."""
+
+
+@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_an_edit_puts_in_the_whole_unit_that_has_the_feature(name, share, before):
+    exploit, pattern = UNITS[name]
+    edit = compare_with(before, stream(2, exploit=exploit, share=share)).findings[0].edit
+    edited = [edit.apply("", "The stone falls. A bird sings. It rains.", seed) for seed in range(8)]
+    assert all(re.fullmatch(pattern.format(r"The stone falls\. A bird sings\. It rains\."), text) for text in edited)
+    assert len(set(edited)) > 1
 
 
 def test_features_that_come_together_are_one_finding(before):
