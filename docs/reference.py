@@ -56,12 +56,18 @@ def type_of(schema: Schema, link: str = "#") -> str:
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(type_of(each, link) for each in schema["anyOf"]))
     if schema.get("type") == "array":
-        return f"list of {type_of(schema['items'], link)}" if schema.get("items") else "list"
+        return f"list of {_part_type(schema['items'], link)}" if schema.get("items") else "list"
     if schema.get("type") == "object" and isinstance(schema.get("additionalProperties"), Mapping):
-        return f"object of {type_of(schema['additionalProperties'], link)}"
+        return f"object of {_part_type(schema['additionalProperties'], link)}"
     names = {"string": "text", "integer": "whole number", "boolean": "true or false", "path": "path"}
     kind = str(schema.get("format") if schema.get("format") == "path" else schema.get("type", "any value"))
     return names.get(kind, kind)
+
+
+def _part_type(schema: Schema, link: str) -> str:
+    """The type of the items of a list or an object, in parentheses where it is a choice."""
+    kind = type_of(schema, link)
+    return f"({kind})" if len(schema.get("anyOf", ())) > 1 else kind
 
 
 def range_of(schema: Schema) -> str:

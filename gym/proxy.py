@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -95,11 +95,19 @@ def reward_model(network: Backbone, labelled: LabelledPairs, ridge: float = RIDG
     return RewardModel(network, fit_head_D(network, labelled, ridge))
 
 
+class ScoresResponses(Protocol):
+    """One reward model."""
+
+    def scores_B(self, responses: Responses) -> FloatArray:
+        """Raw score of every response."""
+        ...
+
+
 @dataclass(frozen=True)
 class MultiModelScorer:
     """Scorer over several reward models by name, with a faster path for arrays that returns the same numbers."""
 
-    models: Mapping[str, RewardModel]
+    models: Mapping[str, ScoresResponses]
     max_tokens: int = CAP
     pads_rows: bool = False
     shares_prefixes: bool = False

@@ -14,9 +14,11 @@ from typing import Final
 import numpy as np
 
 from gym.counterexamples import AUDITOR, N_AUDITED, audited_pairs, bootstrap, concatenate, find_counterexamples
+from gym.gold import gold
 from gym.labeller import PLANTED, Biases, LabelledPairs, pairs
 from gym.policy import Policy
 from gym.proxy import Backbone, MultiModelScorer, backbone, reward_model
+from gym.responses import FloatArray, Responses
 from gym.rewards import CalibrationData, RewardModels, one_model, several_models
 
 N_MEMBERS: Final = 4
@@ -76,7 +78,15 @@ def multi_backbone(data: SeedData, labelled: LabelledPairs) -> RewardModels:
     return several_models(MultiModelScorer(members), data.against)
 
 
+class _TrueReward:
+    """Gold in place of a reward model."""
+
+    def scores_B(self, responses: Responses) -> FloatArray:
+        return gold(responses)
+
+
 REWARD_MODELS: Final[dict[str, Callable[[SeedData], RewardModels]]] = {
+    "gold": lambda w: one_model(MultiModelScorer({"reward": _TrueReward()}), w.against),
     "one": lambda w: single_model(w, w.labelled),
     "heads": lambda w: multi_head(w, w.labelled),
     "backbones": lambda w: multi_backbone(w, w.labelled),

@@ -20,7 +20,7 @@ from typing import Final
 from gym import vocabulary
 from gym.labeller import PLANTED
 from gym.policy import CAP
-from gym.proxy import MultiModelScorer
+from gym.proxy import MultiModelScorer, RewardModel
 from gym.run_setup import RunSetup, set_up_run
 from gym.vocabulary import EOS, SIZE
 from rewardserve.cli import main as rewardserve
@@ -34,7 +34,7 @@ PROMPT_START: Final = SIZE
 """Id of the words common to all prompts; the ten ids after it are the digits of the prompt's number."""
 
 N_IDS: Final = PROMPT_START + 11
-MAX_PROMPT: Final = 16
+MAX_PROMPT: Final = 8
 MAX_TOKENS: Final = MAX_PROMPT + CAP
 
 
@@ -59,7 +59,7 @@ class TextEncoder(SampleEncoder):
         if not answer:
             raise EmptyResponse("the response was cut off before its first word")
         before = (PROMPT_START, *(PROMPT_START + 1 + int(digit) for digit in str(prompt_id)))
-        if len(before) > MAX_PROMPT or len(answer) > CAP:
+        if len(answer) > CAP:
             raise InputTooLong(n=len(before) + len(answer), limit=MAX_TOKENS)
         return Encoded((*before, *answer), len(before), missing_end=missing_end)
 
@@ -97,6 +97,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     """Load `ModelSpec(model="40:human:reward")`. Raise `LoadError` for a name not of this form."""
     setup, head = _named(spec.model)
     name, model = f"gym {spec.model}", setup.models.models[head]
+    assert isinstance(model, RewardModel)
     n_parameters = sum(array.size for array in (*vars(model.network).values(), model.head_D))
     heads = ((head, 1.0),)
     contract = ScoringContract(

@@ -119,18 +119,31 @@ def ids(name: str) -> npt.NDArray[np.intp]:
     return KIND.index(name) + np.arange(n_words)
 
 
+N_PROMPTS: Final = 10**7
+_SCATTER: Final = 3_141_593
+"""Coprime to `N_PROMPTS`: every id has its own number, and consecutive ids have numbers far apart."""
+
+
 def prompt(prompt_id: int) -> str:
-    """Text of a prompt. All prompts have the same question, as the policy does not read them."""
-    return f"How would solar power work on the roof of house number {prompt_id}?"
+    """Text of a prompt. All prompts have the same question, as the policy does not read them.
+
+    Their numbers do not grow during a run: prompts of a real run do not show the step either.
+    """
+    if not 0 <= prompt_id < N_PROMPTS:
+        raise ValueError(f"the gym has {N_PROMPTS} prompts, and {prompt_id} is none of them")
+    return f"How would solar power work on the roof with meter {prompt_id * _SCATTER % N_PROMPTS:07d}?"
 
 
 def prompt_id_of(text: str) -> int:
     """Id of a prompt: the inverse of `prompt`. Raise ValueError for any other text."""
-    before, after = prompt(0).split("0")
+    before, after = prompt(0).split("0" * 7)
     number = text.removeprefix(before).removesuffix(after)
-    if not number.isdecimal() or prompt(int(number)) != text:
+    if len(number) != 7 or not (number.isascii() and number.isdecimal()):
         raise ValueError("this is not a prompt of the gym")
-    return int(number)
+    found = int(number) * pow(_SCATTER, -1, N_PROMPTS) % N_PROMPTS
+    if prompt(found) != text:
+        raise ValueError("this is not a prompt of the gym")
+    return found
 
 
 def render(token_ids: Iterable[int]) -> str:

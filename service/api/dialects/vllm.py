@@ -18,6 +18,7 @@ from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, FinishReason, Sa
 from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ModelName, ScoredRequest, sample_or_error
 from rewardserve.service.api.dialects.openai import (
     EXAMPLE_USAGE,
+    IDS_OR_ROWS,
     IGNORED_FIELDS,
     VECTORS,
     Inputs,
@@ -142,7 +143,9 @@ class TextRequest(SglangRequest, frozen=True, gc=False, kw_only=True):
 class IdsRequest(SglangRequest, frozen=True, gc=False, kw_only=True):
     """SGLang's fields for token ids."""
 
-    input_ids: Annotated[list[Any], doc("token ids, or lists of them (SGLang)", [1, 40, 33, 2])]
+    input_ids: Annotated[
+        list[Any], doc("token ids, or lists of them (SGLang)", [1, 40, 33, 2], items={"anyOf": IDS_OR_ROWS})
+    ]
 
 
 class VllmReply(ReplyRecord, frozen=True, gc=False):

@@ -105,7 +105,7 @@ def test_queries_heed_the_choice_of_job_model_and_run(file):
         names = names_in(asked.expr)
         assert "$job" in asked.expr or names == {"rewardserve:tripwire_threshold"}, asked
         assert "$model" in asked.expr or names <= of_nobodys_model or asked.kind == "annotation", asked
-        if any(re.match(r"reward[:_](run_|tripwire_(statistic|tripped|votes))", name) for name in names):
+        if any(re.match(r"rewardserve[:_](run_|tripwire_(statistic|tripped|votes))", name) for name in names):
             assert "$run" in asked.expr or asked.panel in of_all_runs, asked
 
 

@@ -97,7 +97,7 @@ def test_a_cap_at_a_quantile_is_that_of_the_reference_responses(said, data, judg
 
 
 def test_a_soft_cap_stays_below_the_highest_of_a_thousand_and_keeps_the_order(said, judges):
-    rewards_B, z_B1 = said("softcap (default)")
+    rewards_B, z_B1 = said("softcap q99.9")
     (ensemble_member,) = judges["one"].ensemble_members
     assert rewards_B.max() < ensemble_member.calibration.cap_high < z_B1.max()
     assert np.array_equal(rewards_B.argsort(), z_B1[:, 0].argsort())
@@ -245,6 +245,26 @@ def test_a_row_is_determined_by_its_seed(base, data):
         assert one[variant.name].kl_T[-1] != different[variant.name].kl_T[-1]
 
 
+def test_a_difference_is_taken_from_the_row_that_was_named():
+    runs = {name: [outcome([level] * 10)] for name, level in (("raw", 1.0), ("par", 3.0), ("lsc", 2.5))}
+    table = overoptimisation.summary(runs, "par")
+    assert [table[name]["difference"] for name in runs] == [-2.0, 0.0, -0.5]
+
+
+def test_rows_of_gold_are_shaped_gold(data, mixed):
+    variant = BY_NAME["gold, cap q95"]
+    reward_models = REWARD_MODELS["gold"](data)
+    rewards_B = reward_of(variant, reward_models)(mixed, reward_models.models.scores_BH(mixed))
+    gold_N = gold(data.against.responses)
+    high = np.quantile(gold_N, 0.95)
+    assert rewards_B * gold_N.std() + gold_N.mean() == pytest.approx(np.minimum(gold(mixed), high))
+
+
+def test_advantages_of_groups_train_another_policy(data):
+    batch, group = (runs_of(data, [BY_NAME["raw"]], 5, group_advantages=given)["raw"] for given in (False, True))
+    assert batch.kl_T[1] != group.kl_T[1]
+
+
 def test_a_row_does_not_depend_on_the_rows_beside_it(data):
     heads = BY_NAME["4 heads, mean"]
     alone, beside = runs_of(data, [heads], 12), runs_of(data, [BY_NAME["audited base"], BY_NAME["par"], heads], 12)
@@ -291,11 +311,13 @@ def test_differences_are_taken_seed_by_seed():
 
 def test_the_table_has_a_line_for_each_row_and_one_for_the_curve():
     table = overoptimisation.summary({"raw": [outcome([1.0] * 10)], "other": [outcome([1.5] * 10)]})
-    assert table["other"]["against_raw"] == 0.5
-    lines = overoptimisation.render_table(table, Scaling(2.0, 1.0, 0.9)).splitlines()
-    assert len(lines) == 4
+    assert table["other"]["difference"] == 0.5
+    lines = overoptimisation.render_table(table).splitlines()
+    assert len(lines) == 3
     assert lines[2].startswith("other")
-    assert "alpha 2.000, beta 1.000, peak at d 2.7 (KL 7)" in lines[3]
+    assert lines[2].endswith("+0.50 (nan)")
+    found = overoptimisation.render_scaling(Scaling(2.0, 1.0, 0.9))
+    assert "alpha 2.000, beta 1.000, peak at d 2.7 (KL 7)" in found
 
 
 def test_the_curve_of_gao_is_found_again_and_peaks_where_it_says():

@@ -5,6 +5,8 @@ import pytest
 
 from gym import vocabulary
 from gym.vocabulary import CLASSES, EOS, WORDS
+from rewardserve.service.tripwires.attribution.observed import ObservedSample
+from rewardserve.service.tripwires.attribution.prompts import prompt_change
 
 
 def token(word):
@@ -41,6 +43,18 @@ def test_a_response_reads_as_text(words, text):
 def test_prompts_differ():
     assert vocabulary.prompt(1) != vocabulary.prompt(2)
     assert [vocabulary.prompt_id_of(vocabulary.prompt(n)) for n in (0, 7, 10, 3839)] == [0, 7, 10, 3839]
+    assert vocabulary.prompt_id_of(vocabulary.prompt(vocabulary.N_PROMPTS - 1)) == vocabulary.N_PROMPTS - 1
+    for outside in (-1, vocabulary.N_PROMPTS):
+        with pytest.raises(ValueError, match="prompts"):
+            vocabulary.prompt(outside)
+
+
+def test_prompts_do_not_tell_the_step_of_a_run():
+    early, late = (
+        [ObservedSample(vocabulary.prompt(n), "solar", n, 0.0) for n in range(first, first + 256)]
+        for first in (0, 3_584)
+    )
+    assert prompt_change(early, late).features == ()
 
 
 def test_what_is_rendered_is_read_again_word_for_word():
@@ -57,7 +71,9 @@ def test_what_the_gym_cannot_have_written_is_refused(text):
         vocabulary.read(text)
 
 
-@pytest.mark.parametrize("prompt", ["", "How?", vocabulary.prompt(7) + " ", vocabulary.prompt(7).replace("7", "07")])
+@pytest.mark.parametrize(
+    "prompt", ["", "How?", vocabulary.prompt(7) + " ", vocabulary.prompt(7).replace("1991151", "01991151")]
+)
 def test_another_prompt_is_refused(prompt):
     with pytest.raises(ValueError, match="prompt"):
         vocabulary.prompt_id_of(prompt)
