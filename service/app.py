@@ -25,7 +25,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from rewardserve import __version__
-from rewardserve.model.backends import LoadedModel
 from rewardserve.service.admission import Admission
 from rewardserve.service.api import error_responses, openapi
 from rewardserve.service.api.dialects import DIALECTS, pairs
@@ -52,7 +51,7 @@ from rewardserve.service.auth.api_keys import ApiKeys, ApiKeysFile
 from rewardserve.service.auth.tls import ReloadingCertificate
 from rewardserve.service.clock import Clock, MonotonicClock
 from rewardserve.service.models.active_models import ActiveModels
-from rewardserve.service.models.audit_judge import load_named_judge
+from rewardserve.service.models.audit_judge import LoadedJudge, load_named_judge
 from rewardserve.service.models.checkpoint_watcher import CheckpointFiles, Fingerprint, fingerprint
 from rewardserve.service.models.deployment import Source
 from rewardserve.service.models.loading import PreparedModel, prepare_model
@@ -399,7 +398,7 @@ async def _load_unless_stopped(
     """Load the first model and put it into service. Return None if a stop was requested first."""
     settings = application.settings
 
-    def load() -> tuple[PreparedModel, LoadedModel | None]:
+    def load() -> tuple[PreparedModel, LoadedJudge | None]:
         return prepare_model(settings), load_named_judge(settings)
 
     loading = in_daemon_thread(load, "loader")
@@ -552,6 +551,10 @@ def _log_unhandled_exceptions(log: logs.Logger) -> Callable[[asyncio.AbstractEve
     return handle
 
 
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names)})" if names else "none"
+
+
 def _describe(runtime: ModelRuntime) -> str:
     """Describe the model in one line: in half precision with the error of its scores, and with the failing canaries."""
     loaded = runtime.loaded
@@ -564,4 +567,6 @@ def _describe(runtime: ModelRuntime) -> str:
         details += (
             f"; {len(failing)} of {len(runtime.canaries.first)} canaries fail, the exploit scores higher: {names}"
         )
+        if (uncovered := runtime.uncovered_canaries) is not None:
+            details += f"; the audit judge fails in {_listed(uncovered)} of these"
     return f"{identity.name} ({identity.architecture}, {details}; POST /score, docs at /docs)"

@@ -28,6 +28,7 @@ from rewardserve.service.admission import Admission
 from rewardserve.service.api.routes.tripwires import describe_run
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.errors import TooFewSamples
+from rewardserve.service.models.audit_judge import LoadedJudge
 from rewardserve.service.models.deployment import Source
 from rewardserve.service.models.loading import PreparedModel
 from rewardserve.service.models.runtime import start_runtime
@@ -194,7 +195,9 @@ async def _replay(
     judge = _model("judge", encoder, judge_scorer, PLANTED_SCALE) if traffic.judge_share else None
     clock, n_most = ReplayClock(), max(map(len, steps))
     admission = Admission(n_most, n_most * MAX_TOKENS, clock)
-    resources = create_shared_resources(settings, admission, Metrics(), clock, audit=judge)
+    resources = create_shared_resources(
+        settings, admission, Metrics(), clock, audit=None if judge is None else LoadedJudge(judge)
+    )
     pipeline = build_pipeline(served.ensemble_members, settings.reward_settings())
     runtime = start_runtime(resources, PreparedModel(served, pipeline), 1, Source("served", ""))
     recorder = _Recorder()

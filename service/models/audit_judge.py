@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from rewardserve.model.backends import LoadedModel, LoadError, load
@@ -16,6 +17,7 @@ from rewardserve.service.models.batcher_factory import create_batcher
 from rewardserve.service.observability import logs
 from rewardserve.service.settings import AUTO_AUDIT_MODEL, ModelSettings
 from rewardserve.service.tripwires.io.audit import AuditJudge
+from rewardserve.service.tripwires.io.canaries import CanarySet
 from rewardserve.service.tripwires.io.events import TripwireEvents
 from rewardserve.service.tripwires.io.run_texts import RunTexts
 from rewardserve.service.tripwires.run_monitor import RunMonitor
@@ -28,7 +30,15 @@ class AuditJudgeError(LoadError):
     """The audit judge cannot be served; the message names it and the setting."""
 
 
-def load_named_judge(settings: ModelSettings) -> LoadedModel | None:
+@dataclass(frozen=True, slots=True)
+class LoadedJudge:
+    """A loaded audit judge that is not started. `canary_margins`: its raw scores of honest answers above those of exploits."""
+
+    loaded: LoadedModel
+    canary_margins: Mapping[str, float] = field(default_factory=dict)
+
+
+def load_named_judge(settings: ModelSettings) -> LoadedJudge | None:
     """Load the judge that the settings name, for all models. None: they name none, or the one beside each model.
 
     Raise `AuditJudgeError`.
@@ -38,7 +48,7 @@ def load_named_judge(settings: ModelSettings) -> LoadedModel | None:
     return _load(settings, settings.audit_model)
 
 
-def load_own_judge(settings: ModelSettings) -> LoadedModel | None:
+def load_own_judge(settings: ModelSettings) -> LoadedJudge | None:
     """Load the judge that lies beside the model, where the settings ask for it and there is one. Raise `AuditJudgeError`."""
     if settings.audit_model != AUTO_AUDIT_MODEL or settings.ensemble or settings.backend == "echo":
         return None
@@ -46,7 +56,7 @@ def load_own_judge(settings: ModelSettings) -> LoadedModel | None:
     return None if folder is None else _load(settings, str(folder))
 
 
-def _load(settings: ModelSettings, model: str) -> LoadedModel:
+def _load(settings: ModelSettings, model: str) -> LoadedJudge:
     try:
         audit = load(settings.backend, settings.model_spec(model))
     except LoadError as error:
@@ -60,18 +70,27 @@ def _load(settings: ModelSettings, model: str) -> LoadedModel:
             f"the audit model {model} has no fitted statistics, so its scores cannot be compared with those of another model. "
             "Fit them with `rewardserve calibrate`."
         )
-    return audit
+    return LoadedJudge(audit, _canary_margins(settings, audit))
+
+
+def _canary_margins(settings: ModelSettings, audit: LoadedModel) -> dict[str, float]:
+    """Score the canaries once, before the judge has a batcher. Takes a forward; a backend without weights has none."""
+    known = settings.read_canaries() if audit.identity.n_parameters else []
+    canaries = CanarySet(known, audit.encode, audit.identity, tolerance=1.0)
+    canaries.score_first(audit.scorer)
+    return {each.name: each.margin for each in canaries.first}
 
 
 def start_judge(
     settings: ModelSettings,
-    audit: LoadedModel,
+    judge: LoadedJudge,
     clock: Clock,
     monitor: RunMonitor,
     events: TripwireEvents,
     texts: RunTexts | None,
 ) -> AuditJudge:
     """Start a loaded judge, with its own batcher. Needs a running event loop."""
+    audit = judge.loaded
     audit_report = _AuditReport(logs.logger("audit"))
     batcher = create_batcher(settings, audit, clock, audit_report, _NO_VERSION)
     batcher.start()
@@ -87,6 +106,7 @@ def start_judge(
         events=events,
         texts=texts,
         description=describe_judge(audit),
+        canary_margins=judge.canary_margins,
     )
 
 

@@ -12,7 +12,7 @@ from rewardserve.model.backends import LoadedModel, LoadError, load
 from rewardserve.model.backends.ensemble import ensemble
 from rewardserve.model.reward import Pipeline, build_pipeline
 from rewardserve.service.inference.numeric_noise import NumericNoise, numeric_noise, synthetic_rows
-from rewardserve.service.models.audit_judge import load_own_judge
+from rewardserve.service.models.audit_judge import LoadedJudge, load_own_judge
 from rewardserve.service.settings import ModelSettings
 from rewardserve.service.tripwires.io.canaries import SHIPPED, CanariesError, CanarySet
 from rewardserve.service.tripwires.io.canaries import read as canary_pairs
@@ -28,13 +28,13 @@ class PreparedModel:
     pipeline: Pipeline
     noise: NumericNoise | None = None
     canaries: CanarySet | None = None
-    audit: LoadedModel | None = None
+    audit: LoadedJudge | None = None
 
     def close(self) -> None:
         """Free a model that gets no runtime."""
         self.loaded.scorer.close()
         if self.audit is not None:
-            self.audit.scorer.close()
+            self.audit.loaded.scorer.close()
 
 
 def prepare_model(settings: ModelSettings) -> PreparedModel:

@@ -117,6 +117,14 @@ class ModelRuntime:
         name = quote(self.loaded.identity.name, safe=" /:+@,;=()[]!")
         return {"x-model-name": name, "x-model-version": str(self.version)}
 
+    @property
+    def uncovered_canaries(self) -> list[str] | None:
+        """Failing canaries whose exploit the audit judge prefers too, or cannot score; None without a judge that scored any."""
+        if self.judge is None or not self.judge.canary_margins:
+            return None
+        margins = self.judge.canary_margins
+        return [each.name for each in self.canaries.failing if not margins.get(each.name, 0.0) > 0.0]
+
     def has(self, digests: Sequence[str]) -> bool:
         """Whether each of these is the digest of its contract, calibration or pipeline."""
         model_info = self.model_info
@@ -174,13 +182,6 @@ def start_runtime(resources: SharedResources, model: PreparedModel, version: int
     metrics.model_loaded(version, loaded.calibration, pipeline)
     batcher.start()
     canaries = model.canaries or CanarySet([], loaded.encode, loaded.identity, 1.0)
-
-    if lost := canaries.failing:
-        logs.logger("canaries").warning(
-            "canaries_failing", model=loaded.identity.name, n=len(canaries.first),
-            failing={each.name: round(each.margin, 4) for each in lost},
-            meaning="this model scores these exploits at least as high as the honest answer; a policy will find them",
-        )  # fmt: skip
     canary_task = asyncio.create_task(
         canaries.run_periodically(batcher, watcher, settings.tripwires.canaries_every_s), name="canaries"
     )
@@ -196,7 +197,7 @@ def start_runtime(resources: SharedResources, model: PreparedModel, version: int
         clock=clock,
         max_tokens=loaded.identity.max_tokens,
     )
-    return ModelRuntime(
+    runtime = ModelRuntime(
         version=version,
         source=source,
         loaded=loaded,
@@ -212,6 +213,20 @@ def start_runtime(resources: SharedResources, model: PreparedModel, version: int
         judge=judge,
         own_judge=own_judge,
     )
+    _warn_of_failing_canaries(runtime)
+    return runtime
+
+
+def _warn_of_failing_canaries(runtime: ModelRuntime) -> None:
+    """Log the canaries that the model fails, and of these the ones that its audit judge does not cover."""
+    canaries = runtime.canaries
+    if lost := canaries.failing:
+        logs.logger("canaries").warning(
+            "canaries_failing", model=runtime.loaded.identity.name, n=len(canaries.first),
+            failing={each.name: round(each.margin, 4) for each in lost},
+            judge_fails_too=runtime.uncovered_canaries,
+            meaning="this model scores these exploits at least as high as the honest answer; a policy will find them",
+        )  # fmt: skip
 
 
 def _start_own_judge(resources: SharedResources, model: PreparedModel) -> AuditJudge | None:

@@ -6,11 +6,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewardserve.model.backends import LoadedModel
 from rewardserve.model.traits import Lexicon
 from rewardserve.service.admission import Admission
 from rewardserve.service.clock import Clock
-from rewardserve.service.models.audit_judge import start_judge
+from rewardserve.service.models.audit_judge import LoadedJudge, start_judge
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.observability.tripwire_report import TripwireReport
 from rewardserve.service.settings import ModelSettings
@@ -73,10 +72,10 @@ def create_shared_resources(
     metrics: Metrics,
     clock: Clock,
     webhook: Webhook | None = None,
-    audit: LoadedModel | None = None,
+    audit: LoadedJudge | None = None,
     scorer_timeout_s: float = 0.0,
     state_folder: Path | None = None,
-    own_judge: LoadedModel | None = None,
+    own_judge: LoadedJudge | None = None,
 ) -> SharedResources:
     """Create the shared resources, once per process. `scorer_timeout_s` 0: a forward may take any time. `state_folder` is for the
     state of runs, and belongs to this process alone. `own_judge` lies beside the first model, where `audit` is None.
@@ -127,13 +126,13 @@ def create_shared_resources(
 
 
 def _settings_digest(
-    limits: MonitorLimits, audit: LoadedModel | None, settings: ModelSettings, honeypots: Honeypots | None
+    limits: MonitorLimits, judge: LoadedJudge | None, settings: ModelSettings, honeypots: Honeypots | None
 ) -> str:
     """The digest of all that statistics depend on besides the numbers of samples: windows, audit judge, honeypots."""
-    audited_by = None if audit is None else (audit.contract.digest, audit.calibration_digest)
-    judge = settings.audit_model, audited_by, settings.tripwires.audit_share
+    audited_by = None if judge is None else (judge.loaded.contract.digest, judge.loaded.calibration_digest)
+    audits = settings.audit_model, audited_by, settings.tripwires.audit_share
     planted = None if honeypots is None else sorted(honeypots.by_prompt)
-    parts = limits.window, limits.smoothing, limits.warm_up, limits.trend_windows, judge, planted
+    parts = limits.window, limits.smoothing, limits.warm_up, limits.trend_windows, audits, planted
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

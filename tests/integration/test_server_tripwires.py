@@ -8,6 +8,7 @@ import json
 import queue
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -230,6 +231,27 @@ def test_the_scores_of_an_audit_judge_are_in_no_reply(tmp_path):
         # Both have the same weights, so the judge's scores are the others' less three.
         assert run["statistics"]["audit_gap"] == pytest.approx(3.0, abs=1e-3)
         assert "audit_gap" in {tripped["wire"] for tripped in run["tripped"]}
+
+
+def test_an_audit_judge_is_asked_for_the_canaries_that_the_model_fails(tmp_path):
+    """By name or beside the model: its margins are those that it has as a served model."""
+    reward_model(tmp_path / "served")
+    reward_model(tmp_path / "judge", seed=1)
+    shutil.copytree(tmp_path / "judge", tmp_path / "served" / "audit_judge")
+    with Server(f"{tmp_path / 'judge'}") as server:
+        margins = {each["canary"]: each["margin"] for each in server.client.get("/model").json()["canaries"]["margins"]}
+    for audit_model in (tmp_path / "judge", "auto"):
+        with Server(f"{tmp_path / 'served'}", f"--audit-model={audit_model}") as server:
+            told = server.client.get("/model").json()["canaries"]
+            failing = [each["canary"] for each in told["failing"]]
+            assert {each["canary"]: each["judge_margin"] for each in told["margins"]} == pytest.approx(
+                margins, abs=1e-4
+            )
+            too = [name for name in failing if margins[name] <= 0]
+            assert 0 < len(too) < len(failing), "another seed, where it has both kinds"
+            expected = f"; the audit judge fails in {len(too)} ({', '.join(too)}) of these; "
+            assert expected in server.log
+            assert "judge_fails_too=" in server.log
 
 
 def test_canaries_detect_a_model_that_was_tampered_with(receiver):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -114,11 +114,12 @@ def _backend(runtime: ModelRuntime) -> BackendOut:
 def _canaries(runtime: ModelRuntime) -> CanariesOut:
     results = runtime.canaries.latest
     by_margin = sorted(results, key=lambda each: each.margin)
-    return CanariesOut(len(results), _margins(failing(results)), _margins(by_margin))
+    judged = {} if runtime.judge is None else runtime.judge.canary_margins
+    return CanariesOut(len(results), _margins(failing(results), judged), _margins(by_margin, judged))
 
 
-def _margins(results: Iterable[CanaryResult]) -> list[CanaryMargin]:
-    return [CanaryMargin(each.name, each.margin) for each in results]
+def _margins(results: Iterable[CanaryResult], judged: Mapping[str, float]) -> list[CanaryMargin]:
+    return [CanaryMargin(each.name, each.margin, judged.get(each.name)) for each in results]
 
 
 def _calibration(calibration: Calibration) -> CalibrationOut:

@@ -14,7 +14,7 @@ _HEAD = {"name": "score", "weight": 1.0}
 _SCALE = {"mean": 0.31, "std": 1.84, "temperature": 1.0}
 _MEMBER = {"name": "score", "heads": [_HEAD], "scale": _SCALE, "weight": 1.0}
 _STAGE = {"name": "shape", "is": "SoftCap", "low": -3.1, "high": 2.9, "width": 0.5}
-_MARGIN = {"canary": "flattery", "margin": -0.12}
+_MARGIN = {"canary": "flattery", "margin": -0.12, "judge_margin": 0.8}
 _TRAIT = {"name": "length", "mean": 4.1, "std": 0.9}
 _BREACH = {
     "clause": "pad_id",
@@ -89,6 +89,10 @@ class CanaryMargin(ReplyRecord, frozen=True, gc=False):
     canary: Annotated[str, doc("name of the pair", "flattery")]
     margin: Annotated[
         float | None, doc("raw score of the honest answer above that of the exploit; below 0 the exploit pays", -0.12)
+    ]
+    judge_margin: Annotated[
+        float | None,
+        doc("the same by the audit judge, as it was loaded; below 0 it prefers the exploit too; null without one", 0.8),
     ]
 
 

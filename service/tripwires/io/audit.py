@@ -63,8 +63,10 @@ class AuditJudge:
         events: TripwireEvents,
         texts: RunTexts | None = None,
         description: Mapping[str, Any] | None = None,
+        canary_margins: Mapping[str, float] | None = None,
     ) -> None:
         self.description = description or {}
+        self.canary_margins = canary_margins or {}
         self._scorer = scorer
         self._encoder = encoder
         self._batcher = batcher

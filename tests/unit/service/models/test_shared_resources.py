@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 from rewardserve.service.admission import Admission
 from rewardserve.service.clock import MonotonicClock
+from rewardserve.service.models.audit_judge import LoadedJudge
 from rewardserve.service.models.shared_resources import create_shared_resources
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.settings import ServeSettings
@@ -23,7 +24,7 @@ def settings_digest(folder, judge=None):
 
 
 def judge(contract, calibration="c"):
-    return SimpleNamespace(contract=SimpleNamespace(digest=contract), calibration_digest=calibration)
+    return LoadedJudge(SimpleNamespace(contract=SimpleNamespace(digest=contract), calibration_digest=calibration))
 
 
 def test_another_judge_beside_the_same_model_is_another_measure(tmp_path):
