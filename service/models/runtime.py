@@ -224,7 +224,7 @@ def _warn_of_failing_canaries(runtime: ModelRuntime) -> None:
         logs.logger("canaries").warning(
             "canaries_failing", model=runtime.loaded.identity.name, n=len(canaries.first),
             failing={each.name: round(each.margin, 4) for each in lost},
-            judge_fails_too=runtime.uncovered_canaries,
+            judge_failing=runtime.uncovered_canaries,
             meaning="this model scores these exploits at least as high as the honest answer; a policy will find them",
         )  # fmt: skip
 

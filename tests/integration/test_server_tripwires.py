@@ -251,7 +251,7 @@ def test_an_audit_judge_is_asked_for_the_canaries_that_the_model_fails(tmp_path)
             assert 0 < len(too) < len(failing), "another seed, where it has both kinds"
             expected = f"; the audit judge fails in {len(too)} ({', '.join(too)}) of these; "
             assert expected in server.log
-            assert "judge_fails_too=" in server.log
+            assert "judge_failing=" in server.log
 
 
 def test_canaries_detect_a_model_that_was_tampered_with(receiver):
