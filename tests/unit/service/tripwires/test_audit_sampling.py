@@ -31,7 +31,9 @@ def test_the_share_is_kept_over_blocks():
 
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_no_second_response_to_a_prompt_is_audited_while_there_are_other_prompts(size):
-    for block in chosen(groups(128, size)):
+    blocks = chosen(groups(128, size))
+    assert len(blocks) == size
+    for block in blocks:
         assert Counter(Counter(prompt for prompt, _ in block).values()).keys() == {1}
 
 

@@ -192,6 +192,7 @@ def test_a_part_that_hardly_counted_may_count_twice_as_much():
     rng, monitor = random.Random(3), RunMonitor(BaselineSource(Baseline(), ("one", "two")), LIMITS)
     stream = split(rng, 64, 0.2, 1.0) + split(rng, 800, 0.35, 1.0)
     assert not [f for i in range(0, len(stream), 4) for f in monitor.observe("run", i, stream[i : i + 4], 0.0)]
+    assert monitor.runs["run"].statistics["component_share"] > 1.0
 
 
 def test_a_large_kl_raises_an_alert_where_the_trainer_sends_it():

@@ -224,6 +224,7 @@ async def test_texts_of_a_forgotten_run_are_deleted_when_a_report_is_asked_for(b
 async def test_hostile_responses_cost_bounded_time_and_give_a_reply_of_printable_sentences(build, exploit):
     report = await build(recent=tuple(stream(2, 0.5, exploit=exploit))).report("ppo-7", Scores())
     assert report.cpu_s < 20.0
+    assert report.sentences
     assert all(sentence.isprintable() for sentence in report.sentences)
     assert len(json_response(ReportOut(*report_fields(report))).body) < 2**20
 

@@ -313,6 +313,7 @@ async def test_with_another_judge_or_window_the_baseline_stays_and_statistics_be
         assert (run.window_samples, run.window_audits, run.trend, run.honeypots) == ([], [], deque(), deque())
         assert run.audit_drift.start is None
         assert run.all_sums.sums == pytest.approx(before.all_sums.sums), "no counter falls"
+        assert {label for label, _ in two.events.refused} == set(two.monitor.runs)
         assert all("statistics begin afresh" in reason for _, reason in two.events.refused)
 
 
