@@ -107,8 +107,9 @@ def run(kind: RunKind, seed: int, *, steps: int = STEPS, learns: bool = False) -
     trained = train(setup.base, setup.models, reward_of, steps, seed=seed, kl_coefficient=kind.kl)
     gold, kl = zip(*[(float(step.gold_B.mean()), step.kl) for step in trained], strict=True)
     return outcome(
-        kind, seed, Curves(gold, inspector.levels, kl), inspector.alerts, inspector.over, samples=inspector.n_samples
-    )
+        kind, seed, Curves(gold, inspector.levels, kl), inspector.alerts, inspector.over, samples=inspector.n_samples,
+        votes=inspector.votes,
+    )  # fmt: skip
 
 
 class _RunInspector:
@@ -119,6 +120,7 @@ class _RunInspector:
         self.levels: list[float] = []
         self.alerts: list[FirstAlert] = []
         self.over: tuple[str, ...] = ()
+        self.votes: list[dict[str, int]] = []
         self.n_samples = 0
         self._models = setup.models
         self._lexicon = Lexicon.read() if kind.lexicons else NO_LEXICON
@@ -136,6 +138,9 @@ class _RunInspector:
         self.levels.append(float(np.mean([reward.changes[0] for reward in self.rewards])))
         alerts = self._monitor.observe("gym", self._step, list(self._observations(heads, responses)), float(self._step))
         self._record(alerts)
+        run = self._monitor.runs.get("gym")
+        weights = {} if run is None else {w.name: w.weight(run.statistics.get(w.name)) for w in WIRES}
+        self.votes.append({name: weight for name, weight in weights.items() if weight})
         self.n_samples += len(responses)
         self._step += 1
 

@@ -15,9 +15,11 @@ from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
+from gym.ablation import page_without
 from gym.curves import first_fall, smoothed_T
 from gym.responses import FloatArray
 from rewardserve.service.tripwires.alert import Severity
+from rewardserve.service.tripwires.config import VOTES_FOR_A_PAGE
 
 SMOOTHED_OVER: Final = 9
 
@@ -56,7 +58,7 @@ class Outcome:
 
     `gold`, `level` (the score that is optimised or only monitored, in standard deviations of the reference) and `kl`
     (exact, of the policy that sampled) have one value a step. `requests` is the number of requests to a server; its
-    rewards deviated by at most `off_by` from those of this process.
+    rewards deviated by at most `off_by` from those of this process. `votes` are those by wire after every step.
     """
 
     kind: str
@@ -74,6 +76,7 @@ class Outcome:
     alerts: tuple[FirstAlert, ...] = ()
     requests: int = 0
     off_by: float = 0.0
+    votes: tuple[Mapping[str, int], ...] = ()
 
     @property
     def smooth_T(self) -> FloatArray:
@@ -84,6 +87,11 @@ class Outcome:
     def in_time(self) -> bool:
         """Whether the page came before the fall."""
         return self.page is not None and self.fall is not None and self.page < self.fall
+
+    def page_without(self, *wires: str) -> int | None:
+        """Step of the first page if these wires did not exist."""
+        pages = [(alert.wire, alert.step) for alert in self.alerts if alert.severity == "page"]
+        return page_without(wires, pages, self.votes, VOTES_FOR_A_PAGE)
 
     @property
     def is_missed(self) -> bool:
@@ -109,6 +117,7 @@ def outcome(
     samples: int,
     requests: int = 0,
     off_by: float = 0.0,
+    votes: Sequence[Mapping[str, int]] = (),
 ) -> Outcome:
     """Build the outcome of a run. `over`: the wires that were over their thresholds at the first page."""
     smooth_T = smoothed_T(curves.gold, SMOOTHED_OVER)
@@ -129,6 +138,7 @@ def outcome(
         alerts=tuple(alerts),
         requests=requests,
         off_by=off_by,
+        votes=tuple(votes),
     )
 
 
@@ -145,15 +155,15 @@ def save(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def load(path: Path) -> list[Outcome]:
-    """Read the output of `save`. Raise ValueError for a file of an older version, without curves or alerts."""
+    """Read the output of `save`. Raise ValueError for a file of an older version, without curves, alerts or votes."""
     entries: list[dict[str, Any]] = json.loads(path.read_text())
-    if any("alerts" not in entry for entry in entries):
-        raise ValueError(f"{path} has no alerts by wire; run the command that wrote it again")
+    if any("votes" not in entry for entry in entries):
+        raise ValueError(f"{path} has no alerts or votes by wire; run the command that wrote it again")
     return [_outcome(entry) for entry in entries]
 
 
 def _outcome(entry: Mapping[str, Any]) -> Outcome:
-    lists = {name: tuple(entry[name]) for name in ("wires", "gold", "level", "kl")}
+    lists = {name: tuple(entry[name]) for name in ("wires", "gold", "level", "kl", "votes")}
     return Outcome(**{**entry, **lists, "alerts": tuple(FirstAlert(*alert) for alert in entry["alerts"])})
 
 

@@ -30,6 +30,7 @@ import numpy as np
 
 from benchmarks import machine, tables
 from gym import vocabulary
+from gym.ablation import votes_of
 from gym.local_server import TIMEOUT_S, AlertReceiver, GymServer
 from gym.monitored_runs import Curves, FirstAlert, Outcome, RunKind, by_kind, outcome, save, table_row, wires_row
 from gym.responses import FloatArray, Responses
@@ -125,6 +126,7 @@ def run(kind: RunKind, seed: int, *, steps: int = STEPS, flags: Sequence[str] = 
         samples=trainer.n_samples,
         requests=trainer.n_requests,
         off_by=trainer.off_by,
+        votes=trainer.votes,
     )
 
 
@@ -138,6 +140,7 @@ class HttpTrainer:
     def __init__(self, http: httpx.Client, name: str, receiver: AlertReceiver) -> None:
         self.levels: list[float] = []
         self.over: tuple[str, ...] = ()
+        self.votes: list[dict[str, int]] = []
         self.off_by = 0.0
         self.n_samples = self.n_requests = 0
         self._http = http
@@ -158,7 +161,8 @@ class HttpTrainer:
         self.n_samples += len(samples)
         self.n_requests += len(parts)
         self._step += 1
-        self._poll_alerts()
+        shown = self._poll_alerts()
+        self.votes.append(votes_of({wire["wire"]: wire for wire in shown["wires"]}, shown["statistics"]))
         return rewards_B
 
     def wait_for_page(self) -> None:
@@ -172,19 +176,29 @@ class HttpTrainer:
         self._poll_alerts()
 
     def alerts(self) -> list[FirstAlert]:
-        """Warnings at the step after which the server showed them, pages at the step at which the webhook delivered them."""
-        pages = [received for received in self._receiver.received if received.alert["severity"] == "page"]
-        return [alert for alert in self._tripped.values() if alert.severity != "page"] + [
-            FirstAlert(received.alert["wire"], "page", received.step) for received in pages
+        """Warnings at the step after which the server showed them, pages at the step at which the webhook delivered them.
+
+        A page that the notification of another one covers counts from there on.
+        """
+        received = [each for each in self._receiver.received if each.alert["severity"] == "page"]
+        pages = [FirstAlert(each.alert["wire"], "page", each.step) for each in received]
+        first, named = min((page.step for page in pages), default=0), {page.wire for page in pages}
+        shown = [alert for alert in self._tripped.values() if alert.wire not in named]
+        return [
+            *(alert._replace(step=max(first, alert.step)) if alert.severity == "page" else alert for alert in shown),
+            *pages,
         ]
 
-    def _poll_alerts(self) -> None:
-        """Record new alerts. One notification is sent per run and cause, so the webhook alone does not name every wire."""
+    def _poll_alerts(self) -> dict[str, Any]:
+        """Record new alerts, and return the run. One notification is sent per run and cause, so the webhook alone does not name
+        every wire.
+        """
         shown = self._shown()
         for alert in shown["tripped"]:
             self._tripped.setdefault(alert["wire"], FirstAlert(alert["wire"], alert["severity"], self._receiver.step))
         if self._receiver.paged and not self.over:
             self.over = over_threshold(shown)
+        return shown
 
     def _post(self, samples: Sequence[Mapping[str, str]]) -> list[float]:
         body = {"run": self._name, "step": self._step, "samples": samples}

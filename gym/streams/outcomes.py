@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Final
 
+from gym.ablation import page_without
 from gym.curves import first_fall, smoothed_T
 from gym.streams.replay import ReplayEvent
 from rewardserve.service.tripwires.alert import VOTE
@@ -99,15 +100,10 @@ class StreamOutcome:
         """Wires with an event of these severities, in order of time."""
         return list(dict.fromkeys(e.wire for e in self.events if e.severity in severities))
 
-    def page_without(self, wire: str) -> int | None:
-        """Step of the first page if this wire did not exist: other pages, and the votes of the others."""
-        others = [e.step for e in self.events if e.severity == "page" and e.wire not in (wire, VOTE)]
-        voted = (
-            step
-            for step, votes in enumerate(self.votes)
-            if sum(n for name, n in votes.items() if name != wire) >= self.votes_for_a_page
-        )
-        return min([*others, *([step] if (step := next(voted, None)) is not None else [])], default=None)
+    def page_without(self, *wires: str) -> int | None:
+        """Step of the first page if these wires did not exist."""
+        pages = [(e.wire, e.step) for e in self.events if e.severity == "page"]
+        return page_without(wires, pages, self.votes, self.votes_for_a_page)
 
 
 def save(path: Path, outcomes: Sequence[StreamOutcome]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from gym.ablation import votes_of
 from gym.streams.texts import Prompt, Steps
 from gym.streams.worlds import PLANTED_SCALE, Scale, Scored
 from rewardserve.model.backends import Identity, LoadedModel, encode_each
@@ -317,9 +318,3 @@ class _Recorder:
                 self.events.append(ReplayEvent(step, name, severity, text))
         self.has_page = self.has_page or any(alert["severity"] == "page" for alert in run["tripped"])
         self.votes.append(votes_of(wires, run["statistics"]))
-
-
-def votes_of(wires: Mapping[str, Mapping[str, Any]], statistics: Mapping[str, float]) -> dict[str, int]:
-    """Votes by wire: one beyond its threshold, two beyond twice the threshold, as `Wire.weight` counts them."""
-    over = {name: statistics.get(name, 0.0) / wire["threshold"] for name, wire in wires.items() if wire["votes"]}
-    return {name: 2 if ratio > 2.0 else 1 for name, ratio in over.items() if ratio > 1.0}

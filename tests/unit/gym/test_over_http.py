@@ -129,6 +129,18 @@ def test_warnings_come_from_the_page_and_the_page_from_the_webhook(responses, re
     assert trainer.alerts() == [("length_high", "warn", 0), ("vote", "page", 1)]
 
 
+def test_a_page_that_another_notification_covers_is_recorded_with_the_votes_of_its_step(
+    responses, receiver, monkeypatch
+):
+    shown = [{"wire": "artefact_share", "severity": "page"}, {"wire": "vote", "severity": "page"}]
+    monkeypatch.setitem(PAGE, "tripped", shown)
+    trainer = trainer_of(Fake(), receiver)
+    trainer.rewards_B(responses, np.zeros(128))
+    receiver.received.append(ReceivedAlert(1, {"wire": "vote", "severity": "page"}))
+    assert trainer.alerts() == [("artefact_share", "page", 1), ("vote", "page", 1)]
+    assert trainer.votes == [{"length_high": 1}]
+
+
 def test_an_alert_belongs_to_the_step_at_which_it_arrived(receiver):
     for step in (3, 8):
         receiver.step = step

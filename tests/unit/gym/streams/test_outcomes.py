@@ -58,6 +58,7 @@ def test_a_page_by_votes_is_counted_again_without_a_wire():
     assert IN_TIME.page_without("c") == 3
     assert IN_TIME.page_without("b") is None
     assert LATE.page_without("divergence") is None
+    assert IN_TIME.page_without("a", "b") is None
 
 
 def test_a_wire_is_worth_the_pages_and_warnings_that_only_it_brings():

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
+from gym.ablation import votes_of
 from gym.streams.exploits import exploited
-from gym.streams.replay import ReplayEvent, Traffic, replay, votes_of
+from gym.streams.replay import ReplayEvent, Traffic, replay
 from gym.streams.streams import StreamSource, StreamSpec, read_recorded
 from gym.streams.worlds import Planted, PlantedEdits, Quality
 
