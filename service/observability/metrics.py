@@ -81,6 +81,8 @@ TABLE: tuple[MetricSpec, ...] = (
     MetricSpec("tripwire_trips_total", "counter", "Alerts of a wire.", ("wire", "run", "model")),
     MetricSpec("run_sum_total", "counter", "Sums over the watched samples of a run; of replicas they add up.",
         ("run", "model", "of")),
+    MetricSpec("run_audits", "gauge", "Audits of the statistic `audit_gap`, the weight of this replica in the rule.",
+        ("run", "model")),
     MetricSpec("run_baseline_moment", "gauge", "Baseline of a run: number of samples, sum of their values, sum of squares.",
         ("run", "model", "of", "order")),
     MetricSpec("run_baseline_clustered", "gauge",

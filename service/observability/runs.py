@@ -56,7 +56,7 @@ class MetricDescription(Protocol):
 
 NAMES = (
     "tripwire_statistic", "tripwire_threshold", "tripwire_tripped", "tripwire_trips_total", "run_sum_total", "run_baseline_moment",
-    "run_baseline_clustered",
+    "run_baseline_clustered", "run_audits",
     "run_component_sum_total", "run_component_baseline_moment", "run_model_age_seconds", "run_step", "run_kl",
     "runs_over_limit_total", "samples_inspected_total",
 )  # fmt: skip
@@ -128,6 +128,8 @@ def _add_wires(samples: _Samples, state: Run, monitor: RunMonitor) -> None:
         samples.add("tripwire_tripped", float(wire in state.alerts), wire=wire, cause=cause_of(wire))
     for wire, statistic in state.statistics.items():
         samples.add("tripwire_statistic", statistic, wire=wire)
+    if "audit_gap" in state.statistics:
+        samples.add("run_audits", state.compared["audited"])
     for wire, n in state.trips.items():
         samples.add("tripwire_trips_total", n, wire=wire)
 

@@ -50,6 +50,12 @@ def largest_of_replicas(wire: str) -> str:
     return f'max without ({REPLICA}, wire) (rewardserve_tripwire_statistic{{wire="{wire}"}})'
 
 
+def mean_of_replicas(wire: str, n: str) -> str:
+    """A statistic that each replica has of its samples: the mean of all replicas, each with the weight `n`."""
+    weighted = f'rewardserve_tripwire_statistic{{wire="{wire}"}} * ignoring (wire) {n}'
+    return f"{over_replicas(weighted)}\n  / {over_replicas(n)}"
+
+
 def without(label: str, expression: str) -> str:
     """Remove a label that no longer distinguishes series."""
     return f"sum without ({label}) ({expression})"

@@ -132,6 +132,12 @@ class Run:
         return sum((each.window for each in self.strata.values()), start=self.window_ids)
 
     @property
+    def compared(self) -> RunningSums:
+        """The smoothed sums of the strata whose baselines are complete; of all while none is."""
+        sums = [each.smooth for each in self.strata.values() if each.has_baseline]
+        return sum(sums[1:], start=sums[0]) if sums and len(self.strata) > 1 else self.smooth
+
+    @property
     def exported_baseline(self) -> Baseline:
         """The baseline for alert rules, which see the sums of all samples: also of strata that still learn theirs."""
         if len(self.strata) < 2:

@@ -217,18 +217,22 @@ RELATIVE = (MeanShift, ExcessMean, Saturation)
 
 @dataclass(frozen=True, slots=True)
 class AuditGap:
-    """Mean score less that of the audit judge, on the samples that both scored."""
+    """Mean score less that of the audit judge, on the samples that both scored; not of tasks whose start is still being learned.
+
+    The rule takes it from the replicas: their sums over a time still have all audits of the start of a run, which are many, and
+    not the gap that its tasks let expect.
+    """
 
     unit: ClassVar[Unit] = Unit("standard deviations above the audit judge's score")
 
     def __call__(self, run: RunSnapshot) -> float | None:
         """The gap."""
-        score, audit = run.mean("audited_score", MIN_AUDITED), run.mean("audit", MIN_AUDITED)
+        score, audit = (run.mean(name, MIN_AUDITED, run.with_baseline) for name in ("audited_score", "audit"))
         return None if score is None or audit is None else score - audit - run.expected_gap
 
     def promql(self, windows: Windows) -> str:
-        """The gap."""
-        return " - ".join(promql.recent_mean(name, MIN_AUDITED) for name in ("audited_score", "audit"))
+        """The mean of the replicas, each with the weight of its audits."""
+        return promql.mean_of_replicas("audit_gap", "rewardserve_run_audits")
 
 
 @dataclass(frozen=True, slots=True)

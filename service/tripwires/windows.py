@@ -259,13 +259,12 @@ class WindowCounter:
     def _snapshot(self, run: Run) -> RunSnapshot:
         """The snapshot of all samples; sets the baseline of the run."""
         strata = [each for each in run.strata.values() if each.has_baseline]
-        compared, gap = None, 0.0
+        compared, gap = run.compared, 0.0
         if len(run.strata) == 1 and strata:
             run.baseline = strata[0].baseline
         elif strata:
             run.baseline = mixed_baseline(strata, run.run_wide)
-            compared = sum((each.smooth for each in strata[1:]), start=strata[0].smooth)
-            gap = expected_gap(strata, run.smooth)
+            gap = expected_gap(strata, compared)
         return RunSnapshot(
             run.smooth,
             run.baseline,

@@ -212,6 +212,51 @@ def test_what_is_usual_is_learned_by_all_replicas_together(tmp_path):
     assert abs(first[0] - first[1]) <= SCRAPE_S
 
 
+def first_trip(series, wire):
+    """The first scrape at which a replica has this alert."""
+    tripped = [
+        values for labels, values in series.items() if "tripwire_tripped" in labels and f'wire="{wire}"' in labels
+    ]
+    return next((n for n, values in enumerate(zip(*tripped, strict=True)) if 1.0 in values), None)
+
+
+@needs_promtool
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_audit_gap_is_that_with_which_each_named_task_began(replicas, tmp_path):
+    """Another task, for which the judge is stricter from its start, raises no alert; a judge that becomes stricter does."""
+
+    def of_task(task, gap):
+        return Phase(QUIET, lambda rng, i, t: healthy(rng, i, task=task, audit=rng.gauss(-gap, 1)))
+
+    curriculum = [of_task("chat", 0.0), of_task("code", 1.0)]
+    silent = [(seconds(n), firing("RewardAuditGap"), []) for n in range(4, 2 * QUIET, 2)]
+    honest = trace(curriculum, replicas=replicas)
+    assert first_trip(honest, "audit_gap") is None
+    assert promtool(tmp_path, rules_text(WireConfig()), [case("curriculum", honest, silent)]) is None
+    exploited = [(seconds(3 * QUIET), firing("RewardAuditGap"), [])]
+    series = trace([*curriculum, of_task("code", 2.6)], replicas=replicas)
+    assert "RewardAuditGap" in (promtool(tmp_path, rules_text(WireConfig()), [case("gap", series, exploited)]) or "")
+
+
+@needs_promtool
+def test_audit_gap_is_not_held_back_by_the_many_audits_of_the_start(tmp_path):
+    """All samples of the start have an audit, later every tenth: the rule fires as soon as the wire does."""
+
+    def sampled(scrapes, gap, every):
+        def make(rng, i, t):
+            return healthy(rng, i, audit=rng.gauss(-gap, 1) if i // 8 % every == 0 else None)
+
+        return Phase(scrapes, make)
+
+    series = trace([sampled(4, 0.0, 1), sampled(60, 1.4, 10)], per_scrape=64)
+    tripped = first_trip(series, "audit_gap")
+    assert tripped is not None
+    questions = [(seconds(n), firing("RewardAuditGap"), []) for n in range(1, 64)]
+    output = promtool(tmp_path, rules_text(WireConfig()), [case("dense start", series, questions)]) or ""
+    fired = [int(m or 0) * 60 + int(s) for m, s in re.findall(r"time: (?:(\d+)m)?(\d+)s", output)]
+    assert abs(min(fired) - seconds(tripped)) <= SCRAPE_S
+
+
 @needs_promtool
 def test_divergence_fires_when_the_score_rises_and_the_audit_judge_falls(tmp_path):
     def drift(up, down):

@@ -51,6 +51,7 @@ BESIDE_THE_DESIGN = {
     "run_sum_total": {"run", "model", "of"},
     "run_baseline_moment": {"run", "model", "of", "order"},
     "run_baseline_clustered": {"run", "model", "of"},
+    "run_audits": {"run", "model"},
     "run_component_sum_total": {"run", "model", "component", "of"},
     "run_component_baseline_moment": {"run", "model", "component", "order"},
     "run_kl": {"run", "model"},

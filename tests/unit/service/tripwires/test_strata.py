@@ -57,6 +57,18 @@ def curriculum(step):
     return {"chat": max(0.0, 1.0 - step / 30), "code": min(1.0, step / 30), "math": late}
 
 
+def test_the_gap_of_a_task_counts_when_its_start_is_known():
+    rng = Random(4)
+    steps = [[sample(rng, "chat", audit=True) for _ in range(128)] for _ in range(12)]
+    steps += [[sample(rng, "code")._replace(score=2.0, audit=0.0) for _ in range(64)] for _ in range(3)]
+    monitor, _ = watched(steps, size=64)
+    run = monitor.runs["a"]
+    assert [each.has_baseline for each in run.strata.values()] == [True, False]
+    assert run.compared["audited"] < run.smooth["audited"]
+    before = watched(steps[:12], size=64)[0].runs["a"].statistics["audit_gap"]
+    assert run.statistics["audit_gap"] == pytest.approx(before, abs=0.02)
+
+
 # -- what trips -------------------------------------------------------------------------------------------------------
 
 
