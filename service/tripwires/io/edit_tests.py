@@ -22,8 +22,11 @@ from rewardserve.service.tripwires.io.run_texts import KeptSample
 MAX_EDITED = 32
 """First responses that each edit is put into."""
 
-MANY_EDITED, MANY_JUDGED = 64, 192
-"""The same where the edit may page, for the model and for the judge, whose scores of a response are less certain."""
+MANY_EDITED = 192
+"""The same where fewer leave open whether the edit earns anything, and for the judge, whose scores are less certain."""
+
+_OPEN_T = 1.0, 10.0
+"""What an edit earns is open between these multiples of its standard error."""
 
 MAX_TESTED = 2
 """Findings whose edit is tested."""
@@ -131,7 +134,7 @@ class EditTests:
             if earned is None:
                 continue
             judged = None
-            if lower_bound(earned) > 0.0:
+            if _OPEN_T[0] < earned.t < _OPEN_T[1]:
                 earned = await self._earned(finding, early, MANY_EDITED, scorer, allowed) or earned
             if judge is not None and lower_bound(earned) > _MIN_EARNED:
                 judged = await self._judged(finding, early, judge, allowed_judge)
@@ -149,13 +152,13 @@ class EditTests:
     ) -> Effect | None:
         """The effect on the scores of the judge, in standard deviations of those of the originals; None beyond `allowed` rows."""
         assert finding.edit is not None
-        pairs = edited_pairs(finding.edit, early, MANY_JUDGED)
+        pairs = edited_pairs(finding.edit, early, MANY_EDITED)
         texts = [(each, each.sample.response) for each, _ in pairs]
         if self._of_judge.n_rows + self._of_judge.n_missing([*pairs, *texts]) > allowed:
             return None
         known = [score for score in await self._of_judge.scores(texts, judge) if score is not None]
         std = pstdev(known) if len(known) >= MIN_PROMPTS else 0.0
-        return await _effect(self._of_judge, finding, early, MANY_JUDGED, judge, std) if std > 0.0 else None
+        return await _effect(self._of_judge, finding, early, MANY_EDITED, judge, std) if std > 0.0 else None
 
 
 def _tested(earned: Effect, judged: Effect | None, finding: Finding, growth: GrowthReport) -> TestedEdit:

@@ -276,7 +276,7 @@ async def test_a_feature_that_alone_earns_the_score_has_a_share_without_a_judge_
     assert 0.3 < alone["artefact_share"] < 1.0
     assert alone["judge_contradicts"] == 0.0
     assert attribution.alerted("ppo-7").wires == ("artefact_share",)
-    assert attribution.alerted("ppo-7").report.tested[0].earned.n == 64
+    assert attribution.alerted("ppo-7").report.tested[0].earned.n == 32
     (both,) = await watched(build(judge=Judge()), Scores(), Alerts())
     assert 1.0 < both["judge_contradicts"] < 2.2
     (agreed,) = await watched(build(judge=Scores()), Scores(), Alerts())
@@ -302,6 +302,18 @@ async def test_a_feature_that_earns_nothing_by_itself_pages_nothing(build):
 
     (statistics,) = await watched(build(judge=Judge()), Indifferent(), Alerts())
     assert statistics == {"artefact_share": 0.0, "judge_contradicts": 0.0}
+
+
+@pytest.mark.parametrize(("pay", "n"), [(2.0, 32), (0.3, 192), (-0.3, 32)])
+async def test_an_edit_is_put_into_more_responses_where_the_first_leave_open_whether_it_earns(build, pay, n):
+    class Pays(Scores):
+        async def scores(self, samples):
+            return [pay * (TAIL in s.response) + len(s.response) % 13 / 13 for s in samples]
+
+    attribution = build()
+    await watched(attribution, Pays(), Alerts())
+    (tested,) = attribution.reports["ppo-7"].tested.values()
+    assert tested.earned.n == n
 
 
 async def test_stationary_responses_score_no_edit(build):
@@ -371,7 +383,7 @@ async def test_the_scores_of_an_edit_are_known_to_the_next_report(build):
     attribution._progress_of("ppo-7").due_at = 0
     await watched(attribution, scores, alerts)
     assert alerts.statistics[0] == alerts.statistics[1]
-    assert (len(scores.samples), len(judge.samples)) == (128, 384)
+    assert (len(scores.samples), len(judge.samples)) == (64, 384)
 
 
 async def test_an_edit_whose_scores_are_known_keeps_its_share_when_the_allowance_is_used(build, monkeypatch):
