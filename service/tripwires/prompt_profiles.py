@@ -11,6 +11,7 @@ bounded, so a run whose prompts never stop changing is compared with the most si
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import log
@@ -38,6 +39,7 @@ _FEW: Final = 8.0
 """Prompts with which the sum exceeds chance twice as far: their features are not normal."""
 _HEAD, _TAIL = 200, 60
 """Characters of a long prompt that are read."""
+_NUMBER: Final = re.compile(rb"[0-9]+")
 _CLASSES: Final = {
     "digits": b"0123456789",
     "capitals": bytes(range(65, 91)),
@@ -74,19 +76,21 @@ def given_text(sample: Sample) -> str:
 
 
 def prompt_features(text: str) -> tuple[float, ...]:
-    """`FEATURES` of a text: logarithms of length and lines, whether it asks, shares of classes of bytes, the first word hashed."""
+    """`FEATURES` of a text, whose numbers have one digit each: logarithms of length and lines, whether it asks, shares of classes
+    of bytes, the first word hashed."""
     read = text if len(text) <= _HEAD + _TAIL else text[:_HEAD] + text[-_TAIL:]
-    content = read.encode("utf-8", "replace")
+    whole = read.encode("utf-8", "replace")
+    content = _NUMBER.sub(b"0", whole)
     n = len(content) or 1
     words = read.split(None, 1)
     first = crc32(words[0].lower().encode("utf-8", "replace")) % _N_FIRST_WORDS if words else 0
     shares = [(n - len(content.translate(None, of_class))) / n for of_class in _CLASSES.values()]
     return (
-        log(1 + len(text)),
+        log(1 + len(text) - len(whole) + len(content)),
         log(1 + text.count("\n")),
         float("?" in read),
         read.count(" ") / n,
-        n / (len(read) or 1),
+        len(whole) / (len(read) or 1),
         *shares,
         *_FIRST_WORDS[first],
     )

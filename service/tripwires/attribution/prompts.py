@@ -5,13 +5,17 @@ test. Where they changed, each gets a score, the sum of log ratios of the featur
 are compared within strata of that score (Rosenbaum and Rubin 1984, "Reducing Bias in Observational Studies Using
 Subclassification on the Propensity Score"). A stratum in which early and recent prompts still have different scores is left
 out: its recent prompts have no early ones like them, and are compared with none. Tasks that the client names are strata already.
+
+Numbers, dates and ids are left out: prompts that number themselves do not change.
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from math import log
 from typing import NamedTuple
 
@@ -35,6 +39,14 @@ _MIN_CHANGE = 0.03
 
 _N_NAMED = 8
 
+_HEX_ID = re.compile(r"(?<![0-9A-Fa-f])[0-9A-Fa-f]{4,}+(?:-[0-9A-Fa-f]{4,}+)++")
+_DATE_WORDS = frozenset(
+    ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "january", "february", "march", "april", "may",
+     "june", "july", "august", "september", "october", "november", "december")
+)  # fmt: skip
+_VOWELS, _LONG = frozenset("aeiouy"), 5
+"""Ids whose parts need no digit; words of dates; letters without which an ASCII word is as likely an id, from a length on."""
+
 
 class PromptChange(NamedTuple):
     """Change of the prompts of a run.
@@ -50,8 +62,9 @@ class PromptChange(NamedTuple):
 
 def prompt_change(early: Sequence[ObservedSample], recent: Sequence[ObservedSample]) -> PromptChange:
     """Compare the prompts of recent samples with those of early ones."""
-    lengths = sorted(len(sample.prompt) for sample in early)
-    named = [_features_by_prompt(side, lengths) for side in (early, recent)]
+    prompts = [{sample.prompt_key: _without_numbers(sample.prompt) for sample in side} for side in (early, recent)]
+    lengths = sorted(_length(prompts[0][sample.prompt_key]) for sample in early)
+    named = [{key: _features(prompt, lengths) for key, prompt in side.items()} for side in prompts]
     keys = [[sample.prompt_key for sample in side] for side in (early, recent)]
     whole = StratifiedComparison(cluster(keys[0]), cluster(keys[1]))
     if not whole.strata:
@@ -119,17 +132,27 @@ def _strata(
     return strata[0], strata[1]
 
 
-def _features_by_prompt(samples: Sequence[ObservedSample], lengths: Sequence[int]) -> dict[int, set[str]]:
-    prompts = {sample.prompt_key: sample.prompt for sample in samples}
-    return {key: _features(prompt, lengths) for key, prompt in prompts.items()}
+def _without_numbers(prompt: str) -> list[str]:
+    """The words of a prompt, with a `0` for numbers, dates and ids that follow each other."""
+    words = ["0" if _is_number(word) else word for word in words_of(_HEX_ID.sub("0", clip(prompt)))]
+    return [word for last, word in pairwise(["", *words]) if word != "0" or last != "0"]
 
 
-def _features(prompt: str, lengths: Sequence[int]) -> set[str]:
+def _is_number(word: str) -> bool:
+    if not word.isalpha():
+        return any(char.isdigit() for char in word)
+    return word in _DATE_WORDS or (len(word) >= _LONG and word.isascii() and _VOWELS.isdisjoint(word))
+
+
+def _length(words: Sequence[str]) -> int:
+    return sum(map(len, words)) + len(words)
+
+
+def _features(words: Sequence[str], lengths: Sequence[int]) -> set[str]:
     """Words, first words, and length by early quartiles of a prompt."""
-    words = words_of(clip(prompt))
     names = set(words)
     names.update(f"first words:{' '.join(words[:n])}" for n in (1, 2, 3))
-    names.add(f"length:{4 * bisect_left(lengths, len(prompt)) // max(1, len(lengths))}")
+    names.add(f"length:{4 * bisect_left(lengths, _length(words)) // max(1, len(lengths))}")
     return names
 
 

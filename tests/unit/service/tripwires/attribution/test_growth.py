@@ -21,6 +21,7 @@ from rewardserve.service.tripwires.attribution.edits import (
 from rewardserve.service.tripwires.attribution.findings import MAX_JUDGED_SHARE
 from rewardserve.service.tripwires.attribution.growth import compare_with, find_growth
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
+from rewardserve.service.tripwires.attribution.prompts import prompt_change
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
 from tests.unit.service.tripwires.attribution.conftest import stream
 
@@ -207,6 +208,42 @@ def test_a_task_that_becomes_more_frequent_is_no_growth():
     assert report.prompts.features
     assert report.comparable > 0.7
     assert report.findings == []
+
+
+NUMBERED = {
+    "number": lambda step, rng: f"Task {step}-{rng.randrange(10**6)}. ",
+    "date": lambda step, rng: "Today is {}, {} {} 2026. ".format(
+        *(("Monday", 30, "November"), ("Friday", 4, "December"))[step]
+    ),
+    "session": lambda step, rng: f"Session {rng.getrandbits(32):08x}-{rng.getrandbits(16):04x} of step {step}. ",
+    "nonce": lambda step, rng: ("[kqzxw] ", "[bdfgm] ")[step],
+}
+
+
+@pytest.mark.parametrize("name", NUMBERED)
+def test_prompts_that_number_themselves_have_not_changed(name):
+    rng = random.Random(3)
+
+    def numbered(samples, step):
+        return [each._replace(prompt=NUMBERED[name](step, rng) + each.prompt) for each in samples]
+
+    recent = stream(2, exploit=lambda p, r: r + " Kind regards to all.", share=0.3)
+    report = compare_with(EarlyFeatures(numbered(stream(1), 0)), numbered(recent, 1))
+    assert report.prompts.features == ()
+    assert report.comparable == 1.0
+    assert report.findings[0].edit == Edit((Append((" Kind regards to all.",)),))
+
+
+def test_numbers_instead_of_words_are_a_change_of_prompts():
+    early, recent = stream(1), stream(2, ask="What is 3 plus 14, {} {}")
+    assert compare_with(EarlyFeatures(early), recent).prompts.features
+
+
+def test_hostile_prompts_are_read_in_linear_time():
+    for text in ("a" * 4_000, "ab-" * 1_300, "1" * 4_000, "abcd-" * 800, "é1" * 2_000):
+        start = time.process_time()
+        prompt_change([ObservedSample(text, "", key, 0.0) for key in range(64)], [])
+        assert time.process_time() - start < 1.0
 
 
 def of_tasks(seed, share, exploit=None):
