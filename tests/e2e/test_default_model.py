@@ -52,7 +52,7 @@ def trunk():
 
 @pytest.fixture(scope="module")
 def server(trunk):
-    with Server() as running:
+    with Server(fresh=True) as running:
         yield running
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from tests.support.documented import check
+from tests.support.forked import MODEL, SERVICE, ForkedProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 60.0  # a busy machine with slow cores loads a model slowly
@@ -42,15 +43,17 @@ class Api:
 
 
 class Server(Api):
-    """`rewardserve serve` with these flags. `lines` has its output. `tls`: the client's verification of the server."""
+    """`rewardserve serve` with these flags. `lines` has its output. `tls`: the client's verification of the server.
 
-    def __init__(self, *flags, module="rewardserve", env=None, wait_for=READY, patience_s=TIMEOUT_S, port=0, tls=True):
+    A fork of a process that has imported its libraries (`forked`), unless it has an `env` or is to be `fresh`.
+    """
+
+    def __init__(
+        self, *flags, module="rewardserve", env=None, wait_for=READY, patience_s=TIMEOUT_S, port=0, tls=True, fresh=False
+    ):  # fmt: skip
         self._patience_s = patience_s
-        command = [sys.executable, "-m", module, "serve", f"--port={port}", *flags]
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=clean | (env or {}), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-        )
+        arguments = [f"--port={port}", *flags]
+        self.process = _start_fresh(module, arguments, env) if fresh or env else _fork(module, arguments)
         self.lines: list[str] = []
         self._new: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -116,12 +119,26 @@ def drill(model, *flags, **kwargs):
 
 def run_to_end(*flags, module="rewardserve", env=None, patience_s=TIMEOUT_S):
     """Run a server that is expected to end by itself. Return its exit code and output."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
-    done = subprocess.run(
-        [sys.executable, "-m", module, "serve", *flags], cwd=ROOT, env=clean | (env or {}), capture_output=True, text=True,
-        timeout=patience_s, check=False,
+    process = _start_fresh(module, flags, env) if env else _fork(module, flags)
+    with process.stderr:
+        output = process.stderr.read()
+    return process.wait(patience_s), output
+
+
+def _start_fresh(module, arguments, env):
+    return subprocess.Popen(
+        [sys.executable, "-m", module, "serve", *arguments], cwd=ROOT, env=_without_settings() | (env or {}),
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
     )  # fmt: skip
-    return done.returncode, done.stderr
+
+
+def _fork(module, arguments):
+    has_model = module == "rewardserve" and "--backend=echo" not in arguments
+    return ForkedProcess(MODEL if has_model else SERVICE, [module, "serve", *arguments], _without_settings())
+
+
+def _without_settings():
+    return {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
 
 
 def wait_until(condition, seconds=4.0):
