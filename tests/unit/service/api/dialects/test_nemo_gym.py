@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewardserve.model.conversation import EmptyResponse, InvalidMessages, Sample
+from rewardserve.model.conversation import EmptyResponse, InvalidMessages, Message, Sample
 from rewardserve.service.api.dialects.nemo_gym import VERIFY
 from rewardserve.service.errors import InvalidRequest
 
@@ -19,10 +19,17 @@ def ask(response, **asked):
 
 
 @pytest.mark.parametrize(
-    "response", [{}, {"status": None}, {"status": "completed", "error": None}, {"status": "incomplete"}]
+    ("response", "finish"),
+    [
+        ({}, "stop"),
+        ({"status": None}, "stop"),
+        ({"status": "completed", "error": None}, "stop"),
+        ({"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}, "length"),
+    ],
 )
-def test_an_answer_is_scored(response):
-    assert isinstance(ask(response), Sample)
+def test_an_answer_is_scored(response, finish):
+    turns = (Message("user", "hi"), Message("assistant", "yo"))
+    assert ask(response) == Sample(messages=turns, finish_reason=finish)
 
 
 @pytest.mark.parametrize(
@@ -36,11 +43,15 @@ def test_an_answer_is_scored(response):
     ],
 )
 def test_a_response_that_failed_or_did_not_end_is_no_answer(response):
-    assert isinstance(ask(response), InvalidMessages)
+    failed = ask(response)
+    assert isinstance(failed, InvalidMessages)
+    assert failed.message == "the policy's response failed or did not end: there is nothing to score"
 
 
 def test_instructions_that_are_no_text_are_not_left_out():
-    assert isinstance(ask({}, instructions=["be brief"]), InvalidMessages)
+    failed = ask({}, instructions=["be brief"])
+    assert isinstance(failed, InvalidMessages)
+    assert failed.message == "instructions must be a text"
 
 
 REASONING = {"type": "reasoning", "summary": []}
