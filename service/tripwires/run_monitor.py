@@ -1,8 +1,8 @@
 """Watch all runs: O(1) a run, a bounded number of runs.
 
-Samples are added to sums; when a window is full, its sums are smoothed, and every wire is evaluated on them (`windows`). An
-alert stays active until an operator acknowledges it. `run_table` bounds the runs. Pure: the time is passed in, and no reward
-changes.
+Samples are added to sums; when a window is full, its sums are smoothed (`windows`), and every wire is evaluated on them
+(`evaluation`). An alert stays active until an operator acknowledges it. `run_table` bounds the runs. Pure: the time is passed in,
+and no reward changes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from types import MappingProxyType
 from rewardserve.service.tripwires.alert import CANARY, VOTE, Alert
 from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.drift import PromptMeans
+from rewardserve.service.tripwires.evaluation import WireEvaluator
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_context import RunName
 from rewardserve.service.tripwires.run_state import MonitorLimits, Run
@@ -39,7 +40,8 @@ class RunMonitor:
         self.n_skipped = 0
         self.alerts_revision = 0
         self._table = RunTable(limits)
-        self._counter = WindowCounter(limits, self.wires)
+        self._evaluator = WireEvaluator(limits, self.wires)
+        self._counter = WindowCounter(limits, self._evaluator)
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -127,7 +129,7 @@ class RunMonitor:
             return []
         run.attributed.update(statistics)
         run.revision += 1
-        alerts = self._counter.evaluate(run, now)
+        alerts = self._evaluator.evaluate(run, now)
         self.alerts_revision += len(alerts)
         return alerts
 

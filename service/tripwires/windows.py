@@ -1,22 +1,24 @@
-"""Count the samples of a run in windows; when a window is full, smooth its sums and evaluate every wire on them. Pure."""
+"""Count the samples of a run in windows; when a window is full, smooth its sums and have every wire evaluated on them. Pure."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import TypeVar
 
 from rewardserve.model.traits import TOKEN_TRAITS, TRAITS
-from rewardserve.service.tripwires.alert import VOTE, Alert, Severity
+from rewardserve.service.tripwires.alert import Alert
 from rewardserve.service.tripwires.baseline import Baseline
 from rewardserve.service.tripwires.drift import PromptMeans
+from rewardserve.service.tripwires.evaluation import WireEvaluator
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_state import MonitorLimits, Run, WindowSample, task_key
 from rewardserve.service.tripwires.running_sums import RunningSums
-from rewardserve.service.tripwires.statistics import MIN_AUDITED, RELATIVE, RunSnapshot, WindowMeans
-from rewardserve.service.tripwires.strata import Stratum, expected_gap, mixed_baseline, within_strata
-from rewardserve.service.tripwires.wires import FLAGGED_TRAITS, Wire
+from rewardserve.service.tripwires.statistics import MIN_AUDITED
+from rewardserve.service.tripwires.strata import Stratum, within_strata
+from rewardserve.service.tripwires.window_sums import add_prompts, deviating_means, prompt_means, window_means
+from rewardserve.service.tripwires.wires import FLAGGED_TRAITS
 
 V = TypeVar("V")
 
@@ -32,9 +34,9 @@ _MAX_TIMES = 8
 class WindowCounter:
     """Counter of samples in the windows of runs. Stateless: the sums belong to the runs."""
 
-    def __init__(self, limits: MonitorLimits, wires: Sequence[Wire]) -> None:
+    def __init__(self, limits: MonitorLimits, evaluator: WireEvaluator) -> None:
         self._limits = limits
-        self._wires = wires
+        self._evaluator = evaluator
 
     def new_samples(self, run: Run, samples: Iterable[SampleFeatures]) -> list[SampleFeatures]:
         """The samples that are no retries of counted ones."""
@@ -174,7 +176,7 @@ class WindowCounter:
             self._complete_baselines(run, self._limits.warm_up * self._limits.window / (4 * _WARM_UP_GROUP))
         elif run.has_baseline:
             self._complete_baselines(run)
-        return self.evaluate(run, now) if run.has_baseline and run.is_watched else []
+        return self._evaluator.evaluate(run, now) if run.has_baseline and run.is_watched else []
 
     def _add_prompts(self, run: Run) -> None:
         by_stratum: dict[str, list[WindowSample]] = {}
@@ -232,75 +234,6 @@ class WindowCounter:
         n, n_run = stratum.total["samples"], self._limits.warm_up * self._limits.window
         return 2 * n >= n_run and (_WARM_UP_GROUP * stratum.total["prompts"] >= n_run or n >= _MAX_TIMES * n_run)
 
-    # -- evaluation ---------------------------------------------------------------------------------------------------
-
-    def evaluate(self, run: Run, now: float) -> list[Alert]:
-        """Evaluate every wire on all samples, then on each task by itself, and the votes of each."""
-        statistics = self._statistics(self._snapshot(run))
-        tasks = dict.fromkeys(statistics, "")
-        votes, voting_task = self._votes(statistics), ""
-        for each in _comparable(run):
-            of_task = self._statistics_of_task(run, each, statistics)
-            if (n := self._votes(of_task)) > votes:
-                votes, voting_task = n, each.task
-            for name, statistic in of_task.items():
-                if name not in statistics or statistic > statistics[name]:
-                    statistics[name], tasks[name] = statistic, each.task
-        run.statistics = {**statistics, VOTE: votes}
-        alerts = [
-            self._trip(run, wire.name, wire.severity, wire.threshold, now, tasks[wire.name])
-            for wire in self._wires
-            if statistics.get(wire.name, wire.threshold) > wire.threshold
-        ]
-        if votes >= self._limits.votes_for_a_page:
-            alerts.append(self._trip(run, VOTE, "page", self._limits.votes_for_a_page, now, voting_task))
-        return [alert for alert in alerts if alert is not None]
-
-    def _snapshot(self, run: Run) -> RunSnapshot:
-        """The snapshot of all samples; sets the baseline of the run."""
-        strata = [each for each in run.strata.values() if each.has_baseline]
-        compared, gap = run.compared, 0.0
-        if len(run.strata) == 1 and strata:
-            run.baseline = strata[0].baseline
-        elif strata:
-            run.baseline = mixed_baseline(strata, run.run_wide)
-            gap = expected_gap(strata, compared)
-        return RunSnapshot(
-            run.smooth,
-            run.baseline,
-            tuple(run.trend),
-            (len(run.honeypots), sum(run.honeypots)),
-            run.kl,
-            self._limits.window,
-            run.audit_drift.e_value if run.audit_drift.start is not None else None,
-            compared,
-            gap,
-            run.prompts.n_changes,
-            run.attributed,
-        )
-
-    def _statistics(self, snapshot: RunSnapshot) -> dict[str, float]:
-        return {w.name: s for w in self._wires if (s := w.statistic(snapshot)) is not None}
-
-    def _statistics_of_task(self, run: Run, stratum: Stratum, of_all: Mapping[str, float]) -> dict[str, float]:
-        """The statistics of one task: those that compare with a baseline. The others are those of all samples."""
-        snapshot = RunSnapshot(stratum.smooth, stratum.baseline, window=self._limits.window)
-        relative = {w.name: w.statistic(snapshot) for w in self._wires if isinstance(w.statistic, RELATIVE)}
-        others = {name: statistic for name, statistic in of_all.items() if name not in relative}
-        return others | {name: statistic for name, statistic in relative.items() if statistic is not None}
-
-    def _votes(self, statistics: Mapping[str, float]) -> float:
-        return float(sum(wire.weight(statistics.get(wire.name)) for wire in self._wires))
-
-    def _trip(self, run: Run, wire: str, severity: Severity, threshold: float, now: float, task: str) -> Alert | None:
-        """Activate the alert of a wire and return it; None where it is active already."""
-        if wire in run.alerts:
-            return None
-        evidence = tuple(run.wire_evidence.get(wire) or run.recent_evidence)
-        alert = Alert(wire, severity, run.statistics[wire], threshold, run.step, evidence, task)
-        run.activate(alert, now)
-        return alert
-
 
 def _assign_profile(run: Run) -> None:
     """Count the samples without a task for the profile of their prompts, which only the whole window shows."""
@@ -320,101 +253,6 @@ def _assign_profile(run: Run) -> None:
 
 def _is_saturated(sample: SampleFeatures, stratum: Stratum) -> bool:
     return stratum.baseline.saturation is not None and sample.score > stratum.baseline.saturation
-
-
-def _comparable(run: Run) -> list[Stratum]:
-    """The tasks that are compared by themselves too; none where all samples are of one."""
-    return [each for each in run.strata.values() if each.is_comparable] if len(run.strata) > 1 else []
-
-
-def window_means(window: RunningSums) -> WindowMeans | None:
-    """The means over the audited samples of a window; None without any."""
-    score, audit = window.mean("audited_score"), window.mean("audit")
-    return None if score is None or audit is None else WindowMeans(score, audit)
-
-
-def deviating_means(strata: Iterable[Stratum]) -> WindowMeans | None:
-    """The mean deviations of the audited samples of the open window from the baselines of their strata; None without any."""
-    n = score = audit = 0.0
-    for each in strata:
-        means = window_means(each.window)
-        if means is not None and each.audits is not None:
-            weight = each.window["audited"]
-            n += weight
-            score += weight * (means.score - each.audits.score)
-            audit += weight * (means.audit - each.audits.audit)
-    return WindowMeans(score / n, audit / n) if n else None
-
-
-def prompt_means(audits: Iterable[tuple[int, PromptMeans]]) -> list[PromptMeans]:
-    """The means of each prompt, from pairs of a prompt and both scores of a response."""
-    by_prompt: dict[tuple[int, str], list[PromptMeans]] = {}
-    for prompt, scores in audits:
-        by_prompt.setdefault((prompt, scores.task), []).append(scores)
-    return [
-        PromptMeans(sum(s.score for s in each) / len(each), sum(s.audit for s in each) / len(each), task)
-        for (_, task), each in by_prompt.items()
-    ]
-
-
-def add_prompts(window: RunningSums, samples: Sequence[WindowSample], saturation: float | None) -> None:
-    """Add the numbers that only a whole window has: its prompts, groups, and the spread of numbers over prompts.
-
-    Where there is one prompt alone, its samples are the independent units.
-    """
-    by_prompt: dict[int, list[WindowSample]] = {}
-    for each in samples:
-        by_prompt.setdefault(each.features.prompt_hash, []).append(each)
-    window.add("prompts", len(by_prompt))
-    for group in by_prompt.values():
-        if len(group) > 1:
-            window.add("groups")
-            if len({each.features.reward for each in group}) == 1:
-                window.add("flat_groups")
-    groups = list(by_prompt.values()) if len(by_prompt) > 1 else [[each] for each in samples]
-    if len(groups) < 2:
-        return
-    times = len(groups) / (len(groups) - 1)
-    for name, column in _columns(groups, saturation):
-        mean = window.mean(name)
-        if mean is not None:
-            rests = [total - mean * n for n, total in column]
-            window.add(f"{name}_clustered", times * sum([rest * rest for rest in rests]))  # inf where `**` would raise
-
-
-def _columns(
-    groups: Sequence[Sequence[WindowSample]], saturation: float | None
-) -> Iterator[tuple[str, list[tuple[int, float]]]]:
-    """Number of samples and sum of each number, of every group."""
-    features = [[each.features for each in group] for group in groups]
-    sizes = [len(group) for group in groups]
-    yield "score", [(len(group), sum([each.score for each in group])) for group in features]
-    for name, values in (
-        ("spread", [[each.spread for each in group if each.spread is not None] for group in features]),
-        ("distance", [[each.distance for each in group if each.distance is not None] for group in features]),
-    ):
-        if any(values):
-            yield name, [(len(each), sum(each)) for each in values]
-    if saturation is not None:
-        yield "saturated", [(len(group), sum([each.score > saturation for each in group])) for group in features]
-    if any(each.is_capped for group in features for each in group):
-        yield "capped", [(len(group), sum([each.is_capped for each in group])) for group in features]
-    n_texts = [sum([len(each.traits) > len(TOKEN_TRAITS) for each in group]) for group in features]
-    for kind in ("duplicate_within_prompt", "duplicate_across_prompts"):
-        counts = [sum([each.duplicate == kind for each in group]) for group in groups]
-        if any(counts):
-            yield kind, list(zip(n_texts, counts, strict=True))
-    if any(probing := [sum([each.is_probing for each in group]) for group in groups]):
-        yield "probing", list(zip(n_texts, probing, strict=True))
-    n_responses = sizes if all(each.traits for group in features for each in group) else None
-    for i, name in enumerate(TRAITS):
-        totals = [sum([each.traits[i] for each in group if len(each.traits) > i]) for group in features]
-        if any(totals):
-            if i >= len(TOKEN_TRAITS):
-                counted = n_texts
-            else:
-                counted = n_responses or [sum([bool(each.traits) for each in group]) for group in features]
-            yield name, list(zip(counted, totals, strict=True))
 
 
 def _remember(kept: OrderedDict[int, V], key: int, value: V, most: int) -> None:

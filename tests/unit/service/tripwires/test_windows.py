@@ -18,7 +18,7 @@ from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import ActiveAlert, MonitorLimits
 from rewardserve.service.tripwires.running_sums import ENTRIES, RunningSums
-from rewardserve.service.tripwires.windows import prompt_means
+from rewardserve.service.tripwires.window_sums import prompt_means
 from rewardserve.service.tripwires.wires import WIRES, AlertText, Wire
 
 SAMPLE = SampleFeatures(1, None, 0.0, 0.0, is_capped=False, traits=())
