@@ -32,6 +32,12 @@ def is_printable(text: str) -> bool:
 
 
 @lru_cache(maxsize=1024)
+def is_task_name(task: str) -> bool:
+    """Whether a text can be the name of a task."""
+    return len(task) <= MAX_NAME_CHARS and is_printable(task)
+
+
+@lru_cache(maxsize=1024)
 def check_task_name(task: str) -> str:
     """Return the name of a task, whose length is checked. Raise `InvalidRequest` for a name that cannot be displayed."""
     if not is_printable(task):

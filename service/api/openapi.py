@@ -113,6 +113,13 @@ _RUN_PARAMETERS = [
     )
     for place in ("query", "header")
 ]
+_TASK_PARAMETERS = [
+    _parameter(
+        place, name, {"type": "string", "maxLength": MAX_NAME_CHARS},
+        "task of the samples for which the body names none; send it in the URL or in the header, not with two values", "math",
+    )
+    for place, name in (("query", "task"), ("header", "x-task"))
+]  # fmt: skip
 _VALUE = _parameter(
     "query", "value", {"type": "string", "enum": ["reward", "raw", "normalized"]},
     "the score of a sample in the reply, without an activation; default: see docs/how-to/trainers.md", "raw",
@@ -148,7 +155,8 @@ def operation(body: type[StrictRecord], reply: type[ReplyRecord], dialect: Diale
     forms = dialect.body_formats if dialect else ()
     examples = {f"example {i}": {"value": each} for i, each in enumerate(body.EXAMPLES)}
     content = {"application/json": {"schema": _schema([body, *(form.body for form in forms)]), "examples": examples}}
-    parameters = [*_REPLY_PARAMETERS, *_RUN_PARAMETERS, *([_VALUE_OF_PAIRS] if dialect else [])]
+    of_samples = [_VALUE_OF_PAIRS, *_TASK_PARAMETERS] if dialect else []
+    parameters = [*_REPLY_PARAMETERS, *_RUN_PARAMETERS, *of_samples]
     types = [reply, *(each for form in forms for each in form.replies)]
     not_served = dialect.not_served_reply if dialect else ErrorReply
     statuses = [status for status in _ERRORS if status != 404 or dialect]
@@ -191,7 +199,7 @@ def dialect_operation(dialect: Dialect) -> dict[str, Any]:
         "responses": {200: good, **refused},
         "openapi_extra": {
             "requestBody": {"required": True, "content": content},
-            "parameters": [*in_path, *_REPLY_PARAMETERS, *_RUN_PARAMETERS, _VALUE, *optional],
+            "parameters": [*in_path, *_REPLY_PARAMETERS, *_RUN_PARAMETERS, *_TASK_PARAMETERS, _VALUE, *optional],
         },
     }
 

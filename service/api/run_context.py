@@ -1,4 +1,4 @@
-"""Read the run and step of a request from its URL or headers, for wire formats whose body has no field for them.
+"""Read run, step and task of a request from its URL or headers, for wire formats whose body has no field for them.
 
 In most trainers only the URL of the reward model can be configured. An API key is never read from the query of a URL, since URLs
 appear in logs.
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from rewardserve.model.text.nearest_word import did_you_mean
-from rewardserve.service.api.names import check_run_name, check_task_name
+from rewardserve.service.api.names import MAX_NAME_CHARS, check_run_name, check_task_name, is_task_name
 from rewardserve.service.api.requests import MAX_STEP
 from rewardserve.service.auth.api_keys import RunPermissions
 from rewardserve.service.errors import InvalidRequest, RunNotAllowed
@@ -38,13 +38,14 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 class RequestParameters:
     """Parameters of a request from its URL and headers. `options` are further query parameters, as text.
 
-    `model_digests` select the only model that may answer.
+    `model_digests` select the only model that may answer. `task` is that of the samples without one.
     """
 
     run: str | None
     step: int | None
     options: Mapping[str, str]
     model_digests: tuple[str, ...] = ()
+    task: str | None = None
 
 
 NO_PARAMETERS = RequestParameters(None, None, {})
@@ -56,12 +57,16 @@ def check_no_parameters(request: Request) -> None:
         raise InvalidRequest("this route has no query parameters: leave them out; see /docs", field="query")
 
 
-def read_parameters(scope: Scope, options: Collection[str] = (), remark: str = "") -> RequestParameters:
-    """Read `?run=`, `?step=` and `?model_digest=`, or `x-run`, `x-step` and `x-model-digest`. `remark` describes the options.
+def read_parameters(
+    scope: Scope, options: Collection[str] = (), remark: str = "", *, has_task: bool = True
+) -> RequestParameters:
+    """Read `?run=`, `?step=`, `?task=` and `?model_digest=`, or `x-run`, `x-step`, `x-task` and `x-model-digest`.
 
-    Raise `InvalidRequest` for an unknown parameter, and for two different values of one parameter.
+    `remark` describes the options. Without `has_task` the route has no use for a task: none is known in the URL, and the header
+    is not read. Raise `InvalidRequest` for an unknown parameter, for two different values of one parameter, and for a task that is
+    no name.
     """
-    run = step = digest = None
+    run = step = digest = task = None
     for name, value in scope["headers"]:
         if name[:2] == b"x-":  # `HttpProtocol` refuses duplicates
             if name == b"x-run":
@@ -70,9 +75,12 @@ def read_parameters(scope: Scope, options: Collection[str] = (), remark: str = "
                 step = value
             elif name == b"x-model-digest":
                 digest = value
-    if run is None and step is None and digest is None and not scope["query_string"]:
+            elif name == b"x-task" and has_task:
+                task = value
+    if run is None and step is None and digest is None and task is None and not scope["query_string"]:
         return NO_PARAMETERS
-    given = _query_parameters(scope["query_string"], {*options, "run", "step", "model_digest"}, remark)
+    known = {*options, "run", "step", "model_digest", *(("task",) if has_task else ())}
+    given = _query_parameters(scope["query_string"], known, remark)
     others = {k: v for k, v in given.items() if k in options}
     return RequestParameters(
         single_value("run", given.get("run") or None, _header_text(run, "x-run") or None),
@@ -84,6 +92,7 @@ def read_parameters(scope: Scope, options: Collection[str] = (), remark: str = "
             _parse_digests(_header_text(digest, "x-model-digest")),
         )
         or (),
+        _check_task(single_value("task", given.get("task") or None, _header_text(task, "x-task") or None)),
     )
 
 
@@ -127,6 +136,24 @@ def run_context_of(
         context = RunContext(run, step, kl, ids, caller.owner, bool(caller.runs), tasks, client)
     scope["state"]["run_context"] = context
     return context
+
+
+def with_tasks(context: RunContext, named: Sequence[str | None], of_request: str | None, n_samples: int) -> RunContext:
+    """Set the tasks of the samples: those that the body names, empty where it names none, otherwise that of the request.
+
+    Trainers send these names for other purposes, so one that cannot be displayed is no error, but no task either.
+    """
+    named = named or (None,) * n_samples
+    tasks = [task if task and is_task_name(task) else of_request for task in named]
+    return context._replace(tasks=tasks) if any(tasks) else context
+
+
+def _check_task(task: str | None) -> str | None:
+    if task is not None and len(task) > MAX_NAME_CHARS:
+        raise InvalidRequest(
+            f"task is longer than {MAX_NAME_CHARS} characters", field="task", n=len(task), limit=MAX_NAME_CHARS
+        )
+    return None if task is None else check_task_name(task)
 
 
 def _client_of(scope: Scope) -> UnnamedClient:

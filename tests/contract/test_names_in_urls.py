@@ -52,7 +52,7 @@ def test_an_unknown_parameter_that_may_be_a_key_is_not_repeated(server, query):
 
 def test_value_is_known_to_score_only_without_samples(server):
     message = server.client.post("/score?foo=1", json=TEXT).json()["error"]["message"]
-    assert message.endswith("known are model_digest, run, step, value (value only without `samples`).")
+    assert message.endswith("known are model_digest, run, step, task, value (value only without `samples`).")
 
 
 @pytest.mark.parametrize("path", ["/tripwires", "/model", "/tripwires/ppo-7/details", "/admin/models"])

@@ -199,9 +199,9 @@ def test_what_urls_and_headers_say_is_documented_on_every_route_that_scores(docu
     paths = {dialect.path.replace(":path", "") for dialect in DIALECTS} | {"/score"}
     for path in paths:
         names = {(p["in"], p["name"]) for p in document["paths"][path]["post"]["parameters"]}
-        assert {("query", n) for n in ("run", "step", "model_digest", "value")} <= names, path
+        assert {("query", n) for n in ("run", "step", "task", "model_digest", "value")} <= names, path
         assert {
-            ("header", n) for n in ("x-run", "x-step", "x-model-digest", "x-deadline-ms", "idempotency-key")
+            ("header", n) for n in ("x-run", "x-step", "x-task", "x-model-digest", "x-deadline-ms", "idempotency-key")
         } <= names, path
     assert ("query", "reward_key") in {(p["in"], p["name"]) for p in document["paths"]["/slime"]["post"]["parameters"]}
     assert ("query", "on_failure") in {(p["in"], p["name"]) for p in document["paths"]["/verify"]["post"]["parameters"]}

@@ -140,6 +140,7 @@ class BodyFormat:
     `model` returns the model name of a body. `activation_of` returns whether a body requests the sigmoid of the raw score, None
     if it has no such field; then `activates_by_default` applies. `may_be_empty`: a body without samples gets a reply without
     scores, as from the server of this format or for clients that send such bodies; in any other format it is refused.
+    `tasks` returns the task or data set of each sample, where the format has a field that names it; empty otherwise.
     """
 
     text_fields: tuple[str, ...]
@@ -153,6 +154,7 @@ class BodyFormat:
     activation_of: Callable[[Any], bool | None] = lambda _body: None
     activates_by_default: bool = False
     may_be_empty: bool = False
+    tasks: Callable[[Any], Sequence[str | None]] = lambda _body: ()
     read_fields: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -337,6 +339,12 @@ def as_request_error(index: int, failure: Failure) -> RequestRefused:
 def sigmoid(x: float) -> float:
     """1 / (1 + exp(-x)), without overflow."""
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def task_of_label(label: object) -> str | None:
+    """The task that a label names: a label is any value of the data set, and may be an object with `task` or `data_source`."""
+    given = (label.get("task") or label.get("data_source")) if isinstance(label, dict) else None
+    return given if isinstance(given, str) else None
 
 
 def sample_or_error(make: Callable[[], Sample]) -> SampleOrError:

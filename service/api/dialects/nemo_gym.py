@@ -61,6 +61,11 @@ EpisodeBody = Annotated[
                         }
                     ],
                 },
+                "agent_ref": {
+                    "type": "object",
+                    "description": "the agent of the episode, whose `name` is the task of the sample",
+                    "examples": [{"type": "responses_api_agents", "name": "math_simple_agent"}],
+                },
                 "mask_sample": {
                     "type": "boolean",
                     "description": "true: the episode is masked already, and stays masked",
@@ -131,6 +136,13 @@ def _to_samples(body: EpisodeBody, _runtime: ModelRuntime) -> list[SampleOrError
     _check_mask(body)
     finish: FinishReason = "length" if response.get("incomplete_details") else "stop"
     return [sample_or_error(lambda: _sample(requested, response, finish))]
+
+
+def _tasks(body: EpisodeBody) -> tuple[str | None]:
+    """The name of the agent, one for each environment of a training (`agent_ref` of a row of the data set)."""
+    agent = body.get("agent_ref")
+    name = agent.get("name") if isinstance(agent, dict) else None
+    return (name if isinstance(name, str) else None,)
 
 
 def _check_mask(body: EpisodeBody) -> None:
@@ -270,6 +282,7 @@ _EPISODE = BodyFormat(
     replies=(EpisodeReply,),
     ignored_fields=None,  # an episode has the columns of its data set
     model=lambda _body: None,
+    tasks=_tasks,
 )
 
 VERIFY = Dialect(

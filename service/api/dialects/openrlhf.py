@@ -7,13 +7,21 @@ keys for every sample. align-anything sends prompts and responses in separate li
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample
-from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ModelName, ScoredRequest, sample_from_pair
+from rewardserve.service.api.dialects.dialect import (
+    BodyFormat,
+    Dialect,
+    ModelName,
+    ScoredRequest,
+    sample_from_pair,
+    task_of_label,
+)
 from rewardserve.service.api.field_docs import PROMPT, RENDERED, RESPONSE, doc
 from rewardserve.service.api.schemas.record import ReplyRecord
 from rewardserve.service.errors import InvalidRequest
@@ -31,6 +39,9 @@ class QueryRequest(msgspec.Struct, frozen=True, gc=False):
     query: Annotated[list[str], doc("whole conversations, decoded with special tokens (OpenRLHF)", [RENDERED])]
     prompts: Annotated[
         list[str] | None, doc("the prompts of query, in the same order; null or empty: unknown", [PROMPT])
+    ] = None
+    labels: Annotated[
+        Any, doc("any values, one a query; an object with `task` or `data_source` names the task of the sample", ["4"])
     ] = None
     model: ModelName = None
 
@@ -100,6 +111,13 @@ def _rendered(query: str, prompt: str) -> Sample:
     )
 
 
+def _tasks_of_labels(body: QueryRequest) -> Sequence[str | None]:
+    """The tasks that the labels name; none where they are not one a query."""
+    if not isinstance(body.labels, list) or len(body.labels) != len(body.query):
+        return ()
+    return [task_of_label(label) for label in body.labels]
+
+
 def _query_reply(_body: QueryRequest, scored_request: ScoredRequest) -> QueryReply:
     numbers = scored_request.scores
     return QueryReply(numbers, numbers, _logs(scored_request) if numbers else RewardLogs())
@@ -137,7 +155,7 @@ _QUERY = BodyFormat(
     to_samples=_query_samples,
     to_reply=_query_reply,
     replies=(QueryReply,),
-    ignored_fields=frozenset({"labels"}),
+    tasks=_tasks_of_labels,
     may_be_empty=True,
 )
 

@@ -128,7 +128,8 @@ class DialectEndpoint:
                 raise InvalidRequest(f"{field} is empty: there is nothing to score", field=field)
             self._server_limits.check_sample_count(len(samples), "samples")
             set_log_fields(request, run=context.run, step=context.step, samples=len(samples), version=runtime.version)
-            return runtime, await _score(runtime, samples, deadline, context)
+            of_samples = run_context.with_tasks(context, body_format.tasks(content), parameters.task, len(samples))
+            return runtime, await _score(runtime, samples, deadline, of_samples)
 
         retry = _AdmissionRetry(min(deadline, began + dialect.queue_timeout_s), clock, self._active_models)
         runtime, results = await cancel_on_disconnect(request, retry.run(scored))

@@ -19,6 +19,7 @@ from rewardserve.service.api.dialects.dialect import (
     ScoredRequest,
     sample_from_pair,
     sample_or_error,
+    task_of_label,
 )
 from rewardserve.service.api.dialects.turns import turns_of
 from rewardserve.service.api.field_docs import CHECKPOINT, PROMPT, RESPONSE, doc
@@ -32,6 +33,9 @@ class SlimeRequest(msgspec.Struct, frozen=True, gc=False):
 
     prompt: Annotated[str | list[dict[str, Any]], doc("a text, rendered or plain, or a list of messages", PROMPT)]
     response: Annotated[str, doc("the response to score", RESPONSE)]
+    label: Annotated[
+        Any, doc("any value; an object with `task` or `data_source` names the task of the sample", {"task": "math"})
+    ] = None
     model: ModelName = None
 
 
@@ -80,7 +84,7 @@ _SLIME = BodyFormat(
     to_samples=_to_samples,
     to_reply=_to_reply,
     replies=(float, KeyedReply),
-    ignored_fields=frozenset({"label"}),
+    tasks=lambda body: (task_of_label(body.label),),
 )
 
 SLIME = Dialect(

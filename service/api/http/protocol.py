@@ -46,7 +46,7 @@ _SINGLE_VALUE_HEADERS = frozenset(
         b"transfer-encoding",
         b"content-length",
     }
-    | {b"x-run", b"x-step", b"x-model-digest", b"x-deadline-ms"}
+    | {b"x-run", b"x-step", b"x-task", b"x-model-digest", b"x-deadline-ms"}
 )
 """Headers that this server reads, each with one value; duplicates are refused."""
 

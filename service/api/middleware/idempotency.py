@@ -161,12 +161,12 @@ def _body_digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-_IDENTIFYING_HEADERS = (b"authorization", b"x-model-digest", b"x-run", b"x-step")
+_IDENTIFYING_HEADERS = (b"authorization", b"x-model-digest", b"x-run", b"x-step", b"x-task")
 """Headers that identify a request besides its path and query: another value makes another request."""
 
 
 def _storage_key(request: Request, key: bytes) -> bytes:
-    """Derive the key of the store: an idempotency key holds for one API key, URL, run and step."""
+    """Derive the key of the store: an idempotency key holds for one API key, URL, run, step and task."""
     identifying = [header(request.scope, name) or b"" for name in _IDENTIFYING_HEADERS]
     parts = (request.scope["path"].encode(), request.scope["query_string"], *identifying, key)
     return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).digest()

@@ -68,7 +68,12 @@ def scoring_routes(
             run_context.single_value("step", payload.step, parameters.step),
         )
         context = run_context.run_context_of(
-            request.scope, run, step, payload.kl, [s.id for s in payload.samples], [s.task for s in payload.samples]
+            request.scope,
+            run,
+            step,
+            payload.kl,
+            [s.id for s in payload.samples],
+            [s.task or parameters.task for s in payload.samples],
         )
         runtime = active_models.for_request(context.run, parameters.model_digests)
         set_log_fields(request, run=context.run, step=step, samples=len(payload.samples), version=runtime.version)
@@ -82,7 +87,7 @@ def scoring_routes(
         """Rank responses to one prompt. Their order in the request has no effect."""
         deadline = read_deadline(request, clock)
         active_models.current()
-        parameters = run_context.read_parameters(request.scope)
+        parameters = run_context.read_parameters(request.scope, has_task=False)
         payload = await body.read_body(request, _comparisons, parts)
         n_responses = sum(len(c.responses) for c in payload.comparisons)
         server_limits.check_sample_count(n_responses, "responses")
