@@ -32,8 +32,9 @@ from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.observability.tripwire_report import TripwireReport
 from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.cpu_budget import CpuBudget
 from rewardserve.service.tripwires.io.alert_sender import AlertSender
-from rewardserve.service.tripwires.io.run_watcher import CpuBudget, RunWatcher
+from rewardserve.service.tripwires.io.run_watcher import RunWatcher
 from rewardserve.service.tripwires.run_context import RunContext
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import MonitorLimits

@@ -14,13 +14,13 @@ from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.observability.tripwire_report import TripwireReport
 from rewardserve.service.settings import ModelSettings
 from rewardserve.service.tripwires.baseline import BaselineSource, LearnedBaselines
+from rewardserve.service.tripwires.cpu_budget import CpuBudget
 from rewardserve.service.tripwires.honeypots import Honeypots
 from rewardserve.service.tripwires.io.alert_sender import AlertSender
 from rewardserve.service.tripwires.io.attribution import Attribution
 from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.io.evidence import EvidenceStore
 from rewardserve.service.tripwires.io.run_texts import RunTexts
-from rewardserve.service.tripwires.io.run_watcher import CpuBudget
 from rewardserve.service.tripwires.io.state_keeper import StateKeeper
 from rewardserve.service.tripwires.io.webhook import Webhook
 from rewardserve.service.tripwires.run_monitor import RunMonitor

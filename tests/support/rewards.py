@@ -6,8 +6,9 @@ from rewardserve.model.backends import ModelSpec, echo
 from rewardserve.model.reward import EnsembleMember, RewardSettings, build_pipeline
 from rewardserve.model.traits import Lexicon
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource
+from rewardserve.service.tripwires.cpu_budget import CpuBudget
 from rewardserve.service.tripwires.io.alert_sender import AlertSender
-from rewardserve.service.tripwires.io.run_watcher import CpuBudget, RunWatcher
+from rewardserve.service.tripwires.io.run_watcher import RunWatcher
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import MonitorLimits
 from tests.support.service_fakes import TripwireLog

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 from rewardserve.model.backends import SampleEncoder
 from rewardserve.model.conversation import Sample, SampleError
@@ -21,6 +21,7 @@ from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.tripwires.alert import Alert
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.cpu_budget import CpuBudget
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.honeypots import Honeypots
 from rewardserve.service.tripwires.incidents import most_severe_first
@@ -40,40 +41,15 @@ Flags = tuple[str, ...]
 _FLAGS = {i: name for i, name in enumerate(TRAITS) if name in FLAGGED_TRAITS}
 """Traits that flag a sample in the reply, by their place."""
 
-_BURST_S = 2.0
-"""Seconds of which the budget may be saved for a burst."""
 
-_FIRST_COST_S = 100e-6
-_SMOOTHING = 0.1
+class _Inspected(NamedTuple):
+    """The inspected samples of one request: their features, flags by place, texts of prompts by hash, and texts to keep."""
 
-
-class CpuBudget:
-    """CPU seconds that may be spent: `share` of the seconds that pass. Starts with a whole burst."""
-
-    def __init__(self, share: float, now: float) -> None:
-        self._share = share
-        self._seconds = share * _BURST_S
-        self._at = now
-        self._cost_s = _FIRST_COST_S
-
-    @property
-    def is_zero(self) -> bool:
-        """Whether no sample is inspected."""
-        return self._share <= 0.0
-
-    def affords(self, n: int, now: float) -> int:
-        """Number of n samples that may be inspected now."""
-        self._seconds += self._share * (now - self._at)
-        self._at = now
-        if self._seconds < self._cost_s:
-            return n if self._share >= 1.0 else 0
-        self._seconds = min(max(self._share * _BURST_S, self._cost_s), self._seconds)
-        return n if self._share >= 1.0 else min(n, int(self._seconds / self._cost_s))
-
-    def spend(self, n: int, seconds: float) -> None:
-        """Record the seconds of the inspection of n samples."""
-        self._seconds -= seconds
-        self._cost_s += _SMOOTHING * (seconds / n - self._cost_s)
+    features: list[SampleFeatures]
+    flags: dict[int, Flags]
+    prompts: dict[int, str]
+    kept: list[KeptSample]
+    evidence: list[EvidenceRecord]
 
 
 class RunWatcher:
@@ -134,30 +110,43 @@ class RunWatcher:
         self.monitor.n_skipped += len(rows) - n
         if not n:
             return None
-        flags: dict[int, Flags] = {}
-        inspected, records, kept = [], list[EvidenceRecord](), list[KeptSample]()
-        prompts: dict[int, str] = {}
-        for i in self._places(len(rows), n):
-            row, reward = rows[i], rewards[i]
-            if isinstance(reward, RowFailed):
-                continue
-            features = self._features(context, row, reward)
-            inspected.append(features)
-            if not row.task and features.prompt_hash not in prompts:
-                prompts[features.prompt_hash] = given_text(row.sample)
-            if self.attribution is not None and features.evidence:
-                kept.append(self._kept_sample(context, row, features))
-            if any(features.traits[len(TOKEN_TRAITS) :]) and (sample_flags := _flags(features.traits)):
-                flags[i] = sample_flags
-            if self._evidence_store is not None and features.evidence:
-                records.append(self._evidence_record(context, row, features, flags.get(i, ())))
-        alerts = self._observe(context, inspected, began, prompts) if inspected else []
-        if self.attribution is not None and kept:
-            self._keep_texts(context, kept)
+        inspected = self._inspect_places(context, rows, rewards, self._places(len(rows), n))
+        alerts = self._observe(context, inspected, began) if inspected.features else []
+        if self.attribution is not None and inspected.kept:
+            self._keep_texts(context, inspected.kept)
         self._cpu_budget.spend(n, self._clock.now() - began)
         run = self.monitor.label_of(context.name, context.owner)
         if context.run is None and context.client is not None:
             self._alert_sender.report_unnamed(run, context.client)
+        self._raise(run, alerts, inspected.evidence)
+        return inspected.flags
+
+    def _inspect_places(
+        self,
+        context: RunContext,
+        rows: Sequence[ScoredRow],
+        rewards: Sequence[Reward | RowFailed],
+        places: Sequence[int],
+    ) -> _Inspected:
+        inspected = _Inspected([], {}, {}, [], [])
+        for i in places:
+            row, reward = rows[i], rewards[i]
+            if isinstance(reward, RowFailed):
+                continue
+            features = self._features(context, row, reward)
+            inspected.features.append(features)
+            if not row.task and features.prompt_hash not in inspected.prompts:
+                inspected.prompts[features.prompt_hash] = given_text(row.sample)
+            if self.attribution is not None and features.evidence:
+                inspected.kept.append(self._kept_sample(context, row, features))
+            if any(features.traits[len(TOKEN_TRAITS) :]) and (flags := _flags(features.traits)):
+                inspected.flags[i] = flags
+            if self._evidence_store is not None and features.evidence:
+                inspected.evidence.append(self._evidence_record(context, row, features, inspected.flags.get(i, ())))
+        return inspected
+
+    def _raise(self, run: str, alerts: Collection[Alert], records: Sequence[EvidenceRecord]) -> None:
+        """Send the alerts that samples have raised, begin reports on them, and store texts that an alert may name."""
         if self._evidence_store is not None:
             self._evidence_store.add(run, records)
         self._send(run, alerts)
@@ -166,14 +155,12 @@ class RunWatcher:
             self.attribution.begin_for_alerts(run, wires, self._edit_scorer)
         if self._evidence_store is not None and records and self._evidence_store.is_large(run):
             self._evidence_store.prune(run, self.monitor.evidence_of(run))
-        return flags
 
-    def _observe(
-        self, context: RunContext, samples: Sequence[SampleFeatures], now: float, prompts: Mapping[int, str]
-    ) -> list[Alert]:
+    def _observe(self, context: RunContext, inspected: _Inspected, now: float) -> list[Alert]:
         return self.monitor.observe(
-            context.name, context.step, samples, now, context.kl, self.baseline_source, context.owner, prompts
-        )
+            context.name, context.step, inspected.features, now, context.kl, self.baseline_source, context.owner,
+            inspected.prompts,
+        )  # fmt: skip
 
     def inspect_ids(self, context: RunContext, samples: Sequence[Sample | SampleError]) -> None:
         """Count ids of one step, and those that stand for several samples. Samples without an id are left out."""

@@ -11,7 +11,8 @@ from rewardserve.model.encoding import Encoded
 from rewardserve.model.reward import Reward
 from rewardserve.service.errors import ScoreNotFinite
 from rewardserve.service.inference.rewards import ScoredRow
-from rewardserve.service.tripwires.io.run_watcher import CpuBudget, evidence
+from rewardserve.service.tripwires.cpu_budget import CpuBudget
+from rewardserve.service.tripwires.io.run_watcher import evidence
 from rewardserve.service.tripwires.run_context import RunContext
 from rewardserve.service.tripwires.run_table import OTHER
 from tests.support.rewards import watching
