@@ -103,14 +103,25 @@ def reasons() -> dict[Survivor, str]:
     return {Survivor(each["function"], each["was"], each["now"]): each["reason"] for each in listed}
 
 
-def _copy_tree(folder: Path) -> None:
-    """The working tree as git sees it, with what is built in place. Packages stand where they are imported from."""
+def _tree() -> list[Path]:
+    """Files of the working tree as git sees it."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.split("\0")  # fmt: skip
+    return [Path(each) for each in listed if each]
+
+
+def files_of(area: Area) -> list[str]:
+    """The files that the patterns of an area match, by the place from which they are imported; `*` crosses no folder."""
+    places = {_place(path) for path in _tree()}
+    return sorted(str(place) for place in places if any(place.match(pattern) for pattern in area.files))
+
+
+def _copy_tree(folder: Path) -> None:
+    """The working tree, with what is built in place. Packages stand where they are imported from."""
     built = (path.relative_to(ROOT) for path in (ROOT / "model").rglob("*.so"))
-    for path in [Path(each) for each in listed if each] + list(built):
+    for path in [*_tree(), *built]:
         if (ROOT / path).is_file():
             target = folder / _place(path)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +142,7 @@ def _configuration(area: Area) -> str:
     return f"""
 [tool.mutmut]
 source_paths = {json.dumps(top)}
-only_mutate = {json.dumps(area.files)}
+only_mutate = {json.dumps(files_of(area))}
 also_copy = {json.dumps(beside)}
 pytest_add_cli_args = ["-n0", "-p", "no:cacheprovider"]
 pytest_add_cli_args_test_selection = {json.dumps(area.tests)}
@@ -162,9 +173,7 @@ def _forget_survivors(folder: Path) -> None:
 def _survivors(result: Path) -> Iterator[Survivor]:
     tree = ast.parse(result.with_suffix("").read_text())
     bodies = {
-        node.name: [ast.unparse(node.args), *ast.unparse(ast.Module(node.body, [])).splitlines()]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        node.name: lines_of(node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     for mutant, code in _exit_codes(result).items():
         if code in _SURVIVED:
@@ -173,6 +182,11 @@ def _survivors(result: Path) -> Iterator[Survivor]:
             lines = list(unified_diff(original, bodies[name], n=0, lineterm=""))[2:]
             was, now = (" ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+")
             yield Survivor(_function(mutant), was, now)
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    """The lines of a function, in the form in which survivors are written."""
+    return [ast.unparse(function.args), *ast.unparse(ast.Module(function.body, [])).splitlines()]
 
 
 def _function(mutant: str) -> str:

@@ -65,11 +65,12 @@ AREAS = {
         ("tests/unit/service/tripwires",),
     ),
     "attribution": Area(
-        (
-            "rewardserve/service/tripwires/io/attribution.py",
-            "rewardserve/service/tripwires/io/run_texts.py",
-            "rewardserve/service/tripwires/io/edit_scorer.py",
-            "rewardserve/service/tripwires/io/edit_tests.py",
+        ("rewardserve/service/tripwires/attribution/*.py",), ("tests/unit/service/tripwires/attribution",)
+    ),
+    "attribution_io": Area(
+        tuple(
+            f"rewardserve/service/tripwires/io/{name}.py"
+            for name in ("attribution", "run_texts", "edit_scorer", "edit_tests")
         ),
         tuple(
             f"tests/unit/service/tripwires/io/test_{name}.py" for name in ("attribution", "run_texts", "edit_scorer")
