@@ -91,7 +91,7 @@ def _now() -> tuple[Panel, ...]:
         ),
         number(
             header(
-                "Up since",
+                "Up for",
                 "Of the server that started last; without a state folder it learns the baselines of runs again.",
                 "RewardRestarting",
             ),
