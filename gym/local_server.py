@@ -20,6 +20,8 @@ from rewardserve.bench.server_process import start_bound
 
 READY: Final = re.compile(r"is ready: .* on (http://\S+)")
 TIMEOUT_S: Final = 60.0
+_READY_S: Final = 300.0
+"""A model is loaded and verified first, on a busy machine too."""
 _PAUSE_S: Final = 0.05
 
 
@@ -39,15 +41,16 @@ class GymServer:
 
     def __enter__(self) -> GymServer:
         """Wait until the server is ready. Raise RuntimeError with the end of its log if it fails."""
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = time.monotonic() + _READY_S
         while self.process.poll() is None and time.monotonic() < deadline:
             if found := READY.search(self._log()):
                 self.url = found.group(1)
                 return self
             time.sleep(_PAUSE_S)
-        log = self._log()
+        code, log = self.process.poll(), self._log()
         self.__exit__()
-        raise RuntimeError(f"the server is not ready (exit code {self.process.returncode}):\n{log}")
+        reason = f"is not ready after {_READY_S:g} s" if code is None else f"ended with exit code {code}"
+        raise RuntimeError(f"the server {reason}:\n{log}")
 
     def __exit__(self, *_: object) -> None:
         """Stop the server, by SIGTERM if possible."""
