@@ -157,8 +157,9 @@ class EditTests:
         if self._of_judge.n_rows + self._of_judge.n_missing([*pairs, *texts]) > allowed:
             return None
         known = [score for score in await self._of_judge.scores(texts, judge) if score is not None]
-        std = pstdev(known) if len(known) >= MIN_PROMPTS else 0.0
-        return await _effect(self._of_judge, finding, early, MANY_EDITED, judge, std) if std > 0.0 else None
+        if not known or (std := pstdev(known)) == 0.0:
+            return None
+        return await _effect(self._of_judge, finding, early, MANY_EDITED, judge, std)
 
 
 def _tested(earned: Effect, judged: Effect | None, finding: Finding, growth: GrowthReport) -> TestedEdit:

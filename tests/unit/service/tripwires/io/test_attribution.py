@@ -170,6 +170,16 @@ async def test_a_report_goes_on_without_its_caller_and_ends_with_the_server(buil
     assert not attribution._tasks
 
 
+async def test_a_server_that_stops_waits_until_its_reports_have_ended(build):
+    attribution, scores = build(), Scores()
+    scores.gate.clear()
+    attribution.begin_for_alerts("ppo-7", ["repetition"], scores)
+    (reporting,) = attribution._background
+    await asyncio.sleep(0)
+    await attribution.stop()
+    assert reporting.done()
+
+
 async def test_a_report_of_alerts_is_of_the_samples_of_that_moment_and_stays(build):
     attribution, scores = build(), Scores()
     assert attribution.alerted("ppo-7") is None

@@ -9,6 +9,7 @@ import pytest
 
 from rewardserve.model.conversation import Sample
 from rewardserve.model.reward import Reward
+from rewardserve.service.tripwires.io import edit_scorer
 from rewardserve.service.tripwires.io.edit_scorer import EditScorer
 from tests.support.service_fakes import PATIENCE_S, StillClock
 
@@ -62,10 +63,20 @@ async def test_a_server_that_is_always_busy_or_full_scores_none():
     clock = StillClock()
     scoring = asyncio.create_task(EditScorer(Background(), SimpleNamespace(n_samples=5), clock).scores(SAMPLES))
     await asyncio.sleep(0.01)
-    clock.advance(31.0)
+    clock.advance(30.0)
     assert await asyncio.wait_for(scoring, PATIENCE_S) == [None] * 40
     full = await EditScorer(Background(max_chunks=1), SimpleNamespace(n_samples=0), clock).scores(SAMPLES)
     assert full == [*(float(i) for i in range(1, 17)), *[None] * 24]
+
+
+async def test_scores_that_do_not_come_or_are_cancelled_are_left_out(monkeypatch):
+    monkeypatch.setattr(edit_scorer, "_MAX_WAIT_S", 0.01)
+    never, cancelled = asyncio.Future(), asyncio.Future()
+    cancelled.cancel()
+    for scoring in (never, cancelled):
+        background = SimpleNamespace(submit=lambda _, scoring=scoring: scoring)
+        scores = EditScorer(background, SimpleNamespace(n_samples=0), StillClock()).scores(SAMPLES)
+        assert await asyncio.wait_for(scores, PATIENCE_S) == [None] * 40
 
 
 @pytest.mark.parametrize("samples", [[], SAMPLES[:1]])

@@ -1,0 +1,66 @@
+"""The statistics of a tested edit, and the scores of a judge that are enough for one."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from rewardserve.service.tripwires.attribution.edits import Append, Cut, Edit
+from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS, estimate
+from rewardserve.service.tripwires.attribution.findings import Feature, Finding
+from rewardserve.service.tripwires.attribution.observed import ObservedSample
+from rewardserve.service.tripwires.io import edit_tests
+from rewardserve.service.tripwires.io.run_texts import KeptSample
+
+TAIL = " Verified."
+LARGE = estimate(2.0, 0.01, 60.0, 64)
+APPEND = Edit((Append((TAIL,)),))
+EARLY = tuple(
+    KeptSample.of(ObservedSample(f"p{i}", "word " * (i + 1), i, float(i), step=0), i, f"p{i}") for i in range(24)
+)
+
+
+def finding(edit):
+    return Finding((Feature("word"),), 0.0, 0.5, LARGE, 9.0, None, None, 0, 0.0, (), (), edit)
+
+
+class Scores:
+    """Pays `pay` for the tail, and has a score for the first `n` prompts, of which no two are equal unless `is_flat`."""
+
+    def __init__(self, pay, n=24, is_flat=False):
+        self.pay, self.n, self.is_flat = pay, n, is_flat
+
+    async def scores(self, samples):
+        indices = [int(sample.prompt.removeprefix("p")) for sample in samples]
+        return [
+            self.pay * (TAIL in sample.response) + (0.0 if self.is_flat else i) if i < self.n else None
+            for i, sample in zip(indices, samples, strict=True)
+        ]
+
+
+@pytest.mark.parametrize(("edit", "has_share"), [(APPEND, True), (None, False), (Edit((Cut("word", 10),)), False)])
+def test_an_edit_of_the_length_alone_and_none_explain_no_share_of_the_growth(edit, has_share):
+    share = edit_tests.TestedEdit(LARGE, LARGE).artefact_share(finding(edit), SimpleNamespace(score_growth=LARGE))
+    assert (share > 0.3) == has_share
+    assert has_share or share == 0.0
+
+
+@pytest.mark.parametrize(
+    ("judge", "is_judged"),
+    [
+        (Scores(0.5), True),
+        (Scores(0.5, n=MIN_PROMPTS), True),
+        (Scores(0.5, n=MIN_PROMPTS - 1), False),
+        (Scores(0.5, n=0), False),
+        (Scores(0.5, is_flat=True), False),
+        (None, False),
+    ],
+)
+async def test_a_judge_has_an_effect_where_its_scores_of_enough_prompts_differ(judge, is_judged):
+    growth = SimpleNamespace(findings=[finding(APPEND)], score_growth=LARGE)
+    tested = await edit_tests.EditTests().test_within(10_000, growth, [0], EARLY, Scores(60.0), judge)
+    assert (tested[0].judged is not None) == is_judged
+    if is_judged:
+        assert tested[0].judged.mean > 0.0
+        assert tested[0].judged.n == judge.n
