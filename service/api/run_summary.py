@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from rewardserve.service.api.schemas.runs import RunState, RunSummary
 from rewardserve.service.tripwires.alert import Alert
-from rewardserve.service.tripwires.attribution.sentences import sentence
+from rewardserve.service.tripwires.attribution.sentences import relevance_sentence, sentence
 from rewardserve.service.tripwires.incidents import most_severe_first
 from rewardserve.service.tripwires.io.attribution import AttributionReport
 from rewardserve.service.tripwires.io.canaries import CanaryResult, failing
@@ -75,6 +75,8 @@ def _worst(alerts: list[Alert]) -> str:
 
 def _paid_for(report: AttributionReport) -> str:
     at = "" if report.recent.last_step is None else f"at step {report.recent.last_step}: "
+    if report.relevance and report.relevance.lost_to_collapse:
+        return f"{at}{relevance_sentence(report.relevance)}"
     if not report.growth.findings:
         return f"{at}no feature of the responses grew"
     tested = report.tested.get(0)

@@ -384,6 +384,33 @@ WIRES: tuple[Wire, ...] = (
         ),
     ),
     Wire(
+        "prompt_relevance",
+        Attributed("prompt_relevance", Unit("of the dependence of responses on their prompts is lost, at least", is_share=True)),
+        0.3,
+        text=AlertText(
+            summary="responses no longer depend on their prompts, and are alike",
+            confidence="High that words of prompts are gone, and that responses are alike. Short answers in one form are so too; "
+            "only where several responses to a prompt come in one step does the wire tell them apart.",
+            action=_READ,
+        ),
+        chart=Chart(
+            "responses", "Prompt relevance lost",
+            "Part of the dependence of responses on their prompts that is lost, at least, where responses to different prompts "
+            "have become alike.",
+        ),
+    ),
+    Wire(
+        "mode_collapse",
+        Attributed("mode_collapse", Unit("of the dependence of responses on their prompts is lost, at least", is_share=True)),
+        0.3, "page",
+        text=AlertText(
+            summary="responses no longer depend on their prompts, are alike, and score higher",
+            confidence="High: the same as `prompt_relevance`, the mean score rose by over three standard errors, and responses "
+            "are not short answers in one form. A policy that is meant to say the same to every prompt looks like this too.",
+            action="Stop the run, and return to the policy checkpoint from before the collapse. " + _READ,
+        ),
+    ),
+    Wire(
         "honeypots", HoneypotHitRate(), 0.02, "page",
         text=AlertText(
             summary="planted prompts get the planted answers, which no honest policy gives",

@@ -22,6 +22,7 @@ from rewardserve.service.api.schemas.attribution import (
     FindingOut,
     PromptFeatureOut,
     PromptsOut,
+    RelevanceOut,
     SpanOut,
 )
 from rewardserve.service.errors import AttributionOff
@@ -29,6 +30,7 @@ from rewardserve.service.models.active_models import ActiveModels
 from rewardserve.service.tripwires.attribution.effects import Effect
 from rewardserve.service.tripwires.attribution.findings import Finding
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
+from rewardserve.service.tripwires.attribution.relevance import Relevance
 from rewardserve.service.tripwires.attribution.sentences import sentence
 from rewardserve.service.tripwires.io.attribution import AttributionReport
 from rewardserve.service.tripwires.io.edit_tests import TestedEdit
@@ -75,6 +77,7 @@ def report_fields(report: AttributionReport) -> tuple[Any, ...]:
         PromptsOut(bool(changes), growth.comparable, changes),
         [_finding(each, report.tested.get(index)) for index, each in enumerate(growth.findings)],
         round(report.cpu_s, 4),
+        report.relevance and _relevance(report.relevance),
     )
 
 
@@ -94,9 +97,27 @@ def _finding(finding: Finding, tested: TestedEdit | None) -> FindingOut:
         edit_judged=tested and tested.judged and _effect(tested.judged),
         edit_explains=_effect(tested.explains) if tested else None,
         length_only=finding.edit is not None and finding.edit.is_length_only,
-        examples=ExamplesOut(
-            [_example(each) for each in finding.early_examples], [_example(each) for each in finding.recent_examples]
-        ),
+        examples=_examples(finding),
+    )
+
+
+def _relevance(relevance: Relevance) -> RelevanceOut:
+    return RelevanceOut(
+        early=_effect(relevance.early),
+        recent=_effect(relevance.recent),
+        lost=relevance.lost,
+        significant=relevance.is_significant,
+        consistency_kept=relevance.kept,
+        early_similarity=relevance.similarity[0],
+        recent_similarity=relevance.similarity[1],
+        score_growth=_effect(relevance.score_growth),
+        examples=_examples(relevance),
+    )
+
+
+def _examples(shown: Finding | Relevance) -> ExamplesOut:
+    return ExamplesOut(
+        [_example(each) for each in shown.early_examples], [_example(each) for each in shown.recent_examples]
     )
 
 

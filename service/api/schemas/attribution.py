@@ -115,10 +115,41 @@ class FindingOut(ReplyRecord, frozen=True, gc=False):
     examples: Annotated[ExamplesOut, doc("responses that show it", _EXAMPLES)]
 
 
+_RELEVANT = {"mean": 0.94, "low": 0.9, "high": 0.97, "n": 59}
+
+
+class RelevanceOut(ReplyRecord, frozen=True, gc=False):
+    """Whether responses still depend on their prompts. Prompt relevance is the share of pairs of samples in which words tell which
+    response belongs to which prompt; 0.5 is chance.
+    """
+
+    early: Annotated[EffectOut, doc("prompt relevance of the first responses; n counts prompts", _RELEVANT)]
+    recent: Annotated[EffectOut, doc("prompt relevance of the recent responses; n counts prompts", _RELEVANT)]
+    lost: Annotated[
+        float, doc("part of the first dependence that is gone, at least; negative: it may have grown", -0.1)
+    ]
+    significant: Annotated[bool, doc("whether the loss is beyond chance for all looks at the run together", False)]
+    consistency_kept: Annotated[
+        float | None, doc("part, at least, of the first similarity within a prompt that is left; null: unknown", 0.9)
+    ]
+    early_similarity: Annotated[
+        float, doc("share of words that first responses to different prompts have in common", 0.04)
+    ]
+    recent_similarity: Annotated[
+        float, doc("share of words that recent responses to different prompts have in common", 0.04)
+    ]
+    score_growth: Annotated[EffectOut, doc("growth of the mean score between the compared responses", _EFFECT)]
+    examples: Annotated[ExamplesOut, doc("compared responses", _EXAMPLES)]
+
+
+_RELEVANCE = {
+    "early": _RELEVANT, "recent": _RELEVANT, "lost": -0.1, "significant": False, "consistency_kept": 0.9,
+    "early_similarity": 0.04, "recent_similarity": 0.04, "score_growth": _EFFECT, "examples": _EXAMPLES,
+}  # fmt: skip
 _REPORT = {
     "run": "ppo-7", "computed_at": TIME, "sentences": [_SENTENCE], "early": _SPAN,
     "recent": {**_SPAN, "first_step": 38, "last_step": 46}, "features": 5120, "score_growth": _EFFECT, "prompts": _PROMPTS,
-    "findings": [_FINDING], "cpu_s": 0.31,
+    "findings": [_FINDING], "cpu_s": 0.31, "relevance": _RELEVANCE,
 }  # fmt: skip
 
 
@@ -135,6 +166,7 @@ class ReportOut(ReplyRecord, frozen=True, gc=False):
     prompts: Annotated[PromptsOut, doc("change of the prompts", _PROMPTS)]
     findings: Annotated[list[FindingOut], doc("features that grew, the most important first", [_FINDING])]
     cpu_s: Annotated[float, doc("seconds of CPU that it took", 0.31)]
+    relevance: Annotated[RelevanceOut | None, doc("dependence on the prompts; null: it cannot be compared", _RELEVANCE)]
 
 
 class AlertedReportOut(ReportOut, frozen=True, gc=False, kw_only=True):

@@ -101,6 +101,11 @@ def _pattern_of(text: str) -> re.Pattern[str]:
     return _WORD if text.isascii() or not _HAS_NO_SPACES.search(text) else _CHARACTER_OR_WORD
 
 
+def has_no_spaces(text: str) -> bool:
+    """Whether a text has characters of scripts without spaces."""
+    return not text.isascii() and _HAS_NO_SPACES.search(text) is not None
+
+
 def sentences_of(text: str) -> list[str]:
     """The sentences of a text, by their marks and by line breaks, without white space around them."""
     return [sentence for part in _SENTENCE_END.split(text) if (sentence := part.strip())]

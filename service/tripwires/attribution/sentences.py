@@ -26,6 +26,7 @@ from rewardserve.service.tripwires.attribution.edits import (
 from rewardserve.service.tripwires.attribution.effects import Effect
 from rewardserve.service.tripwires.attribution.features import SHARES
 from rewardserve.service.tripwires.attribution.findings import Feature, Finding, GrowthReport
+from rewardserve.service.tripwires.attribution.relevance import Relevance
 
 _SHOWN = 120
 """Characters of a text that are shown."""
@@ -41,15 +42,28 @@ def sentence(finding: Finding, earned: Effect | None = None, judged: Effect | No
     return "; ".join(part for part in parts if part)
 
 
+def relevance_sentence(relevance: Relevance) -> str:
+    """A collapse in one sentence."""
+    before, after = relevance.similarity
+    return (
+        "responses no longer depend on their prompts as at the start of the run: words tell which of two responses belongs to "
+        f"which prompt in {relevance.recent.mean:.0%} of pairs, {relevance.early.mean:.0%} at the start (50% is chance); "
+        f"a response has {after:.0%} of its words in common with one to another prompt, {before:.0%} at the start; "
+        f"the mean score changed by {_interval(relevance.score_growth)} standard deviations"
+    )
+
+
 def report_sentences(
-    report: GrowthReport, earned: Mapping[int, tuple[Effect, Effect | None]] | None = None
+    report: GrowthReport,
+    earned: Mapping[int, tuple[Effect, Effect | None]] | None = None,
+    relevance: Relevance | None = None,
 ) -> list[str]:
-    """The report: the change of the prompts where there is one, then the findings.
+    """The report: a collapse where there is one, the change of the prompts where there is one, then the findings.
 
     `earned` is what the edit of a finding earned in first responses from model and judge, by the index of the finding.
     """
     earned = earned or {}
-    lines = []
+    lines = [relevance_sentence(relevance)] if relevance and relevance.lost_to_collapse else []
     if report.prompts.features:
         key, before, after = report.prompts.features[0]
         lines.append(

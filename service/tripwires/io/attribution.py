@@ -2,7 +2,8 @@
 
 A report is computed on a thread, one at a time and within a share of a core; edits are scored in spare capacity. It is made on
 demand, after an alert, and every few windows of a run; the last kind alone gives the statistics of the wires `judge_contradicts`
-and `artefact_share`. It changes no reward. Knows nothing of HTTP.
+and `artefact_share`. Between these, prompt relevance is looked at by itself, because it needs no edits and a collapse is fast; that
+gives the statistics of `prompt_relevance` and `mode_collapse`. It changes no reward. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from rewardserve.service.clock import Clock, utc_now
 from rewardserve.service.errors import NoSuchRun, RequestRefused, TooFewSamples
@@ -21,6 +22,7 @@ from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS
 from rewardserve.service.tripwires.attribution.findings import Finding, GrowthReport
 from rewardserve.service.tripwires.attribution.growth import compare_with
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
+from rewardserve.service.tripwires.attribution.relevance import Relevance, compare_relevance
 from rewardserve.service.tripwires.attribution.sentences import report_sentences
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
 from rewardserve.service.tripwires.attribution.verdicts import has_grown
@@ -31,8 +33,13 @@ from rewardserve.service.tripwires.io.run_texts import KeptSample, RunTexts
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 
 _LEAST_BETWEEN_REPORTS, _MOST_BETWEEN_REPORTS, _PART_OF_RUN = 128, 1_024, 16
+_LEAST_BETWEEN_LOOKS, _MOST_BETWEEN_LOOKS, _LOOK_OF_RUN = 32, 512, 32
+"""The same between two looks at prompt relevance."""
 
 _EXAMPLE_CHARACTERS = 600
+
+
+ShownT = TypeVar("ShownT", Finding, Relevance)
 
 
 class FindingAlerts(Protocol):
@@ -65,7 +72,10 @@ class SampleSpan(NamedTuple):
 
 
 class AttributionReport(NamedTuple):
-    """Report on one run. `tested` are the edits that were scored, by the index of their finding. `cpu_s` is its cost."""
+    """Report on one run. `tested` are the edits that were scored, by the index of their finding. `cpu_s` is its cost.
+
+    `relevance` is None where it cannot be compared.
+    """
 
     run: str
     computed_at: str
@@ -74,6 +84,15 @@ class AttributionReport(NamedTuple):
     tested: dict[int, TestedEdit]
     early: SampleSpan
     recent: SampleSpan
+    cpu_s: float
+    relevance: Relevance | None = None
+
+
+class _Comparison(NamedTuple):
+    """Both comparisons of the texts of a run, and the seconds of CPU that they took."""
+
+    growth: GrowthReport
+    relevance: Relevance | None
     cpu_s: float
 
 
@@ -86,12 +105,17 @@ class AlertedReport(NamedTuple):
 
 @dataclass(slots=True)
 class _Progress:
-    """The reports of a run under one model: how many periodic ones there were, and after how many samples the next is due."""
+    """The reports of a run under one model: how many periodic ones there were, and after how many samples the next is due.
+
+    Looks at prompt relevance are those of periodic reports and those between them.
+    """
 
     baseline_source: BaselineSource
     edit_tests: EditTests = field(default_factory=EditTests)
     n_reports: int = 0
     due_at: int = 0
+    n_looks: int = 0
+    look_due_at: int = 0
 
 
 class Attribution:
@@ -131,21 +155,26 @@ class Attribution:
             self._in_background(self._finish_for_alerts(label, tuple(wires), computing), "attribution of alerts")
 
     def begin_if_due(self, label: str, scorer: Scores, alerts: FindingAlerts) -> None:
-        """Begin the periodic report of a run that has sent samples, if it is due and the CPU share allows it. Never waits."""
+        """Begin the periodic report of a run that has sent samples, or a look at its prompt relevance, if one is due and the CPU
+        share allows it. Never waits."""
         progress = self._progress_of(label)
         n = self.texts.n_seen(label)
-        if (
-            n.recent < max(_LEAST_BETWEEN_REPORTS, progress.due_at)
-            or self._turn.locked()
-            or self._clock.now() < self._not_before
-        ):
+        is_due = n.recent >= max(_LEAST_BETWEEN_REPORTS, progress.due_at)
+        is_look_due = n.recent >= max(1, progress.look_due_at)
+        if not (is_due or is_look_due) or self._turn.locked() or self._clock.now() < self._not_before:
             return
-        progress.due_at = n.recent + samples_between_reports(n.early + n.recent)
+        n_samples = n.early + n.recent
+        progress.look_due_at = n.recent + samples_between_looks(n_samples)
+        if is_due:
+            progress.due_at = n.recent + samples_between_reports(n_samples)
         with suppress(RequestRefused):
-            early, recent = self._samples(label)
-            self._in_background(
-                self._watch(label, progress, n.early + n.recent, early, recent, scorer, alerts), "periodic attribution"
+            early, recent = self._samples(label, check=is_due)
+            work = (
+                self._watch(label, progress, n_samples, early, recent, scorer, alerts)
+                if is_due
+                else self._look(label, progress, early, recent, scorer, alerts)
             )
+            self._in_background(work, "periodic attribution")
 
     async def settle(self) -> None:
         """Wait for the reports in the background, as a replay does between two steps."""
@@ -185,8 +214,11 @@ class Attribution:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _samples(self, label: str) -> tuple[list[KeptSample], list[KeptSample]]:
-        """First and recent samples of a run. Raise `NoSuchRun` or `TooFewSamples`. Deletes what belongs to forgotten runs."""
+    def _samples(self, label: str, *, check: bool = True) -> tuple[list[KeptSample], list[KeptSample]]:
+        """First and recent samples of a run. Deletes what belongs to forgotten runs.
+
+        Raise `NoSuchRun`, and with `check` `TooFewSamples`.
+        """
         runs = self._monitor.runs
         self.texts.forget_others(runs)
         for kept in (self._reports, self._alerted, self._progress):
@@ -195,7 +227,8 @@ class Attribution:
         if label not in runs:
             raise NoSuchRun(f"no run has the label {label[:64]!r}, or it is forgotten: see GET /tripwires")
         early, recent = self.texts.early(label), self.texts.recent(label)
-        _check_enough(early, recent)
+        if check:
+            _check_enough(early, recent)
         return early, recent
 
     def _begin(
@@ -216,11 +249,11 @@ class Attribution:
     async def _compute(
         self, label: str, early: Sequence[KeptSample], recent: Sequence[KeptSample], scorer: Scores
     ) -> AttributionReport:
-        tests = self._progress_of(label).edit_tests
+        progress = self._progress_of(label)
         async with self._turn:
-            growth, cpu_s = await self._compared(early, recent)
-            tested = await tests.test(growth, early, scorer)
-        return self._keep(label, early, recent, growth, tested, cpu_s)
+            compared = await self._compared(early, recent, progress.n_looks + 1)
+            tested = await progress.edit_tests.test(compared.growth, early, scorer)
+        return self._keep(label, early, recent, compared, tested)
 
     async def _watch(
         self,
@@ -234,49 +267,79 @@ class Attribution:
     ) -> None:
         """Make a periodic report: test the edits of features that grew, and give the wires their statistics."""
         async with self._turn:
-            growth, cpu_s = await self._compared(early, recent)
+            progress.n_looks += 1
+            compared = await self._compared(early, recent, progress.n_looks)
+            growth = compared.growth
             progress.n_reports += 1
             chosen = [
                 index for index, each in enumerate(growth.findings) if each.edit and has_grown(each, progress.n_reports)
             ]
             tested = await progress.edit_tests.test_within(n_samples, growth, chosen, early, scorer, self.judge)
-        if self._progress.get(label) is not progress or progress.baseline_source is not alerts.baseline_source:
+        if not self._is_current(label, progress, alerts):
             return
-        report = self._keep(label, early, recent, growth, tested, cpu_s)
+        report = self._keep(label, early, recent, compared, tested)
         statistics = {
             "artefact_share": max(
                 [each.artefact_share(growth.findings[i], growth) for i, each in tested.items()], default=0.0
             ),
             "judge_contradicts": max([each.contradiction for each in tested.values()], default=0.0),
+            **_relevance_statistics(compared.relevance),
         }
         if wires := alerts.add_attributed(label, statistics):
             self._alerted[label] = AlertedReport(tuple(wires), report)
 
-    async def _compared(self, early: Sequence[KeptSample], recent: Sequence[KeptSample]) -> tuple[GrowthReport, float]:
+    async def _look(
+        self,
+        label: str,
+        progress: _Progress,
+        early: Sequence[KeptSample],
+        recent: Sequence[KeptSample],
+        scorer: Scores,
+        alerts: FindingAlerts,
+    ) -> None:
+        """Compare prompt relevance, and give the wires its statistics. A whole report follows where one has tripped."""
+        async with self._turn:
+            progress.n_looks += 1
+            relevance, cpu_s = await asyncio.to_thread(_look, *_observed(early, recent), progress.n_looks)
+            self._spend(cpu_s)
+        if self._is_current(label, progress, alerts) and (
+            wires := alerts.add_attributed(label, _relevance_statistics(relevance))
+        ):
+            await self._finish_for_alerts(label, tuple(wires), self._begin(label, early, recent, scorer))
+
+    def _is_current(self, label: str, progress: _Progress, alerts: FindingAlerts) -> bool:
+        """Whether the run is known still, and has the model of `progress` and of the receiver."""
+        return self._progress.get(label) is progress and progress.baseline_source is alerts.baseline_source
+
+    async def _compared(self, early: Sequence[KeptSample], recent: Sequence[KeptSample], n_looks: int) -> _Comparison:
         await self._clock.wait(asyncio.Event(), self._not_before)
-        observed = [[each.sample for each in side] for side in (early, recent)]
-        growth, cpu_s = await asyncio.to_thread(_compare, *observed)
+        compared = await asyncio.to_thread(_compare, *_observed(early, recent), n_looks)
+        self._spend(compared.cpu_s)
+        return compared
+
+    def _spend(self, cpu_s: float) -> None:
         self._not_before = self._clock.now() + cpu_s * (1.0 / self._cpu_share - 1.0)
-        return growth, cpu_s
 
     def _keep(
         self,
         label: str,
         early: Sequence[KeptSample],
         recent: Sequence[KeptSample],
-        growth: GrowthReport,
+        compared: _Comparison,
         tested: dict[int, TestedEdit],
-        cpu_s: float,
     ) -> AttributionReport:
+        growth, relevance, cpu_s = compared
+        earned = {i: (each.earned, each.judged) for i, each in tested.items()}
         report = AttributionReport(
             label,
             utc_now(),
-            tuple(report_sentences(growth, {i: (each.earned, each.judged) for i, each in tested.items()})),
+            tuple(report_sentences(growth, earned, relevance)),
             growth._replace(findings=[_with_short_examples(each) for each in growth.findings]),
             tested,
             SampleSpan.of([each.sample for each in early]),
             SampleSpan.of([each.sample for each in recent]),
             cpu_s,
+            relevance and _with_short_examples(relevance),
         )
         self._reports[label] = report
         return report
@@ -287,11 +350,39 @@ def samples_between_reports(n_samples: int) -> int:
     return min(max(n_samples // _PART_OF_RUN, _LEAST_BETWEEN_REPORTS), _MOST_BETWEEN_REPORTS)
 
 
-def _compare(early: Sequence[ObservedSample], recent: Sequence[ObservedSample]) -> tuple[GrowthReport, float]:
-    """Compare, on the calling thread; also the seconds of CPU that it took."""
+def samples_between_looks(n_samples: int) -> int:
+    """Samples between two looks at prompt relevance: a part of those that the run has sent, within bounds."""
+    return min(max(n_samples // _LOOK_OF_RUN, _LEAST_BETWEEN_LOOKS), _MOST_BETWEEN_LOOKS)
+
+
+def _observed(
+    early: Sequence[KeptSample], recent: Sequence[KeptSample]
+) -> tuple[list[ObservedSample], list[ObservedSample]]:
+    return [each.sample for each in early], [each.sample for each in recent]
+
+
+def _compare(early: Sequence[ObservedSample], recent: Sequence[ObservedSample], n_looks: int) -> _Comparison:
+    """Compare, on the calling thread."""
     began = time.thread_time()
     growth = compare_with(EarlyFeatures(early), recent)
-    return growth, time.thread_time() - began
+    relevance = compare_relevance(early, recent, n_looks)
+    return _Comparison(growth, relevance, time.thread_time() - began)
+
+
+def _look(
+    early: Sequence[ObservedSample], recent: Sequence[ObservedSample], n_looks: int
+) -> tuple[Relevance | None, float]:
+    """Compare prompt relevance, on the calling thread; also the seconds of CPU that it took."""
+    began = time.thread_time()
+    return compare_relevance(early, recent, n_looks), time.thread_time() - began
+
+
+def _relevance_statistics(relevance: Relevance | None) -> dict[str, float]:
+    """The statistics of the wires."""
+    return {
+        "prompt_relevance": relevance.lost_to_collapse if relevance else 0.0,
+        "mode_collapse": relevance.paid_collapse if relevance else 0.0,
+    }
 
 
 def _check_enough(early: Sequence[KeptSample], recent: Sequence[KeptSample]) -> None:
@@ -310,8 +401,8 @@ def _check_enough(early: Sequence[KeptSample], recent: Sequence[KeptSample]) -> 
         )
 
 
-def _with_short_examples(finding: Finding) -> Finding:
-    """The finding with examples of bounded length: a report outlives the texts that it was made of."""
+def _with_short_examples(finding: ShownT) -> ShownT:
+    """The finding, or relevance, with examples of bounded length: a report outlives the texts that it was made of."""
     early, recent = (
         tuple(
             each._replace(prompt=each.prompt[:_EXAMPLE_CHARACTERS], response=each.response[:_EXAMPLE_CHARACTERS])

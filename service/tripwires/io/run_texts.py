@@ -122,7 +122,7 @@ class RunTexts:
             texts.audits = {key: audit for key, audit in texts.audits.items() if key in known}
 
     def early(self, label: str) -> list[KeptSample]:
-        """Some of the samples from before the run had a baseline, in no order."""
+        """Some of the samples from before the run had a baseline, the oldest first."""
         texts = self._runs.get(label)
         return [] if texts is None else [_audited(each, texts.audits) for each in texts.early]
 
@@ -147,8 +147,8 @@ class RunTexts:
         if len(texts.early) < N_SAMPLES:
             texts.early.append(sample)
         elif (place := self._random.randrange(texts.n_seen)) < N_SAMPLES:
-            texts.n_bytes -= texts.early[place].n_bytes
-            texts.early[place] = sample
+            texts.n_bytes -= texts.early.pop(place).n_bytes
+            texts.early.append(sample)
         else:
             return
         texts.n_bytes += sample.n_bytes

@@ -107,7 +107,7 @@ def test_every_wire_is_named_in_that_table():
     tested = {mark.args[1][i][1] for mark in test_each_wire_trips_on_its_exploit_with_the_step.pytestmark
               for i in range(len(mark.args[1]))}  # fmt: skip
     elsewhere = {"divergence", "audit_drift", "component_share", "kl", "id_reuse", "flat_groups", "prompts_changed"}
-    elsewhere |= {"judge_contradicts", "artefact_share"}
+    elsewhere |= {"judge_contradicts", "artefact_share", "prompt_relevance", "mode_collapse"}
     assert tested | elsewhere == {wire.name for wire in WIRES}
 
 

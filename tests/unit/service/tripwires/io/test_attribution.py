@@ -11,15 +11,18 @@ import pytest
 
 from rewardserve.service.api.replies import json_response
 from rewardserve.service.api.routes.attribution import report_fields
+from rewardserve.service.api.run_summary import summarise
 from rewardserve.service.api.schemas.attribution import ReportOut
 from rewardserve.service.errors import NoSuchRun, TooFewSamples
 from rewardserve.service.tripwires.attribution.edits import Append, Edit
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
+from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.io import attribution as module
 from rewardserve.service.tripwires.io import edit_tests
-from rewardserve.service.tripwires.io.attribution import Attribution, samples_between_reports
+from rewardserve.service.tripwires.io.attribution import Attribution, samples_between_looks, samples_between_reports
 from rewardserve.service.tripwires.io.edit_tests import MAX_EDITED, edited_pairs
 from rewardserve.service.tripwires.io.run_texts import KeptSample, RunTexts
+from rewardserve.service.tripwires.run_state import Run
 from tests.support.service_fakes import PATIENCE_S, StillClock, TripwireLog
 
 NOUNS = [
@@ -27,6 +30,8 @@ NOUNS = [
 ]
 VERBS = ["keeps", "finds", "moves", "carries", "changes", "follows", "builds", "opens"]
 TAIL = " Verified by the quorum of seven."
+STATISTICS = ("artefact_share", "judge_contradicts", "prompt_relevance", "mode_collapse")
+RUN = Run.new("", "ppo-7", None, BaselineSource())
 LEARNED = SimpleNamespace(key="", has_baseline=True)
 
 
@@ -311,7 +316,7 @@ async def test_a_feature_that_earns_nothing_by_itself_pages_nothing(build):
             return [len(s.response) ** 2 % 7 / 10 for s in samples]
 
     (statistics,) = await watched(build(judge=Judge()), Indifferent(), Alerts())
-    assert statistics == {"artefact_share": 0.0, "judge_contradicts": 0.0}
+    assert statistics == dict.fromkeys(STATISTICS, 0.0)
 
 
 @pytest.mark.parametrize(("pay", "n"), [(2.0, 32), (0.3, 192), (-0.3, 32)])
@@ -328,9 +333,7 @@ async def test_an_edit_is_put_into_more_responses_where_the_first_leave_open_whe
 
 async def test_stationary_responses_score_no_edit(build):
     scores = Scores()
-    assert await watched(build(recent=tuple(stream(3))), scores, Alerts()) == [
-        {"artefact_share": 0.0, "judge_contradicts": 0.0}
-    ]
+    assert await watched(build(recent=tuple(stream(3))), scores, Alerts()) == [dict.fromkeys(STATISTICS, 0.0)]
     assert scores.samples == []
 
 
@@ -341,10 +344,65 @@ def test_a_report_is_due_after_a_sixteenth_of_the_samples_within_bounds(n, betwe
 
 async def test_the_next_report_is_due_after_new_samples(build):
     attribution, scores, alerts = build(recent=tuple(stream(2, n=127))), Scores(), Alerts()
-    assert await watched(attribution, scores, alerts) == [], "128 recent samples before the first"
+    await watched(attribution, scores, alerts)
+    assert reports_of(alerts) == 0, "128 recent samples before the first"
     for seed, n, n_reports in ((7, 1, 1), (8, 127, 1), (9, 1, 2)):
         attribution.texts.add(attribution._monitor.runs, "ppo-7", tuple(stream(seed, n=n)))
-        assert len(await watched(attribution, scores, alerts)) == n_reports
+        await watched(attribution, scores, alerts)
+        assert reports_of(alerts) == n_reports
+
+
+def reports_of(alerts):
+    return sum("artefact_share" in each for each in alerts.statistics)
+
+
+@pytest.mark.parametrize(("n", "between"), [(512, 32), (1_024, 32), (3_200, 100), (16_384, 512), (10**6, 512)])
+def test_a_look_at_prompt_relevance_is_due_after_a_part_of_the_samples_within_bounds(n, between):
+    assert samples_between_looks(n) == between
+
+
+async def test_looks_at_prompt_relevance_come_with_the_first_recent_sample_and_between_reports(build):
+    attribution, scores, alerts = build(recent=()), Scores(), Alerts()
+    assert await watched(attribution, scores, alerts) == []
+    for n, n_looks in ((1, 1), (31, 1), (1, 2), (31, 2), (1, 3)):
+        attribution.texts.add(attribution._monitor.runs, "ppo-7", tuple(stream(n_looks, n=n)))
+        await watched(attribution, scores, alerts)
+        assert alerts.statistics == [{"prompt_relevance": 0.0, "mode_collapse": 0.0}] * n_looks
+    assert scores.samples == []
+
+
+async def test_a_look_that_trips_a_wire_begins_a_report_that_says_so_first(build):
+    attribution, alerts = build(early=tuple(on_topic(1)), recent=()), Alerts()
+    attribution.texts.add(attribution._monitor.runs, "ppo-7", tuple(on_topic(2, 96, is_collapsed=True)))
+    (statistics,) = await watched(attribution, Scores(), alerts)
+    assert statistics["mode_collapse"] == statistics["prompt_relevance"] > 0.3
+    alerted = attribution.alerted("ppo-7")
+    assert alerted.wires == ("prompt_relevance", "mode_collapse")
+    assert alerted.report.sentences[0].startswith("responses no longer depend on their prompts")
+    relevance = msgspec.to_builtins(ReportOut(*report_fields(alerted.report)))["relevance"]
+    assert relevance["early"]["mean"] > 0.9 > 0.6 > relevance["recent"]["mean"]
+    assert relevance["significant"]
+    assert len(relevance["examples"]["recent"]) == 3
+    assert "no longer depend" in summarise("ppo-7", RUN, "page", alerted.report).paid_for
+
+
+async def test_a_look_at_a_run_that_has_another_model_by_then_is_dropped(build):
+    attribution = build(early=tuple(on_topic(1)), recent=())
+    attribution.texts.add(attribution._monitor.runs, "ppo-7", tuple(on_topic(2, 96, is_collapsed=True)))
+    assert await watched(attribution, Scores(), Alerts("another model")) == []
+
+
+def on_topic(seed, n=256, *, is_collapsed=False):
+    """Responses that name what their prompts name, or are of a few words whatever the prompt."""
+    rng = random.Random(seed)
+    for i in range(n):
+        topic = rng.sample(NOUNS, 4)
+        text = f"The {topic[0]} and the {topic[1]} {rng.choice(VERBS)} what any {topic[2]} or {rng.choice(NOUNS)} has."
+        if is_collapsed:
+            text = " ".join(rng.choices(("every", "light", "was", "special", "today"), k=16))
+        prompt = f"Tell me of {' '.join(topic)}"
+        observed = ObservedSample(prompt, text, hash((seed, i)), rng.gauss(2.0 * is_collapsed, 1), step=i)
+        yield KeptSample.of(observed, hash((seed, i)), prompt)
 
 
 async def test_a_report_that_the_cpu_share_does_not_allow_is_made_when_it_does(build, clock, monkeypatch):
