@@ -285,7 +285,9 @@ class ModelSettings(BaseSettings):
     )
     penalties: Penalties = Penalties()
     shape: Literal["none", "cap", "softcap", "par", "lsc"] | None = Field(
-        None, description="last stage of the reward pipeline; default: softcap if there are caps"
+        None,
+        description="last stage of the reward pipeline; cap makes rewards beyond a cap equal, softcap keeps their order; "
+        "default: cap if there are caps",
     )
     slope: float = Field(1.0, gt=0.0, allow_inf_nan=False, description="k of par and lsc, in log odds")
     cap_low: float | None = Field(

@@ -292,7 +292,7 @@ def _penalties(calibration: Calibration | None, asked: PenaltySettings) -> list[
 
 
 def _default_shape(low: float | None, high: float | None) -> Shape:
-    return "none" if low is None and high is None else "softcap"
+    return "none" if low is None and high is None else "cap"
 
 
 def _caps(

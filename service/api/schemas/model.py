@@ -13,7 +13,7 @@ from rewardserve.service.api.schemas.record import ReplyRecord
 _HEAD = {"name": "score", "weight": 1.0}
 _SCALE = {"mean": 0.31, "std": 1.84, "temperature": 1.0}
 _MEMBER = {"name": "score", "heads": [_HEAD], "scale": _SCALE, "weight": 1.0}
-_STAGE = {"name": "shape", "is": "SoftCap", "low": -3.1, "high": 2.9, "width": 0.5}
+_STAGE = {"name": "shape", "is": "Cap", "low": -3.1, "high": 2.9}
 _MARGIN = {"canary": "flattery", "margin": -0.12, "judge_margin": 0.8}
 _TRAIT = {"name": "length", "mean": 4.1, "std": 0.9}
 _BREACH = {
@@ -222,7 +222,7 @@ class StageOut(ReplyRecord, frozen=True, gc=False):
     """A stage of the pipeline after the combination, with its parameters: those fields that its kind has."""
 
     name: Annotated[str, doc("name of the stage in results", "shape")]
-    kind: Annotated[str, doc("kind of the stage", "SoftCap")] = field(name="is")
+    kind: Annotated[str, doc("kind of the stage", "Cap")] = field(name="is")
     gamma: Annotated[float | Unset, doc("share of the expected effect of length that is subtracted", 0.5)] = UNSET
     curve: Annotated[Sequence[Sequence[float]] | Unset, doc("normalised score expected at a log length", _KNOTS)] = (
         UNSET
@@ -247,7 +247,7 @@ class PipelineOut(ReplyRecord, frozen=True, gc=False):
 
     digest: Annotated[str, doc("digest of the pipeline", DIGEST)]
     normalizes: Annotated[bool, doc("whether raw scores are normalised", True)]
-    shape: Annotated[str, doc("last stage: none, cap, softcap, par or lsc", "softcap")]
+    shape: Annotated[str, doc("last stage: none, cap, softcap, par or lsc", "cap")]
     cap_low: Annotated[float | None, doc("lowest reward; null: none", -3.1)]
     cap_high: Annotated[float | None, doc("highest reward; null: none", 2.9)]
     combine: Annotated[str, doc("how the members are combined", "sum")]
@@ -330,7 +330,7 @@ class ModelReply(ModelVersionOut, frozen=True, gc=False):
         PipelineOut,
         doc(
             "stages from the raw score to the reward",
-            {"digest": DIGEST, "normalizes": True, "shape": "softcap", "cap_low": -3.1, "cap_high": 2.9, "combine": "sum",
+            {"digest": DIGEST, "normalizes": True, "shape": "cap", "cap_low": -3.1, "cap_high": 2.9, "combine": "sum",
              "members": [_MEMBER], "stages": [_STAGE]},
         ),
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from rewardserve.service.api.schemas.model import ModelVersionOut
 from rewardserve.service.api.schemas.record import ReplyRecord
 
 _RESULT = {
-    "id": "a", "reward": 0.41, "raw": 1.93, "normalized": 0.52, "notes": ["softcapped_high"], "flags": [], "tokens": 213,
+    "id": "a", "reward": 0.41, "raw": 1.93, "normalized": 0.52, "notes": ["capped_high"], "flags": [], "tokens": 213,
     "truncated": False, "missing_end": False, "cached": False, "error": None,
 }  # fmt: skip
 _COMPARED = {

@@ -228,10 +228,10 @@ def test_all_stages_are_built_in_their_order_from_the_calibration():
     every = {"missing_end": 1.0, "overlong": 2.0, "overlong_start": 0, "overlong_end": 9, "repetition": 3.0}
     pipeline = built(length_debias=1.0, penalties=every)
     assert pipeline.stages == (
-        Debias(1.0, CURVE, 1.0), MissingEnd(1.0), Overlong(2.0, 0, 9), Repetition(3.0, 0.1), SoftCap(-4.0, 4.0, 1.0),
+        Debias(1.0, CURVE, 1.0), MissingEnd(1.0), Overlong(2.0, 0, 9), Repetition(3.0, 0.1), Cap(-4.0, 4.0),
     )  # fmt: skip
     assert pipeline.combination == Combination((ScaledMember("m", HEADS, Scale(1.0, 2.0, 0.5), 1.0),), "sum", 0.0)
-    assert (pipeline.normalizes, pipeline.shape, pipeline.cap_low, pipeline.cap_high) == (True, "softcap", -4.0, 4.0)
+    assert (pipeline.normalizes, pipeline.shape, pipeline.cap_low, pipeline.cap_high) == (True, "cap", -4.0, 4.0)
     assert pipeline.reads == {"lengths", "missing_end", "repetition"}
     assert pipeline.stage_names == ("combined", "debias", "missing_end", "overlong", "repetition", "shape")
     assert pipeline.itemises
@@ -244,9 +244,12 @@ def test_all_stages_are_built_in_their_order_from_the_calibration():
         ({"shape": "none"}, (), (None, None)),
         ({"shape": "cap"}, (Cap(-4.0, 4.0),), (-4.0, 4.0)),
         ({"shape": "cap", "normalize": False}, (Cap(-7.0, 9.0),), (-7.0, 9.0)),
-        ({"cap_low": -1.0}, (SoftCap(-1.0, None, 1.0),), (-1.0, None)),
-        ({"cap_high": 1.0}, (SoftCap(None, 1.0, 1.0),), (None, 1.0)),
-        ({"cap_low": 0.0, "cap_high": 16.0}, (SoftCap(0.0, 16.0, 2.0),), (0.0, 16.0)),
+        ({}, (Cap(-4.0, 4.0),), (-4.0, 4.0)),
+        ({"cap_high": 1.0}, (Cap(None, 1.0),), (None, 1.0)),
+        ({"shape": "softcap"}, (SoftCap(-4.0, 4.0, 1.0),), (-4.0, 4.0)),
+        ({"shape": "softcap", "cap_low": -1.0}, (SoftCap(-1.0, None, 1.0),), (-1.0, None)),
+        ({"shape": "softcap", "cap_high": 1.0}, (SoftCap(None, 1.0, 1.0),), (None, 1.0)),
+        ({"shape": "softcap", "cap_low": 0.0, "cap_high": 16.0}, (SoftCap(0.0, 16.0, 2.0),), (0.0, 16.0)),
         ({"shape": "par", "slope": 3.0}, (Par(12.0, (-2.0, 0.0, 0.5, 2.0), 1.0, 2.0),), (None, None)),
         ({"shape": "par", "normalize": False}, (Par(2.0, (-3.0, 1.0, 2.0, 5.0), 0.0, 1.0),), (None, None)),
         ({"shape": "lsc", "slope": 3.0}, (LogSigmoid(12.0, 0.5, 1.0, 2.0),), (None, None)),
@@ -256,7 +259,7 @@ def test_each_shape_is_built_from_its_settings_and_the_calibration(settings, sta
     pipeline = built(**settings)
     assert pipeline.stages == stages
     assert (pipeline.cap_low, pipeline.cap_high) == caps
-    assert pipeline.shape == settings.get("shape", "softcap")
+    assert pipeline.shape == settings.get("shape", "cap")
     assert pipeline.normalizes is settings.get("normalize", True)
 
 
