@@ -56,15 +56,19 @@ def server(trunk):
         yield running
 
 
-def plain_scores() -> list[float]:
-    """Independent of our network, padding and backend: transformers' own model and one product with the head."""
-    contract = ScoringContract.load(FOLDER)
+@pytest.fixture(scope="module")
+def loaded(trunk):
+    return load("torch", ModelSpec(device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def last_states():
+    """Independent of our network, padding and engines: hidden states at the end of each probe, by transformers' own model."""
     with safe_open(str(FOLDER / "reward_heads.safetensors"), framework="pt") as file:
         base = file.metadata()["base_model_name_or_path"]
-        head = sum(weight * file.get_tensor(name) for name, weight in contract.heads)
-    trunk = AutoModel.from_pretrained(resolve(base), dtype=torch.float32).eval()
+    plain = AutoModel.from_pretrained(resolve(base), dtype=torch.float32).eval()
     with torch.no_grad():
-        return [float(trunk(torch.tensor([p.ids])).last_hidden_state[0, -1] @ head) for p in contract.probes]
+        return [plain(torch.tensor([p.ids])).last_hidden_state[0, -1] for p in ScoringContract.load(FOLDER).probes]
 
 
 def test_the_served_score_is_the_score_that_training_wrote(server):
@@ -77,13 +81,15 @@ def test_the_served_score_is_the_score_that_training_wrote(server):
         assert result["raw"] == pytest.approx(probe.score, abs=probe.tolerance)
 
 
-def test_the_contracts_scores_are_those_of_a_plain_forward():
-    for probe, expected in zip(ScoringContract.load(FOLDER).probes, plain_scores(), strict=True):
-        assert probe.score == pytest.approx(expected, abs=1e-4)
+def test_the_contracts_scores_are_those_of_a_plain_forward(last_states):
+    contract = ScoringContract.load(FOLDER)
+    with safe_open(str(FOLDER / "reward_heads.safetensors"), framework="pt") as file:
+        head = sum(weight * file.get_tensor(name) for name, weight in contract.heads)
+    for probe, state in zip(contract.probes, last_states, strict=True):
+        assert probe.score == pytest.approx(float(state @ head), abs=1e-4)
 
 
-def test_the_default_model_keeps_its_contract():
-    loaded = load("torch", ModelSpec())
+def test_the_default_model_keeps_its_contract(loaded):
     assert loaded.report.holds
     assert loaded.report.origin == "written"
     assert [name for name, _ in loaded.identity.heads] == ["convincing", "harmless"]
@@ -150,6 +156,7 @@ def test_everything_that_training_can_fit_is_fitted():
     )
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     "flags",
     [
@@ -158,42 +165,27 @@ def test_everything_that_training_can_fit_is_fitted():
         ("--combine.method=and", "--shape=none"),
     ],
 )
-def test_whatever_needs_a_calibration_is_served(trunk, flags):
+def test_whatever_needs_a_calibration_is_served_until_sigterm_ends_it_cleanly(trunk, flags):
     prompt, good, rude = GOOD_AND_RUDE[0]
     with Server(*flags) as server:
         reply = server.score({"prompt": prompt, "response": good}, {"prompt": prompt, "response": rude})
         assert all(isinstance(reward, float) for reward in reply.json()["rewards"])
         assert "distance" not in reply.text
+        server.signal(signal.SIGTERM)
+        assert server.ended() == 0
 
 
-def plain_distances(rows):
-    """Independent of our network and engines: transformers' hidden states, and the file's numbers."""
-    with safe_open(str(FOLDER / "reward_heads.safetensors"), framework="pt") as file:
-        trunk = AutoModel.from_pretrained(
-            resolve(file.metadata()["base_model_name_or_path"]), dtype=torch.float32
-        ).eval()
+def test_it_tells_its_server_how_far_a_hidden_state_is_from_those_of_the_calibration(loaded, last_states):
     stored = load_file(FOLDER / "hidden_reference.safetensors")
-    with torch.no_grad():
-        outs = [trunk(torch.tensor([row]), output_hidden_states=True).hidden_states[-1][0, -1] for row in rows]
-    return [float(((h - stored["mean"]) @ stored["whitening"].T).square().sum().log()) for h in outs]
-
-
-def test_it_tells_its_server_how_far_a_hidden_state_is_from_those_of_the_calibration():
-    loaded = load("torch", ModelSpec(device="cpu"))
+    expected = [float(((h - stored["mean"]) @ stored["whitening"].T).square().sum().log()) for h in last_states]
     rows = tuple(probe.ids for probe in loaded.contract.probes)
     told = [heads["distance"] for heads in loaded.scorer.score(TokenBatch(rows)).rows]
-    assert told == pytest.approx(plain_distances(rows), abs=2e-3)
+    assert told == pytest.approx(expected, abs=2e-3)
 
 
 def test_what_ships_is_small():
     assert (FOLDER / "hidden_reference.safetensors").stat().st_size < 200_000
     assert sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file() and f.suffix == ".safetensors") <= 5_000_000
-
-
-def test_sigterm_ends_the_server_cleanly():
-    with Server() as running:
-        running.signal(signal.SIGTERM)
-        assert running.ended() == 0
 
 
 def test_the_card_the_start_the_model_and_the_alert_name_the_canaries_that_fail(server):
