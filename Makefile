@@ -7,7 +7,8 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL ?=
 DATA ?= data
-WORKERS ?= 2
+# One more than the two cores that CI has: while a worker waits for a server or a timer, another one computes.
+WORKERS ?= $(if $(FAST),2,3)
 BENCH ?=
 VARIANT ?= cpu
 TARGET ?= serve
@@ -28,7 +29,7 @@ OVERLOAD ?=
 
 help:
 	@echo "make serve          the server on $(HOST):$(PORT) with the default model (MODEL=, HOST=, PORT=)"
-	@echo "make test           the tests (WORKERS=2); FAST=1: the quick unit tests, for the inner loop"
+	@echo "make test           the tests (WORKERS=3); FAST=1: the quick unit tests, for the inner loop"
 	@echo "make test-sweeps    every case of the tests of which make test runs some (minutes)"
 	@echo "make test-vllm      the vllm backend against vLLM itself, on the CPU; installs it into .bench/ (minutes)"
 	@echo "make test-trainers  TRL, OpenRLHF, verl, LLaMA-Factory and NeMo-Gym against a live server; installs them into .bench/"
@@ -88,7 +89,7 @@ serve: setup
 # FAST=1: for the inner loop, the unit tests that take no time. A file's fixtures are made once, by the worker that has it.
 test: setup
 	@$(BIN)/python -m compileall -qq model service training client tests  # for the hundreds of processes that they start
-	@# pytest keeps the modules of tests that it has rewritten, so that neither worker rewrites them in the next run.
+	@# pytest keeps the modules of tests that it has rewritten, so that no worker rewrites them in the next run.
 	@PYTHONDONTWRITEBYTECODE= $(if $(FAST),SWEEPS=1) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(if $(FAST),-m 'not slow' tests/unit)
 
 # All cases of the tests of which `make test` runs some.
