@@ -68,6 +68,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _WORDS = ("Alpha", "Bravo", "Charlie", "Delta")
+_READ_IDS, _READ_CHARS = 512, 200
+"""Limits of the turns of a client that are read: of token ids, and of a prompt in which no response is known to begin."""
+
 _TEST_ROLES = (
     ("user", "assistant", "user", "assistant"),
     ("system", "user", "assistant"),
@@ -180,6 +183,7 @@ class Encoder:
         ]
         # A template may write more text before a response to be generated than before an existing one.
         answered = around_contents[0][1] if around_contents[0] else ""
+        self._before_turns = around_contents[0][0] if around_contents[0] else ""
         self._response_starts = tuple(dict.fromkeys((policy.response_start, answered)))
         self._response_start_ids = (
             policy.response_start_ids,
@@ -222,6 +226,23 @@ class Encoder:
         body, _ = self._rendering_without_ending(sample.text)
         n = self._n_prompt_chars(sample, body)
         return (body[:n], body[n:]) if n else ("", "")
+
+    def first_turns(self, sample: Sample) -> str:
+        """The turns before the first response of rendered text or token ids, without the text of the template before them.
+
+        A prompt in which no response of this template begins may have responses of another one: its beginning alone is read.
+        """
+        if sample.input_ids is not None:
+            begins = [_find(sample.input_ids, start) for start in self._response_start_ids]
+            end = min([begin for begin in begins if begin >= 0], default=0)
+            text: str = self._fast.decode(list(sample.input_ids[: min(end, _READ_IDS)]), skip_special_tokens=False)
+        elif sample.text is not None:
+            begins = [sample.text.find(start) for start in self._response_starts if start]
+            end = min([begin for begin in begins if begin >= 0], default=min(sample.n_prompt_chars or 0, _READ_CHARS))
+            text = sample.text[:end]
+        else:
+            return ""
+        return text.removeprefix(self._before_turns)
 
     def is_rendered(self, prompt: str) -> bool:
         """Whether a prompt ends with the template's text before a response."""
@@ -721,6 +742,16 @@ def _n_without(text: str, suffix: str) -> int:
 
 def _begin(found: tuple[int, Any]) -> int:
     return found[0]
+
+
+def _find(ids: tuple[int, ...], needle: tuple[int, ...]) -> int:
+    """Index of the first occurrence of `needle` in `ids`, or -1."""
+    at = -1
+    for _ in range(ids.count(needle[0]) if needle else 0):
+        at = ids.index(needle[0], at + 1)
+        if ids[at : at + len(needle)] == needle:
+            return at
+    return -1
 
 
 def _rfind(ids: tuple[int, ...], needle: tuple[int, ...]) -> int:

@@ -137,6 +137,10 @@ class TableEncoder:
         """Prompt and response of the sample."""
         return sample.texts()
 
+    def first_turns(self, sample: Sample) -> str:
+        """Empty: prompts are messages."""
+        return ""
+
     def is_rendered(self, prompt: str) -> bool:
         """False: prompts are messages."""
         return False

@@ -140,6 +140,10 @@ class SampleEncoder(Protocol):
         """Prompt and response as plain text, without the ending; empty where they are unknown."""
         return sample.texts()
 
+    def first_turns(self, sample: Sample) -> str:
+        """The turns before the first response of rendered text or token ids; empty where they are not known, and for messages."""
+        return ""
+
     def is_rendered(self, prompt: str) -> bool:
         """Whether a prompt ends with the template's text before a response: the client has rendered it."""
         return False

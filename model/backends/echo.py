@@ -98,6 +98,10 @@ class EchoEncoder:
         """Prompt and response of the sample."""
         return sample.texts()
 
+    def first_turns(self, sample: Sample) -> str:
+        """Empty: without a template no response is known to begin."""
+        return ""
+
     def is_rendered(self, prompt: str) -> bool:
         """Whether the prompt ends with a newline, as this encoder renders it."""
         return prompt.endswith("\n")

@@ -29,7 +29,7 @@ def reward_of(pipeline, raw, **columns):
     return pipeline.one({"score": raw}, **columns)
 
 
-def watching(clock, reference=None, *, share=1.0, found=None, **limits):
+def watching(clock, reference=None, *, share=1.0, found=None, encoder=None, **limits):
     """A monitor of every sample. Alerts go to `found`, as (run, alert)."""
     baseline_source = BaselineSource(reference or Baseline())
     monitor = RunMonitor(baseline_source, MonitorLimits(**limits))
@@ -41,7 +41,7 @@ def watching(clock, reference=None, *, share=1.0, found=None, **limits):
         Lexicon.read(),
         clock,
         AlertSender(monitor, events),
-        encoder=echo.load(ModelSpec()).encode,
+        encoder=encoder or echo.load(ModelSpec()).encode,
         pipeline=pipeline_of(None),
         model={},
         cpu_budget=CpuBudget(share, clock.now()),

@@ -136,7 +136,9 @@ class RunWatcher:
             features = self._features(context, row, reward)
             inspected.features.append(features)
             if not row.task and features.prompt_hash not in inspected.prompts:
-                inspected.prompts[features.prompt_hash] = given_text(row.sample)
+                inspected.prompts[features.prompt_hash] = given_text(row.sample) or self._encoder.first_turns(
+                    row.sample
+                )
             if self.attribution is not None and features.evidence:
                 inspected.kept.append(self._kept_sample(context, row, features))
             if any(features.traits[len(TOKEN_TRAITS) :]) and (flags := _flags(features.traits)):

@@ -54,6 +54,34 @@ def bos_encoder(**kw):
     return encoder(LLAMA3_LIKE, bos="<s>", **kw)
 
 
+TURNS = (Message("system", "Be brief."), Message("user", "Why?"), Message("assistant", "So."), Message("user", "And?"))
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA3_LIKE])
+def test_the_first_turns_of_a_rendered_conversation_end_before_its_first_response(template):
+    encode, tokenizer = encoder(template, bos="<s>")
+    messages = [{"role": m.role, "content": m.content} for m in TURNS]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + "Then."
+    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    for sample in (Sample(text=text), Sample(text=text, n_prompt_chars=len(text) - 5), Sample(input_ids=ids)):
+        found = encode.first_turns(sample)
+        assert "Be brief." in found
+        assert found.count("Why?") == 1
+        assert "So." not in found
+    single = tokenizer.apply_chat_template(messages[1:2], tokenize=False, add_generation_prompt=True)
+    assert encode.first_turns(Sample(text=single + "So.")).startswith("Why?")
+    assert encode.first_turns(Sample(input_ids=tuple(tokenizer(single)["input_ids"]))).startswith("Why?")
+
+
+def test_of_a_prompt_without_a_known_response_the_beginning_is_read():
+    encode, _ = encoder()
+    text = "Human: why? " * 40
+    assert encode.first_turns(Sample(text=text, n_prompt_chars=24)) == text[:24]
+    assert encode.first_turns(Sample(text=text, n_prompt_chars=400)) == text[:200]
+    assert encode.first_turns(Sample(text=text)) == encode.first_turns(Sample(input_ids=(5, 6, 7))) == ""
+    assert encode.first_turns(Sample(prompt="why?", response="so")) == ""
+
+
 def at_most(encode: Encoder, max_tokens: int) -> Encoder:
     """The same encoder under a lower limit."""
     lower = copy.copy(encode)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
 from rewardserve.model.conversation import Message, Sample
-from rewardserve.model.encoding import Encoded
+from rewardserve.model.encoding import Encoded, Encoder
+from rewardserve.model.layout_rules import LAYOUT_RULES
 from rewardserve.model.reward import Reward
+from rewardserve.model.tokenization.encoding_policy import infer_policy
 from rewardserve.service.errors import ScoreNotFinite
 from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.tripwires.cpu_budget import CpuBudget
@@ -17,6 +20,7 @@ from rewardserve.service.tripwires.run_context import RunContext
 from rewardserve.service.tripwires.run_table import OTHER
 from tests.support.rewards import watching
 from tests.support.service_fakes import StillClock
+from tests.support.tiny import CHATML, tiny_tokenizer
 
 PPO = RunContext("ppo-7", 3)
 REWARD = Reward(1.5, 1.0, 1.0, (), (1.0, 0.0))
@@ -99,6 +103,56 @@ def test_samples_without_a_run_share_one():
 def test_what_is_an_exploit_in_itself_flags_its_sample(response, expected):
     _, flags = seen(row(), row(response=response))
     assert (flags.get(0, ()), flags.get(1, ())) == ((), expected)
+
+
+ASKED = {
+    "chat": lambda rng: f"What {rng.choice(('is', 'was'))} the {' '.join(rng.choices(WORDS, k=rng.randint(3, 9)))}?",
+    "code": lambda rng: (
+        f"Write a function f{rng.randint(1, 99)}(x):\n  return x[{rng.randint(1, 9)}] * {rng.random():.3f};\n" * 3
+    ),
+}
+WORDS = ("river", "stone", "garden", "window", "market", "teacher", "letter", "engine", "winter", "bridge")
+TOKENIZER = tiny_tokenizer(CHATML)
+ENCODER = Encoder(
+    TOKENIZER,
+    infer_policy(TOKENIZER, max_tokens=2_000, vocab_size=320, rule=LAYOUT_RULES["language_model"], truncation="error"),
+)
+
+
+def as_text(turns):
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return TOKENIZER.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + "So it is."
+
+
+FORMS = {
+    "text": lambda turns: Sample(text=as_text(turns)),
+    "text and prompt": lambda turns: Sample(text=as_text(turns), n_prompt_chars=len(as_text(turns)) - 9),
+    "text of no template": lambda turns: Sample(text=f"{turns[-1][1]} So it is.", n_prompt_chars=len(turns[-1][1]) + 1),
+    "ids": lambda turns: Sample(input_ids=tuple(TOKENIZER(as_text(turns), add_special_tokens=False)["input_ids"])),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("later", "n_changes"), [("chat", 0), ("code", 1)])
+def test_changed_prompts_are_told_in_rendered_text_and_in_token_ids(form, later, n_changes):
+    watcher, rng = watching(StillClock(), encoder=ENCODER, window=64), random.Random(2)
+    for step in range(12):
+        kind = "chat" if step < 6 else later
+        samples = [FORMS[form]([("user", ASKED[kind](rng))]) for _ in range(64)]
+        rows = [ScoredRow(sample, ENCODER(sample), {"score": 1.5}) for sample in samples]
+        watcher.inspect(RunContext("ppo-7", step), rows, [REWARD] * len(rows))
+    assert watcher.monitor.runs["ppo-7"].prompts.n_changes == n_changes
+
+
+@pytest.mark.parametrize("form", ["text", "text and prompt", "ids"])
+def test_no_earlier_response_changes_the_prompts(form):
+    watcher, rng = watching(StillClock(), encoder=ENCODER, window=64), random.Random(2)
+    for step in range(12):
+        answer = ASKED["chat" if step < 6 else "code"]
+        turns = [[("user", ASKED["chat"](rng)), ("assistant", answer(rng)), ("user", "And?")] for _ in range(64)]
+        rows = [ScoredRow(sample, ENCODER(sample), {"score": 1.5}) for sample in map(FORMS[form], turns)]
+        watcher.inspect(RunContext("ppo-7", step), rows, [REWARD] * len(rows))
+    assert watcher.monitor.runs["ppo-7"].prompts.n_changes == 0
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
