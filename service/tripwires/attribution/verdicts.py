@@ -34,33 +34,30 @@ def has_grown(finding: Finding, n_reports: int) -> bool:
     return finding.growth.mean > 0.0 and corrected_z(finding.z, n_reports * (n_reports + 1)) >= _SIGNIFICANT
 
 
-def contradiction(earned: Effect | None, judged: Effect | None) -> float | None:
-    """Lower bound of what an edit earns from the model, in sd, where the judge gives at most a third of it; 0 where it gives more.
+def contradiction(earned: Effect, judged: Effect | None) -> float:
+    """Lower bound of what an edit earns from the model, in sd, where the judge gives at most a third of it.
 
-    None where one of both is not known.
+    0 where it gives more, and where one of both is not known. `judged` None: the judge was not asked.
     """
-    if not (_is_known(earned) and _is_known(judged)):
-        return None
-    assert earned is not None
-    assert judged is not None
+    if judged is None or not (_is_known(earned) and _is_known(judged)):
+        return 0.0
     low = lower_bound(earned)
     high = judged.mean + _N_ERRORS * judged.std_error
     return low if low > 0.0 and high < MAX_JUDGED * low else 0.0
 
 
-def artefact_share(earned: Effect | None, growth: Effect, score_growth: Effect) -> float | None:
+def artefact_share(earned: Effect, growth: Effect, score_growth: Effect) -> float:
     """Lower bound of the share of the growth of the mean score that an edit explains: what it earns times how far it spread.
 
     The growth counts with its upper bound, so a run whose score may have grown for other reasons too has a small share, and one
-    whose score did not grow significantly needs no division by zero. None where a number is not known.
+    whose score did not grow significantly needs no division by zero. 0 where a number is not known.
     """
     if not _is_known(earned) or not isfinite(score_growth.std_error):
-        return None
-    assert earned is not None
+        return 0.0
     grown = max(0.0, score_growth.mean) + _N_ERRORS * score_growth.std_error
     parts = earned.mean * growth.std_error, growth.mean * earned.std_error, growth.std_error * earned.std_error
     explained = earned.mean * growth.mean - _N_ERRORS * hypot(*parts)
-    return min(1.0, max(0.0, explained) / grown) if grown > 0.0 else None
+    return min(1.0, max(0.0, explained) / grown) if grown > 0.0 else 0.0
 
 
 def lower_bound(effect: Effect) -> float:
@@ -68,5 +65,5 @@ def lower_bound(effect: Effect) -> float:
     return effect.mean - _N_ERRORS * effect.std_error
 
 
-def _is_known(effect: Effect | None) -> bool:
-    return effect is not None and effect.n >= MIN_PAIRS and isfinite(effect.std_error)
+def _is_known(effect: Effect) -> bool:
+    return effect.n >= MIN_PAIRS and isfinite(effect.std_error)

@@ -62,12 +62,12 @@ class TestedEdit(NamedTuple):
         """The statistic of the wire `artefact_share`."""
         if finding.edit is None or finding.edit.is_length_only:
             return 0.0
-        return artefact_share(self.earned, finding.growth, growth.score_growth) or 0.0
+        return artefact_share(self.earned, finding.growth, growth.score_growth)
 
     @property
     def contradiction(self) -> float:
         """The statistic of the wire `judge_contradicts`."""
-        return contradiction(self.earned, self.judged) or 0.0
+        return contradiction(self.earned, self.judged)
 
 
 class ScoreMemory:
