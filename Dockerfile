@@ -100,8 +100,8 @@ RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
     && pip install --require-hashes --no-deps --requirement build.txt \
     && pip install --no-deps --no-build-isolation --root /staged .; \
     else pip install --no-deps --root /staged .; fi \
-    && cd /staged/opt/rewardserve/lib/python3*/site-packages/rewardserve/model/backends/native \
-    && if ls _amx*.so && ls _avx512*.so; \
+    && native=$(echo /staged/opt/rewardserve/lib/python3*/site-packages/rewardserve/model/backends/native) \
+    && if ls "$native"/_amx*.so && ls "$native"/_avx512*.so; \
     then echo "The kernels for CPUs with AMX or AVX-512 are in the image."; \
     else echo "KERNELS FOR CPUS WITH AMX OR AVX-512 ARE NOT IN THE IMAGE: they could not be compiled." && [ "$KERNELS" = optional ]; fi
 
