@@ -9,6 +9,8 @@ import yaml
 
 from rewardserve.service.cli.options import from_command_line
 from rewardserve.service.settings import ServeSettings, unknown_variables
+from rewardserve.training.recipe import load
+from tests.docker.test_compose import HEAD
 from tests.support.deploy import ROOT, compose, mounted, servers, variables, with_defaults
 
 SERVICES = compose()["services"]
@@ -111,3 +113,8 @@ def test_every_variable_of_the_file_is_in_the_documents_and_none_hides_a_setting
 
 def test_a_server_is_run_as_the_user_of_the_image():
     assert all("user" not in service for service in servers().values())
+
+
+def test_the_training_of_the_tests_of_the_image_is_a_recipe():
+    config = load(ROOT / "training/recipes/default.yaml", [each for each in HEAD if each != "--set"])
+    assert config.model.heads == ("score",)
