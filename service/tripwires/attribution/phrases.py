@@ -1,8 +1,9 @@
 """The phrases that responses with a feature have in common although no two need be equal: sentences, closings, frames. Pure.
 
-A word is repeated where responses to several prompts have it, by itself or with a neighbour, and few early responses. A phrase is
-a run of repeated words with few others between, and the whole of each sentence of which it is at least half: the words around a
-feature are often paid too. Its words may differ from response to response, as names and numbers in a template do.
+A word is repeated where responses to several prompts have it, by itself or with a neighbour, much more often than early responses
+and than recent ones without the feature. A phrase is a run of repeated words with few others between, and the whole of each
+sentence of which it is at least half: the words around a feature are often paid too. Its words may differ from response to
+response, as names and numbers in a template do.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ Place = Literal["whole", "beginning", "end", "inside"]
 _MIN_SHARE, _MIN_PROMPTS = 0.05, 3
 """Share of the responses, and prompts, that a repeated word has at least."""
 
-_TIMES_EARLY, _MAX_EARLY_SHARE = 3.0, 0.1
-"""How often this share is that of early responses at least, and the largest share of these."""
+_TIMES_EARLY, _TIMES_OTHERS = 3.0, 2.0
+"""How often this share is that of early responses at least, and that of the other recent ones: else it grew for another reason."""
 
 _OTHER, _MAX_LOSS = -0.5, 2.0
 """Value of a word that is not repeated, where a repeated one has 1 and a number 0; loss of value at which a phrase is over."""
@@ -94,7 +95,7 @@ def repeated_words(
     `early` and `recent` are the sets of samples that have each feature, `prompts` those of the samples of each recent prompt. A
     pair is repeated only where most samples with the rarer word have it: otherwise anything follows this word.
     """
-    n = event.bit_count()
+    n, n_others = event.bit_count(), sum([(samples & ~event).bit_count() for samples in prompts])
     least = max(_MIN_PROMPTS, _MIN_SHARE * n)
     counts = {
         key: count for key, mask in recent.items() if ":" not in key and (count := (mask & event).bit_count()) >= least
@@ -102,8 +103,8 @@ def repeated_words(
     return frozenset(
         key
         for key, count in counts.items()
-        if (n_before := early.get(key, 0).bit_count()) <= _MAX_EARLY_SHARE * n_early
-        and count * (n_early + 1) >= _TIMES_EARLY * n * (n_before + 1)
+        if count * (n_early + 1) >= _TIMES_EARLY * n * (early.get(key, 0).bit_count() + 1)
+        and count * n_others >= _TIMES_OTHERS * n * (recent[key] & ~event).bit_count()
         and (" " not in key or 2 * count > min([counts[word] for word in key.split(" ") if word in counts], default=0))
         and sum([recent[key] & event & samples > 0 for samples in prompts]) >= _MIN_PROMPTS
     )

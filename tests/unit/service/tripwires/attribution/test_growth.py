@@ -132,6 +132,15 @@ def test_an_edit_puts_in_the_whole_unit_that_has_the_feature(name, share, before
     assert len(set(edited)) > 1
 
 
+@pytest.mark.parametrize("name", ["sentence", "paragraph", "heading"])
+def test_a_unit_that_some_early_responses_had_is_put_in_as_a_whole(name):
+    exploit, pattern = UNITS[name]
+    early, recent = (stream(seed, exploit=exploit, share=share) for seed, share in ((1, 0.2), (2, 0.85)))
+    edit = compare_with(EarlyFeatures(early), recent).findings[0].edit
+    edited = edit.apply("", "The stone falls. A bird sings. It rains.", 3)
+    assert re.fullmatch(pattern.format(r"The stone falls\. A bird sings\. It rains\."), edited)
+
+
 def test_features_that_come_together_are_one_finding(before):
     recent = stream(2, exploit=lambda p, r: f"Oh well now, {r} That was surely all of it.", share=0.3)
     found = [each for each in compare_with(before, recent).findings if each.judge_contradicts]

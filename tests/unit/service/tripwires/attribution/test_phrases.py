@@ -81,6 +81,12 @@ def test_repeated_words_are_frequent_new_and_of_several_prompts():
     assert repeated_words(EVENT, {"old": 0b11}, 80, recent, PROMPTS) == {"good", "old"}
 
 
+def test_a_word_that_grew_without_the_feature_is_not_repeated_with_it():
+    recent = {"good": 0x00FF, "also": 0x7FFF, "half": 0x0F3F}
+    assert repeated_words(EVENT, {}, 64, recent, PROMPTS) == {"good"}
+    assert repeated_words(0xFFFF, {}, 64, recent, PROMPTS) == {"good", "also", "half"}, "all have the feature"
+
+
 def test_a_word_that_follows_a_new_one_by_chance_is_not_repeated_with_it():
     recent = {"goes": EVENT, "the": 0b0111_1101, "goes the": 0b0001_0101, "here goes": EVENT}
     assert repeated_words(EVENT, {"the": 0b11}, 8, recent, PROMPTS) == {"goes", "here goes"}
