@@ -130,7 +130,8 @@ def check_contract_files(spec: ModelSpec, checkpoint: Checkpoint) -> None:
     contract, facts = checkpoint.contract, checkpoint.facts
     if contract is None or facts is None or spec.contract_mode != "strict":
         return
-    ids = tuple(_ids_now(checkpoint.encoder, probe) for probe in contract.probes)
+    encoder = checkpoint.encoder
+    ids = tuple(_ids_now(encoder, probe) for probe in contract.probes)
     report = verify(contract, facts, ids, tuple(probe.score for probe in contract.probes))
     if not report.holds:
         raise ContractBroken(report)

@@ -184,7 +184,8 @@ def write_contract(
     checkpoint = read(str(folder), options, device=device)
     limit = min(max_tokens or checkpoint.policy.max_tokens, checkpoint.policy.max_tokens)
     checkpoint = replace(checkpoint, policy=replace(checkpoint.policy, max_tokens=limit, truncation=truncation))
-    ids = [checkpoint.encoder(sample).ids for sample in probes]
+    encode = checkpoint.encoder
+    ids = [encode(sample).ids for sample in probes]
     scores = [score_single_row(checkpoint.network, row) for row in ids]
     scale = float(torch.tensor(scores).std()) if len(scores) > 1 else 1.0
     tolerance = max(SCORE_TOLERANCE * scale, 1e-5)
