@@ -5,6 +5,7 @@ import os
 # Tests share the cores with one another and with their servers; threads of OpenMP spin while they wait for a core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 from collections import defaultdict
 
 import pytest
@@ -27,6 +28,17 @@ def _log_configuration():
     known = structlog.get_config()
     yield
     structlog.configure(**known)
+
+
+def pytest_sessionstart():
+    """Collect no garbage while tests are imported: there is hardly any, and each look at all of it takes half a second."""
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """Keep the imported modules and the tests out of later collections of garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config, items):

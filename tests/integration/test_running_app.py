@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import threading
 
@@ -19,14 +18,11 @@ BODY = {"samples": [{"prompt": "What is two plus two?", "response": "Four."}]}
 
 @pytest.fixture(autouse=True)
 def _this_process_is_no_server(monkeypatch):
-    """What is done to the garbage collector of a server is undone; settings of the machine are not read."""
+    """The garbage collector stays as it is; settings of the machine are not read."""
     for name in [name for name in os.environ if name.startswith("REWARD_")]:
         monkeypatch.delenv(name)
     monkeypatch.setitem(BACKENDS, "drill", "tests.support.service_backends:load")
-    threshold = gc.get_threshold()
-    yield
-    gc.unfreeze()
-    gc.set_threshold(*threshold)
+    monkeypatch.setattr("rewardserve.service.app.tune_garbage_collector", lambda: None)
 
 
 def opened(**settings):

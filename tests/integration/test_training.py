@@ -25,6 +25,8 @@ from rewardserve.training.recipe import load
 from tests.support import planted_pairs as world
 from tests.support.separate_python import scored_in_separate_python
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # fixtures of the module draw theirs
+
 FULL = {"optim": {"lr": 3e-3, "epochs": 2, "batch_pairs": 16}, "eval": {"steps": 15, "bootstrap": 50}}
 METHODS = {
     "full": FULL,

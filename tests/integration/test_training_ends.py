@@ -40,6 +40,8 @@ from tests.support.checkpoints import merge_newlines, value_head
 from tests.support.small_disk import SmallDisk, why_none
 from tests.support.tiny import tiny_config
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 N_ROWS = 120
 SETS = {"optim": {"lr": 1e-3, "max_steps": 3}, "eval": {"bootstrap": 20}, "encoding": {"max_tokens": 128}}
 FROZEN = {"method": {"name": "frozen"}, "optim": {"epochs": 0}}

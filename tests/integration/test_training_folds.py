@@ -11,6 +11,8 @@ from rewardserve.training import crossvalidate, scoring, workflow
 from rewardserve.training.recipe import load
 from tests.support import planted_pairs as world
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 N_PAIRS, N_GROUPS = 240, 12
 METHODS = {
     "convex": {

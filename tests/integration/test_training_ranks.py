@@ -14,6 +14,8 @@ from rewardserve.cli import main
 from rewardserve.model.contract import ScoringContract
 from tests.support import planted_pairs as world
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -16,6 +16,8 @@ from rewardserve.cli import main
 from rewardserve.model.contract import ScoringContract
 from tests.support import planted_pairs as world
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROOT = Path(__file__).parents[2]
 # Everything that has a state: dropout (random numbers), Adam, the schedule, the average, batches in the middle of an epoch.
 SECTIONS = {

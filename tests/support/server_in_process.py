@@ -6,7 +6,6 @@ Not for signals, exit codes, logs, limits of connections or anything else that b
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import socket
 import threading
@@ -31,8 +30,8 @@ def serve_in_process(*flags: str) -> Iterator[Api]:
     with patch.dict(os.environ, clean, clear=True):
         settings = from_command_line(ServeSettings, "rewardserve serve", flags)
     ready: Future[uvicorn.Server] = Future()
-    threshold = gc.get_threshold()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    # The tests' own objects are frozen (`tests/conftest.py`), and those of a server are to be freed after it.
+    with patch("rewardserve.service.app.tune_garbage_collector"), socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=lambda: asyncio.run(_serve(settings, listener, ready)))
         thread.start()
         try:
@@ -43,8 +42,6 @@ def serve_in_process(*flags: str) -> Iterator[Api]:
             server.should_exit = True
         finally:
             thread.join(TIMEOUT_S)
-            gc.unfreeze()
-            gc.set_threshold(*threshold)
 
 
 async def _serve(settings: ServeSettings, listener: socket.socket, ready: Future[uvicorn.Server]) -> None:

@@ -1,0 +1,9 @@
+"""Fixtures of the tests of whole commands and servers."""
+
+import pytest
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave out the plots of a training report, which take half of the time of a short training."""
+    monkeypatch.setattr("rewardserve.training.report._drawn", lambda *_: "")
