@@ -9,7 +9,7 @@ from rewardserve.service.api.schemas.runs import RunState, RunSummary
 from rewardserve.service.tripwires.alert import Alert
 from rewardserve.service.tripwires.attribution.sentences import relevance_sentence, sentence
 from rewardserve.service.tripwires.incidents import most_severe_first
-from rewardserve.service.tripwires.io.attribution import AttributionReport
+from rewardserve.service.tripwires.io.attribution_report import AttributionReport
 from rewardserve.service.tripwires.io.canaries import CanaryResult, failing
 from rewardserve.service.tripwires.prometheus import alert_name
 from rewardserve.service.tripwires.run_state import Run

@@ -32,7 +32,7 @@ from rewardserve.service.tripwires.attribution.findings import Finding
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.relevance import Relevance
 from rewardserve.service.tripwires.attribution.sentences import sentence
-from rewardserve.service.tripwires.io.attribution import AttributionReport
+from rewardserve.service.tripwires.io.attribution_report import AttributionReport
 from rewardserve.service.tripwires.io.edit_tests import TestedEdit
 
 _WORDS = {

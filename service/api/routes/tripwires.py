@@ -26,7 +26,8 @@ from rewardserve.service.api.schemas.runs import (
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import NoSuchAlert, NoSuchRun
 from rewardserve.service.models.active_models import ActiveModels
-from rewardserve.service.tripwires.io.attribution import Attribution, AttributionReport
+from rewardserve.service.tripwires.io.attribution import Attribution
+from rewardserve.service.tripwires.io.attribution_report import AttributionReport
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import ActiveAlert, Run
 from rewardserve.service.tripwires.strata import Stratum

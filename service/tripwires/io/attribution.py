@@ -14,20 +14,24 @@ from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol
 
-from rewardserve.service.clock import Clock, utc_now
-from rewardserve.service.errors import NoSuchRun, RequestRefused, TooFewSamples
-from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS
-from rewardserve.service.tripwires.attribution.findings import Finding, GrowthReport
+from rewardserve.service.clock import Clock
+from rewardserve.service.errors import NoSuchRun, RequestRefused
 from rewardserve.service.tripwires.attribution.growth import compare_with
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.relevance import Relevance, compare_relevance
-from rewardserve.service.tripwires.attribution.sentences import report_sentences
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
 from rewardserve.service.tripwires.attribution.verdicts import has_grown
 from rewardserve.service.tripwires.baseline import BaselineSource
-from rewardserve.service.tripwires.io.edit_tests import EditTests, Scores, TestedEdit
+from rewardserve.service.tripwires.io.attribution_report import (
+    AlertedReport,
+    AttributionReport,
+    TextComparison,
+    check_enough,
+    make_report,
+)
+from rewardserve.service.tripwires.io.edit_tests import EditTests, Scores
 from rewardserve.service.tripwires.io.events import TripwireEvents
 from rewardserve.service.tripwires.io.run_texts import KeptSample, RunTexts
 from rewardserve.service.tripwires.run_monitor import RunMonitor
@@ -35,11 +39,6 @@ from rewardserve.service.tripwires.run_monitor import RunMonitor
 _LEAST_BETWEEN_REPORTS, _MOST_BETWEEN_REPORTS, _PART_OF_RUN = 128, 1_024, 16
 _LEAST_BETWEEN_LOOKS, _MOST_BETWEEN_LOOKS, _LOOK_OF_RUN = 32, 512, 32
 """The same between two looks at prompt relevance."""
-
-_EXAMPLE_CHARACTERS = 600
-
-
-ShownT = TypeVar("ShownT", Finding, Relevance)
 
 
 class FindingAlerts(Protocol):
@@ -53,54 +52,6 @@ class FindingAlerts(Protocol):
     def add_attributed(self, label: str, statistics: Mapping[str, float]) -> list[str]:
         """Evaluate the wires on these statistics, and send their alerts. Return the wires that are new."""
         ...
-
-
-class SampleSpan(NamedTuple):
-    """The samples of one side of a report: their number, that of their prompts, and their first and last step."""
-
-    samples: int
-    prompts: int
-    first_step: int | None
-    last_step: int | None
-
-    @classmethod
-    def of(cls, samples: Sequence[ObservedSample]) -> SampleSpan:
-        """The span of these samples."""
-        steps = [sample.step for sample in samples if sample.step is not None]
-        n_prompts = len({sample.prompt_key for sample in samples})
-        return cls(len(samples), n_prompts, min(steps, default=None), max(steps, default=None))
-
-
-class AttributionReport(NamedTuple):
-    """Report on one run. `tested` are the edits that were scored, by the index of their finding. `cpu_s` is its cost.
-
-    `relevance` is None where it cannot be compared.
-    """
-
-    run: str
-    computed_at: str
-    sentences: tuple[str, ...]
-    growth: GrowthReport
-    tested: dict[int, TestedEdit]
-    early: SampleSpan
-    recent: SampleSpan
-    cpu_s: float
-    relevance: Relevance | None = None
-
-
-class _Comparison(NamedTuple):
-    """Both comparisons of the texts of a run, and the seconds of CPU that they took."""
-
-    growth: GrowthReport
-    relevance: Relevance | None
-    cpu_s: float
-
-
-class AlertedReport(NamedTuple):
-    """Report that was begun when these wires tripped, of the samples of that moment."""
-
-    wires: tuple[str, ...]
-    report: AttributionReport
 
 
 @dataclass(slots=True)
@@ -228,7 +179,7 @@ class Attribution:
             raise NoSuchRun(f"no run has the label {label[:64]!r}, or it is forgotten: see GET /tripwires")
         early, recent = self.texts.early(label), self.texts.recent(label)
         if check:
-            _check_enough(early, recent)
+            check_enough(early, recent)
         return early, recent
 
     def _begin(
@@ -253,7 +204,8 @@ class Attribution:
         async with self._turn:
             compared = await self._compared(early, recent, progress.n_looks + 1)
             tested = await progress.edit_tests.test(compared.growth, early, scorer)
-        return self._keep(label, early, recent, compared, tested)
+        report = self._reports[label] = make_report(label, early, recent, compared, tested)
+        return report
 
     async def _watch(
         self,
@@ -277,7 +229,7 @@ class Attribution:
             tested = await progress.edit_tests.test_within(n_samples, growth, chosen, early, scorer, self.judge)
         if not self._is_current(label, progress, alerts):
             return
-        report = self._keep(label, early, recent, compared, tested)
+        report = self._reports[label] = make_report(label, early, recent, compared, tested)
         statistics = {
             "artefact_share": max(
                 [each.artefact_share(growth.findings[i], growth) for i, each in tested.items()], default=0.0
@@ -311,7 +263,9 @@ class Attribution:
         """Whether the run is known still, and has the model of `progress` and of the receiver."""
         return self._progress.get(label) is progress and progress.baseline_source is alerts.baseline_source
 
-    async def _compared(self, early: Sequence[KeptSample], recent: Sequence[KeptSample], n_looks: int) -> _Comparison:
+    async def _compared(
+        self, early: Sequence[KeptSample], recent: Sequence[KeptSample], n_looks: int
+    ) -> TextComparison:
         await self._clock.wait(asyncio.Event(), self._not_before)
         compared = await asyncio.to_thread(_compare, *_observed(early, recent), n_looks)
         self._spend(compared.cpu_s)
@@ -319,30 +273,6 @@ class Attribution:
 
     def _spend(self, cpu_s: float) -> None:
         self._not_before = self._clock.now() + cpu_s * (1.0 / self._cpu_share - 1.0)
-
-    def _keep(
-        self,
-        label: str,
-        early: Sequence[KeptSample],
-        recent: Sequence[KeptSample],
-        compared: _Comparison,
-        tested: dict[int, TestedEdit],
-    ) -> AttributionReport:
-        growth, relevance, cpu_s = compared
-        earned = {i: (each.earned, each.judged) for i, each in tested.items()}
-        report = AttributionReport(
-            label,
-            utc_now(),
-            tuple(report_sentences(growth, earned, relevance)),
-            growth._replace(findings=[_with_short_examples(each) for each in growth.findings]),
-            tested,
-            SampleSpan.of([each.sample for each in early]),
-            SampleSpan.of([each.sample for each in recent]),
-            cpu_s,
-            relevance and _with_short_examples(relevance),
-        )
-        self._reports[label] = report
-        return report
 
 
 def samples_between_reports(n_samples: int) -> int:
@@ -361,12 +291,12 @@ def _observed(
     return [each.sample for each in early], [each.sample for each in recent]
 
 
-def _compare(early: Sequence[ObservedSample], recent: Sequence[ObservedSample], n_looks: int) -> _Comparison:
+def _compare(early: Sequence[ObservedSample], recent: Sequence[ObservedSample], n_looks: int) -> TextComparison:
     """Compare, on the calling thread."""
     began = time.thread_time()
     growth = compare_with(EarlyFeatures(early), recent)
     relevance = compare_relevance(early, recent, n_looks)
-    return _Comparison(growth, relevance, time.thread_time() - began)
+    return TextComparison(growth, relevance, time.thread_time() - began)
 
 
 def _look(
@@ -383,31 +313,3 @@ def _relevance_statistics(relevance: Relevance | None) -> dict[str, float]:
         "prompt_relevance": relevance.lost_to_collapse if relevance else 0.0,
         "mode_collapse": relevance.paid_collapse if relevance else 0.0,
     }
-
-
-def _check_enough(early: Sequence[KeptSample], recent: Sequence[KeptSample]) -> None:
-    """Raise `TooFewSamples` where one side has too few prompts to be compared."""
-    n_early, n_recent = (SampleSpan.of([each.sample for each in side]) for side in (early, recent))
-    if min(n_early.prompts, n_recent.prompts) < MIN_PROMPTS:
-        raise TooFewSamples(
-            f"of this run the texts of {n_early.samples} first responses to {n_early.prompts} prompts and of "
-            f"{n_recent.samples} recent ones to {n_recent.prompts} prompts are known; a comparison needs {MIN_PROMPTS} prompts "
-            f"on each side. Responses count as first ones until the baseline of the run, or of their task, is complete.",
-            early_samples=n_early.samples,
-            early_prompts=n_early.prompts,
-            recent_samples=n_recent.samples,
-            recent_prompts=n_recent.prompts,
-            min_prompts=MIN_PROMPTS,
-        )
-
-
-def _with_short_examples(finding: ShownT) -> ShownT:
-    """The finding, or relevance, with examples of bounded length: a report outlives the texts that it was made of."""
-    early, recent = (
-        tuple(
-            each._replace(prompt=each.prompt[:_EXAMPLE_CHARACTERS], response=each.response[:_EXAMPLE_CHARACTERS])
-            for each in examples
-        )
-        for examples in (finding.early_examples, finding.recent_examples)
-    )
-    return finding._replace(early_examples=early, recent_examples=recent)
