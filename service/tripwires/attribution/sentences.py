@@ -109,7 +109,7 @@ def _describe_step(step: EditStep) -> str:
             after = f" after {quoted(lead.strip())}" if lead.strip() else ""
             return f"copy the prompt at {'the end' if at_end else 'the beginning'}{after}"
         case RemoveWords(words):
-            return f"avoid {_alternatives(words)}"
+            return f"avoid {_alternatives(words, 'words')}"
         case Reformat(style):
             return {
                 "line break": "have a line for each sentence",
@@ -161,9 +161,12 @@ def quoted(text: str) -> str:
     return f"`{''.join(c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in shown)}`"
 
 
-def _alternatives(texts: tuple[str, ...]) -> str:
-    shown = ", ".join(quoted(text) for text in texts[:3])
-    return shown if len(texts) == 1 else f"one of {len(texts)} texts ({shown}{', ...' * (len(texts) > 3)})"
+def _alternatives(texts: tuple[str, ...], kind: str = "a text") -> str:
+    """The texts of an edit; many are some of those that the responses have."""
+    shown = [quoted(text) for text in texts[:3]]
+    if len(texts) > len(shown):
+        return f"{kind} like {', '.join(shown[:-1])} or {shown[-1]}"
+    return shown[0] if len(texts) == 1 else f"one of {len(texts)} texts ({', '.join(shown)})"
 
 
 def _pays(finding: Finding) -> str:

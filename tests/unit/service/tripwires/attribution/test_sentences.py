@@ -37,7 +37,7 @@ from tests.unit.service.tripwires.attribution.conftest import stream
     ("step", "words"),
     [
         (Prepend(("Well, ",)), "begin with `Well, `"),
-        (Append((" a", " b", " c", " d")), "end with one of 4 texts (` a`, ` b`, ` c`, ...)"),
+        (Append((" a", " b", " c", " d")), "end with a text like ` a`, ` b` or ` c`"),
         (Insert(("so",)), "contain `so`"),
         (ReplaceAll(("No.",)), "are equal to `No.`"),
         (ChangeCase("upper"), "are written in upper case"),
