@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,6 +20,9 @@ from rewardserve.service.tripwires.run_state import Run
 
 N_SAMPLES = 256
 """Early samples of a run that are kept, and recent ones."""
+
+N_OF_PROMPT = 16
+"""Recent samples of one prompt that are kept, the latest, so that a few large groups are not all."""
 
 MAX_BYTES = 64 * 2**20
 """Limit of the bytes of all texts, as they lie in memory, over all runs."""
@@ -70,6 +73,7 @@ class _TextsOfRun:
     learned: set[str] = field(default_factory=set)
     early: list[KeptSample] = field(default_factory=list)
     recent: deque[KeptSample] = field(default_factory=deque)
+    n_of_prompt: Counter[int] = field(default_factory=Counter)
     audits: dict[int, float] = field(default_factory=dict)
     n_seen: int = 0
     n_recent: int = 0
@@ -162,6 +166,7 @@ class RunTexts:
             excess -= texts.n_bytes
             texts.early.clear()
             texts.recent.clear()
+            texts.n_of_prompt.clear()
             texts.audits.clear()
             texts.n_bytes = texts.n_seen = texts.n_recent = 0
 
@@ -173,11 +178,25 @@ def _contents(context: Context | None) -> list[str]:
 
 
 def _append(texts: _TextsOfRun, sample: KeptSample) -> None:
+    key = sample.sample.prompt_key
     texts.recent.append(sample)
     texts.n_recent += 1
     texts.n_bytes += sample.n_bytes
-    if len(texts.recent) > N_SAMPLES:
-        texts.n_bytes -= texts.recent.popleft().n_bytes
+    texts.n_of_prompt[key] += 1
+    if texts.n_of_prompt[key] > N_OF_PROMPT:
+        _delete(texts, next(i for i, each in enumerate(texts.recent) if each.sample.prompt_key == key))
+    elif len(texts.recent) > N_SAMPLES:
+        _delete(texts, 0)
+
+
+def _delete(texts: _TextsOfRun, place: int) -> None:
+    """Delete one recent sample."""
+    deleted = texts.recent[place]
+    del texts.recent[place]
+    texts.n_bytes -= deleted.n_bytes
+    texts.n_of_prompt[deleted.sample.prompt_key] -= 1
+    if not texts.n_of_prompt[deleted.sample.prompt_key]:
+        del texts.n_of_prompt[deleted.sample.prompt_key]
 
 
 def _audited(kept: KeptSample, audits: Mapping[int, float]) -> KeptSample:

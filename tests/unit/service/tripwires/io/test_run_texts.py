@@ -9,7 +9,7 @@ import pytest
 from rewardserve.model.conversation import Message
 from rewardserve.service.tripwires.attribution.observed import MAX_CHARACTERS, ObservedSample
 from rewardserve.service.tripwires.io import run_texts
-from rewardserve.service.tripwires.io.run_texts import MAX_BYTES, N_SAMPLES, KeptSample, RunTexts
+from rewardserve.service.tripwires.io.run_texts import MAX_BYTES, N_OF_PROMPT, N_SAMPLES, KeptSample, RunTexts
 
 
 def kept(i, prompt="why?", response=None, context="why?"):
@@ -42,6 +42,7 @@ def test_first_samples_are_kept_with_equal_probability_until_the_run_has_a_basel
         assert texts.recent("a") == []
         for i in chosen:
             counts[i] += 1
+        assert chosen == sorted(chosen), "the oldest first"
     quarters = [sum(counts[first : first + 256]) for first in range(0, 1_024, 256)]
     assert quarters == [pytest.approx(60 * 64, rel=0.1)] * 4
 
@@ -52,6 +53,20 @@ def test_the_request_that_completes_the_baseline_is_early_and_later_ones_push_ou
     texts.add(runs, "a", [kept(i) for i in range(N_SAMPLES, 600)])
     assert numbers(texts.early("a")) == list(range(N_SAMPLES))
     assert numbers(texts.recent("a")) == list(range(600 - N_SAMPLES, 600))
+
+
+def test_of_one_prompt_the_latest_sixteen_samples_are_kept_so_that_large_groups_leave_room_for_prompts():
+    texts, runs = RunTexts(), {"a": run(has_baseline=True)}
+    texts.add(runs, "a", [kept(i) for i in range(N_SAMPLES)])
+    groups = [kept(i)._replace(ids_hash=64 * i + j) for i in range(40) for j in range(64)]
+    for at in range(0, len(groups), 100):
+        texts.add(runs, "a", groups[at : at + 100])
+    recent = texts.recent("a")
+    assert [each.ids_hash for each in recent] == [64 * i + j for i in range(24, 40) for j in range(48, 64)]
+    assert texts.n_seen("a").recent == 2_560
+    assert texts.n_bytes == sum(each.n_bytes for each in [*texts.early("a"), *recent])
+    texts.add(runs, "a", [kept(7)] * 17)
+    assert numbers(texts.recent("a")).count(7) == N_OF_PROMPT
 
 
 def test_after_a_restart_a_run_with_a_baseline_has_as_many_early_texts_as_one_without():
