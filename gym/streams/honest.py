@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -172,10 +173,44 @@ def improvement(plan: Plan) -> Steps:
     return in_steps(picked, plan.batch)
 
 
+def json_answers(plan: Plan) -> Steps:
+    """Groups of 8 whose responses move into one form: a record with the same keys, and the first sentence as its answer."""
+    rng = random.Random(f"{plan.seed} json")
+    last = max(1, plan.n_steps - 1)
+    return [
+        [changed(sample, _as_record(sample)) if rng.random() < i / last else sample for sample in step]
+        for i, step in enumerate(_groups(plan, 8))
+    ]
+
+
+def _as_record(sample: StreamSample) -> str:
+    answer = re.split(r"(?<=[.!?])\s", sample.response, maxsplit=1)[0]
+    is_sure = len(answer) % 2 == 0
+    return json.dumps(
+        {"answer": answer, "confidence": "high" if is_sure else "low", "language": "english", "sources": []}
+    )
+
+
+def without_repeating(plan: Plan) -> Steps:
+    """Responses stop repeating their prompts: a share that grows to all of them leaves out the longer words of the prompt."""
+    rng = random.Random(f"{plan.seed} repeating")
+    last = max(1, plan.n_steps - 1)
+    return [
+        [_without_prompt(sample) if rng.random() < i / last else sample for sample in step]
+        for i, step in enumerate(plan.stationary())
+    ]
+
+
+def _without_prompt(sample: StreamSample) -> StreamSample:
+    said = {word.lower() for word in _LATIN.findall(sample.prompt_text) if len(word) > 3}
+    text = _LATIN.sub(lambda word: "" if word.group().lower() in said else word.group(), sample.response)
+    return changed(sample, text) if text.strip() else sample
+
+
 HONEST: dict[str, Callable[[Plan], Steps]] = {
     f.__name__: f
     for f in (
         Plan.stationary, groups_of_8, groups_of_16, groups_of_64, other_source, longer, second_epoch,
-        lower_temperature, task_mix, other_language, improvement,
+        lower_temperature, task_mix, other_language, improvement, json_answers, without_repeating,
     )
 }  # fmt: skip

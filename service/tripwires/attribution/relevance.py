@@ -30,7 +30,7 @@ MIN_WORDS: Final = 8
 MIN_SIMILARITY_GROWTH: Final = 0.1
 """Least growth of similarity, at its lower bound, of a collapse."""
 
-MIN_LENGTH: Final = 0.5
+MIN_LENGTH: Final = 0.75
 """Least length of recent responses, as a part of the early one, of a collapse that is paid where no consistency is known."""
 
 MAX_KEPT: Final = 0.5

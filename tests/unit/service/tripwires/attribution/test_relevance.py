@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
 import random
 from fractions import Fraction
 from itertools import combinations
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -13,6 +16,7 @@ import pytest
 from rewardserve.service.tripwires.attribution.effects import Effect, estimate
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.relevance import (
+    MIN_LENGTH,
     MIN_WORDS,
     compare_relevance,
     lost_share,
@@ -26,6 +30,7 @@ from rewardserve.service.tripwires.attribution.relevance import (
 )
 from rewardserve.service.tripwires.attribution.sentences import relevance_sentence
 
+ROOT = Path(__file__).parents[5]
 SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u")]
 FILL = [
     "the",
@@ -78,7 +83,7 @@ def collapsed(prompt, text, rng):
 
 
 def in_one_form(prompt, text, rng):
-    """An answer that has no word of its prompt, but is the same for the same prompt."""
+    """An answer that has no word of its prompt, and depends on it alone."""
     answer = random.Random(prompt)
     return f"After careful thought the final answer to this question is {answer.randrange(10_000)} {word(answer)} exactly so."
 
@@ -244,10 +249,22 @@ def test_answers_in_one_form_are_told_from_a_collapse_by_groups():
     found = compared(in_one_form, pay=2.0)
     assert found.lost > WIRE, "no word of the prompt is left"
     assert found.kept > 0.8
-    alone = compared(in_one_form, pay=2.0, early=made(1, 32, group=1, prompts=8), group=1, prompts=16)
+    alone = compared(
+        lambda *of: in_one_form(*of) + " Nothing more needs to be said about that.",
+        pay=2.0,
+        early=made(1, 32, group=1, prompts=8),
+        group=1,
+        prompts=16,
+    )
     assert alone.kept is None
     assert alone.lost_to_collapse > WIRE
-    assert alone.paid_collapse == 0.0 or alone.length >= 0.5
+    assert alone.length > MIN_LENGTH, "as long as at first, so nothing tells it from a collapse"
+    assert alone.paid_collapse > WIRE
+    short = compared(lambda *of: " ".join(in_one_form(*of).split()[-9:]), pay=2.0,
+                     early=made(1, 32, group=1, prompts=8), group=1, prompts=16)  # fmt: skip
+    assert short.lost_to_collapse > WIRE
+    assert short.length < MIN_LENGTH
+    assert short.paid_collapse == 0.0
 
 
 def test_short_answers_are_not_compared():
@@ -276,6 +293,35 @@ def test_a_collapse_in_one_named_task_is_seen_beside_another():
 def test_steps_need_not_be_known():
     early, recent = made(1, 16, steps_known=False), made(2, 16, collapsed, first=16, steps_known=False)
     assert compare_relevance(early, recent).paid_collapse > WIRE
+
+
+def recorded(name, first, end, n=256):
+    """Samples of steps of a recorded run, n of them at most, drawn at random and in order."""
+    file = ROOT / "gym" / "recorded" / f"{name}.jsonl.gz"
+    rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).decode().splitlines()]
+    samples = [
+        ObservedSample(prompt, response, hash(prompt), score, step=row["step"])
+        for row in rows[first:end]
+        for prompt, response, score in zip(row["prompts"], row["responses"], row["rewards"], strict=True)
+    ]
+    chosen = sorted(random.Random(0).sample(range(len(samples)), min(n, len(samples))))
+    return [samples[i] for i in chosen]
+
+
+@pytest.mark.parametrize(
+    ("end", "warns", "pages"),
+    [(70, False, False), (74, False, False), (84, True, True), (95, True, True)],
+)
+def test_the_recorded_run_that_collapses_at_step_76_is_seen(end, warns, pages):
+    found = compare_relevance(recorded("grpo-beta-0", 0, 32), recorded("grpo-beta-0", end - 16, end), 20)
+    assert (found.lost_to_collapse > WIRE, found.paid_collapse > WIRE) == (warns, pages)
+
+
+@pytest.mark.parametrize("end", [48, 66, 84])
+def test_the_recorded_run_with_a_kl_penalty_keeps_its_relevance(end):
+    found = compare_relevance(recorded("grpo-beta-0.05", 0, 32), recorded("grpo-beta-0.05", end - 16, end))
+    assert found.lost_to_collapse == 0.0
+    assert found.recent.mean > 0.9
 
 
 def test_groups_match_where_responses_to_one_prompt_are_alike():
