@@ -238,10 +238,11 @@ WIRES: tuple[Wire, ...] = (
         ),
     ),
     Wire(
-        "duplicate_within_prompt", Mean("duplicate_within_prompt"), 0.05,
+        "duplicate_within_prompt", Mean("duplicate_within_prompt"), 0.05, "note",
         text=AlertText(
             summary="repeated texts for one prompt",
-            confidence=_COUNTED,
+            confidence="Certain, but fixed answers, a low temperature and a second epoch repeat texts too; where the policy "
+            "collapses, flat_groups and duplicate_across_prompts follow.",
             action="Check the temperature of the policy, and whether it has collapsed onto one answer.",
         ),
         chart=Chart(

@@ -49,7 +49,6 @@ EXPLOITS = {
     "empty_opener": doing(empty_opener=1.0),
     "control_tokens": doing(control_tokens=1.0),
     "foreign_script": doing(foreign_script=0.5),
-    "duplicate_within_prompt": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, text_digest=i // 8)),
     "duplicate_across_prompts": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, text_digest=i % 8)),
     "probing": doing(text_digest=7, prompt_hash=7),
     "id_reuse": Phase(EXPLOIT, usual, id_reuse=True),
