@@ -18,7 +18,7 @@ from rewardserve.model.scorer import DISTANCE
 from rewardserve.model.traits import TRAITS
 
 Floats = NDArray[np.float64]
-CAP_QUANTILES = (0.001, 0.999)
+CAP_QUANTILES = (0.005, 0.995)
 # Beyond these multiples of the typical difference a temperature makes no practical difference.
 _RANGE = (1e-3, 1e3)
 
