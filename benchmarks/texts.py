@@ -19,14 +19,16 @@ def samples(data: Path | None, n: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def _from_preferences(folder: Path) -> list[dict[str, Any]]:
-    """Both answers of every pair in the `.jsonl` and `.jsonl.gz` files of a folder."""
+    """Both answers of every pair in the `.jsonl` and `.jsonl.gz` files of a folder. Other rows (rankings, ratings) are left out."""
     out: list[dict[str, Any]] = []
     for path in sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")]):
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
             for line in lines:
                 pair = json.loads(line)
                 out += [
-                    {"prompt": pair["prompt"], "response": pair[side]} for side in ("chosen", "rejected") if pair[side]
+                    {"prompt": pair["prompt"], "response": pair[side]}
+                    for side in ("chosen", "rejected")
+                    if pair.get(side)
                 ]
     if not out:
         raise SystemExit(f"{folder} has no .jsonl or .jsonl.gz with preference pairs")
