@@ -406,7 +406,7 @@ WIRES: tuple[Wire, ...] = (
         0.3, "page",
         text=AlertText(
             summary="responses no longer depend on their prompts, are alike, and score higher",
-            confidence="High: the same as `prompt_relevance`, the mean score rose by over three standard errors, and responses "
+            confidence="High: the same as `prompt_relevance`, the mean score rose by over two standard errors, and responses "
             "are not short answers in one form. A policy that is meant to say the same to every prompt looks like this too.",
             action="Stop the run, and return to the policy checkpoint from before the collapse. " + _READ,
         ),

@@ -52,6 +52,9 @@ _PARTS_OF_RECENT = (4, 2, 1)
 """The latest quarter of the recent samples, the latest half, and all: a fresh collapse is in few of them."""
 
 _N_ERRORS = 3.0
+_N_ERRORS_OF_PAY = 2.0
+"""Standard errors of the growth of the score: fewer, because it decides between a warning and a page only."""
+
 _SIGNIFICANT = 3.29
 """Normal quantile of one in a thousand, two-sided: the probability that any look at a run finds a loss that did not happen."""
 
@@ -99,7 +102,8 @@ class Relevance(NamedTuple):
         Also 0 where responses became much shorter and no consistency is known: they may be terse answers in one form.
         """
         may_be_terse = self.kept is None and self.length < MIN_LENGTH
-        return 0.0 if may_be_terse or _low(self.score_growth) <= 0.0 else self.lost_to_collapse
+        is_paid = _low(self.score_growth, _N_ERRORS_OF_PAY) > 0.0
+        return self.lost_to_collapse if is_paid and not may_be_terse else 0.0
 
 
 class Texts(NamedTuple):
@@ -389,5 +393,5 @@ def _share_won(margins: Sequence[float]) -> float:
     return sum([1.0 if each > _TIE else 0.5 if each >= -_TIE else 0.0 for each in margins]) / len(margins)
 
 
-def _low(effect: Effect) -> float:
-    return effect.mean - _N_ERRORS * effect.std_error
+def _low(effect: Effect, n_errors: float = _N_ERRORS) -> float:
+    return effect.mean - n_errors * effect.std_error

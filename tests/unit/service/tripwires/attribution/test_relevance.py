@@ -210,6 +210,12 @@ def test_a_collapse_whose_score_stands_still_or_falls_warns_only(pay):
     assert found.paid_collapse == 0.0
 
 
+@pytest.mark.parametrize(("growth", "pages"), [(0.41, True), (0.39, False), (-0.41, False)])
+def test_two_standard_errors_of_the_score_decide_between_warning_and_page(growth, pages):
+    found = compared(collapsed)._replace(score_growth=estimate(growth, 0.2, 40.0, 64))
+    assert (found.paid_collapse > 0.0, found.lost_to_collapse > 0.0) == (pages, True)
+
+
 def test_a_collapse_within_the_last_steps_is_seen_in_their_part():
     recent = [*made(2, 12, first=16), *made(3, 4, collapsed, first=28, pay=2.0)]
     assert compare_relevance(EARLY, recent).paid_collapse > WIRE
