@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.command import run_command
 from tests.support.refusing_server import RefusingServer
 from tests.support.service_server import ROOT, TIMEOUT_S, Server, wait_until
 
@@ -31,9 +32,7 @@ def start(*arguments, **env):
 
 
 def bench(*arguments, **env):
-    process = start(*arguments, **env)
-    out, err = process.communicate(timeout=TIMEOUT_S)
-    return process.returncode, out, err
+    return run_command("bench", *arguments, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +83,7 @@ def test_a_server_that_refuses_is_reported_as_such(tmp_path):
     with Server(
         "--backend=echo", "echo:delay_ms=50", "--admission.max-samples=16", "--max-samples-per-request=16"
     ) as small:
-        code, text, _ = bench("--url", small.url, "--seconds=3", "--concurrency=8", "--per-request=16", f"--json={out}")
+        code, text, _ = bench("--url", small.url, "--seconds=1", "--concurrency=8", "--per-request=16", f"--json={out}")
     record = json.loads(out.read_text())
     assert code == 3
     assert record["requests"]["refused"]["503 overloaded"] > 0
