@@ -7,9 +7,9 @@ from urllib.parse import quote
 
 from rewardserve.service.api.schemas.runs import RunState, RunSummary
 from rewardserve.service.tripwires.alert import Alert
-from rewardserve.service.tripwires.attribution.sentences import relevance_sentence, sentence
+from rewardserve.service.tripwires.attribution.sentences import nothing_found, relevance_sentence, sentence
 from rewardserve.service.tripwires.incidents import most_severe_first
-from rewardserve.service.tripwires.io.attribution_report import AttributionReport
+from rewardserve.service.tripwires.io.attribution_report import AlertedReport
 from rewardserve.service.tripwires.io.canaries import CanaryResult, failing
 from rewardserve.service.tripwires.prometheus import alert_name
 from rewardserve.service.tripwires.run_state import Run
@@ -41,13 +41,15 @@ def state_of(run: Run, *, ended: bool, blocked: bool) -> RunState:
     return "quiet" if run.has_baseline or run.alerts else "learning"
 
 
-def summarise(label: str, run: Run, state: RunState, report: AttributionReport | None) -> RunSummary:
-    """The five lines. `report` is the latest attribution, None where there is none or the client may not read it."""
+def summarise(label: str, run: Run, state: RunState, shown: AlertedReport | None) -> RunSummary:
+    """The five lines. `shown` is the report of the worst alert, or the latest one; None: there is none, or the client may not read
+    it.
+    """
     alerts = most_severe_first([active.alert for active in run.alerts.values() if active.alert.severity != "note"])
     return RunSummary(
         state,
         _worst(alerts) if alerts else None,
-        None if report is None else _paid_for(report),
+        None if shown is None else _paid_for(shown),
         "canaries are scored for the model, not for a run" if label == CANARIES else _trend(run),
         _next(label, alerts, state) if run.name or label == CANARIES or alerts else _NAME_IT[run.is_watched],
     )
@@ -73,23 +75,34 @@ def _worst(alerts: list[Alert]) -> str:
     return line
 
 
-def _paid_for(report: AttributionReport) -> str:
-    at = "" if report.recent.last_step is None else f"at step {report.recent.last_step}: "
+def _paid_for(shown: AlertedReport) -> str:
+    wires, report = shown
+    parts = [] if report.recent.last_step is None else [f"at step {report.recent.last_step}"]
+    if wires:
+        parts.append(f"when {', '.join(wires)} tripped")
+    at = f"{', '.join(parts)}: " if parts else ""
     if report.relevance and report.relevance.lost_to_collapse:
         return f"{at}{relevance_sentence(report.relevance)}"
     if not report.growth.findings:
-        return f"{at}no feature of the responses grew"
+        return f"{at}{nothing_found(report.growth)}"
     tested = report.tested.get(0)
     return f"{at}{sentence(report.growth.findings[0], *(tested.earned, tested.judged) if tested else ())}"
 
 
 def _trend(run: Run) -> str:
-    shift = run.baseline.shift("score", run.smooth.mean("score"))
-    changed = (
-        "the baseline is being learned"
-        if shift is None
-        else f"{shift:+.1f} standard deviations from the start of the run"
-    )
+    """The score against the baseline, and where other prompts came since the start of the run, against that start too."""
+    shift, later = run.baseline.shift("score", run.compared.mean("score")), run.later_prompts
+    if shift is None:
+        changed = "the baseline is being learned"
+    elif not later:
+        of = "the run" if len(run.strata) < 2 else "each of its tasks"
+        changed = f"{shift:+.1f} standard deviations from the start of {of}"
+    else:
+        step = later[-1].first_step
+        since = "" if step is None else f" (the latest since step {step})"
+        whole = run.run_wide.shift("score", run.smooth.mean("score"))
+        start = "" if whole is None else f"{whole:+.1f} standard deviations from the start of the run, "
+        changed = f"{start}{shift:+.1f} standard deviations from the start of each kind of prompts{since}"
     at = "" if run.step is None else f", at step {run.step}"
     return f"{changed}{at}, {int(run.all_sums['samples']):,} samples"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
+from math import hypot
 from typing import NamedTuple
 
 from rewardserve.service.tripwires.alert import Alert
@@ -122,6 +123,11 @@ class Run:
         return any(not each.task for each in self.strata.values())
 
     @property
+    def later_prompts(self) -> list[Stratum]:
+        """The strata of prompts that came after the start of the run, whose tasks the client did not name."""
+        return [each for each in self.strata.values() if each.profile and each.has_baseline]
+
+    @property
     def is_watched(self) -> bool:
         """Whether its samples are of one run: those of `other` are of several, so a change of their mixture means nothing."""
         return bool(self.owner or self.name or self.client)
@@ -136,6 +142,19 @@ class Run:
         """The smoothed sums of the strata whose baselines are complete; of all while none is."""
         sums = [each.smooth for each in self.strata.values() if each.has_baseline]
         return sum(sums[1:], start=sums[0]) if sums and len(self.strata) > 1 else self.smooth
+
+    @property
+    def score_growth(self) -> tuple[float, float] | None:
+        """Growth of the mean score from the baseline, in standard deviations of single samples, and its standard error.
+
+        With several strata, the mean of their growths as the latest samples are distributed over them. None where it is not known,
+        and where the baseline is that of a calibration, from which a run may differ from its start on.
+        """
+        sums = self.compared
+        stat, shift = self.baseline.stats.get("score"), self.baseline.shift("score", sums.mean("score"))
+        if stat is None or shift is None or stat.n <= 1.0:
+            return None
+        return shift, hypot(sums.error("score"), stat.error) / stat.std
 
     @property
     def exported_baseline(self) -> Baseline:

@@ -27,7 +27,7 @@ from rewardserve.service.clock import Clock
 from rewardserve.service.errors import NoSuchAlert, NoSuchRun
 from rewardserve.service.models.active_models import ActiveModels
 from rewardserve.service.tripwires.io.attribution import Attribution
-from rewardserve.service.tripwires.io.attribution_report import AttributionReport
+from rewardserve.service.tripwires.io.attribution_report import AlertedReport
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import ActiveAlert, Run
 from rewardserve.service.tripwires.strata import Stratum
@@ -36,7 +36,7 @@ from rewardserve.service.tripwires.wires import Wire
 _ERRORS_OF_A_RUN = {404: "`no_such_run`", **openapi.NO_PARAMETERS}
 _ERRORS_OF_AN_ALERT = {404: "`no_such_alert`", **openapi.NO_PARAMETERS}
 
-Reports = Mapping[str, AttributionReport]
+Reports = Mapping[str, AlertedReport]
 
 
 def tripwire_routes(active_models: ActiveModels, clock: Clock) -> APIRouter:
@@ -77,8 +77,8 @@ def tripwire_routes(active_models: ActiveModels, clock: Clock) -> APIRouter:
 
 
 def _reports(attribution: Attribution | None, request: Request) -> Reports:
-    """The latest reports, which quote responses; none for a client without the scope admin."""
-    return attribution.reports if attribution is not None and is_admin(request) else {}
+    """The reports to show, which quote responses; none for a client without the scope admin."""
+    return attribution.shown if attribution is not None and is_admin(request) else {}
 
 
 def summarise_runs(monitor: RunMonitor, now: float, reports: Reports) -> dict[str, RunSummary]:

@@ -180,5 +180,8 @@ class AttributionReply(ReportOut, frozen=True, gc=False, kw_only=True):
 
     at_alert: Annotated[
         AlertedReportOut | None,
-        doc("report of the moment of the latest warning or page; null: none", {**_REPORT, "wires": ["vote"]}),
+        doc(
+            "report of the moment of the worst active alert, else of the latest one; null: none",
+            {**_REPORT, "wires": ["vote"]},
+        ),
     ]

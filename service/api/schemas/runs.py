@@ -16,7 +16,7 @@ _SUMMARY = {
     "state": "page",
     "alert": "page vote since step 13: several wires tripped together: exploited features grow (4 votes; trips at 3 votes); "
     "2 more to acknowledge: repetition, length_high",
-    "paid_for": "at step 19: responses that end with the words `paris is` went from 1% to 54%; "
+    "paid_for": "at step 13, when vote tripped: responses that end with the words `paris is` went from 1% to 54%; "
     "responses with it score +1.9 [+1.7, +2.1] standard deviations higher",
     "reward": "+2.0 standard deviations from the start of the run, at step 19 after 2,560 samples",
     "next": "Keep the last checkpoint of the policy, read its latest responses; GET /tripwires/ppo-7/details; "
@@ -51,12 +51,14 @@ class RunSummary(ReplyRecord, frozen=True, gc=False):
     paid_for: Annotated[
         str | None,
         doc(
-            "what the extra reward is paid for, as last computed; null: nothing is known. It quotes responses, so only the scope "
-            "admin gets it",
+            "what the extra reward is paid for, of the moment of the worst alert, else as last computed; null: not known. It "
+            "quotes responses, so only the scope admin gets it",
             _SUMMARY["paid_for"],
         ),
     ]
-    reward: Annotated[str, doc("change of the score since the start of the run, and its step", _SUMMARY["reward"])]
+    reward: Annotated[
+        str, doc("change of the score since the start of the run, and of its prompts, and its step", _SUMMARY["reward"])
+    ]
     next: Annotated[str, doc("first thing to do, and where to read on", _SUMMARY["next"])]
 
 

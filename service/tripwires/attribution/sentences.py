@@ -74,7 +74,17 @@ def report_sentences(
     looked = (
         f"{report.n_features:,} features of {report.n_recent} recent and {report.n_early} early responses were tested"
     )
-    return [*lines, looked if report.findings else f"no feature grew: {looked}"]
+    return [*lines, looked if report.findings else f"{nothing_found(report)}: {looked}"]
+
+
+def nothing_found(report: GrowthReport) -> str:
+    """A report without findings in one sentence: how much of it could be compared."""
+    if not report.comparable:
+        why = "no recent prompt has early ones like it" if report.prompts.features else "there are too few prompts"
+        return f"nothing could be compared, because {why}"
+    if report.comparable < 1.0:
+        return f"no feature grew in responses to the {report.comparable:.0%} of the recent prompts that have early ones like them"
+    return "no feature of the responses grew"
 
 
 def name(finding: Finding) -> str:

@@ -3,8 +3,10 @@
 Correlation never pages: a policy that becomes better has features too, for which a weak judge does not pay. Three things have to
 agree. The feature grew, at a level that holds for all reports of a run together. Its edit, put into responses of the start
 of the run, earns a higher score whatever these say. And either the judge gives the same edited responses nothing for it
-(`contradiction`), or what it earns explains a part of the growth of the mean score (`artefact_share`), which needs no judge.
-Bounds are three standard errors from the estimate, clustered by prompt, as those of the other wires.
+(`contradiction`), or what it earns beyond the judge's pay explains a part of the growth of the mean score (`artefact_share`),
+which needs no judge, but a mean score that grew (`score_has_grown`): any text that is put into a response earns something from a
+real model, half of the time something positive. Bounds are three standard errors from the estimate, clustered by prompt, as those
+of the other wires.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ MIN_PAIRS: Final = 16
 
 MAX_JUDGED: Final = 1 / 3
 """Part of the model's lower bound that the judge's upper bound may reach where it contradicts the model."""
+
+MIN_SCORE_Z: Final = 2.0
+"""Normal quantile, one-sided (2 %), from which the mean score of a run has grown."""
 
 _N_ERRORS: Final = 3.0
 _SIGNIFICANT: Final = 3.29
@@ -46,12 +51,20 @@ def contradiction(earned: Effect, judged: Effect | None) -> float:
     return low if low > 0.0 and high < MAX_JUDGED * low else 0.0
 
 
-def artefact_share(earned: Effect, growth: Effect, score_growth: Effect) -> float:
+def score_has_grown(mean: float, std_error: float) -> bool:
+    """Whether a mean score has grown by this much significantly."""
+    return mean > 0.0 and mean >= MIN_SCORE_Z * std_error
+
+
+def artefact_share(earned: Effect, growth: Effect, score_growth: Effect, judged: Effect | None = None) -> float:
     """Lower bound of the share of the growth of the mean score that an edit explains: what it earns times how far it spread.
 
-    The growth counts with its upper bound, so a run whose score may have grown for other reasons too has a small share, and one
-    whose score did not grow significantly needs no division by zero. 0 where a number is not known.
+    Where the judge has scored the edit, only the pay beyond the judge's counts. The growth of the score counts with its
+    upper bound, so a run whose score may have grown for other reasons too has a small share. 0 where a number is not known.
     """
+    if judged is not None and _is_known(judged):
+        beyond = earned.mean - max(0.0, judged.mean)
+        earned = earned._replace(mean=beyond, std_error=hypot(earned.std_error, judged.std_error))
     if not _is_known(earned) or not isfinite(score_growth.std_error):
         return 0.0
     grown = max(0.0, score_growth.mean) + _N_ERRORS * score_growth.std_error

@@ -13,23 +13,25 @@ import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Protocol
 
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import NoSuchRun, RequestRefused
+from rewardserve.service.tripwires.attribution.findings import GrowthReport
 from rewardserve.service.tripwires.attribution.growth import compare_with
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.relevance import Relevance, compare_relevance
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
-from rewardserve.service.tripwires.attribution.verdicts import has_grown
+from rewardserve.service.tripwires.attribution.verdicts import has_grown, score_has_grown
 from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.incidents import most_severe_first
 from rewardserve.service.tripwires.io.attribution_report import (
     AlertedReport,
     AttributionReport,
     TextComparison,
     check_enough,
     make_report,
+    strongest,
 )
 from rewardserve.service.tripwires.io.edit_tests import EditTests, Scores
 from rewardserve.service.tripwires.io.events import TripwireEvents
@@ -84,7 +86,7 @@ class Attribution:
         self._not_before = clock.now()
         self._turn = asyncio.Lock()
         self._reports: dict[str, AttributionReport] = {}
-        self._alerted: dict[str, AlertedReport] = {}
+        self._alerted: dict[str, dict[str, AlertedReport]] = {}
         self._progress: dict[str, _Progress] = {}
         self._tasks: dict[str, asyncio.Task[AttributionReport]] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -150,13 +152,30 @@ class Attribution:
         return known
 
     def alerted(self, label: str) -> AlertedReport | None:
-        """The report of the latest alerts of this run, if it is computed."""
-        return self._alerted.get(label)
+        """The report of the worst active alert of this run that has one, else that of the latest alert."""
+        known = self._alerted.get(label, {})
+        active = next((known[wire] for wire in self._active_wires(label) if wire in known), None)
+        return active or next(reversed(known.values()), None)
 
     @property
-    def reports(self) -> Mapping[str, AttributionReport]:
-        """The latest report of each run that has one."""
-        return MappingProxyType(self._reports)
+    def shown(self) -> Mapping[str, AlertedReport]:
+        """The report of the worst active alert of each run; the latest one, without wires, where that alert has none."""
+        return {label: self._of_worst(label) or AlertedReport((), report) for label, report in self._reports.items()}
+
+    def _of_worst(self, label: str) -> AlertedReport | None:
+        worst = next(iter(self._active_wires(label)), "")
+        return self._alerted.get(label, {}).get(worst)
+
+    def _active_wires(self, label: str) -> list[str]:
+        """Wires with an active alert on this run, the worst first, and of these the first."""
+        run = self._monitor.runs.get(label)
+        active = [] if run is None else [each.alert for each in run.alerts.values()]
+        return [each.wire for each in most_severe_first(active)]
+
+    def _keep_alerted(self, label: str, wire: str, wires: Sequence[str], report: AttributionReport) -> None:
+        known = self._alerted.setdefault(label, {})
+        known.pop(wire, None)
+        known[wire] = AlertedReport(tuple(wires), report)
 
     async def stop(self) -> None:
         """Cancel the reports that are being computed."""
@@ -195,7 +214,9 @@ class Attribution:
     async def _finish_for_alerts(
         self, label: str, wires: tuple[str, ...], computing: asyncio.Task[AttributionReport]
     ) -> None:
-        self._alerted[label] = AlertedReport(wires, await asyncio.shield(computing))
+        report = await asyncio.shield(computing)
+        for wire in wires:
+            self._keep_alerted(label, wire, wires, report)
 
     async def _compute(
         self, label: str, early: Sequence[KeptSample], recent: Sequence[KeptSample], scorer: Scores
@@ -204,7 +225,10 @@ class Attribution:
         async with self._turn:
             compared = await self._compared(early, recent, progress.n_looks + 1)
             tested = await progress.edit_tests.test(compared.growth, early, scorer)
-        report = self._reports[label] = make_report(label, early, recent, compared, tested)
+        first = strongest(
+            {i: each.artefact_share(compared.growth.findings[i], compared.growth) for i, each in tested.items()}
+        )
+        report = self._reports[label] = make_report(label, early, recent, compared, tested, first)
         return report
 
     async def _watch(
@@ -229,16 +253,28 @@ class Attribution:
             tested = await progress.edit_tests.test_within(n_samples, growth, chosen, early, scorer, self.judge)
         if not self._is_current(label, progress, alerts):
             return
-        report = self._reports[label] = make_report(label, early, recent, compared, tested)
-        statistics = {
-            "artefact_share": max(
-                [each.artefact_share(growth.findings[i], growth) for i, each in tested.items()], default=0.0
-            ),
-            "judge_contradicts": max([each.contradiction for each in tested.values()], default=0.0),
-            **_relevance_statistics(compared.relevance),
+        by_finding = {
+            "artefact_share": {i: each.artefact_share(growth.findings[i], growth) for i, each in tested.items()}
+            if self._score_has_grown(label, growth)
+            else {},
+            "judge_contradicts": {i: each.contradiction for i, each in tested.items()},
         }
-        if wires := alerts.add_attributed(label, statistics):
-            self._alerted[label] = AlertedReport(tuple(wires), report)
+        statistics = {wire: max(values.values(), default=0.0) for wire, values in by_finding.items()}
+        wires = alerts.add_attributed(label, statistics | _relevance_statistics(compared.relevance))
+        # The finding that trips a wire comes first; where both wires have one, that of the contradiction.
+        firsts = {wire: strongest(values) for wire, values in by_finding.items()}
+        first = next(
+            (firsts[wire] for wire in ("judge_contradicts", "artefact_share") if firsts[wire] is not None), None
+        )
+        self._reports[label] = make_report(label, early, recent, compared, tested, first)
+        for wire in wires:
+            report = make_report(label, early, recent, compared, tested, firsts.get(wire))
+            self._keep_alerted(label, wire, wires, report)
+
+    def _score_has_grown(self, label: str, growth: GrowthReport) -> bool:
+        """Whether the mean score of a run has grown: by all its samples where it learned a baseline, else by the compared."""
+        grown = self._monitor.runs[label].score_growth or (growth.score_growth.mean, growth.score_growth.std_error)
+        return score_has_grown(*grown)
 
     async def _look(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from rewardserve.service.clock import utc_now
@@ -62,7 +62,7 @@ class AttributionReport(NamedTuple):
 
 
 class AlertedReport(NamedTuple):
-    """Report that was begun when these wires tripped, of the samples of that moment."""
+    """Report that was begun when these wires tripped, of the samples of that moment. Without wires: the latest one."""
 
     wires: tuple[str, ...]
     report: AttributionReport
@@ -74,9 +74,17 @@ def make_report(
     recent: Sequence[KeptSample],
     compared: TextComparison,
     tested: dict[int, TestedEdit],
+    first: int | None = None,
 ) -> AttributionReport:
-    """Make the report on a run from the comparison of these samples and the edits that were tested."""
+    """Make the report on a run from the comparison of these samples and the edits that were tested.
+
+    `first` is the finding to begin with, where it is known which one trips a wire.
+    """
     growth, relevance, cpu_s = compared
+    if first is not None:
+        order = [first, *(i for i in range(len(growth.findings)) if i != first)]
+        growth = growth._replace(findings=[growth.findings[i] for i in order])
+        tested = {place: tested[i] for place, i in enumerate(order) if i in tested}
     earned = {i: (each.earned, each.judged) for i, each in tested.items()}
     return AttributionReport(
         label,
@@ -89,6 +97,12 @@ def make_report(
         cpu_s,
         relevance and _with_short_examples(relevance),
     )
+
+
+def strongest(statistics: Mapping[int, float]) -> int | None:
+    """The finding with the largest statistic; None where none is above 0."""
+    index = max(statistics, key=lambda each: statistics[each], default=None)
+    return index if index is not None and statistics[index] > 0.0 else None
 
 
 def check_enough(early: Sequence[KeptSample], recent: Sequence[KeptSample]) -> None:

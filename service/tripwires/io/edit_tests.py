@@ -34,8 +34,9 @@ MAX_TESTED = 2
 FREE_ROWS, ROW_SHARE = 512, 0.05
 """Rows that the model, and the judge, score for the periodic reports of a run: so many, and this share of its samples."""
 
-_MIN_EARNED = 0.2
-"""Lower bound of what an edit earns, in sd, from which the judge is asked: the threshold of `judge_contradicts`."""
+_MIN_EARNED, _MIN_SHARE = 0.2, 0.1
+"""Lower bounds of what an edit earns, in sd, and of its share of the growth of the score, from which the judge is asked: the
+thresholds of `judge_contradicts` and `artefact_share`."""
 
 _MAX_KNOWN = 4_096
 
@@ -59,10 +60,10 @@ class TestedEdit(NamedTuple):
     judged: Effect | None = None
 
     def artefact_share(self, finding: Finding, growth: GrowthReport) -> float:
-        """The statistic of the wire `artefact_share`."""
+        """The statistic of the wire `artefact_share`, of a run whose mean score has grown."""
         if finding.edit is None or finding.edit.is_length_only:
             return 0.0
-        return artefact_share(self.earned, finding.growth, growth.score_growth)
+        return artefact_share(self.earned, finding.growth, growth.score_growth, self.judged)
 
     @property
     def contradiction(self) -> float:
@@ -136,7 +137,11 @@ class EditTests:
             judged = None
             if _OPEN_T[0] < earned.t < _OPEN_T[1]:
                 earned = await self._earned(finding, early, MANY_EDITED, scorer, allowed) or earned
-            if judge is not None and lower_bound(earned) > _MIN_EARNED:
+            may_page = (
+                lower_bound(earned) > _MIN_EARNED
+                or artefact_share(earned, finding.growth, growth.score_growth) > _MIN_SHARE
+            )
+            if judge is not None and may_page:
                 judged = await self._judged(finding, early, judge, allowed_judge)
             tested[index] = _tested(earned, judged, finding, growth)
         return tested

@@ -18,6 +18,7 @@ from rewardserve.service.tripwires.io.canaries import CanaryResult
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import ActiveAlert, MonitorLimits
 from rewardserve.service.tripwires.run_table import CANARIES
+from rewardserve.service.tripwires.strata import Stratum
 
 LINES = ["state", "alert", "paid_for", "reward", "next"]
 
@@ -83,6 +84,23 @@ def test_the_trend_is_the_distance_of_the_score_from_the_baseline_of_the_run(mea
     assert (
         summarise_runs(monitor, 100.0, {})["run"].reward
         == f"{words} standard deviations from the start of the run, at step 7, 1 samples"
+    )
+
+
+def test_the_trend_after_a_change_of_the_prompts_is_that_of_the_run_and_that_since_they_changed():
+    monitor = monitor_of(run=[])
+    run = monitor.runs["run"]
+    for profile, first_step, mean in ((0, 1, 0.5), (1, 30, 1.3)):
+        stratum = Stratum.new("", first_step, Baseline({"score": BaselineStat(mean, 1.0)}), 0, profile)
+        stratum.has_baseline = True
+        run.strata[stratum.key] = stratum
+    for sums in (run.smooth, stratum.smooth):
+        sums.add("samples")
+        sums.add_signed("score", 1.4)
+    run.baseline, run.run_wide = stratum.baseline, Baseline({"score": BaselineStat(0.5, 1.0)})
+    assert summarise_runs(monitor, 100.0, {})["run"].reward.startswith(
+        "+0.9 standard deviations from the start of the run, +0.1 standard deviations from the start of each kind of prompts "
+        "(the latest since step 30), at step 7, "
     )
 
 

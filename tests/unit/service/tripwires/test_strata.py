@@ -12,7 +12,7 @@ from rewardserve.service.tripwires.alert import VOTE
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat, LearnedBaselines, component
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import RunMonitor
-from rewardserve.service.tripwires.run_state import MonitorLimits, task_key
+from rewardserve.service.tripwires.run_state import MonitorLimits, Run, task_key
 from rewardserve.service.tripwires.running_sums import RunningSums
 from rewardserve.service.tripwires.strata import MAX_TASKS, AuditMeans, Stratum, expected_gap, mixed_baseline
 
@@ -272,3 +272,14 @@ def test_a_task_on_which_model_and_judge_always_differed_is_no_gap():
     assert expected_gap([one, two], total) == 0.0, "within three standard errors"
     assert expected_gap([one], one.smooth) == 0.0
     assert expected_gap([stratum("a", 10.0, stat)], one.smooth) == 0.0
+
+
+@pytest.mark.parametrize(("n", "grown"), [(512.0, (0.75, 0.05)), (1.0, None)])
+def test_the_growth_of_a_score_is_from_the_start_of_the_run_not_from_a_calibration(n, grown):
+    run = Run.new("", "ppo-7", None, BaselineSource(Baseline({"score": BaselineStat(0.5, 2.0, n, 0.06)})))
+    assert run.score_growth is None, "no window yet"
+    for _ in range(100):
+        run.smooth.add("samples")
+        run.smooth.add_signed("score", 2.0)
+    run.smooth.add("score_clustered", (0.08 * 100) ** 2)
+    assert run.score_growth == (None if grown is None else pytest.approx(grown))

@@ -141,7 +141,7 @@ def test_a_feature_that_costs_scores_lower_by_its_amount():
 def test_a_report_without_findings_says_what_was_looked_at():
     lines = report_sentences(compare_with(EarlyFeatures(stream(1)), stream(2)))
     assert len(lines) == 1
-    assert lines[0].startswith("no feature grew: ")
+    assert lines[0].startswith("no feature of the responses grew: ")
 
 
 def test_a_report_says_that_the_prompts_have_changed():

@@ -10,7 +10,7 @@ import pytest
 
 from rewardserve.service.tripwires.attribution.effects import Effect, corrected_z, effect, estimate
 from rewardserve.service.tripwires.attribution.findings import Feature, Finding
-from rewardserve.service.tripwires.attribution.verdicts import artefact_share, contradiction, has_grown
+from rewardserve.service.tripwires.attribution.verdicts import artefact_share, contradiction, has_grown, score_has_grown
 
 
 def known(mean, std_error=0.0, n=64):
@@ -49,10 +49,32 @@ def test_the_share_of_an_artefact_is_a_lower_bound_over_an_upper_one():
     assert exact == pytest.approx(1.0)
     by_hand = (0.6 - 3 * ((2.0 * 0.03) ** 2 + (0.3 * 0.1) ** 2 + (0.03 * 0.1) ** 2) ** 0.5) / (0.6 + 3 * 0.1)
     assert artefact_share(known(2.0, 0.1), known(0.3, 0.03), known(0.6, 0.1)) == pytest.approx(by_hand)
-    assert artefact_share(known(2.0), known(0.3), known(-0.5, 0.1)) == 1.0, "a fall is no growth; the whole at most"
+    assert artefact_share(known(2.0), known(0.3), known(0.1, 0.05)) == 1.0, "the whole at most"
     assert artefact_share(known(0.0, 0.1), known(0.3, 0.03), known(0.6, 0.1)) == 0.0
     assert artefact_share(known(2.0), known(0.3), known(0.0)) == 0.0
     assert artefact_share(known(2.0), known(0.3), Effect(0.0, -inf, inf, 0, inf, 0)) == 0.0
+
+
+def test_of_an_edit_that_the_judge_has_scored_what_the_model_pays_beyond_the_judge_counts():
+    alone = artefact_share(known(2.0, 0.1), known(0.3, 0.03), known(0.6, 0.1))
+    both = artefact_share(known(2.0, 0.1), known(0.3, 0.03), known(0.6, 0.1), known(1.0, 0.05))
+    assert both == pytest.approx(
+        artefact_share(known(1.0, (0.1**2 + 0.05**2) ** 0.5), known(0.3, 0.03), known(0.6, 0.1))
+    )
+    assert 0.0 < both < alone
+    assert artefact_share(known(2.0, 0.1), known(0.3, 0.03), known(0.6, 0.1), known(-1.0, 0.0)) == alone, (
+        "a cost is no pay"
+    )
+    assert artefact_share(known(2.0, 0.1), known(0.3, 0.03), known(0.6, 0.1), known(1.9, 0.1)) == 0.0
+    assert artefact_share(known(2.0, 0.1), known(0.3, 0.03), known(0.6, 0.1), known(1.9, 0.1, n=12)) == alone
+
+
+@pytest.mark.parametrize(
+    ("mean", "std_error", "grown"),
+    [(0.2, 0.1, True), (0.19, 0.1, False), (0.0, 0.0, False), (-0.2, 0.01, False), (0.1, inf, False)],
+)
+def test_a_mean_score_has_grown_from_two_standard_errors_on(mean, std_error, grown):
+    assert score_has_grown(mean, std_error) == grown
 
 
 def test_effects_of_paired_scores_are_judged_by_their_prompts():

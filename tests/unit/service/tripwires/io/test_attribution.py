@@ -14,6 +14,7 @@ from rewardserve.service.api.routes.attribution import report_fields
 from rewardserve.service.api.run_summary import summarise
 from rewardserve.service.api.schemas.attribution import ReportOut
 from rewardserve.service.errors import NoSuchRun, TooFewSamples
+from rewardserve.service.tripwires.alert import Alert
 from rewardserve.service.tripwires.attribution.edits import Append, Edit
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.baseline import BaselineSource
@@ -22,7 +23,7 @@ from rewardserve.service.tripwires.io import edit_tests
 from rewardserve.service.tripwires.io.attribution import Attribution, samples_between_looks, samples_between_reports
 from rewardserve.service.tripwires.io.edit_tests import MAX_EDITED, edited_pairs
 from rewardserve.service.tripwires.io.run_texts import KeptSample, RunTexts
-from rewardserve.service.tripwires.run_state import Run
+from rewardserve.service.tripwires.run_state import ActiveAlert, Run
 from tests.support.service_fakes import PATIENCE_S, StillClock, TripwireLog
 
 NOUNS = [
@@ -78,8 +79,11 @@ def clock():
 
 @pytest.fixture
 def build(clock):
-    def build(early=EARLY, recent=RECENT, share=1.0, labels=("ppo-7",), judge=None):
-        runs = {label: SimpleNamespace(baseline_source="m", stratum_of=lambda _: LEARNED) for label in labels}
+    def build(early=EARLY, recent=RECENT, share=1.0, labels=("ppo-7",), judge=None, grown=None):
+        runs = {
+            label: SimpleNamespace(baseline_source="m", stratum_of=lambda _: LEARNED, score_growth=grown, alerts={})
+            for label in labels
+        }
         texts = RunTexts()
         for label in labels:
             texts.add(runs, label, early)
@@ -114,7 +118,7 @@ async def test_stationary_responses_give_no_finding_and_score_nothing(build):
     scores = Scores()
     report = await build(recent=tuple(stream(3))).report("ppo-7", scores)
     assert (report.growth.findings, report.tested, scores.samples) == ([], {}, [])
-    assert report.sentences[0].startswith("no feature grew")
+    assert report.sentences[0].startswith("no feature of the responses grew")
 
 
 async def test_pairs_without_a_score_are_left_out_and_too_few_of_them_test_nothing(build):
@@ -295,7 +299,44 @@ async def test_a_feature_that_alone_earns_the_score_has_a_share_without_a_judge_
     (both,) = await watched(build(judge=Judge()), Scores(), Alerts())
     assert 1.0 < both["judge_contradicts"] < 2.2
     (agreed,) = await watched(build(judge=Scores()), Scores(), Alerts())
-    assert (agreed["judge_contradicts"], agreed["artefact_share"]) == (0.0, pytest.approx(alone["artefact_share"]))
+    assert (agreed["judge_contradicts"], agreed["artefact_share"]) == (0.0, 0.0), "it pays for the tail too"
+
+
+@pytest.mark.parametrize(("grown", "trips"), [((0.1, 0.04), True), ((0.1, 0.06), False), ((-0.1, 0.01), False)])
+async def test_a_feature_pages_by_its_share_where_the_mean_score_of_the_run_has_grown(build, grown, trips):
+    (statistics,) = await watched(build(grown=grown), Scores(), Alerts())
+    assert (statistics["artefact_share"] > 0.3) == trips
+    assert trips or statistics["artefact_share"] == 0.0
+
+
+async def test_the_finding_that_trips_a_wire_is_first_and_stays_that_of_the_page(build):
+    rng = random.Random(5)
+    recent = [
+        each._replace(
+            sample=each.sample._replace(response=f"Indeed! {each.sample.response}", score=each.sample.score + 3)
+        )
+        if rng.random() < 0.4
+        else each
+        for each in RECENT
+    ]
+    attribution, alerts = build(recent=recent), Alerts()
+    (statistics,) = await watched(attribution, Scores(), alerts)
+    assert statistics["artefact_share"] > 0.1
+    run = attribution._monitor.runs["ppo-7"]
+    for wire, severity in (("artefact_share", "page"), ("repetition", "warn")):
+        run.alerts[wire] = ActiveAlert(Alert(wire, severity, 0.5, 0.1, 300, ()), 0.0)
+    attribution.begin_for_alerts("ppo-7", ["repetition"], Scores())
+    await asyncio.wait_for(attribution.settle(), PATIENCE_S)
+    alerted = attribution.alerted("ppo-7")
+    assert alerted.wires == ("artefact_share",)
+    assert "quorum" in alerted.report.sentences[0], "Indeed comes with more of the score, but earns nothing"
+    assert "Indeed" in alerted.report.sentences[1]
+    assert alerted.report.tested[0].earned.mean > 1.0 > abs(alerted.report.tested[1].earned.mean)
+    assert attribution.shown["ppo-7"] == alerted
+    paid_for = summarise("ppo-7", RUN, "page", alerted).paid_for
+    assert paid_for.startswith("at step 255, when artefact_share tripped: responses that end with")
+    del run.alerts["artefact_share"]
+    assert attribution.alerted("ppo-7").wires == ("repetition",)
 
 
 async def test_what_the_judge_gives_is_in_the_sentence_and_in_the_reply(build):
@@ -327,7 +368,7 @@ async def test_an_edit_is_put_into_more_responses_where_the_first_leave_open_whe
 
     attribution = build()
     await watched(attribution, Pays(), Alerts())
-    (tested,) = attribution.reports["ppo-7"].tested.values()
+    (tested,) = attribution.shown["ppo-7"].report.tested.values()
     assert tested.earned.n == n
 
 
@@ -383,7 +424,7 @@ async def test_a_look_that_trips_a_wire_begins_a_report_that_says_so_first(build
     assert relevance["early"]["mean"] > 0.9 > 0.6 > relevance["recent"]["mean"]
     assert relevance["significant"]
     assert len(relevance["examples"]["recent"]) == 3
-    assert "no longer depend" in summarise("ppo-7", RUN, "page", alerted.report).paid_for
+    assert "no longer depend" in summarise("ppo-7", RUN, "page", alerted).paid_for
 
 
 async def test_a_look_at_a_run_that_has_another_model_by_then_is_dropped(build):
