@@ -276,6 +276,9 @@ def exploits_are_shown(prometheus):
         (labels["alertname"], labels.get("run")) for labels, _ in prometheus.instant('ALERTS{alertstate="firing"}')
     }
     assert {("RewardJudgeInjection", HACKED), ("RewardHacking", HACKED)} <= fires
+    (alerts,) = [q for q in queries("reward-health.json") if q.panel == "Alerts"]
+    shown = [labels.get("run") for labels, _ in ask(prometheus, alerts)]
+    assert 1 < shown.count(HACKED) <= 5, "the first row has a few lines a run, however many wires trip"
     for title, least in (
         ("Judge injection", 0.02),
         ("Control tokens", 0.02),
