@@ -20,7 +20,7 @@ from rewardserve.service.auth.rate_limits import UNLIMITED
 from tests.support.checkpoints import edit_json, reward_model
 from tests.support.service_server import Server, drill, run_to_end, wait_until
 
-N_CLIENTS, N_SWAPS = 32, 20
+N_CLIENTS, N_SWAPS = 32, 10
 TEXTS = [f"question {i} and what may be said of it" for i in range(60)]
 FLAGS = ("--dtype=float32", "--cache.scores=512")
 
@@ -82,7 +82,7 @@ def close(score):
 
 
 async def test_no_request_is_lost_and_none_is_answered_by_another_model_than_it_names(server, checkpoints, scores):
-    """32 clients, 20 swaps. Half of the texts come again and again, so the cache is asked too."""
+    """32 clients, 10 swaps. Half of the texts come again and again, so the cache is asked too."""
     first, name_of = server.now, {server.now: "one"}
     loads_before = server.metric("rewardserve_model_loads_total", outcome="ok")
     gone_before = server.log.count("model_unloaded")
