@@ -137,7 +137,7 @@ async def test_an_unknown_run_and_too_few_prompts_are_errors_with_numbers(build)
     with pytest.raises(TooFewSamples) as refused:
         await build(recent=one).report("ppo-7", Scores())
     assert refused.value.details == {
-        "early_samples": 256, "early_prompts": 256, "recent_samples": 256, "recent_prompts": 1, "min_prompts": 8,
+        "early_samples": 256, "early_prompts": 256, "recent_samples": 16, "recent_prompts": 1, "min_prompts": 8,
     }  # fmt: skip
     with pytest.raises(TooFewSamples):
         await build(recent=()).report("ppo-7", Scores())
