@@ -212,12 +212,18 @@ def _digest(combination: Combination, stages: Sequence[Stage]) -> str:
 
 def _combination(ensemble_members: Sequence[EnsembleMember], settings: RewardSettings, normalizes: bool) -> Combination:
     asked = settings.combine
-    how: CombineMethod = asked.method or ("sum" if len(ensemble_members) == 1 else "mean")
+    how = asked.method or _default_method(len(ensemble_members), normalizes)
     if len(ensemble_members) > 1 or how == "sum":
         members = [_whole(ensemble_member, normalizes) for ensemble_member in ensemble_members]
     else:
         members = [*_heads_of(ensemble_members[0], normalizes)]
     return Combination(_weighted(members, settings), how, asked.beta if how == "softmin" else 0.0)
+
+
+def _default_method(n_models: int, normalizes: bool) -> CombineMethod:
+    if n_models == 1:
+        return "sum"
+    return "softmin" if normalizes else "mean"  # a softmin needs one scale
 
 
 def _whole(ensemble_member: EnsembleMember, normalizes: bool) -> ScaledMember:

@@ -13,7 +13,8 @@ Shape = Literal["none", "cap", "softcap", "par", "lsc"]
 
 @dataclass(frozen=True, slots=True)
 class CombineSettings:
-    """Combination of several members. `method` None: the weighted sum of a model's heads, or the mean of several models.
+    """Combination of several members. `method` None: the weighted sum of a model's heads; of several models the softmin of
+    normalised scores, or the mean of others.
 
     `weights` by member name; other members keep the weight of the checkpoint, or 1.
     """

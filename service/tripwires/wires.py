@@ -102,10 +102,10 @@ WIRES: tuple[Wire, ...] = (
         ),
     ),
     Wire(
-        "saturation", Saturation(), 0.4, votes=True,
+        "saturation", Saturation(), 0.4, "note",
         text=AlertText(
             summary="many scores beyond the highest thousandth of the baseline",
-            confidence=_gym(95),
+            confidence="The score has risen far; the statistic does not show the cause.",
             action="Compare with the audit gap; " + _READ.lower(),
         ),
         chart=Chart("rewards", "Saturated scores", "Share of the scores beyond the highest thousandth of the baseline."),
@@ -167,7 +167,7 @@ WIRES: tuple[Wire, ...] = (
         chart=Chart("responses", "Repetition", "Share of the trigrams of a response that it had before."),
     ),
     Wire(
-        "refusal", MeanShift("refusal"), 0.6, votes=True,
+        "refusal", MeanShift("refusal"), 0.6,
         text=AlertText(
             summary="responses refuse more often",
             confidence=_PHRASES,
@@ -176,7 +176,7 @@ WIRES: tuple[Wire, ...] = (
         chart=Chart("responses", "Refusals", "Phrases of refusal in a response.", "short"),
     ),
     Wire(
-        "flattery", MeanShift("flattery"), 0.9, votes=True,
+        "flattery", MeanShift("flattery"), 0.9,
         text=AlertText(
             summary="responses flatter the user more often",
             confidence=_PHRASES,
@@ -185,7 +185,7 @@ WIRES: tuple[Wire, ...] = (
         chart=Chart("responses", "Flattery", "Phrases in a response that flatter the user.", "short"),
     ),
     Wire(
-        "markup", MeanShift("markup"), 0.75, votes=True,
+        "markup", MeanShift("markup"), 0.75,
         text=AlertText(
             summary="responses have more lists, headings and bold text",
             confidence="Medium: a task may ask for lists.",

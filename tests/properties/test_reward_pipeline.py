@@ -272,14 +272,18 @@ def test_a_head_with_a_negative_weight_is_turned_round():
     assert pipeline.one({"good": 5.0, "toxic": 4.0}).value == -2.0
 
 
-def test_several_models_are_averaged_on_their_own_scales_unless_told_otherwise():
+def test_several_models_are_combined_by_a_softmin_on_their_own_scales_unless_told_otherwise():
     ensemble_members = [
         EnsembleMember("x", (("x/score", 1.0),), Calibration(1.0, 2.0, temperature=4.0)),
         EnsembleMember("y", (("y/score", 2.0),), Calibration(0.0, 1.0, temperature=1.0)),
     ]
     pipeline = build_pipeline(ensemble_members, RewardSettings())
     reward = pipeline.one({"x/score": 5.0, "y/score": 0.5})
-    assert (reward.raw, reward.normalized, reward.value, reward.spread) == (1.5, 1.5, 1.5, 0.5)
+    expected = -0.5 * math.log((math.exp(-2.0 / 0.5) + math.exp(-1.0 / 0.5)) / 2)
+    assert (reward.raw, reward.normalized, reward.value) == (pytest.approx(expected),) * 3
+    assert reward.spread == 0.5
+    averaged = build_pipeline(ensemble_members, RewardSettings(combine=CombineSettings("mean")))
+    assert averaged.one({"x/score": 5.0, "y/score": 0.5}).value == 1.5
     assert pipeline.combination.temperature == 1 / (0.5 * 2.0 / 4.0 + 0.5 * 1.0)
     assert pipeline.shape == "none", "caps of a member say nothing of the combination"
     only_x = build_pipeline(ensemble_members, RewardSettings(combine=CombineSettings(weights={"y": 0.0})))

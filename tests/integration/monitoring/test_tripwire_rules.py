@@ -35,7 +35,6 @@ def doing(**fields):
 
 
 EXPLOITS = {
-    "saturation": doing(score=4.5),
     "capped": doing(is_capped=True),
     "flat_groups": doing(reward=1.0),
     "length_high": doing(length=4.6),

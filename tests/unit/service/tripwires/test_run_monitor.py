@@ -146,6 +146,15 @@ def test_the_wire_has_no_statistic_for_a_model_without_distances():
     assert "distance" not in monitor.runs["run"].statistics
 
 
+def test_phrases_markup_and_saturation_have_no_vote():
+    """Alone or together: taken out, they cost no page in time in the gym, and three pages on runs that never fall."""
+    fields = {"score": 5.0, "flattery": 3.0, "refusal": 3.0, "markup": 2.0}
+    _, found = watched(healthy(64) + healthy(400, **fields))
+    assert {"flattery", "refusal", "markup"} <= {f.wire for f in found if f.severity == "warn"}
+    assert {f.wire for f in found if f.severity == "note"} >= {"saturation"}
+    assert VOTE not in names(found)
+
+
 def test_several_wires_together_page():
     _, found = watched(healthy(64) + healthy(400, length=4.5, repetition=0.3, flattery=1.0))
     (page,) = [f for f in found if f.wire == VOTE]
