@@ -225,14 +225,16 @@ def matches_by_prompt(texts: Texts) -> dict[tuple[int, int], float]:
 
 def matches_in_groups(texts: Texts) -> dict[tuple[int, int], float]:
     """The same without prompts: pairs of responses to one prompt against pairs across both. Of prompts of one step, because the
-    policy changes between steps; without steps, of neighbours."""
+    policy changes between steps; a prompt that is alone in its step, or without steps, is compared with the next one."""
     several = [prompt for prompt, places in enumerate(texts.prompts) if len(places) > 1]
     steps = [texts.samples[places[0]].step for places in texts.prompts]
+    sizes = Counter(steps[prompt] for prompt in several)
     weights = word_weights(texts.words)
     matches = {}
     for at, one in enumerate(several):
         later = several[at + 1 : at + 1 + _N_NEIGHBOURS]
-        for other in [each for each in later if steps[each] == steps[one] is not None] or later[:1]:
+        is_alone = steps[one] is None or sizes[steps[one]] == 1
+        for other in later[:1] if is_alone else [each for each in later if steps[each] == steps[one]]:
             pairs = zip(_by_two(texts.prompts[one]), _by_two(texts.prompts[other]), strict=False)
             matches[one, other] = _share_won([_margin(texts, *a, *b, weights) for a, b in pairs])
     return matches

@@ -339,9 +339,28 @@ def test_groups_match_where_responses_to_one_prompt_are_alike():
 
 
 def test_later_looks_need_more_evidence():
-    found = [compared(collapsed, look=look).is_significant for look in (1, 10, 10**9)]
-    assert found[0]
-    assert sorted(found, reverse=True) == found
+    """Sixteen prompts tell a collapse at the first look, and not at one so late that its part of the error is tiny."""
+    recent = made(2, 4, collapsed, first=16)
+    sure, late = (compare_relevance(EARLY[:96], recent, look) for look in (1, 10**9))
+    assert (sure.is_significant, late.is_significant) == (True, False)
+    assert sure.lost == late.lost > WIRE
+    assert (sure.lost_to_collapse, late.lost_to_collapse) == (sure.lost, 0.0)
+
+
+def test_groups_are_compared_within_a_step_because_the_policy_changes_between_steps():
+    """Responses of a step share its words, and those to one prompt no more than others: consistency is chance."""
+
+    def of_the_step(step, rng):
+        return " ".join(f"{word(random.Random(step * 10 + k))}" for k in rng.choices(range(10), k=12))
+
+    rng = random.Random(8)
+    samples = [
+        ObservedSample("why", of_the_step(step, rng), 10 * step + i, 0.0, step=step)
+        for step in range(12) for i in range(3) for _ in range(8)
+    ]  # fmt: skip
+    assert fmean(matches_in_groups(read(samples)).values()) == pytest.approx(0.5, abs=0.1)
+    unknown = [each._replace(step=None) for each in samples]
+    assert fmean(matches_in_groups(read(unknown)).values()) > 0.6, "neighbours of other steps seem less alike"
 
 
 def test_terms_are_stems_and_pairs_of_characters_without_spaces():
