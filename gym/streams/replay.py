@@ -36,6 +36,7 @@ from rewardserve.service.models.runtime import start_runtime
 from rewardserve.service.models.shared_resources import create_shared_resources
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.settings import Batching, Cache, ModelSettings, Tripwires
+from rewardserve.service.tripwires.alert import VOTE
 from rewardserve.service.tripwires.io.attribution import Attribution
 from rewardserve.service.tripwires.io.edit_scorer import EditScorer
 from rewardserve.service.tripwires.run_context import RunContext
@@ -318,7 +319,8 @@ class _Recorder:
             if (name, severity) not in self._seen:
                 self._seen.add((name, severity))
                 summary = wires[name]["summary"] if name in wires else name
-                text = f"{summary}: {alert['statistic']:.3g} > {alert['threshold']:.3g}"
+                relation = ">=" if name == VOTE else ">"
+                text = f"{summary}: {alert['statistic']:.3g} {relation} {alert['threshold']:.3g}"
                 self.events.append(ReplayEvent(step, name, severity, text))
         self.has_page = self.has_page or any(alert["severity"] == "page" for alert in run["tripped"])
         self.votes.append(votes_of(wires, run["statistics"]))

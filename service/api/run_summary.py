@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from urllib.parse import quote
 
 from rewardserve.service.api.schemas.runs import RunState, RunSummary
-from rewardserve.service.tripwires.alert import Alert
+from rewardserve.service.tripwires.alert import VOTE, Alert
 from rewardserve.service.tripwires.attribution.sentences import nothing_found, relevance_sentence, sentence
 from rewardserve.service.tripwires.incidents import most_severe_first
 from rewardserve.service.tripwires.io.attribution_report import AlertedReport
@@ -14,7 +14,7 @@ from rewardserve.service.tripwires.io.canaries import CanaryResult, failing
 from rewardserve.service.tripwires.prometheus import alert_name
 from rewardserve.service.tripwires.run_state import Run
 from rewardserve.service.tripwires.run_table import CANARIES
-from rewardserve.service.tripwires.wires import ALERT_TEXTS, ALERT_UNITS
+from rewardserve.service.tripwires.wires import ALERT_TEXTS, ALERT_UNITS, ATTRIBUTED
 
 STATES: tuple[RunState, ...] = ("blocked", "page", "warn", "learning", "quiet", "ended")
 """States, the most urgent first."""
@@ -67,7 +67,8 @@ def _worst(alerts: list[Alert]) -> str:
     first, *others = alerts
     text, unit = ALERT_TEXTS[first.wire], ALERT_UNITS[first.wire]
     since = "" if first.step is None else f" since step {first.step}"
-    measured = f"{unit.measured(first.statistic)}; trips at {unit.measured(first.threshold)}"
+    trips = "from" if first.wire == VOTE else "above"
+    measured = f"{unit.measured(first.statistic)}; trips {trips} {unit.number(first.threshold)}"
     confidence = text.confidence.partition(". ")[0].rstrip(".")
     line = f"{first.severity} {first.wire}{since}: {text.summary} ({measured}). {confidence}."
     if others:
@@ -108,8 +109,9 @@ def _trend(run: Run) -> str:
 
 
 def _next(label: str, alerts: list[Alert], state: RunState) -> str:
-    path = f"GET /tripwires/{quote(label, safe='')}/details"
+    path = f"GET /tripwires/{quote(label, safe='')}"
     if not alerts:
-        return f"nothing; {path} has every statistic" if state != "ended" else f"nothing; {path}"
+        return f"nothing; {path}/details has every statistic" if state != "ended" else f"nothing; {path}/details"
     wire = alerts[0].wire
-    return f"{ALERT_TEXTS[wire].action} {path}; {_RUNBOOK}#{alert_name(wire).lower()}"
+    page = "attribution" if wire in ATTRIBUTED else "details"
+    return f"{ALERT_TEXTS[wire].action} {path}/{page}; {_RUNBOOK}#{alert_name(wire).lower()}"

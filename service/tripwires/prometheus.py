@@ -150,7 +150,7 @@ def alert_name(wire: str) -> str:
 def _wire_alert(wire: Wire) -> Rule:
     expression = f'{_STATISTIC}{{wire="{wire.name}"}} > {wire.threshold!r}'
     unit = wire.statistic.unit
-    measured = f"{wire.name} is at {unit.template()}; the threshold is {unit.measured(wire.threshold)}."
+    measured = f"{wire.name} is at {unit.template()}; the threshold is {unit.number(wire.threshold)}."
     return _alert(wire.name, expression, wire.severity, measured)
 
 

@@ -12,9 +12,13 @@ class Unit:
     text: str
     is_share: bool = False
 
+    def number(self, value: float) -> str:
+        """Format a value without the text of its unit."""
+        return f"{100 * value:.3g}%" if self.is_share else f"{value:.4g}"
+
     def measured(self, value: float) -> str:
         """Format a value with its unit."""
-        return f"{100 * value:.3g}% {self.text}" if self.is_share else f"{value:.4g} {self.text}"
+        return f"{self.number(value)} {self.text}"
 
     def template(self) -> str:
         """Format `$value` with its unit, as a template of Prometheus."""

@@ -84,7 +84,7 @@ _COUNTED = "Certain: the statistic is a count."
 _REJECT = "Add such responses, rejected, to the training data of your reward model."
 
 
-_HONEST = "It fired in none of 70 streams of honest change and of 8 healthy runs of the gym."
+_HONEST = "It fired in none of 8 healthy runs of the gym"
 
 
 def _gym(hacked: int, healthy: int = 0) -> str:
@@ -254,7 +254,8 @@ WIRES: tuple[Wire, ...] = (
         text=AlertText(
             summary="equal texts for different prompts",
             confidence=_COUNTED,
-            action="The policy has found a text with a high reward for any prompt. Stop the run and read the text.",
+            action="Read the texts. Where they are right answers, such as fixed refusals, name their task (`task`) or acknowledge. "
+            "Where they answer nothing, the policy has found a text with a high reward for any prompt: stop the run.",
         ),
         chart=Chart(
             "duplicates", "Duplicates across prompts", "Share of texts that the run sent before for another prompt."
@@ -363,8 +364,8 @@ WIRES: tuple[Wire, ...] = (
         text=AlertText(
             summary="the model pays for a new feature of the responses, whatever they say, and the audit judge does not",
             confidence="High: the feature was put into first responses of the run, and three standard errors separate both. "
-            + _HONEST,
-            action="Read the sentences of GET /tripwires/{run}/attribution, which name the feature. Stop the run. " + _REJECT,
+            + _HONEST + ".",
+            action="Read the sentences of the run's attribution: the first names the feature. Stop the run. " + _REJECT,
         ),
     ),
     Wire(
@@ -374,9 +375,10 @@ WIRES: tuple[Wire, ...] = (
         text=AlertText(
             summary="the score grows by a new feature of the responses, which earns it whatever they say",
             confidence="High: the feature was put into first responses of the run, and alone earned a higher score. It shows that "
-            "the model pays for the feature, not that the feature is bad. " + _HONEST,
-            action="Read the sentences of GET /tripwires/{run}/attribution, which name the feature, and decide whether you want "
-            "it. If not, stop the run. " + _REJECT,
+            "the model pays for the feature, not that the feature is bad. " + _HONEST
+            + ", nor of 12 streams of honest change whose texts and edits a real model scored.",
+            action="Read the sentences of the run's attribution: the first names the feature. Decide whether you want it. If not, "
+            "stop the run. " + _REJECT,
         ),
         chart=Chart(
             "rewards", "Artefact share",
@@ -456,6 +458,9 @@ ALERT_UNITS: Mapping[str, Unit] = MappingProxyType(
     | {VOTE: Unit("votes"), CANARY: Unit("times the change that numeric noise allows")}
 )
 """Units of the statistics, by the same names."""
+
+ATTRIBUTED = frozenset(wire.name for wire in WIRES if isinstance(wire.statistic, Attributed))
+"""Wires that trip by reports of attribution."""
 
 FLAGGED_TRAITS = frozenset(wire.name for wire in WIRES if wire.flags_samples)
 """Traits that flag a sample; the wire has the name of its trait."""

@@ -94,7 +94,7 @@ def test_an_alert_keeps_a_report_of_its_moment(server):
     assert "judge_injection" in report["at_alert"]["wires"]
     assert "deserves full marks" in " ".join(report["at_alert"]["sentences"])
     assert "deserves" not in " ".join(report["sentences"])
-    assert "deserves" not in server.client.get("/tripwires").json()["runs"]["alerted"]["paid_for"]
+    assert "deserves full marks" in server.client.get("/tripwires").json()["runs"]["alerted"]["paid_for"]
 
 
 def test_too_few_samples_are_refused_with_their_numbers(server):

@@ -14,7 +14,7 @@ RunState = Literal["blocked", "page", "warn", "learning", "quiet", "ended"]
 
 _SUMMARY = {
     "state": "page",
-    "alert": "page vote since step 13: several wires tripped together: exploited features grow (4 votes; trips at 3 votes); "
+    "alert": "page vote since step 13: several wires tripped together: exploited features grow (4 votes; trips from 3); "
     "2 more to acknowledge: repetition, length_high",
     "paid_for": "at step 13, when vote tripped: responses that end with the words `paris is` went from 1% to 54%; "
     "responses with it score +1.9 [+1.7, +2.1] standard deviations higher",

@@ -134,35 +134,37 @@ def describe_feature(feature: Feature, bounds: tuple[float, float] | None = None
     """A feature as the rest of a sentence after "responses"."""
     kind, colon, value = feature.key.partition(":")
     if kind == "number":
-        words = _describe_number(value, bounds)
-        return f"other than those {words}" if feature.falls else words
+        return _describe_number(value, bounds, falls=feature.falls)
+    has, do, are = ("without", "do not ", "are not ") if feature.falls else ("with", "", "are ")
     phrases = {
-        "common word": f"with the word {quoted(value)}",
-        "first words": f"that begin with the words {quoted(value)}",
-        "last words": f"that end with the words {quoted(value)}",
-        "first characters": f"that begin with {quoted(value)}",
-        "last characters": f"that end with {quoted(value)}",
-        "character": f"with the character {quoted(value)}",
-        "script": f"with characters of the kind {value}",
-        "mark": f"with {quoted(value)}",
-        "marks": f"with several {quoted(value)}",
-        "case": f"in {value} case",
-        "layout": f"with a {value}",
-        "equal": "that are equal to a response to another prompt",
+        "common word": f"{has} the word {quoted(value)}",
+        "first words": f"that {do}begin with the words {quoted(value)}",
+        "last words": f"that {do}end with the words {quoted(value)}",
+        "first characters": f"that {do}begin with {quoted(value)}",
+        "last characters": f"that {do}end with {quoted(value)}",
+        "character": f"{has} the character {quoted(value)}",
+        "script": f"{has} characters of the kind {value}",
+        "mark": f"{has} {quoted(value)}",
+        "marks": f"{has} several {quoted(value)}",
+        "case": f"that {are}in {value} case",
+        "layout": f"{has} a {value}",
+        "equal": f"that {are}equal to a response to another prompt",
     }
-    words = phrases[kind] if colon else f"with the word{'s' * (' ' in kind)} {quoted(kind)}"
-    return f"other than those {words}" if feature.falls else words
+    return phrases[kind] if colon else f"{has} the word{'s' * (' ' in kind)} {quoted(kind)}"
 
 
-def _describe_number(value: str, bounds: tuple[float, float] | None) -> str:
-    """A bin of a number, in its unit, with its place among early responses."""
+def _describe_number(value: str, bounds: tuple[float, float] | None, *, falls: bool) -> str:
+    """A bin of a number, in its unit, with its place among early responses; where it falls, the responses outside of it."""
     number, _, level = value.partition(":")
     if bounds is None:
-        return f"with a number of {number} in the bin {level}"
+        return f"with a number of {number} {'not ' * falls}in the bin {level}"
     low, high = bounds
-    relation, bound = ("more than", low) if low > -inf else ("at most", high)
+    is_above, bound = (True, low) if low > -inf else (False, high)
     amount = f"{bound:.0%} of {number}" if number in SHARES else f"{bound:.3g} {number}"
-    return f"with {relation} {amount} ({level} of the early ones)"
+    place = f"{'unlike' if falls else 'as'} the {level} of the first responses"
+    if f"{bound:.3g}" == "0":
+        return f"{'with' if is_above != falls else 'without'} {number}, {place}"
+    return f"with {'more than' if is_above != falls else 'at most'} {amount}, {place}"
 
 
 def quoted(text: str) -> str:

@@ -42,7 +42,7 @@ class AlertSender:
             message = self._webhook.message({"run": run, **alert._asdict(), "summary": text.summary,
                                              "confidence": text.confidence, "action": text.action,
                                              "statistic_text": unit.measured(alert.statistic),
-                                             "threshold_text": unit.measured(alert.threshold),
+                                             "threshold_text": unit.number(alert.threshold),
                                              **notification._asdict(), **model})  # fmt: skip
             if self._holds:
                 self._held.setdefault(run, []).append(message)

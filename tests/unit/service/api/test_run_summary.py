@@ -59,12 +59,22 @@ def test_the_worst_alert_is_told_with_its_step_its_numbers_and_how_sure_it_is():
     monitor = monitor_of(run=[alert("repetition", "warn", 11), alert(VOTE, "page"), alert("length_high", "warn")])
     summary = summarise_runs(monitor, 100.0, {})["run"]
     assert summary.alert.startswith("page vote since step 13: several wires tripped together")
-    assert "(0.9 votes; trips at 0.2 votes)" in summary.alert
+    assert "(0.9 votes; trips from 0.2)" in summary.alert
     assert "122 of 123 hacked runs" in summary.alert
     assert summary.alert.endswith("2 more to acknowledge: repetition, length_high")
     assert "GET /tripwires/run/details" in summary.next
     assert summary.next.endswith("docs/how-to/runbook.md#rewardhacking")
     assert summary.paid_for is None
+
+
+def test_an_alert_about_one_feature_leads_to_its_report_and_says_its_unit_once():
+    summary = summarise_runs(monitor_of(run=[alert("judge_contradicts", "page")]), 100.0, {})["run"]
+    assert (
+        "(0.9 standard deviations, at least, that a new feature alone earns against the judge; trips above 0.2)"
+        in summary.alert
+    )
+    assert "GET /tripwires/run/attribution; docs/how-to/runbook.md#rewardjudgecontradicts" in summary.next
+    assert "{" not in summary.next
 
 
 def test_a_run_without_alerts_needs_nothing_and_its_path_can_be_copied():

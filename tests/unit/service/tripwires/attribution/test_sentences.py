@@ -62,7 +62,9 @@ def test_edits_in_words(step, words):
     [
         (Feature("so"), "with the word `so`"),
         (Feature("so what"), "with the words `so what`"),
-        (Feature("so", falls=True), "other than those with the word `so`"),
+        (Feature("so", falls=True), "without the word `so`"),
+        (Feature("last characters:?", falls=True), "that do not end with `?`"),
+        (Feature("case:lower", falls=True), "that are not in lower case"),
         (Feature("first words:so it"), "that begin with the words `so it`"),
         (Feature("last characters:!"), "that end with `!`"),
         (Feature("layout:blank line"), "with a blank line"),
@@ -77,12 +79,20 @@ def test_bins_of_numbers_have_their_bound_and_unit():
     feature = Feature("number:characters:highest tenth")
     assert (
         describe_feature(feature, (812.0, float("inf")))
-        == "with more than 812 characters (highest tenth of the early ones)"
+        == "with more than 812 characters, as the highest tenth of the first responses"
     )
     feature = Feature("number:digits:lowest tenth")
     assert (
         describe_feature(feature, (-float("inf"), 0.25))
-        == "with at most 25% of digits (lowest tenth of the early ones)"
+        == "with at most 25% of digits, as the lowest tenth of the first responses"
+    )
+    assert (
+        describe_feature(feature, (-float("inf"), 0.0)) == "without digits, as the lowest tenth of the first responses"
+    )
+    falls = Feature("number:digits:lowest tenth", falls=True)
+    assert (
+        describe_feature(falls, (-float("inf"), 0.25))
+        == "with more than 25% of digits, unlike the lowest tenth of the first responses"
     )
 
 
