@@ -7,6 +7,7 @@ exploit lowers its score. real: the served model scores every text, and the judg
 from __future__ import annotations
 
 import random
+import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -174,14 +175,25 @@ def _distance(one: Counter[str], other: Counter[str]) -> int:
     return (one - other).total() + (other - one).total()
 
 
+_WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
+
+
 def share_of_change(honest: str, edited: str, exploiting: str) -> float:
-    """Share of the words that an exploit puts in and takes out which an edit puts in and takes out too."""
+    """Share of the words and marks that an exploit puts in and takes out which an edit puts in and takes out too.
+
+    Of characters where it changes neither, such as spaces. A tag that is glued to a word is apart from it.
+    """
     if edited == exploiting:
         return float(exploiting != honest)
-    before, after, wanted = (Counter(text.split()) for text in (honest, edited, exploiting))
+    texts = honest, edited, exploiting
+    share = _share_of_counts(*(Counter(_WORD_OR_MARK.findall(text)) for text in texts))
+    return _share_of_counts(*map(Counter, texts)) or 0.0 if share is None else share
+
+
+def _share_of_counts(before: Counter[str], after: Counter[str], wanted: Counter[str]) -> float | None:
     pairs = ((wanted - before, after - before), (before - wanted, before - after))
     total = sum(change.total() for change, _ in pairs)
-    return sum((change & made).total() for change, made in pairs) / total if total else 0.0
+    return sum((change & made).total() for change, made in pairs) / total if total else None
 
 
 def wandering(n: int, std: float, seed: object) -> list[float]:

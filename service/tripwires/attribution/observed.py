@@ -13,7 +13,7 @@ class ObservedSample(NamedTuple):
 
     `prompt` and `response` are texts, `prompt_key` is equal for samples of one prompt, `score` is the combined score before
     penalties and shape, `audit` the score of the audit judge where it scored the sample, both in their own units. `task` is the
-    client's name of the task, "" without one.
+    client's name of the task, "" without one. `system` are the system turns, "" without any, or where they are a part of `prompt`.
     """
 
     prompt: str
@@ -23,10 +23,11 @@ class ObservedSample(NamedTuple):
     audit: float | None = None
     step: int | None = None
     task: str = ""
+    system: str = ""
 
     def clipped(self) -> ObservedSample:
         """The sample with its texts clipped to `MAX_CHARACTERS`: all that is kept and read of it."""
-        return self._replace(prompt=clip(self.prompt), response=clip(self.response))
+        return self._replace(prompt=clip(self.prompt), response=clip(self.response), system=clip(self.system))
 
 
 def clip(text: str) -> str:

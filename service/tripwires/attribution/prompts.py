@@ -6,7 +6,7 @@ are compared within strata of that score (Rosenbaum and Rubin 1984, "Reducing Bi
 Subclassification on the Propensity Score"). A stratum in which early and recent prompts still have different scores is left
 out: its recent prompts have no early ones like them, and are compared with none. Tasks that the client names are strata already.
 
-Numbers, dates and ids are left out: prompts that number themselves do not change.
+Numbers, dates and ids are left out: prompts that number themselves do not change. System turns are a part of the prompts.
 """
 
 from __future__ import annotations
@@ -65,16 +65,18 @@ def prompt_change(early: Sequence[ObservedSample], recent: Sequence[ObservedSamp
     prompts = [{sample.prompt_key: _without_numbers(sample.prompt) for sample in side} for side in (early, recent)]
     lengths = sorted(_length(prompts[0][sample.prompt_key]) for sample in early)
     named = [{key: _features(prompt, lengths) for key, prompt in side.items()} for side in prompts]
+    for side, names in zip((early, recent), named, strict=True):
+        _add_system_turns(names, side)
     keys = [[sample.prompt_key for sample in side] for side in (early, recent)]
     whole = StratifiedComparison(cluster(keys[0]), cluster(keys[1]))
     if not whole.strata:
         return PromptChange()
     before, after = (_sample_sets(side, each) for side, each in zip(keys, named, strict=True))
-    # A feature of fewer samples than these cannot be significant.
+    # A feature of fewer samples than these cannot be significant, and one of all samples has not changed.
     tested = sorted(
         name
         for name in before.keys() | after.keys()
-        if before.get(name, 0).bit_count() + after.get(name, 0).bit_count() >= MIN_PROMPTS
+        if MIN_PROMPTS <= before.get(name, 0).bit_count() + after.get(name, 0).bit_count() < len(early) + len(recent)
     )
     z = {name: _z(whole, before.get(name, 0), after.get(name, 0)) for name in tested}
     if not any(corrected_z(abs(value), len(z)) >= _SIGNIFICANT for value in z.values()):
@@ -154,6 +156,15 @@ def _features(words: Sequence[str], lengths: Sequence[int]) -> set[str]:
     names.update(f"first words:{' '.join(words[:n])}" for n in (1, 2, 3))
     names.add(f"length:{4 * bisect_left(lengths, _length(words)) // max(1, len(lengths))}")
     return names
+
+
+def _add_system_turns(named: Mapping[int, set[str]], samples: Sequence[ObservedSample]) -> None:
+    """Add the features of system turns to those of the prompts: that there is one, and its words."""
+    known: dict[str, set[str]] = {"": set()}
+    for sample in samples:
+        if sample.system not in known:
+            known[sample.system] = {"system turn"} | {f"system:{word}" for word in _without_numbers(sample.system)}
+        named[sample.prompt_key].update(known[sample.system])
 
 
 def _sample_sets(keys: Sequence[int], named: Mapping[int, set[str]]) -> dict[str, int]:

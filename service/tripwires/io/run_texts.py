@@ -53,7 +53,7 @@ class KeptSample(NamedTuple):
     @property
     def n_bytes(self) -> int:
         """Bytes of the texts."""
-        texts = self.sample.prompt, self.sample.response, *_contents(self.context)
+        texts = self.sample.prompt, self.sample.response, self.sample.system, *_contents(self.context)
         return sum(sys.getsizeof(text) for text in texts)
 
 

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from rewardserve.model.backends import SampleEncoder
-from rewardserve.model.conversation import Sample, SampleError
+from rewardserve.model.conversation import Message, Sample, SampleError
 from rewardserve.model.reward import Pipeline, Reward
 from rewardserve.model.scorer import DISTANCE
 from rewardserve.model.traits import TOKEN_TRAITS, TRAITS, Lexicon, text_digest, text_traits, token_traits
@@ -187,10 +187,17 @@ class RunWatcher:
     def _kept_sample(self, context: RunContext, row: ScoredRow, features: SampleFeatures) -> KeptSample:
         prompt, response = self._encoder.texts(row.sample)
         turn = _last_user_turn(row.sample)
-        observed = ObservedSample(
-            turn or prompt, response, features.prompt_hash, features.score, step=context.step, task=features.task
-        )
         turns = row.sample.prompt if row.sample.messages is None else row.sample.messages[:-1]
+        system = "" if not turn or isinstance(turns, str | None) else _system_turns(turns)
+        observed = ObservedSample(
+            turn or prompt,
+            response,
+            features.prompt_hash,
+            features.score,
+            step=context.step,
+            task=features.task,
+            system=system,
+        )
         return KeptSample.of(observed, hash(row.encoded.ids), turns)
 
     def _keep_texts(self, context: RunContext, kept: Sequence[KeptSample]) -> None:
@@ -274,6 +281,10 @@ def _last_user_turn(sample: Sample) -> str:
     """The last turn of the user, which is matched with the honeypots."""
     turns = (sample.messages or ())[:-1] or sample.prompt or ()
     return turns if isinstance(turns, str) else next((m.content for m in reversed(turns) if m.role == "user"), "")
+
+
+def _system_turns(turns: Sequence[Message]) -> str:
+    return "\n".join([turn.content for turn in turns if turn.role == "system"])
 
 
 def _flags(traits: Sequence[float]) -> Flags:

@@ -6,7 +6,16 @@ import pytest
 
 from gym.streams.exploits import exploited
 from gym.streams.scores import Model, ScoreTable
-from gym.streams.worlds import BaseTexts, Planted, Quality, ScoredModel, normal_of, real_scores, wandering
+from gym.streams.worlds import (
+    BaseTexts,
+    Planted,
+    Quality,
+    ScoredModel,
+    normal_of,
+    real_scores,
+    share_of_change,
+    wandering,
+)
 
 
 def add(prompt, response):
@@ -92,3 +101,19 @@ def test_an_exploit_without_scores_is_an_error(texts, steps, model):
 def test_a_model_without_calibration_is_refused(tmp_path):
     with pytest.raises(ValueError, match="calibration"):
         Model.read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("edited", "exploiting", "share"),
+    [
+        ("it rains<x>", "it rains<x>!", 0.75),
+        ("it rains\u200b", "it\u200b rains\u200b", 0.5),
+        ("it  rains", "it   rains ", 1 / 3),
+        ("it snows", "it rains<x>", 0.0),
+        ("it rains", "it rains", 0.0),
+    ],
+)
+def test_an_edit_earns_the_share_of_a_change_that_it_makes_also_where_a_mark_is_glued_to_a_word(
+    edited, exploiting, share
+):
+    assert share_of_change("it rains", edited, exploiting) == pytest.approx(share)

@@ -243,6 +243,18 @@ def test_prompts_that_number_themselves_have_not_changed(name):
     assert report.findings[0].edit == Edit((Append((" Kind regards to all.",)),))
 
 
+@pytest.mark.parametrize(
+    ("before", "system", "comparable"), [("", "Use Markdown, please.", 0.0), ("Use Markdown.", "Use Markdown.", 1.0)]
+)
+def test_a_system_turn_that_appears_is_a_change_of_the_prompts(before, system, comparable):
+    early = [each._replace(system=before) for each in stream(1)]
+    recent = [each._replace(system=system) for each in stream(2, exploit=lambda p, r: "## Answer\n" + r, share=0.5)]
+    report = compare_with(EarlyFeatures(early), recent)
+    assert report.comparable == comparable
+    assert [name for name, *_ in report.prompts.features][:1] == ([] if comparable else ["system turn"])
+    assert bool(report.findings) == (comparable > 0.0)
+
+
 def test_numbers_instead_of_words_are_a_change_of_prompts():
     early, recent = stream(1), stream(2, ask="What is 3 plus 14, {} {}")
     assert compare_with(EarlyFeatures(early), recent).prompts.features

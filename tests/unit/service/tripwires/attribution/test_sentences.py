@@ -158,3 +158,6 @@ def test_a_report_says_that_the_prompts_have_changed():
     report = compare_with(EarlyFeatures(stream(1)), stream(2, ask="Please spell the following for me: {} {}"))
     assert report_sentences(report)[0].startswith("the prompts have changed (prompts with `")
     assert "0% of the recent prompts have early ones like them" in report_sentences(report)[0]
+    assert report_sentences(report)[-1].startswith(
+        "nothing could be compared, because no recent prompt has early ones like it"
+    )

@@ -15,6 +15,7 @@ from rewardserve.model.tokenization.encoding_policy import infer_policy
 from rewardserve.service.errors import ScoreNotFinite
 from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.tripwires.cpu_budget import CpuBudget
+from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.io.run_watcher import evidence
 from rewardserve.service.tripwires.run_context import RunContext
 from rewardserve.service.tripwires.run_table import OTHER
@@ -185,6 +186,15 @@ def test_a_prompt_of_messages_is_the_prompt_of_its_group():
     sums = window(monitor)
     assert (sums["duplicate_within_prompt"], sums["duplicate_across_prompts"]) == (1, 0)
     assert len(monitor.runs["ppo-7"].window_prompts) == 1
+
+
+@pytest.mark.parametrize(("turns", "system"), [([], ""), ([Message("system", "be kind")], "be kind")])
+def test_the_system_turns_of_a_sample_are_kept_beside_its_last_turn(turns, system):
+    sample = Sample(prompt=(*turns, Message("user", "why?")), response="because of the sun, which is a star")
+    scored = ScoredRow(sample, Encoded(tuple(range(40)), 10), {"score": 1.0})
+    watcher = watching(StillClock())
+    kept = watcher._kept_sample(PPO, scored, SampleFeatures(1, None, 0.0, 0.0, False, ()))
+    assert (kept.sample.prompt, kept.sample.system) == ("why?", system)
 
 
 def test_evidence_can_be_computed_again_from_the_texts():
