@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
+# Why an interpreter is too old or too new; it is also read by the old ones.
+CHECK_PYTHON := import sys; v = sys.version_info[:2]; v < (3, 11) or v > (3, 13) or sys.exit(0); sys.exit("Python 3.11 to 3.13 is needed; this is %d.%d. Name another one, such as PYTHON=python3.12" % v)
 BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -70,11 +72,11 @@ help:
 
 setup: $(VENV)/.ready
 
-# An existing .venv is reused. torch comes through the constraints: unconstrained it may be another build.
+# An existing .venv is reused, unless its Python is too old or too new. torch comes through the constraints: unconstrained it may be another build.
 # The stamp holds a digest of what an installation depends on: other edits of these files install nothing.
 $(VENV)/.ready: pyproject.toml client/pyproject.toml setup.py constraints.txt model/default/weights.txt $(wildcard model/backends/native/*.[ch])
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@wanted=$$($(BIN)/python -m tests.install_digest); \
+	@$(BIN)/python -c '$(CHECK_PYTHON)' 2> /dev/null || { $(PYTHON) -c '$(CHECK_PYTHON)' && $(PYTHON) -m venv --clear $(VENV); }
+	@wanted=$$($(BIN)/python -m tests.install_digest) || exit 1; \
 	  if [ "$$wanted" = "$$(cat $@ 2> /dev/null)" ]; then touch $@; else $(MAKE) --no-print-directory install && echo "$$wanted" > $@; fi
 
 install:
@@ -145,6 +147,7 @@ secrets: secrets/keys secrets/grafana-password
 # secrets/keys has only the digest of a key.
 secrets/keys:
 	@mkdir -p -m 700 secrets
+	@$(PYTHON) -c '$(CHECK_PYTHON)'
 	@umask 077; $(PYTHON) -m rewardserve keys trainer $@ > secrets/trainer.key
 	@umask 077; $(PYTHON) -m rewardserve keys operator $@ --scopes=score,admin > secrets/operator.key
 	@chmod 644 $@
@@ -189,12 +192,12 @@ check: setup
 	$(BIN)/python -m tests.links
 	$(BIN)/python -m tests.dependencies
 
-# The site is complete without internet. `python3 -m http.server -d site` serves it; from the disk all but the search works.
+# The site is complete without internet. From the disk all but the search works: a browser lets no page read the index there.
 docs: setup
 	@$(BIN)/python -m docs.install
 	@$(BIN)/python -m docs.pages build/docs
 	@NO_MKDOCS_2_WARNING=1 "$$($(BIN)/python -m docs.install | tail -n 1)" -m mkdocs build --strict --quiet
-	@echo "the site is in site/: open site/index.html"
+	@echo "the site is in site/; to read it with its search, run: python3 -m http.server --bind 127.0.0.1 --directory site 8000"
 
 # The lists of docs/reference are committed; a test compares them with the code.
 reference: setup

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,53 @@ def test_caches_of_tools_are_not_in_the_repository():
     assert not [name for name in tracked if name.startswith((".schemathesis/", ".hypothesis/", ".pytest_cache/"))]
     ignored = subprocess.run(["git", "check-ignore", ".schemathesis/x"], cwd=ROOT, capture_output=True, check=False)
     assert ignored.returncode == 0
+
+
+def fake_python(folder, version):
+    """An interpreter that says that it has this version, and makes an environment of itself."""
+    python = folder / f"python{version[1]}"
+    check = f"import sys; sys.version_info = {version}; exec(sys.argv[1])"
+    python.write_text(
+        f"""#!/bin/bash
+case "$1 $2" in
+  "-c "*) exec {sys.executable} -c "{check}" "$2" ;;
+  "-m venv") mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
+  "-m tests.install_digest") echo digest ;;
+esac
+"""
+    )
+    python.chmod(0o755)
+    return python
+
+
+def set_up(python, venv):
+    command = ["make", "setup", f"PYTHON={python}", f"VENV={venv}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_python_that_is_too_old_is_refused_in_words_and_the_next_one_is_taken(tmp_path):
+    venv = tmp_path / "venv"
+    for version in ((3, 10, 13), (3, 14, 0)):
+        refused = set_up(fake_python(tmp_path, version), venv)
+        assert refused.returncode != 0
+        assert f"Python 3.11 to 3.13 is needed; this is 3.{version[1]}." in refused.stderr
+        assert not (venv / ".ready").exists()
+    for version in ((3, 12, 1), (3, 13, 0)):
+        made = set_up(fake_python(tmp_path, version), venv)
+        assert made.returncode == 0, made.stderr
+        assert (venv / ".ready").read_text() == "digest\n"
+
+
+def test_an_environment_of_a_python_that_is_too_old_is_made_again(tmp_path):
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    shutil.copy(fake_python(tmp_path, (3, 10, 13)), venv / "bin" / "python")
+    assert set_up(fake_python(tmp_path, (3, 12, 1)), venv).returncode == 0
+    assert (venv / "bin" / "python").read_bytes() == (tmp_path / "python12").read_bytes()
+
+
+def test_a_setup_whose_digest_fails_leaves_no_stamp(tmp_path):
+    python = fake_python(tmp_path, (3, 12, 1))
+    python.write_text(python.read_text().replace("echo digest", "exit 1"))
+    assert set_up(python, tmp_path / "venv").returncode != 0
+    assert not (tmp_path / "venv" / ".ready").exists()
