@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rewardserve.model.text.field_types import check_fields
 from rewardserve.model.text.text_files import parse_json, write_text
 
 FILE_NAME = "calibration.json"
@@ -125,10 +126,9 @@ class Calibration:
             return None
         try:
             raw: dict[str, Any] = parse_json(path.read_text())
-            known = {f.name for f in fields(cls)}
-            unknown = sorted(set(raw) - known)
-            if unknown:
+            if unknown := sorted(set(raw) - {f.name for f in fields(cls)}):
                 raise CalibrationError(f"{FILE_NAME}: unknown fields {unknown}; is it from a newer version?")
+            check_fields(raw, cls)
             for name in ("quantiles", "length_curve"):
                 raw[name] = tuple((float(x), float(y)) for x, y in raw.get(name, ()))
             raw["heads"] = tuple(HeadCalibration(**head) for head in raw.get("heads", ()))

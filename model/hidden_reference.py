@@ -69,7 +69,9 @@ def load(folder: Path, calibration: Calibration | None, width: int) -> HiddenRef
     try:
         stored = load_bytes(path.read_bytes())  # not mapped: the file may be overwritten or truncated
         reference = HiddenReference(stored["mean"].float(), stored["whitening"].float())
-    except (KeyError, SafetensorError) as error:
+    except KeyError as error:
+        raise CalibrationError(f"{FILE_NAME} has no tensor {error}. {_REMEDY}") from error
+    except SafetensorError as error:
         raise CalibrationError(f"{FILE_NAME} is unreadable: {error}. {_REMEDY}") from error
     shapes = tuple(reference.mean_D.shape), tuple(reference.whitening_KD.shape[1:])
     if shapes != ((width,), (width,)):

@@ -247,6 +247,12 @@ def read_tokenizer(folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         _refuse_code(error, folder)
+        if not (folder / "tokenizer.json").is_file():
+            # transformers then asks for packages that convert other files, whether there are any or not.
+            raise CheckpointError(
+                f"{folder} has no tokenizer.json, and no other file there gives a tokenizer. Copy the tokenizer of training into "
+                "it."
+            ) from error
         raise CheckpointError(f"{folder} has no tokenizer that loads: {error}") from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"{folder}: a fast tokenizer (tokenizer.json) is needed")

@@ -221,22 +221,27 @@ UNREADABLE = "scoring_contract.json is unreadable: {}. Export the checkpoint aga
     [
         ({"format": 1}, f"scoring_contract.json has format 1; this version reads {FORMAT}"),
         ({"zebra": 1, "aardvark": 2}, "scoring_contract.json: unknown clauses ['aardvark', 'zebra']"),
-        ({"drop": "ending"}, UNREADABLE.format("it has no 'ending'")),
-        ({"drop": "probes"}, UNREADABLE.format("it has no 'probes'")),
+        ({"drop": "ending"}, UNREADABLE.format("ending is missing")),
+        ({"drop": "probes"}, UNREADABLE.format("probes is missing")),
         (
             {"ending": "newline"},
             UNREADABLE.format(
-                "ending is 'newline'; known are template, template_or_eos, template_and_eos, end_token, eos"
+                "ending must be one of template, template_or_eos, template_and_eos, end_token, eos, not 'newline'"
             ),
         ),
         (
             {"reads_at": "first"},
-            UNREADABLE.format("reads_at is 'first'; known are last, last_non_pad"),
+            UNREADABLE.format("reads_at must be one of last, last_non_pad, not 'first'"),
         ),
         (
             {"bos_without_template": None},
-            UNREADABLE.format("bos_without_template is None; known are tokenizer, none"),
+            UNREADABLE.format("bos_without_template must be one of tokenizer, none, not None"),
         ),
+        ({"max_tokens": "many"}, UNREADABLE.format("max_tokens must be a whole number, not a text")),
+        ({"pad_id": True}, UNREADABLE.format("pad_id must be a whole number, not true or false")),
+        ({"heads": [["score"]]}, UNREADABLE.format("heads[0] must have 2 items, not 1")),
+        ({"probes": [{}]}, UNREADABLE.format("probes[0].sample is missing")),
+        ({"probes": [3]}, UNREADABLE.format("probes[0] must be an object, not a whole number")),
         *(
             (
                 {"template_date": date},

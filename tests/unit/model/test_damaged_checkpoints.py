@@ -175,3 +175,10 @@ def test_the_server_says_it_in_words_with_exit_code_1(folder):
     assert exit_code == 1
     assert "its header names" in output
     assert "Traceback" not in output
+
+
+def test_a_tokenizer_that_is_gone_is_named_instead_of_packages(folder):
+    (folder / "tokenizer.json").unlink()
+    said = refused(folder)
+    assert f"{folder} has no tokenizer.json" in said
+    assert "sentencepiece" not in said
