@@ -185,7 +185,7 @@ def _commands() -> str:
             f"## {each.name}\n",
             f"`rewardserve {' '.join((each.name, each.arguments)).strip()}`: {text(each.summary)}.\n",
         ]
-        parts += [f"```text\n{each.help.strip()}\n```\n"] if each.help else []
+        parts.append(f"```text\n{each.help.strip()}\n```\n")
     return "\n".join(parts)
 
 

@@ -354,15 +354,12 @@ class CommandEntry:
 
 
 def commands() -> list[CommandEntry]:
-    """All subcommands, in the order of `rewardserve --help`. Those of `serve` and `score` are settings: their help is left out."""
+    """All subcommands, in the order of `rewardserve --help`."""
     return [
-        CommandEntry(each.name, each.arguments, each.summary, "" if each.name in _OF_SETTINGS else _help_of(each))
+        CommandEntry(each.name, each.arguments, each.summary, _help_of(each))
         for group in COMMANDS.values()
         for each in group
     ]
-
-
-_OF_SETTINGS = ("serve", "score", "version")
 
 
 def help_of(name: str) -> str:

@@ -16,10 +16,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rewardserve.arguments import Parser
-from rewardserve.exit_codes import FAILED
+from rewardserve.exit_codes import FAILED, USAGE_ERROR
 from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.checkpoint import (
     Checkpoint,
@@ -34,13 +34,21 @@ from rewardserve.model.checkpoint import (
 )
 from rewardserve.model.checkpoint.reading import resolve
 from rewardserve.model.checkpoint.writing import score_single_row
-from rewardserve.model.contract import FILE_NAME, N_PROBES, ContractUnreadable, read_samples, sample_from_dict
+from rewardserve.model.contract import (
+    FILE_NAME,
+    N_PROBES,
+    ContractUnreadable,
+    Truncation,
+    read_samples,
+    sample_from_dict,
+)
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.default import DEFAULT_MODEL
 from rewardserve.model.default import FOLDER as DEFAULT_FOLDER
 from rewardserve.model.read_arguments import add_read_arguments, read_arguments, spell_as_flags
 from rewardserve.model.templates.chat_template import EncodingPolicyError
 from rewardserve.model.text.printable import printable
+from rewardserve.model.text.text_files import error_reason
 
 PROGRAM = "rewardserve export"
 _DESCRIPTION = """Write a reward model in the layout that other programs load, with its contract. Without FOLDER only
@@ -63,8 +71,11 @@ def main(arguments: Sequence[str]) -> int:
     """Write the checkpoint, or its contract alone. Return the exit code."""
     parser = _parser()
     given = parser.parse_args(arguments)
+    folder = None if given.folder is None else Path(given.folder)
+    if folder is not None and (why := _unusable(folder)):
+        parser.error(why)
     is_default = given.checkpoint == DEFAULT_MODEL
-    if is_default and given.folder is None:
+    if is_default and folder is None:
         parser.error(f"name the FOLDER to write {DEFAULT_MODEL} into; its contract belongs to the installed package")
     path = str(DEFAULT_FOLDER) if is_default else given.checkpoint
     options = ReadOptions(
@@ -72,14 +83,20 @@ def main(arguments: Sequence[str]) -> int:
         **read_arguments(given),
     )
     try:
+        given_probes = read_samples(Path(given.probes)) if given.probes else None
+    except (OSError, ValueError) as error:
+        reason = f"{given.probes}: {error_reason(error)}" if isinstance(error, OSError) else error
+        print(printable(f"{PROGRAM}: --probes: {reason}"), file=sys.stderr)
+        return USAGE_ERROR
+    try:
         source = resolve(path, allow_pickle=options.allow_pickle)
-        probes = _probes(source, given.probes)
-        if given.folder is None:
+        probes = _probes(source) if given_probes is None else given_probes
+        if folder is None:
             print(f"contract      {rewrite_contract(source, probes, options)}")
         else:
             checkpoint = read(path, options)
-            print(f"contract      {export(checkpoint, Path(given.folder), probes)}")
-            print(f"checkpoint    {given.folder}")
+            print(f"contract      {export(checkpoint, folder, probes)}")
+            print(f"checkpoint    {folder}")
     except (
         CheckpointError, ContractUnreadable, CalibrationError, EncodingPolicyError, SampleError, OSError, ValueError
     ) as error:  # fmt: skip
@@ -91,8 +108,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def export(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> str:
     """Write a checkpoint in our layout and return its contract's digest. Raise `CheckpointError` if its scores differ."""
-    if folder.exists() and any(folder.iterdir()):
-        raise CheckpointError(f"{folder} is not empty: choose another folder")
+    if why := _unusable(folder):
+        raise CheckpointError(why)
     for step in (without_bias, with_whole_tokenization, with_openrlhf_note):
         checkpoint, note = step(checkpoint)
         if note:
@@ -102,6 +119,13 @@ def export(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> st
     except BaseException:
         _empty(folder)
         raise
+
+
+def _unusable(folder: Path) -> str:
+    """Why a checkpoint cannot be written there; empty if it can."""
+    if folder.exists() and not folder.is_dir():
+        return f"{folder} is a file: choose another folder"
+    return f"{folder} is not empty: choose another folder" if folder.is_dir() and any(folder.iterdir()) else ""
 
 
 def _write_checked(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> str:
@@ -144,6 +168,12 @@ def rewrite_contract(folder: Path, probes: Sequence[Sample], options: ReadOption
     """Write the contract of a folder again, with the limits of the existing one, and return its digest."""
     old = _old_contract(folder)
     limits = {key: old[key] for key in ("max_tokens", "truncation") if key in old}
+    if not isinstance(limits.get("max_tokens", 0), int) or limits.get("truncation", "error") not in get_args(
+        Truncation
+    ):
+        raise ContractUnreadable(
+            f"{FILE_NAME}: max_tokens or truncation has another type. Delete the file, and export again"
+        )
     options = replace(
         options,
         ending=options.ending or old.get("ending"),
@@ -153,12 +183,16 @@ def rewrite_contract(folder: Path, probes: Sequence[Sample], options: ReadOption
     return write_contract(folder, probes=probes, options=options, **limits).digest
 
 
-def _probes(folder: Path, path: str | None) -> list[Sample]:
-    if path is not None:
-        return read_samples(Path(path))
-    kept = _old_contract(folder).get("probes", [])
+def _probes(folder: Path) -> list[Sample]:
     plain = [Sample(prompt=prompt, response=response) for prompt in _PROMPTS for response in _RESPONSES]
-    return [sample_from_dict(probe["sample"]) for probe in kept] or plain[:N_PROBES]
+    try:
+        return [sample_from_dict(probe["sample"]) for probe in _old_contract(folder).get("probes", [])] or plain[
+            :N_PROBES
+        ]
+    except (KeyError, TypeError, AttributeError):
+        raise ContractUnreadable(
+            f"{FILE_NAME}: a probe is no sample as in POST /score. Name others with --probes, or delete the file"
+        ) from None
 
 
 def _old_contract(folder: Path) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 FAILED, USAGE_ERROR, SOME_FAILED, INTERRUPTED = 1, 2, 3, 130
-"""The meaning of a number is similar in all commands; `EXIT_CODES` has it word by word."""
+"""The meaning of a number is the same in all commands; `EXIT_CODES` has it word by word."""
 
 _INVALID = "invalid arguments, settings or files"
 _STOPPED = "interrupted by Ctrl-C"
 _TRAINING = {
-    USAGE_ERROR: "an error in the arguments, the recipe, the data or the model: correct it",
-    SOME_FAILED: "the run failed: a loss that is not finite, a full disk, too little memory",
+    FAILED: "the model cannot be loaded, or the run failed: a loss that is not finite, a full disk, too little memory",
+    USAGE_ERROR: "invalid arguments, recipe or data",
     INTERRUPTED: "interrupted by Ctrl-C or SIGTERM",
 }
 
@@ -50,14 +50,14 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
         INTERRUPTED: f"{_STOPPED}; the same command continues it",
     },
     "train": {0: "the checkpoint is written", **_TRAINING},
-    "finish": {0: "the checkpoint is written", **_TRAINING},
+    "finish": {0: "the checkpoint, or its missing report, is written", **_TRAINING},
     "evaluate": {0: "the report is written", **_TRAINING},
     "calibrate": {0: "the checkpoint is written", **_TRAINING},
     "crossvalidate": {0: "the report is written", **_TRAINING},
     "export": {
         0: "the contract, or the whole checkpoint, is written",
         FAILED: "nothing is written, for the printed reason",
-        USAGE_ERROR: "invalid arguments",
+        USAGE_ERROR: "invalid arguments or files",
         INTERRUPTED: f"{_STOPPED}; nothing is written",
     },
     "keys": {0: "the key is printed and its digest is in the file", USAGE_ERROR: _INVALID},

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from rewardserve.arguments import Parser, respell
-from rewardserve.exit_codes import INTERRUPTED, SOME_FAILED, USAGE_ERROR
+from rewardserve.exit_codes import FAILED, INTERRUPTED, USAGE_ERROR
 from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.checkpoint import CheckpointError
 from rewardserve.model.templates.chat_template import EncodingPolicyError
@@ -23,25 +23,18 @@ from rewardserve.training import recipe, sources
 from rewardserve.training.calibrate import NothingToFit
 from rewardserve.training.config import Config, ConfigError
 from rewardserve.training.data import DataError
-from rewardserve.training.errors import RunFailed, Stopped, explain
+from rewardserve.training.errors import ModelRefused, PackagesMissing, RunFailed, Stopped, explain, require_packages
 from rewardserve.training.sequences import PairEncodingError
 
-_EXPECTED = (
-    ConfigError,
-    DataError,
-    PairEncodingError,
-    CheckpointError,
-    CalibrationError,
-    EncodingPolicyError,
-    NothingToFit,
-)
-
+_TO_CORRECT = (ConfigError, DataError, PairEncodingError, NothingToFit)
+_OF_MODEL = (ModelRefused, CheckpointError, CalibrationError, EncodingPolicyError)
 
 _SETTINGS = {name: f"model.{name}: true" for name in ("allow_pickle", "ignore_checkpoint_code")}
 """Settings that messages of `model` name, as they are written in a recipe."""
 _SUMMARIES = {
     "train": "Train a reward model, and write it as a checkpoint.",
-    "finish": "Finish a stopped training: turn its newest complete step into a checkpoint.",
+    "finish": "Finish a stopped training: turn its newest complete step into a checkpoint. A run that ended between its "
+    "checkpoint and its report gets its report.",
     "evaluate": "Evaluate a checkpoint on the held-out pairs of a recipe, and write a report.",
     "calibrate": "Fit the calibration of a checkpoint on the held-out pairs of a recipe, and write the checkpoint with it into "
     "output.folder, with calibration.html. A checkpoint that is read from there is replaced; one from elsewhere stays as it "
@@ -59,6 +52,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     config: Config | None = None
     try:
         with _without_tracebacks_of_threads(), _sigterm_as_sigint():
+            require_packages()
             config = recipe.load(Path(options.config), options.set)
             # A cross-validation reads no eval_sources; it refuses them itself.
             held_out = () if verb == "crossvalidate" else config.data.eval_sources
@@ -66,10 +60,12 @@ def main(verb: str, arguments: Sequence[str]) -> int:
                 sources.find_reader(source)  # a missing file is reported before the model is loaded
             _run(verb, config, options)
             _leave_process_group()
-    except _EXPECTED as error:
+    except _TO_CORRECT as error:
         return _end(verb, USAGE_ERROR, respell(str(error), _SETTINGS))
+    except (*_OF_MODEL, PackagesMissing) as error:
+        return _end(verb, FAILED, respell(str(error), _SETTINGS))
     except RunFailed as error:
-        return _end(verb, SOME_FAILED, f"{error}{_resume_hint(config, verb)}")
+        return _end(verb, FAILED, f"{error}{_resume_hint(config, verb)}")
     except (Stopped, KeyboardInterrupt) as error:
         if isinstance(error, Stopped):
             _leave_process_group()  # all processes stop after the same step
@@ -78,7 +74,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         reason = explain(error)
         if reason is None:
             raise
-        return _end(verb, SOME_FAILED, f"{reason}{_resume_hint(config, verb)}")
+        return _end(verb, FAILED, f"{reason}{_resume_hint(config, verb)}")
     return 0
 
 
@@ -106,14 +102,15 @@ def _resume_hint(config: Config | None, verb: str) -> str:
     """Name the step from which an interrupted training can resume; empty for other subcommands."""
     if config is None or verb != "train":
         return ""
+    from rewardserve.training.run_folder import lacks_report
     from rewardserve.training.step_checkpoints import last_complete
 
-    step = last_complete(Path(config.output.folder) / "steps")
-    return (
-        f" Resume from {step.name} with --set output.resume=true."
-        if step
-        else " There is no saved step to resume from."
-    )
+    folder = Path(config.output.folder)
+    if step := last_complete(folder / "steps"):
+        return f" Resume from {step.name} with --set output.resume=true."
+    if lacks_report(folder):
+        return " The checkpoint is written; `rewardserve finish` with this recipe writes its report."
+    return " There is no saved step to resume from."
 
 
 @contextmanager

@@ -163,7 +163,9 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class SourceConfig:
-    """One source of preference pairs: a JSONL(.gz) or Parquet file, or the name or folder of a `datasets` data set.
+    """One source of preference pairs: a file, or the name or folder of a `datasets` data set.
+
+    Files are .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) and .parquet.
 
     The keys name columns. A column named in the recipe must be in every row; a default column may be missing (except chosen
     and rejected). A row with a column that belongs to the prompt and is not read (`system`, `tools`, `chat_template_kwargs`,

@@ -5,11 +5,21 @@ Does not import torch: its errors are recognised by their messages.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from rewardserve.model.resource_errors import describe_resource_error
 
 
 class RunFailed(Exception):
-    """The run failed while it worked: the recipe is readable and may be right. Exit code 3."""
+    """The run failed while it worked: the recipe is readable and may be right. Exit code 1."""
+
+
+class ModelRefused(Exception):
+    """The model of the recipe or of `--checkpoint` cannot be read, or not be trained. Exit code 1."""
+
+
+class PackagesMissing(Exception):
+    """The packages for training are not installed. Exit code 1."""
 
 
 class NonFiniteLoss(RunFailed):
@@ -26,6 +36,17 @@ _WRITE_FAILED = ("PytorchStreamWriter", "inline_container", "iostream error", "E
 """Parts of messages of torch and safetensors about a file that cannot be written; they give no reason."""
 _READ_FAILED = ("PytorchStreamReader", "Error while deserializing")
 """The same for reading: a step checkpoint of several processes, whose files are not compared with their lengths."""
+
+
+_PACKAGES = ("datasets", "matplotlib", "tensorboard")
+"""Packages of the extra `train` that are imported only where they are used: a report is drawn after hours of training."""
+_EXTRA = "`pip install 'rewardserve[train]'` installs the packages for training."
+
+
+def require_packages() -> None:
+    """Raise `PackagesMissing` before a run reads anything."""
+    if missing := [name for name in _PACKAGES if find_spec(name) is None]:
+        raise PackagesMissing(f"training needs {', '.join(missing)}, which this Python lacks. {_EXTRA}")
 
 
 def explain(error: BaseException) -> str | None:
@@ -46,5 +67,5 @@ def explain(error: BaseException) -> str | None:
         where = f" at {error.filename}" if error.filename else ""
         return f"a file could not be read or written{where}: {error.strerror or text or type(error).__name__}."
     if isinstance(error, ImportError):
-        return f"a package is missing: {text[:200]}. `pip install 'rewardserve[train]'` installs the packages for training."
+        return f"a package is missing: {text[:200]}. {_EXTRA}"
     return None

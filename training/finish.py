@@ -101,7 +101,7 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
     # A checkpoint that is only calibrated was trained on other pairs, or keeps the report of its training.
     trained_before = trained.folder if made.verb == "calibrate" else None
     about_pairs = independence(tables, trained_before, config)
-    out, page = folder / "checkpoint", folder / ("calibration.html" if trained_before else "report.html")
+    out, page = folder / "checkpoint", folder / ("calibration.html" if trained_before else run_folder.REPORT_PAGE)
     facts = {"made by": f"rewardserve {made.verb}", **facts_of(config, tables)}
     facts |= {"training data": _training_data(trained_before)} if trained_before else {}
     facts |= {"calibration": calibration.digest if calibration else None, "hidden states": about_hidden}

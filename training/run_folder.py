@@ -22,7 +22,8 @@ from rewardserve.training.config import ConfigError
 from rewardserve.training.console import say
 
 LOCK = ".lock"
-RESULTS = ("checkpoint", "adapter", "heads", "report.html")
+REPORT_PAGE = "report.html"
+RESULTS = ("checkpoint", "adapter", "heads", REPORT_PAGE)
 """Results of a finished run."""
 
 
@@ -72,13 +73,19 @@ def _lock(file: IO[str], folder: Path) -> None:
     file.flush()
 
 
+def lacks_report(folder: Path) -> bool:
+    """Whether a run was cut off between its checkpoint and its report."""
+    return (folder / "checkpoint").is_dir() and not (folder / REPORT_PAGE).exists()
+
+
 def refuse_finished(folder: Path) -> None:
     """Raise `ConfigError` if the folder holds the results of a finished run."""
     found = [name for name in RESULTS if (folder / name).exists()]
     if found:
+        unreported = " `rewardserve finish` with its recipe writes the report that it lacks." * lacks_report(folder)
         raise ConfigError(
             f"{folder} holds a finished run ({', '.join(found)}), which would be overwritten. Choose another "
-            "output.folder, or move it away."
+            f"output.folder, or move it away.{unreported}"
         )
 
 

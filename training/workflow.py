@@ -47,6 +47,7 @@ from rewardserve.training import (
 from rewardserve.training.audit_judge import judge_config
 from rewardserve.training.config import AuditJudgeConfig, Config, ConfigError
 from rewardserve.training.console import say, show
+from rewardserve.training.errors import ModelRefused
 from rewardserve.training.evaluate import SliceMetrics
 from rewardserve.training.export import read_probes
 from rewardserve.training.finish import (
@@ -127,26 +128,34 @@ def _train(config: Config) -> Path:
 
 def evaluate_checkpoint(config: Config, path: str) -> tuple[list[SliceMetrics], Path]:
     """Evaluate an existing reward model on the recipe's held-out pairs; write a report. Return figures and its path."""
-    timer = RunTimer()
-    run_folder.require_writable(Path(config.output.folder))
+    timer, folder = RunTimer(), Path(config.output.folder)
+    run_folder.require_writable(folder)
     checkpoint = _with_limits(config, _read(config, path))
     tables = encode(_own_heads(config, checkpoint), checkpoint, is_bound=True)
     _require_held_out(tables, "evaluate")
+    page = folder / "evaluation.html"
+    made = TrainingRecord(f"evaluate --checkpoint {path}", timer)
+    metrics = _write_report(config, checkpoint, tables, page, made, f"Evaluation of {path}")
+    run_folder.write_json(page.with_suffix(".json"), [asdict(m) for m in metrics])
+    return metrics, page
+
+
+def _write_report(
+    config: Config, checkpoint: Checkpoint, tables: EncodedData, page: Path, made: TrainingRecord, title: str
+) -> list[SliceMetrics]:
+    """Judge a written checkpoint on the held-out pairs, and write the page. Return the figures."""
     heads = checkpoint.network.head_names, checkpoint.network.head_weights
     scores_NH = score(config, checkpoint, tables.held_out)
     judged = evaluate.slices(tables.held_out, scores_NH, *heads)
     metrics = figures(config, judged)
     crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
-    folder = Path(config.output.folder)
-    page = folder / "evaluation.html"
-    facts = {"made by": f"rewardserve evaluate --checkpoint {path}", **facts_of(config, tables), **timer.facts()}
+    facts = {"made by": f"rewardserve {made.verb}", **facts_of(config, tables), **made.timer.facts()}
     shown = report.Page(
-        f"Evaluation of {path}", facts, metrics, (), judged, recipe.plain(config), crossed,
-        independence=independence(tables, checkpoint.folder),
+        title, facts, metrics, made.before, judged, recipe.plain(config), crossed, made.history,
+        independence(tables, checkpoint.folder),
     )  # fmt: skip
     report.write(page, shown)
-    run_folder.write_json(page.with_suffix(".json"), [asdict(m) for m in metrics])
-    return metrics, page
+    return metrics
 
 
 def calibrate_checkpoint(config: Config, path: str) -> Path:
@@ -167,11 +176,14 @@ def calibrate_checkpoint(config: Config, path: str) -> Path:
 
 
 def export_last_step(config: Config) -> Path:
-    """Finish a stopped run: its newest complete step checkpoint becomes the checkpoint."""
+    """Finish a stopped run: its newest complete step becomes the checkpoint, or its checkpoint gets the missing report."""
     folder = Path(config.output.folder)
     timer = RunTimer()
     with _lock_folder(folder):
         step = last_complete(folder / "steps")
+        if run_folder.lacks_report(folder):
+            _refuse_other_recipe(config, folder)
+            return _report_missing(config, folder, TrainingRecord("finish", timer, history=_history(step)))
         if step is None:
             raise ConfigError(f"{folder / 'steps'} holds no complete step checkpoint; run `rewardserve train` first")
         run_folder.refuse_finished(folder)
@@ -182,7 +194,25 @@ def export_last_step(config: Config) -> Path:
         start = replace(start, policy=tables.policy)
         _wrap(config, start)
         load_weights(start.network, step)
-        return finish(config, start, tables, folder, TrainingRecord("finish", timer, history=tuple(history_of(step))))
+        return finish(config, start, tables, folder, TrainingRecord("finish", timer, history=_history(step)))
+
+
+def _report_missing(config: Config, folder: Path, made: TrainingRecord) -> Path:
+    """Write the report of a run that ended between its checkpoint and its report. Return the checkpoint's folder."""
+    out = folder / "checkpoint"
+    checkpoint = _with_limits(config, _read(config, str(out)))
+    own = _own_heads(config, checkpoint)
+    page = folder / run_folder.REPORT_PAGE
+    tables = encode(own, checkpoint, is_bound=True)
+    metrics = _write_report(own, checkpoint, tables, page, made, f"Reward model {folder.resolve().name}")
+    for line in evaluate.summary_lines(metrics):
+        show(line)
+    show(f"report: {page}")
+    return out
+
+
+def _history(step: Path | None) -> tuple[dict[str, float], ...]:
+    return () if step is None else tuple(history_of(step))
 
 
 def _lock_folder(folder: Path) -> AbstractContextManager[None]:
@@ -218,14 +248,14 @@ def print_not_adapted(config: Config, start: Checkpoint) -> None:
 
 @contextmanager
 def _name_setting(setting: str, path: str, *, how: str) -> Iterator[None]:
-    """Announce a model of the hub, and name the setting or option in errors about the model. Raise `ConfigError`."""
+    """Announce a model of the hub, and name the setting or option in errors about the model. Raise `ModelRefused`."""
     hub.announce_model(path)
     try:
         yield
     except CheckpointError as error:
         if hub.is_hub_model(path) and hub.is_offline():
-            raise ConfigError(f"{setting}: {path!r} is not a folder. {hub.remedy('model', how)}") from error
-        raise ConfigError(f"{setting}: {error}") from error
+            raise ModelRefused(f"{setting}: {path!r} is not a folder. {hub.remedy('model', how)}") from error
+        raise ModelRefused(f"{setting}: {error}") from error
 
 
 def _start(config: Config) -> Checkpoint:
@@ -301,14 +331,14 @@ def _read_options(config: Config, dtype: str) -> ReadOptions:
 
 
 def _require_padding_safe(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint. Raise `ConfigError` if a padded batch gives other scores than each row alone."""
+    """Return the checkpoint. Raise `ModelRefused` if a padded batch gives other scores than each row alone."""
     network = checkpoint.network
     try:
         objection = padding_objection(network, pad_id=checkpoint.pad_id, max_tokens=checkpoint.policy.max_tokens)
     except LoadError as error:
-        raise ConfigError(f"model.path: {error}") from error
+        raise ModelRefused(f"model.path: {error}") from error
     if objection is not None:
-        raise ConfigError(
+        raise ModelRefused(
             f"model.path: {type(network.backbone).__name__} cannot be trained here: training pads its batches, and padding "
             f"changes this model's values ({objection}), so the trained reward would differ from the served one. "
             "Choose an architecture with correct padding in docs/reference/architectures.md."

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rewardserve.cli import COMMANDS
-from rewardserve.exit_codes import EXIT_CODES
+from rewardserve.exit_codes import EXIT_CODES, SOME_FAILED
 from rewardserve.training.errors import RunFailed
 from tests.support.checkpoints import reward_model
 from tests.support.command import run_command
@@ -67,7 +67,7 @@ RUNS: dict[tuple[str, int], tuple[str, ...]] = {
     ("score", 3): ("bad.jsonl", "out.jsonl", *ECHO),
     ("export", 0): ("MODEL", "exported"),
     ("export", 1): ("none", "exported"),
-    ("export", 2): ("default",),
+    ("export", 2): ("MODEL", "exported", "--probes=none.jsonl"),
     ("keys", 0): ("ppo", "keys"),
     ("keys", 2): ("ppo", "keys", "--scopes=x"),
     ("rules", 0): (),
@@ -110,7 +110,7 @@ def patched_run(monkeypatch, name, code):
     arguments = ("--config=recipe.yaml",) if BROKEN[name].startswith("rewardserve.training") else RUNS[name, 0]
     if code == 130:
         replaced(monkeypatch, BROKEN[name], raising(KeyboardInterrupt()))
-    elif code == 3:
+    elif code == 1:
         replaced(monkeypatch, BROKEN[name], raising(RunFailed("the loss is not finite.")))
     elif name == "crossvalidate":
         monkeypatch.setattr("rewardserve.training.cli._crossvalidate", lambda *_: None)
@@ -137,6 +137,24 @@ def test_a_listed_exit_code_is_that_of_the_command(name, code, model, monkeypatc
         ended, _, error = patched_run(monkeypatch, name, code)
     assert ended == code, error
     assert "Traceback" not in error
+
+
+def test_3_is_a_part_of_the_result_in_every_command():
+    for name, codes in EXIT_CODES.items():
+        assert codes.get(SOME_FAILED, "some").startswith("some"), name
+
+
+def test_a_model_that_cannot_be_loaded_is_1_in_training_too(monkeypatch):
+    for verb in ("evaluate", "calibrate"):
+        code, _, error = run_command(verb, "--config=recipe.yaml", "--checkpoint=/nowhere")
+        assert (code, "not a folder" in error) == (1, True), error
+
+
+def test_an_export_into_a_folder_that_is_used_is_an_error_in_the_arguments(model):
+    Path("used").mkdir()
+    Path("used/file").touch()
+    code, _, error = run_command("export", str(model), "used")
+    assert (code, "choose another folder" in error) == (2, True)
 
 
 def test_a_server_ends_with_0_after_a_signal_and_with_1_where_its_port_is_taken():

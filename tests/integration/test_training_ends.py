@@ -225,7 +225,8 @@ def test_what_a_user_may_get_wrong_is_one_line(tmp_path, sft, pairs, capsys, mon
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "answers", lambda endpoint, timeout_s: False)
-    assert main(["train", "--config", recipe_in(tmp_path, sft, pairs), "--set", override]) == 2
+    code = 1 if override.startswith("model.path=") else 2
+    assert main(["train", "--config", recipe_in(tmp_path, sft, pairs), "--set", override]) == code
     assert REFUSED[override] in one_line(capsys)
 
 
@@ -424,9 +425,9 @@ def test_a_disk_that_is_full_ends_the_run_in_one_line_and_leaves_nothing_half(
         patch.setattr(place, name, full)
         code = main(["train", "--config", recipe])
     line = one_line(capsys)
-    assert code == 3, line
+    assert code == 1, line
     assert re.search(r"disk is full|want of room", line), line
-    assert "resume=true" in line or "There is no saved step" in line
+    assert "resume=true" in line or "There is no saved step" in line or "`rewardserve finish`" in line
     out = disk.folder / "out"
     assert not list(out.rglob("*.new"))
     if (out / "checkpoint").exists():
@@ -538,6 +539,36 @@ def test_steps_of_other_training_pairs_are_not_gone_on_from(tmp_path, sft, capsy
     assert main([verb, "--config", recipe, *resume]) == 0
 
 
+def test_a_run_without_a_report_gets_it_from_finish(tmp_path, sft, pairs, capsys, monkeypatch):
+    recipe = frozen(tmp_path, sft, pairs)
+    out = tmp_path / "out"
+
+    def missing(*_):
+        raise ImportError("No module named 'x'")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write", missing)
+        assert main(["train", "--config", recipe]) == 1
+    assert "`rewardserve finish` with this recipe writes its report" in one_line(capsys)
+    assert main(["train", "--config", recipe]) == 2
+    assert "writes the report that it lacks" in one_line(capsys)
+    before = {path: path.read_bytes() for path in (out / "checkpoint").iterdir()}
+    assert main(["finish", "--config", recipe, "--set", "seed=5"]) == 2, "another recipe"
+    assert main(["finish", "--config", recipe]) == 0
+    assert "By its report, this checkpoint was trained on the training pairs" in (out / "report.html").read_text()
+    assert {path: path.read_bytes() for path in (out / "checkpoint").iterdir()} == before
+    assert main(["finish", "--config", recipe]) == 2
+
+
+@pytest.mark.parametrize("verb", ["train", "finish", "evaluate", "calibrate", "crossvalidate"])
+def test_a_missing_package_is_named_before_the_first_row(tmp_path, capsys, monkeypatch, verb):
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == "matplotlib" else name)
+    assert main([verb, "--config", str(tmp_path / "none.yaml")]) == 1
+    line = one_line(capsys)
+    assert "needs matplotlib" in line
+    assert "rewardserve[train]" in line
+
+
 def test_a_convex_solution_without_steps_drops_no_margins_in_silence(tmp_path, sft, capsys):
     pairs = world.write_jsonl(tmp_path / "pairs.jsonl", [{**row, "margin": 1.0} for row in world.planted_rows(40)])
     assert main(["train", "--config", frozen(tmp_path, sft, pairs)]) == 2
@@ -609,7 +640,7 @@ def test_the_base_model_of_an_adapter_that_is_not_there_is_told_with_the_file_th
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/gone"}))
     recipe = recipe_in(tmp_path, sft, pairs)
-    assert main(["evaluate", "--config", recipe, "--checkpoint", str(adapter)]) == 2
+    assert main(["evaluate", "--config", recipe, "--checkpoint", str(adapter)]) == 1
     line = one_line(capsys)
     assert f"{adapter / 'adapter_config.json'} names a base model: '/gone' is not a folder" in line
 

@@ -124,11 +124,7 @@ def test_commands_are_those_of_the_help():
     in_help = re.findall(r"^  ([a-z]+)\b", output, re.MULTILINE)
     assert [entry.name for entry in reference.commands()] == in_help
     assert [entry.name for entry in reference.commands() if not entry.summary] == []
-    assert {entry.name for entry in reference.commands() if "usage: rewardserve" not in entry.help} == {
-        "serve",
-        "score",
-        "version",
-    }
+    assert [entry.name for entry in reference.commands() if "usage: rewardserve" not in entry.help] == []
 
 
 def test_wires_are_those_that_the_rules_have():
