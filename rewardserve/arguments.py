@@ -22,6 +22,9 @@ class Parser(argparse.ArgumentParser):
     hidden: frozenset[str] = frozenset()
     """Options that have no effect in this command, and are refused."""
 
+    extra: frozenset[str] = frozenset()
+    """Options that the command itself takes out of the arguments; they are suggested for misspelt ones."""
+
     def __init__(self, prog: str, description: str, *, more: str = "", **options: Any) -> None:
         epilog = " ".join(part for part in (exit_codes_of(prog.rpartition(" ")[2]), more) if part)
         options.setdefault("formatter_class", _Help)
@@ -56,7 +59,7 @@ class Parser(argparse.ArgumentParser):
             return ""
         names = [str(action.metavar or action.dest) for action in self._get_positional_actions()]
         positionals = {"--" + name.lower().replace("_", "-"): name for name in names}
-        near = nearest_word(option, [*self._known(), *positionals], CUTOFF_OF_NAMES)
+        near = nearest_word(option, [*self._known(), *self.extra, *positionals], CUTOFF_OF_NAMES)
         if near in positionals:
             return f"; give {positionals[near]} without an option name"
         return f"; did you mean {near}?" if near else ""

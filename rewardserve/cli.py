@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from rewardserve.arguments import Parser, end_with_usage, show
 from rewardserve.exit_codes import INTERRUPTED
 from rewardserve.model.resource_errors import explain_resource_errors
-from rewardserve.model.text.nearest_word import did_you_mean
+from rewardserve.model.text.nearest_word import did_you_mean, nearest_word
 
 PROGRAM = "rewardserve"
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "fastapi", "uvicorn", "pydantic", "vllm")
@@ -85,18 +85,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the subcommand that the first argument names. Return the exit code."""
     explain_resource_errors(PROGRAM)
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    commands = {command.name: command for group in COMMANDS.values() for command in group}
+    if name == "help" and arguments:
+        name, *arguments = arguments[0], "--help", *arguments[1:]
     if name in ("--help", "-h", "help"):
         show(_help())
         return 0
     if name == "--version":
+        if arguments:
+            end_with_usage(PROGRAM, f"--version has no arguments, such as {arguments[0]}")
         show(_version_of(PROGRAM))
         return 0
-    commands = {command.name: command for group in COMMANDS.values() for command in group}
     if name not in commands:
-        is_option = name.startswith("-")
-        problem = f"the subcommand comes first, not {name}" if is_option else f"there is no subcommand {name!r}"
-        end_with_usage(PROGRAM, problem + did_you_mean(name, list(commands)))
+        end_with_usage(PROGRAM, _unknown(name, arguments, list(commands)))
     return commands[name].run(arguments)
+
+
+def _unknown(name: str, arguments: Sequence[str], commands: Sequence[str]) -> str:
+    """Describe a first argument that is no subcommand, with the one that is probably meant."""
+    if not name.startswith("-"):
+        return f"there is no subcommand {name!r}{did_you_mean(name, commands)}"
+    meant = next((each for each in arguments if each in commands), None) or nearest_word(name.lstrip("-"), commands)
+    return f"the subcommand comes first, not {name}" + (f"; write {PROGRAM} {meant}" if meant else "")
 
 
 def _help() -> str:

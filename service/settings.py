@@ -100,7 +100,9 @@ class Combine(BaseModel):
     )
     beta: float = Field(0.5, ge=0.0, description="temperature of softmin; 0: min, inf: the mean")
     weights: dict[str, float] = Field(
-        {}, description="weights by head or model, in JSON; default: those of the checkpoint"
+        {},
+        description="weights in JSON, by model of an ensemble, else by head (not with method sum, whose heads keep those of the "
+        "checkpoint); default: those of the checkpoint, 1 for a model",
     )
 
 

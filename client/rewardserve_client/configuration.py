@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -98,6 +98,8 @@ def model_digests_from(
 
 
 def _texts(name: str, given: Sequence[str]) -> list[str]:
+    """The listed strings; the caller has split a single one."""
+    check_type(name, given, Iterable, "a string or a list of strings")
     check_listed(name, given, "strings")
     listed = list(given)
     for i, each in enumerate(listed):

@@ -133,7 +133,7 @@ def check_settings(settings: RewardSettings, members: Sequence[str] = ()) -> Non
     if members:
         if combine.method == "sum":
             raise PipelineError("combine.method=sum is for the heads of one model. Use mean, min, softmin or and.")
-        _check_weights(combine.weights, dict.fromkeys(members, 1.0))
+        _check_weights(combine.weights, dict.fromkeys(members, 1.0), "models")
     for name in ("missing_end", "overlong", "repetition"):
         if not getattr(penalties, name) >= 0.0:
             raise PipelineError(f"penalties.{name}={getattr(penalties, name)}: a penalty must not be below zero")
@@ -155,10 +155,10 @@ def _check_overlong(asked: PenaltySettings) -> None:
         )
 
 
-def _check_weights(asked: Mapping[str, float], default: Mapping[str, float]) -> None:
+def _check_weights(asked: Mapping[str, float], default: Mapping[str, float], kind: str) -> None:
     """Raise `PipelineError` unless the weights name members, whose weights are `default`, and leave one above zero."""
     if unknown := sorted(set(asked) - set(default)):
-        raise PipelineError(f"combine.weights names {_named(unknown)}; members are {_named(list(default))}")
+        raise PipelineError(f"combine.weights names {_named(unknown)}; the {kind} are {_named(list(default))}")
     weights = list({**default, **asked}.values())
     if not sum(weights) > 0.0:
         raise PipelineError(f"combine.weights: one weight must be above zero, they are {weights}")
@@ -213,11 +213,18 @@ def _digest(combination: Combination, stages: Sequence[Stage]) -> str:
 def _combination(ensemble_members: Sequence[EnsembleMember], settings: RewardSettings, normalizes: bool) -> Combination:
     asked = settings.combine
     how = asked.method or _default_method(len(ensemble_members), normalizes)
+    if how == "sum" and asked.weights:
+        raise PipelineError(
+            "combine.weights has no effect with combine.method=sum, the default for one model: its heads keep the weights of the "
+            f"checkpoint ({_named([name for name, _ in ensemble_members[0].heads])}). Set combine.method=mean, min, softmin or "
+            "and, which weigh heads."
+        )
     if len(ensemble_members) > 1 or how == "sum":
         members = [_whole(ensemble_member, normalizes) for ensemble_member in ensemble_members]
     else:
         members = [*_heads_of(ensemble_members[0], normalizes)]
-    return Combination(_weighted(members, settings), how, asked.beta if how == "softmin" else 0.0)
+    kind = "models" if len(ensemble_members) > 1 else "heads"
+    return Combination(_weighted(members, settings, kind), how, asked.beta if how == "softmin" else 0.0)
 
 
 def _default_method(n_models: int, normalizes: bool) -> CombineMethod:
@@ -255,10 +262,10 @@ def _scale(mean: float, std: float, temperature: float, normalizes: bool) -> Sca
     return Scale(mean, std, temperature) if normalizes else Scale(0.0, 1.0, temperature)
 
 
-def _weighted(members: Sequence[ScaledMember], settings: RewardSettings) -> tuple[ScaledMember, ...]:
+def _weighted(members: Sequence[ScaledMember], settings: RewardSettings, kind: str) -> tuple[ScaledMember, ...]:
     """Apply the operator's weights, normalised to a sum of 1."""
     asked = settings.combine.weights
-    _check_weights(asked, {member.name: member.weight for member in members})
+    _check_weights(asked, {member.name: member.weight for member in members}, kind)
     weights = [asked.get(member.name, member.weight) for member in members]
     return tuple(replace(m, weight=weight / sum(weights)) for m, weight in zip(members, weights, strict=True))
 

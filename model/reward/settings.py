@@ -16,7 +16,8 @@ class CombineSettings:
     """Combination of several members. `method` None: the weighted sum of a model's heads; of several models the softmin of
     normalised scores, or the mean of others.
 
-    `weights` by member name; other members keep the weight of the checkpoint, or 1.
+    `weights` by name of a model, or of a head of one model; others keep the weight of the checkpoint, or 1. The method
+    `sum` takes none: its heads have those of the checkpoint.
     """
 
     method: CombineMethod | None = None

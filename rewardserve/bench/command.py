@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 import httpx
 import uvloop
 
-from rewardserve.arguments import Parser, end_with_usage, show
+from rewardserve.arguments import Parser, end_with_usage, is_option, show
 from rewardserve.bench import machine
 from rewardserve.bench.closed_loop import closed_loop, http_client
 from rewardserve.bench.contention import contention, read_cpu_times
@@ -39,7 +39,7 @@ from rewardserve.bench.report import text_of
 from rewardserve.bench.server_process import NotReady, ServerProcess, interrupt_at_sigterm
 from rewardserve.bench.workload import NoSamples, Workload, of_file, synthetic
 from rewardserve.exit_codes import FAILED, INTERRUPTED, SOME_FAILED, USAGE_ERROR
-from rewardserve.model.text.nearest_word import CUTOFF_OF_NAMES, did_you_mean
+from rewardserve.model.text.nearest_word import CUTOFF_OF_NAMES, did_you_mean, nearest_word
 from rewardserve.model.text.printable import printable
 from rewardserve.model.text.text_files import error_reason
 from rewardserve.service.cli.options import complain, from_command_line, options_of, section_flags
@@ -145,7 +145,11 @@ def _check_server_arguments(parser: Parser, given: argparse.Namespace, of_server
     """Validate the arguments of the server to start, without the variables that it does not get. End the process on errors."""
     if given.group is not None and given.file:
         parser.error("--group is for synthetic samples, not for --file")
+    own = [f"--{name.replace('_', '-')}" for name in vars(given)]
     if given.url:
+        for name in (each.partition("=")[0] for each in of_server if is_option(each)):
+            if near := nearest_word(name, own, CUTOFF_OF_NAMES):
+                parser.error(f"unrecognized arguments: {name}; did you mean {near}?")
         if of_server:
             parser.error(f"--url names a running server, so there is nothing to start with {' '.join(of_server)}")
         return
@@ -156,7 +160,7 @@ def _check_server_arguments(parser: Parser, given: argparse.Namespace, of_server
             os.environ.pop(option.variable, None)
     known = [option.name for option in options_of(ServeSettings) if ".".join(option.path) not in NOT_SERVED]
     sections = section_flags(options_of(ServeSettings))
-    known += ["--help-all", *(f"--{name.replace('_', '-')}" for name in vars(given))]
+    known += ["--help-all", *own]
     for name in (argument.partition("=")[0].replace("_", "-") for argument in of_server if argument.startswith("--")):
         if name not in known and name not in sections:  # a section is refused below, in words
             end_with_usage(PROGRAM, f"unrecognized arguments: {name}{did_you_mean(name, known, CUTOFF_OF_NAMES)}")
@@ -273,7 +277,11 @@ async def _model(http: httpx.AsyncClient, url: str) -> dict[str, Any]:
     try:
         reply = await http.get(f"{url}/model", timeout=_MODEL_TIMEOUT_S)
     except httpx.HTTPError as error:
-        raise Unreachable(f"{url} does not answer: {type(error).__name__} {error}".rstrip()) from None
+        reason = f"{type(error).__name__} {error}".rstrip()
+        raise Unreachable(
+            f"{url} does not answer ({reason}). Start a server there with rewardserve serve, or leave --url out: bench then starts "
+            "one."
+        ) from None
     try:
         said = reply.json()
         if reply.is_success:

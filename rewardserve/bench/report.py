@@ -30,7 +30,9 @@ def _about(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     gpus = ", ".join(f"{machine['gpus'].count(name)} x {name}" for name in dict.fromkeys(machine["gpus"])) or "no GPU"
     cpu = f"{machine['cpu']} ({machine['instructions']})"
     run = f", run {workload['run']}" if workload["run"] else ""
-    load = f"{workload['clients']} clients, {workload['samples_per_request']} samples a request{run}"
+    load = (
+        f"{_count(workload['clients'], 'client')}, {_count(workload['samples_per_request'], 'sample')} a request{run}"
+    )
     return [
         ("model", f"{model['model']} ({engine})"),
         ("server", f"{server['url']}, {here}"),
@@ -42,6 +44,10 @@ def _about(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("samples", workload["samples"]),
         ("load", f"{load}; after one request of each client that is not counted"),
     ]
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def _results(record: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.service.api.requests import SampleIn, to_sample
-from rewardserve.service.api.validation import check
+from rewardserve.service.api.validation import NO_SUCH_FIELD, check
 from rewardserve.service.errors import InvalidJson, RequestRefused
 from rewardserve.training import data, sources
 from rewardserve.training.config import ConfigError, SourceConfig
@@ -96,7 +96,7 @@ def _sample(row: sources.SourceRow) -> Sample:
     if row.values is None:
         raise InvalidJson(row.error)
     filled: dict[str, Any] = {name: value for name, value in row.values.items() if value is not None}
-    sample = to_sample(check(filled, SampleIn))
+    sample = to_sample(check(filled, SampleIn, NO_SUCH_FIELD))
     if isinstance(sample, SampleError):
         raise sample
     return sample

@@ -368,6 +368,8 @@ def parse(
     number: Callable[[str], float] | None = None,
 ) -> Any:
     """Parse strict JSON. Raise `InvalidJson` with the position of the fault, without quoting the text."""
+    if not body.strip():
+        raise InvalidJson("the body is empty: send a JSON object")
     try:
         # A Python call for every number lets other threads run; the parser in C holds the GIL.
         whole = _parse_int if len(body) > _MAX_SLOW_BYTES else None

@@ -35,6 +35,8 @@ NOT_READ = (
     "this server does not read this field. If it is a part of the conversation, render the conversation with the chat template of "
     "the reward model and send the text; else leave the field out"
 )
+NO_SUCH_FIELD = "a sample has no such field; it has prompt and response, or else messages, text or input_ids"
+"""The message for an unknown field in a file of samples."""
 NO_MODEL = (
     "this route has no field for the model: leave it out. The model in service scores, and ?model_digest= in the URL refuses any "
     "other"
@@ -102,7 +104,8 @@ def check(value: Any, record: type[S], unknown: str = NOT_READ) -> S:
         field, kind = _json_path(path), faults[0]["type"]
         reason = _unread(path, unknown) if kind == _UNKNOWN else _reason(faults)
         if kind in _FAULTS_OF_FIELDS:
-            reason += _suggestion(value, record, path[:-1], str(path[-1]), is_missing=kind == _MISSING)
+            hint = _suggestion(value, record, path[:-1], str(path[-1]), is_missing=kind == _MISSING)
+            reason = _with_hint(reason, hint, is_missing=kind == _MISSING)
         raise InvalidRequest(f"{field}: {reason}", field=field, n_errors=_n_faults(paths)) from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply", field="$") from None
@@ -133,7 +136,8 @@ def invalid_request(error: msgspec.ValidationError, value: Any = None, kind: Any
                 hint = _suggestion(value, kind, steps, name, is_missing=is_missing)
         is_in_request = path == "$"
         path = f"{path}.{name}"
-        reason = (MISSING_FIELD if is_missing else _unread((name,) if is_in_request else ("", name), NOT_READ)) + hint
+        reason = MISSING_FIELD if is_missing else _unread((name,) if is_in_request else ("", name), NOT_READ)
+        reason = _with_hint(reason, hint, is_missing=is_missing)
     elif _WRONG_LITERAL.fullmatch(reason):
         accepted = [] if kind is None else _literals(kind, [name for name, _ in _STEP.findall(path) if name])
         reason = f"must be {_either(accepted) if accepted else 'one of the accepted values'}"
@@ -195,13 +199,18 @@ def _unread(path: Sequence[int | str], unknown: str) -> str:
     return NO_MODEL if tuple(path) == ("model",) and unknown is NOT_READ else unknown
 
 
+def _with_hint(reason: str, hint: str, *, is_missing: bool) -> str:
+    """Add a suggestion. For an unknown field it takes the place of the remedies for a field that is no misprint."""
+    return hint if hint and not is_missing else reason + hint
+
+
 # -- suggestions ------------------------------------------------------------------------------------------------------------
 
 
 def suggest_known(name: str, known: Iterable[str]) -> str:
     """Suggest the known field that an unknown one probably is; empty if none is near."""
     near = _nearest(name, known)
-    return "" if near is None else f"; did you mean `{near}`?"
+    return "" if near is None else f"this field is unknown; did you mean `{near}`?"
 
 
 def suggest_given(missing: str, unknown: Iterable[str]) -> str:

@@ -57,19 +57,21 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--runs",
-        default="",
         help="bind the key to runs, separated by commas; keys that are not bound to them cannot send them; A*: all that begin so; "
         "default: bound to none",
     )
     parser.add_argument(
-        "--owner", default="", help="owner of the runs that the key sends; keys of one owner share runs; default: NAME"
+        "--owner", help="owner of the runs that the key sends; keys of one owner share runs; default: NAME"
     )
     given = parser.parse_args(arguments)
     key = _MARK + secrets.token_urlsafe(32)
     limits = RateLimits(given.requests_per_s, given.tokens_per_s, given.burst_s)
+    for option, value in (("--runs", given.runs), ("--owner", given.owner)):
+        if value == "":
+            parser.error(f"{option} is empty: leave it out for a key that has none")
     try:
         runs = given.runs.split(",") if given.runs else ()
-        line = format_line(given.name, key, frozenset(given.scopes.split(",")), limits, runs, given.owner)
+        line = format_line(given.name, key, frozenset(given.scopes.split(",")), limits, runs, given.owner or "")
         check_line(line, given.scopes)
     except ApiKeysError as error:
         return _refuse(str(error))

@@ -142,6 +142,7 @@ def from_command_line(
     parser.hidden = frozenset("--" + name.replace("_", "-") for name in without)
     parser.name_positionals([option.name for option in positionals])
     wording = Wording(settings, arguments)
+    parser.extra = frozenset(switches)
     parser.hidden |= section_flags(options_of(settings))  # pydantic-settings would read a section as JSON
     if misused := [_of_section(section, options, wording) for section in _given_sections(options, arguments)]:
         complain(program, misused)

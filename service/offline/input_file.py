@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from rewardserve.model.text.text_files import wide_encoding
 from rewardserve.service.api import body
 from rewardserve.service.api.requests import SampleIn
-from rewardserve.service.api.validation import check
+from rewardserve.service.api.validation import NO_SUCH_FIELD, check
 from rewardserve.service.errors import Failure, RequestRefused
 
 WINDOW = 512
@@ -78,7 +78,9 @@ def count_lines(source: Path, target: Path) -> int:
                     f"{source} scores both sides. A sample has a prompt and a response."
                 )
             has_object = has_object or row is not None
-    if n_lines and not has_object:
+    if not n_lines:
+        raise NotContinuable(f"{source} is empty: it has no sample to score.")
+    if not has_object:
         raise NotContinuable(
             f"{source} is not JSONL: none of its {n_lines:,} lines is a JSON object. Write one sample a line, such as "
             '{"prompt": "...", "response": "..."}.'
@@ -104,11 +106,15 @@ def _object_of(text: bytes) -> dict[str, Any] | None:
 
 
 def read_line(number: int, text: bytes) -> Line:
-    """Parse one line of input; its default id is its number, counted from 0."""
+    """Parse one line of input; its default id is its number, counted from 0. An error has that of an editor, from 1."""
     try:
-        sample = check(body.parse(text), SampleIn)
+        sample = check(body.parse(text.rstrip(b"\r\n")), SampleIn, NO_SUCH_FIELD)
     except RequestRefused as error:
-        return Line(str(number), None, Failure.of(error))
+        failure = Failure.of(error)
+        message = f"line {number + 1}: {failure.message.replace('the body', 'the line')}"
+        return Line(
+            str(number), None, replace(failure, message=message, details={**failure.details, "line": number + 1})
+        )
     return Line(str(number) if sample.id is None else sample.id, sample)
 
 

@@ -218,6 +218,24 @@ def test_a_file_that_is_not_jsonl_is_refused_before_the_model_is_loaded(files, d
     assert "cannot be served" not in output
 
 
+def test_an_empty_file_is_refused_and_nothing_is_written(files):
+    source, target = files
+    source.write_bytes(b"")
+    code, output = score_file(source, target)
+    assert (code, f"{source} is empty" in output) == (2, True)
+    assert not target.exists()
+
+
+def test_an_error_names_the_line_of_the_file():
+    broken = read_line(2, b'{"prompt": "p",\n').failure
+    assert (broken.message.partition(":")[0], broken.details["line"], broken.details["column"]) == ("line 3", 3, 16)
+    assert "body" not in broken.message
+    misspelt = read_line(4, b'{"promt": "p", "response": "r"}').failure
+    assert misspelt.message == "line 5: promt: this field is unknown; did you mean `prompt`?"
+    unknown = read_line(0, b'{"question": "p"}').failure
+    assert "it has prompt and response" in unknown.message
+
+
 def test_one_object_is_enough_for_jsonl_and_other_lines_fail_alone(files):
     source, target = files
     source.write_text('a note\n{"text": "x"}\n')

@@ -145,8 +145,30 @@ def test_a_word_like_no_subcommand_suggests_none(usage_error):
     assert usage_error("xyzzy")[0] == "rewardserve: there is no subcommand 'xyzzy'"
 
 
+def test_help_of_a_subcommand_is_its_own(capsys):
+    code, output, _ = run_command("help", "keys")
+    assert (code, output.startswith("usage: rewardserve keys ")) == (0, True)
+
+
+def test_version_takes_no_arguments(usage_error):
+    assert usage_error("--version", "x")[0] == "rewardserve: --version has no arguments, such as x"
+
+
+@pytest.mark.parametrize("option", ["--runs", "--owner"])
+def test_an_empty_binding_makes_no_unbound_key(usage_error, tmp_path, option):
+    line = usage_error("keys", "a", str(tmp_path / "keys"), option, "")[0]
+    assert line == f"rewardserve keys: {option} is empty: leave it out for a key that has none"
+    assert not (tmp_path / "keys").exists()
+
+
 def test_an_option_before_the_subcommand_is_refused(usage_error):
-    assert usage_error("--port=1", "serve")[0] == "rewardserve: the subcommand comes first, not --port=1"
+    assert usage_error("--port", "8000", "serve")[0].endswith("not --port; write rewardserve serve")
+    assert usage_error("--serve")[0].endswith("not --serve; write rewardserve serve")
+    assert usage_error("--xyzzy")[0] == "rewardserve: the subcommand comes first, not --xyzzy"
+    assert (
+        usage_error("--port=1", "serve")[0]
+        == "rewardserve: the subcommand comes first, not --port=1; write rewardserve serve"
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,6 +192,9 @@ def test_an_option_before_the_subcommand_is_refused(usage_error):
         (["train", "--confg", "x"], "unrecognized arguments: --confg; did you mean --config?"),
         (["finish", "--confg=x"], "unrecognized arguments: --confg=x; did you mean --config?"),
         (["score", "in", "--modle=x"], "unrecognized arguments: --modle=x; did you mean --model?"),
+        (["compare", "a", "b", "c", "--josn"], "unrecognized arguments: --josn; did you mean --json?"),
+        (["bench", "--url=http://a", "--jsn", "x"], "unrecognized arguments: --jsn; did you mean --json?"),
+        (["bench", "--url=http://a", "--port", "1"], "there is nothing to start with --port 1"),
         (["compare", "a"], "the following arguments are required: MODEL_B, FILE"),
         (["compare", "a", "b", "c", "--model-b=x"], "give MODEL_B without an option name"),
         (["compare", "a", "b", "c", "--model=x"], "give MODEL_B without an option name"),

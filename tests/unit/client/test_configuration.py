@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewardserve_client import ClientLimits, Misconfigured, RewardClient
+from rewardserve_client import ClientLimits, Misconfigured, RewardClient, WrongType
 from rewardserve_client.configuration import deadline_from, key_from, model_digests_from, urls_from
 
 
@@ -79,3 +79,8 @@ def test_a_pin_that_would_pin_nothing_is_refused(only, monkeypatch):
         monkeypatch.setenv("REWARDSERVE_MODEL_DIGEST", only)
         with pytest.raises(Misconfigured):
             RewardClient("http://a:1")
+
+
+def test_a_url_of_another_type_may_be_one_string():
+    with pytest.raises(WrongType, match="url must be a string or a list of strings, not int"):
+        urls_from(3, {})

@@ -57,6 +57,15 @@ def test_a_table_is_read_too(tmp_path):
     assert read_rows(path).prompts == (0, 0)
 
 
+def test_a_table_without_the_columns_is_told_which_it_needs(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer\np,a\np,b\n")
+    with pytest.raises(ConfigError) as refused:
+        read_rows(path)
+    assert "a sample has no such field; it has prompt and response" in str(refused.value)
+    assert "server" not in str(refused.value)
+
+
 def test_a_row_that_cannot_be_scored_is_counted_and_the_first_is_shown(tmp_path):
     path = file_of(
         tmp_path,

@@ -414,15 +414,20 @@ def references_needed(shape):
         ),
         (
             {"combine": {"method": "min", "weights": {"z": 1.0, "d": 1.0}}},
-            "combine.weights names d, z; members are a, b, c",
+            "combine.weights names d, z; the heads are a, b, c",
         ),
         (
             {"combine": {"method": "min", "weights": {"a": -1.0}}},
             "combine.weights: a=-1.0: a weight is zero or a positive number",
         ),
         (
-            {"combine": {"weights": {"m": 0.0}}},
-            "combine.weights: one weight must be above zero, they are [0.0]",
+            {"combine": {"method": "mean", "weights": {"a": 0.0, "b": 0.0, "c": 0.0}}},
+            "combine.weights: one weight must be above zero, they are [0.0, 0.0, 0.0]",
+        ),
+        (
+            {"combine": {"weights": {"a": 2.0}}},
+            "combine.weights has no effect with combine.method=sum, the default for one model: its heads keep the weights of the "
+            "checkpoint (a, b, c). Set combine.method=mean, min, softmin or and, which weigh heads.",
         ),
         ({"length_debias": 1.5}, "length_debias=1.5 is not between 0 and 1"),
         ({"length_debias": -0.5}, "length_debias=-0.5 is not between 0 and 1"),

@@ -113,7 +113,7 @@ def test_on_and_off_are_understood():
             "--penalties.overlong-start=9 must be at least 0 and below --penalties.overlong-end=3.",
         ),
         (["--ensemble=a=x,b=y", "--combine.method=sum"], "--combine.method=sum is for the heads of one model"),
-        (["--ensemble=a=x,b=y", '--combine.weights={"c": 1}'], "--combine.weights names c; members are a, b"),
+        (["--ensemble=a=x,b=y", '--combine.weights={"c": 1}'], "--combine.weights names c; the models are a, b"),
         (["--ensemble=a=x,b=y", '--combine.weights={"a": 0, "b": 0}'], "one weight must be above zero"),
         (['--combine.weights={"a": -1}'], "--combine.weights: a=-1.0: a weight is zero or a positive number"),
         (["--combine.weights=x"], "--combine.weights: must be an object in JSON"),

@@ -52,7 +52,8 @@ class Request:
 # -- strict JSON ------------------------------------------------------------------------------------------------------------
 
 NO_JSON = [
-    (b"", "the body is not JSON: Expecting value", {"line": 1, "column": 1}),
+    (b"", "the body is empty: send a JSON object", {}),
+    (b" \n", "the body is empty: send a JSON object", {}),
     (b'{"a":\n  nonsense}', "the body is not JSON: Expecting value", {"line": 2, "column": 3}),
     (b'{"a":1} x', "the body is not JSON: Extra data", {"line": 1, "column": 9}),
     (b"[" * 100_000, "the body is nested too deeply", {}),
