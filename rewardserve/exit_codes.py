@@ -18,7 +18,7 @@ _TRAINING = {
 EXIT_CODES: Mapping[str, Mapping[int, str]] = {
     "serve": {
         0: "stopped by SIGTERM or Ctrl-C, with every accepted request answered",
-        FAILED: "the model or its audit model cannot be served, the port cannot be bound, or REWARD_DRAIN_TIMEOUT_S was too "
+        FAILED: "the model or its audit judge cannot be served, the port cannot be bound, or REWARD_DRAIN_TIMEOUT_S was too "
         "short for the accepted requests",
         USAGE_ERROR: _INVALID,
     },

@@ -195,7 +195,7 @@ class Tripwires(BaseModel):
         0.1,
         gt=0.0,
         le=1.0,
-        description="share of the samples that the audit model scores, after the start of a run, of which it scores every prompt",
+        description="share of the samples that the audit judge scores, after the start of a run, of which it scores every prompt",
     )
 
 

@@ -224,7 +224,9 @@ def read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} has no config.json: it is not a model")
+        raise CheckpointError(
+            f"{folder} has no config.json: it is not a model. Name a folder with config.json and weights, or a model of the hub."
+        )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a foreign config.json may raise anything

@@ -294,6 +294,10 @@ def _document(app: FastAPI, open_paths: frozenset[str]) -> dict[str, Any]:
     for path, operations in document["paths"].items():
         for of_route in operations.values():
             of_route["security"] = [] if path in open_paths else [{"key": []}, {}]
+            # FastAPI makes a summary of the name of a function.
+            of_route["summary"] = (
+                " ".join(of_route.get("description", of_route["summary"]).split()).partition(". ")[0].rstrip(".")
+            )
             _describe_path_parameters(of_route)
     document["components"] = {
         "schemas": _components(set(_references(document["paths"]))),

@@ -62,12 +62,12 @@ def _load(settings: ModelSettings, model: str) -> LoadedJudge:
     except LoadError as error:
         beside = f": {model}, beside the model," if model != settings.audit_model else ""
         raise AuditJudgeError(
-            f"REWARD_AUDIT_MODEL={settings.audit_model}{beside} cannot be served as the audit model: {error}"
+            f"REWARD_AUDIT_MODEL={settings.audit_model}{beside} cannot be served as the audit judge: {error}"
         ) from error
     if audit.calibration is None:
         audit.scorer.close()
         raise AuditJudgeError(
-            f"the audit model {model} has no fitted statistics, so its scores cannot be compared with those of another model. "
+            f"the audit judge {model} has no fitted statistics, so its scores cannot be compared with those of another model. "
             "Fit them with `rewardserve calibrate`."
         )
     return LoadedJudge(audit, _canary_margins(settings, audit))
@@ -118,7 +118,7 @@ def describe_judge(audit: LoadedModel) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _AuditReport:
-    """Receiver of events that logs the failures of the audit model; its batches are not counted."""
+    """Receiver of events that logs the failures of the audit judge; its batches are not counted."""
 
     log: logs.Logger
 

@@ -293,14 +293,14 @@ def test_a_message_names_settings_as_the_user_writes_them(capsys, message, with_
         (
             ["MODEL", "--audit-model=/nope"],
             1,
-            "--audit-model=/nope cannot be served as the audit model: '/nope' is not a folder.",
+            "--audit-model=/nope cannot be served as the audit judge: '/nope' is not a folder.",
         ),
         (["--ensemble=a=/nope,b=default"], 1, "--ensemble: a=/nope cannot be served: '/nope' is not a folder."),
         (["--tripwires.canaries-file=/nope"], 2, "--tripwires.canaries-file=/nope cannot be read: No such file"),
     ],
 )
 def test_a_part_that_cannot_be_loaded_is_named_by_its_setting(small_model, flags, code, line):
-    """The model itself is not blamed for its audit model."""
+    """The model itself is not blamed for its audit judge."""
     done, _, error = run_command("serve", "--port=0", *(small_model if each == "MODEL" else each for each in flags))
     assert done == code
     assert error.splitlines()[-1].startswith(f"rewardserve serve: {line}")

@@ -287,8 +287,10 @@ _DEFAULT_NAME = "default"
 """The name that SGLang's clients send if no model is configured."""
 
 
-def check_model(requested: str | None, runtime: ModelRuntime, accepted: Collection[str]) -> None:
-    """Raise `ModelNotServed` if a request names another model than `runtime`, which would score it.
+def check_model(
+    requested: str | None, runtime: ModelRuntime, accepted: Collection[str], *, is_in_path: bool = False
+) -> None:
+    """Raise `ModelNotServed` if a request names another model than `runtime`, which would score it. `is_in_path`: it must name one.
 
     Accepted are no name, an empty name, `default`, the name and the digests of the model, and the names in `accepted`.
     """
@@ -297,8 +299,9 @@ def check_model(requested: str | None, runtime: ModelRuntime, accepted: Collecti
         return
     # The message omits the requested name: it never holds a part of a body.
     raise ModelNotServed(
-        f"the model that this request names is not in service, but {name} is: send that name, leave `model` out, or add "
-        "the other name to REWARD_MODEL_ALIASES",
+        f"the model that this request names is not in service, but {name} is: send that name, "
+        + "leave `model` out, " * (not is_in_path)
+        + "or add the other name to REWARD_MODEL_ALIASES",
         served_model=name,
     )
 

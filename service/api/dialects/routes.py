@@ -116,11 +116,12 @@ class DialectEndpoint:
         body_format, content = await body.run_off_loop(raw, dialect.read, value, most=body.MAX_LOOP_BYTES)
         applies_sigmoid = _is_activated(body_format, content, has_value="value" in parameters.options)
         accepted = policy.aliases | dialect.fixed_names
-        named = request.path_params.get("model") or body_format.model(content)
+        in_path = request.path_params.get("model")
+        named = in_path or body_format.model(content)
 
         async def scored() -> tuple[ModelRuntime, Sequence[SampleResult]]:
             runtime = self._active_models.for_request(context.run, parameters.model_digests)
-            check_model(named, runtime, accepted)
+            check_model(named, runtime, accepted, is_in_path=in_path is not None)
             check_version(request.path_params.get("version"), runtime)
             samples = await body.run_off_loop(raw, body_format.to_samples, content, runtime, most=body.MAX_LOOP_BYTES)
             if not samples and not body_format.may_be_empty:

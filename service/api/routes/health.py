@@ -58,7 +58,7 @@ def health_routes(active_models: ActiveModels, registry: Metrics, aliases: froze
         """Describe the model in service by its name or an alias, in OpenAI's format."""
         runtime = active_models.current()
         try:
-            check_model(model, runtime, aliases)
+            check_model(model, runtime, aliases, is_in_path=True)
         except ModelNotServed as error:
             return not_found_as_openai(error)
         return json_response(_openai_model(runtime))

@@ -34,7 +34,7 @@ def kserve_health_routes(active_models: ActiveModels, aliases: frozenset[str]) -
 
     def named(model: str, requested_version: str | None) -> ModelRuntime:
         runtime = active_models.current()
-        check_model(model, runtime, accepted)
+        check_model(model, runtime, accepted, is_in_path=True)
         check_version(requested_version, runtime)
         return runtime
 

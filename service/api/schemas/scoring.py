@@ -79,10 +79,10 @@ class ScoreReply(ModelOut, frozen=True, gc=False):
     """Rewards in the order of the request."""
 
     rewards: Annotated[
-        list[float | None], doc("one reward a sample, in order; null for a sample without a score", [0.41, None])
+        list[float | None], doc("one reward a sample, in order; null for a sample without a score", [0.41])
     ]
     results: Annotated[list[ResultOut], doc("one result a sample, in order", [_RESULT])]
-    usage: Annotated[UsageOut, doc("number of samples and tokens of the request", _USAGE)]
+    usage: Annotated[UsageOut, doc("number of samples and tokens of the request", {**_USAGE, "samples": 1})]
     timing_ms: Annotated[TimingOut, doc("milliseconds from the template to the end of the forward pass", _TIMING)]
 
 

@@ -1,4 +1,4 @@
-"""Errors of an audit model name it and its setting, so that they are not taken for those of the model in service."""
+"""Errors of an audit judge name it and its setting, so that they are not taken for those of the model in service."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def refuse(backend, spec):
         (
             "/models/judge",
             audit_judge.load_named_judge,
-            "REWARD_AUDIT_MODEL=/models/judge cannot be served as the audit model: /models/judge is damaged",
+            "REWARD_AUDIT_MODEL=/models/judge cannot be served as the audit judge: /models/judge is damaged",
         ),
         (
             "auto",
             audit_judge.load_own_judge,
-            "REWARD_AUDIT_MODEL=auto: /models/a/audit_judge, beside the model, cannot be served as the audit model: "
+            "REWARD_AUDIT_MODEL=auto: /models/a/audit_judge, beside the model, cannot be served as the audit judge: "
             "/models/a/audit_judge is damaged",
         ),
     ],
