@@ -23,11 +23,11 @@ from rewardserve.training import recipe, sources
 from rewardserve.training.calibrate import NothingToFit
 from rewardserve.training.config import Config, ConfigError
 from rewardserve.training.data import DataError
-from rewardserve.training.errors import ModelRefused, PackagesMissing, RunFailed, Stopped, explain, require_packages
+from rewardserve.training.errors import ModelUnusable, PackagesMissing, RunFailed, Stopped, explain, require_packages
 from rewardserve.training.sequences import PairEncodingError
 
 _TO_CORRECT = (ConfigError, DataError, PairEncodingError, NothingToFit)
-_OF_MODEL = (ModelRefused, CheckpointError, CalibrationError, EncodingPolicyError)
+_OF_MODEL = (ModelUnusable, CheckpointError, CalibrationError, EncodingPolicyError)
 
 _SETTINGS = {name: f"model.{name}: true" for name in ("allow_pickle", "ignore_checkpoint_code")}
 """Settings that messages of `model` name, as they are written in a recipe."""

@@ -14,7 +14,7 @@ class RunFailed(Exception):
     """The run failed while it worked: the recipe is readable and may be right. Exit code 1."""
 
 
-class ModelRefused(Exception):
+class ModelUnusable(Exception):
     """The model of the recipe or of `--checkpoint` cannot be read, or not be trained. Exit code 1."""
 
 

@@ -47,7 +47,7 @@ from rewardserve.training import (
 from rewardserve.training.audit_judge import judge_config
 from rewardserve.training.config import AuditJudgeConfig, Config, ConfigError
 from rewardserve.training.console import say, show
-from rewardserve.training.errors import ModelRefused
+from rewardserve.training.errors import ModelUnusable
 from rewardserve.training.evaluate import SliceMetrics
 from rewardserve.training.export import read_probes
 from rewardserve.training.finish import (
@@ -248,14 +248,14 @@ def print_not_adapted(config: Config, start: Checkpoint) -> None:
 
 @contextmanager
 def _name_setting(setting: str, path: str, *, how: str) -> Iterator[None]:
-    """Announce a model of the hub, and name the setting or option in errors about the model. Raise `ModelRefused`."""
+    """Announce a model of the hub, and name the setting or option in errors about the model. Raise `ModelUnusable`."""
     hub.announce_model(path)
     try:
         yield
     except CheckpointError as error:
         if hub.is_hub_model(path) and hub.is_offline():
-            raise ModelRefused(f"{setting}: {path!r} is not a folder. {hub.remedy('model', how)}") from error
-        raise ModelRefused(f"{setting}: {error}") from error
+            raise ModelUnusable(f"{setting}: {path!r} is not a folder. {hub.remedy('model', how)}") from error
+        raise ModelUnusable(f"{setting}: {error}") from error
 
 
 def _start(config: Config) -> Checkpoint:
@@ -331,14 +331,14 @@ def _read_options(config: Config, dtype: str) -> ReadOptions:
 
 
 def _require_padding_safe(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint. Raise `ModelRefused` if a padded batch gives other scores than each row alone."""
+    """Return the checkpoint. Raise `ModelUnusable` if a padded batch gives other scores than each row alone."""
     network = checkpoint.network
     try:
         objection = padding_objection(network, pad_id=checkpoint.pad_id, max_tokens=checkpoint.policy.max_tokens)
     except LoadError as error:
-        raise ModelRefused(f"model.path: {error}") from error
+        raise ModelUnusable(f"model.path: {error}") from error
     if objection is not None:
-        raise ModelRefused(
+        raise ModelUnusable(
             f"model.path: {type(network.backbone).__name__} cannot be trained here: training pads its batches, and padding "
             f"changes this model's values ({objection}), so the trained reward would differ from the served one. "
             "Choose an architecture with correct padding in docs/reference/architectures.md."

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rewardserve.training import recipe, workflow
-from rewardserve.training.errors import ModelRefused
+from rewardserve.training.errors import ModelUnusable
 from tests.support.planted_pairs import language_model, tokenizer
 from tests.support.tiny import randomize
 
@@ -27,7 +27,7 @@ def test_a_model_that_padding_changes_is_refused_with_the_difference(tmp_path):
     randomize(model)
     model.save_pretrained(tmp_path / "rwkv")
     words.save_pretrained(tmp_path / "rwkv")
-    with pytest.raises(ModelRefused, match=r"RwkvModel cannot be trained here: .*\(scores differ by"):
+    with pytest.raises(ModelUnusable, match=r"RwkvModel cannot be trained here: .*\(scores differ by"):
         begin(tmp_path / "rwkv", tmp_path)
 
 
