@@ -150,11 +150,11 @@ class Run:
         With several strata, the mean of their growths as the latest samples are distributed over them. None where it is not known,
         and where the baseline is that of a calibration, from which a run may differ from its start on.
         """
-        sums = self.compared
-        stat, shift = self.baseline.stats.get("score"), self.baseline.shift("score", sums.mean("score"))
+        name, sums = "score", self.compared
+        stat, shift = self.baseline.stats.get(name), self.baseline.shift(name, sums.mean(name))
         if stat is None or shift is None or stat.n <= 1.0:
             return None
-        return shift, hypot(sums.error("score"), stat.error) / stat.std
+        return shift, hypot(sums.error(name), stat.error) / stat.std
 
     @property
     def exported_baseline(self) -> Baseline:
