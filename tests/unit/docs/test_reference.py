@@ -241,6 +241,19 @@ def test_every_list_is_on_one_page():
     assert sorted(asked) == sorted(pages.LISTS)
 
 
+def test_a_route_has_a_sentence_for_its_summary_and_not_the_name_of_its_function():
+    for method, path, operation in reference.operations(reference.openapi()):
+        assert " ".join(operation["description"].split()).startswith(operation["summary"]), (method, path)
+
+
+def test_the_example_of_a_score_has_one_reward_for_its_one_result():
+    (score,) = [
+        each for method, path, each in reference.operations(reference.openapi()) if (method, path) == ("POST", "/score")
+    ]
+    example = score["responses"]["200"]["content"]["application/json"]["example"]
+    assert (len(example["rewards"]), len(example["results"]), example["usage"]["samples"]) == (1, 1, 1)
+
+
 def test_the_navigation_has_every_page_once(site):
     def listed(entries):
         for entry in entries:
