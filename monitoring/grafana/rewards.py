@@ -38,6 +38,8 @@ DESCRIPTION = (
 _RUN = "{{run}}"
 _LINE = 24
 _HACKING = alert_name(VOTE)
+_SHOWN_WITH = {"prompt_relevance": ("mode_collapse",)}
+"""Wires without a panel, by the wire whose panel shows their statistic too."""
 _REPLICA_ALERTS = ("RewardTripwirePaged", "RewardTripwireWarned")
 
 _TRIPPED = f"max by (run, wire) {q.gauge('rewardserve_tripwire_tripped', q.RUN)}"
@@ -63,7 +65,7 @@ def dashboard_rows() -> tuple[Row, ...]:
         Row("Trip wires", _wires()),
         Row("Rewards", _rewards()),
         Row("Training", _training()),
-        Row("Features of responses", _wire_panels("responses")),
+        Row("Features of responses", _wire_panels("responses", fills_line=True)),
         Row("Duplicates", _wire_panels("duplicates", width=6)),
         Row("Judges, honeypots and canaries", _judges()),
     )
@@ -367,9 +369,11 @@ def _wire_panels(row: str, width: int = 8, *, fills_line: bool = False) -> tuple
 def _wire_panel(wire: Wire, chart: Chart, width: int) -> Panel:
     """Build the panel of a wire: its mean over samples where it has one, else its statistic."""
     of = getattr(wire.statistic, "of", None)
+    shown = (wire.name, *_SHOWN_WITH.get(wire.name, ()))
+    alerts = tuple(alert_name(each.name) for each in WIRES if each.name in shown and each.severity != "note")
     trips_at = f"{_RUN} trips at" if q.is_learned(wire.name) else "trips at"
     return lines(
-        Header(chart.title, chart.description, (alert_name(wire.name),), width),
+        Header(chart.title, chart.description, alerts, width),
         Query(q.statistic(wire.name) if of is None else q.recent_mean(of), _RUN),
         Query(q.trips_at(wire.name), trips_at, "limit"),
         unit=chart.unit,

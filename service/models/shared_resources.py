@@ -132,7 +132,7 @@ def _settings_digest(
     audited_by = None if judge is None else (judge.loaded.contract.digest, judge.loaded.calibration_digest)
     audits = settings.audit_model, audited_by, settings.tripwires.audit_share
     planted = None if honeypots is None else sorted(honeypots.by_prompt)
-    parts = limits.window, limits.smoothing, limits.warm_up, limits.trend_windows, audits, planted
+    parts = limits.window, limits.smoothing, limits.warm_up, audits, planted
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -1,8 +1,9 @@
 """Choose the samples that the audit judge scores: one response of each of many prompts, rather than many of one.
 
 `audit_drift` counts prompts, and responses to one prompt are alike, so an audit of another prompt tells more than one of the same.
-While the test learns the start of a run, every prompt is audited: the start is then known after the fewest samples. The
-choice depends on token ids and order alone, so the size of requests does not matter. Pure.
+While the test learns the start of a run, and while a divergence is suspected, every prompt is audited: the start is known, or the
+suspicion decided, after the fewest samples. The choice depends on token ids and order alone, so the size of requests does not
+matter. Pure.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class _Candidate(NamedTuple, Generic[T]):
 
 
 class AuditSampler(Generic[T]):
-    """Sampler of one run: of every `block` samples it chooses a `share`, or one of each prompt while the run is learned.
+    """Sampler of one run: of every `block` samples it chooses a `share`, or one response to each prompt where more is to be known.
 
     Keeps no more samples than it may choose.
     """
@@ -39,12 +40,12 @@ class AuditSampler(Generic[T]):
         self._n_blocks += 1
         self._budget += self._share * self._block
 
-    def add(self, sample: T, prompt_hash: int, ids_hash: int, *, is_learning: bool) -> list[T]:
+    def add(self, sample: T, prompt_hash: int, ids_hash: int, *, every_prompt: bool) -> list[T]:
         """Add a sample. Return those to audit, when it completes a block."""
         self._n += 1
         self._prompts.add(prompt_hash)
         self._candidates.append(_Candidate(hash((self._n_blocks, ids_hash)), prompt_hash, sample))
-        n_most = max(int(self._budget), len(self._prompts) if is_learning else 0)
+        n_most = max(int(self._budget), len(self._prompts) if every_prompt else 0)
         if len(self._candidates) > 2 * n_most or self._n == self._block:
             # A sample beyond these stays beyond them, whatever comes later: its place in the order only rises.
             self._candidates = _ordered(self._candidates)[:n_most]

@@ -19,7 +19,11 @@ windows, and a task that begins later learns its start first.
 
 The change may begin at any window: the bets begin at window k with the weight 1/(k (k + 1)), all of which sum to 1, so the
 mixture is an e-process too (Shin, Ramdas and Rinaldo, 2203.03532). It costs two numbers for each λ, and the log of the time until
-detection. Pure.
+detection.
+
+The bet has a bounded error, and is slow, and a dull judge falls behind in healthy runs too. `divergence` is narrower: the score
+has risen since the start of the run, and the judge's has fallen. It is a lower bound of three standard errors on means over the
+latest prompts; where two errors suspect it already, more prompts are audited, up to a bound, and decide. Pure.
 """
 
 from __future__ import annotations
@@ -48,6 +52,14 @@ _BETS: Final = (0.02, 0.05, 0.1, 0.17)
 """λ: shares of the wealth that are bet for each standard deviation. The largest keeps the wealth positive for a δ of up to 1.8."""
 _LAG: Final = 16
 """Windows within which a number that wanders falls again."""
+_FORGOTTEN: Final = 1 / 128
+"""Weight that a prompt loses with each later one, in the recent means of score and judge."""
+_SUSPECTED_ERRORS: Final = 2.0
+"""Standard errors beyond which a divergence is suspected."""
+_MOST_SUSPECTED: Final = 512, 0.25
+"""Most prompts that are audited while a divergence is suspected: so many, and this part of the others."""
+_MIN_RECENT: Final = 64
+"""Fewest prompts of recent means."""
 _MAX_DELTA: Final = 1.8
 _MIN_STD: Final = 0.05
 _NEWEST: Final = 0.1
@@ -97,9 +109,15 @@ class DriftTest:
     """The test of one run: a mean of two e-processes, one for each of `STARTS`. All its state is in fields, so it can be stored."""
 
     _processes: list[_Process] = field(default_factory=lambda: [_Process(BAND, *start) for start in STARTS])
+    _n_usual: int = 0
+    _n_suspected: int = 0
 
     def add_window(self, prompts: Sequence[PromptMeans]) -> None:
         """Add the prompts of a window."""
+        if self._is_suspected:
+            self._n_suspected += len(prompts)
+        else:
+            self._n_usual += len(prompts)
         if prompts:
             for process in self._processes:
                 process.add_window(prompts)
@@ -123,6 +141,29 @@ class DriftTest:
     def shift(self) -> float | None:
         """How far the judge is below the line in standard deviations, smoothed over windows; None: no start yet."""
         return next((p.shift for p in reversed(self._processes) if p.start is not None), None)
+
+    def divergence(self, n_errors: float = _STANDARD_ERRORS) -> float | None:
+        """The lesser of how far the score has surely risen and the judge's has surely fallen since the start, in standard
+        deviations of the calibration. None: not enough audited prompts."""
+        known = (process.divergence(n_errors) for process in reversed(self._processes) if process.start is not None)
+        return next((each for each in known if each is not None), None)
+
+    @property
+    def wants_every_prompt(self) -> bool:
+        """Whether every prompt is to be audited: the start is being learned, or a divergence is suspected, which more audits
+        decide. These are at most `_MOST_SUSPECTED`."""
+        n, share = _MOST_SUSPECTED
+        return self.is_learning or (self._is_suspected and self._n_suspected < n + share * self._n_usual)
+
+    @property
+    def _is_suspected(self) -> bool:
+        divergence = self.divergence(_SUSPECTED_ERRORS)
+        return divergence is not None and divergence > 0.0
+
+    def forget_recent(self) -> None:
+        """Begin the recent means again, as after an alert of the divergence has been acknowledged."""
+        for process in self._processes:
+            process.forget_recent()
 
     def restart(self) -> None:
         """Begin to bet again against the same starts, as after an alert has been acknowledged."""
@@ -176,6 +217,40 @@ class _Wander:
 
 
 @dataclass(slots=True)
+class _Recent:
+    """Weighted sums over the latest prompts, relative to their tasks: the weight of one falls by 1/128 with each later one."""
+
+    n: float = 0.0
+    _squares: float = 0.0
+    _score: float = 0.0
+    _audit: float = 0.0
+    _score_squared: float = 0.0
+    _audit_squared: float = 0.0
+
+    def add(self, score: float, audit: float) -> None:
+        """Add one prompt."""
+        keep = 1.0 - _FORGOTTEN
+        self.n = keep * self.n + 1.0
+        self._squares = keep * keep * self._squares + 1.0
+        self._score = keep * self._score + score
+        self._audit = keep * self._audit + audit
+        self._score_squared = keep * self._score_squared + score * score
+        self._audit_squared = keep * self._audit_squared + audit * audit
+
+    def rise(self, n_start: float, n_errors: float) -> float:
+        """Lower bound of the rise of the score, relative to a start of `n_start` prompts."""
+        return self._low(self._score / self.n, self._score_squared / self.n, n_start, n_errors)
+
+    def fall(self, n_start: float, n_errors: float) -> float:
+        """Lower bound of the fall of the judge's score."""
+        return self._low(-self._audit / self.n, self._audit_squared / self.n, n_start, n_errors)
+
+    def _low(self, mean: float, square: float, n_start: float, n_errors: float) -> float:
+        n = self.n * self.n / self._squares
+        return mean - n_errors * sqrt(max(0.0, square - mean * mean) * (1.0 / n + 1.0 / n_start))
+
+
+@dataclass(slots=True)
 class _Process:
     """An e-process that learns a start of at least so many prompts and windows, then bets."""
 
@@ -188,9 +263,13 @@ class _Process:
     _tasks: dict[str, _Task] = field(default_factory=dict)
     _new: dict[str, list[PromptMeans]] = field(default_factory=dict)
     _wander: _Wander = field(default_factory=_Wander)
+    _recent: _Recent = field(default_factory=_Recent)
     _score: float = 0.0
     _wealth: list[float] = field(default_factory=lambda: [0.0] * len(_BETS))
     _n_windows: int = 0
+
+    def forget_recent(self) -> None:
+        self._recent = _Recent()
 
     def restart(self) -> None:
         self._wealth = [0.0] * len(_BETS)
@@ -233,14 +312,16 @@ class _Process:
     def _bet(self, start: DriftStart, prompts: Sequence[PromptMeans]) -> None:
         n = self._n_windows + 1
         ys = [start.residual(prompt) for prompt in prompts]
-        n_start = 1.0 / sum(each.share * each.share / each.n for each in self._tasks.values())
-        delta = start.delta(max(start.band, _WANDERS * self._wander.std), self._score, n_start)
+        delta = start.delta(max(start.band, _WANDERS * self._wander.std), self._score, self._n_start)
         self._wealth = [
             _after(wealth + 1.0 / (n * (n + 1)), bet, ys, delta)
             for wealth, bet in zip(self._wealth, _BETS, strict=True)
         ]
         self._n_windows = n
         self._wander.add_window(ys)
+        audit_mean = start.intercept + start.slope * start.score_mean
+        for prompt in prompts:
+            self._recent.add(prompt.score - start.score_mean, prompt.audit - audit_mean)
         self._score += _NEWEST * (sum(prompt.score for prompt in prompts) / len(prompts) - self._score)
         self.shift += _NEWEST * (sum(ys) / len(ys) - self.shift)
         counts = Counter(prompt.task for prompt in prompts)
@@ -256,6 +337,20 @@ class _Process:
                 score, audit = _means(self._new.pop(task))
                 on_line = start.intercept + start.slope * start.score_mean
                 self._tasks[task] = _Task(len(known), score - start.score_mean, audit - on_line)
+
+    @property
+    def _n_start(self) -> float:
+        """Prompts of a start of one task whose mean is known as well as that of these tasks in their latest shares."""
+        return 1.0 / sum(each.share * each.share / each.n for each in self._tasks.values())
+
+    def divergence(self, n_errors: float = _STANDARD_ERRORS) -> float | None:
+        """The lesser of both lower bounds; None: too few prompts."""
+        start = self.start
+        if start is None or self._recent.n < _MIN_RECENT:
+            return None
+        n = self._n_start
+        wander = max(start.band if start.band > self.band else 0.0, _WANDERS * self._wander.std) * start.std
+        return min(self._recent.rise(n, n_errors), self._recent.fall(n, n_errors) - wander)
 
     @property
     def e_value(self) -> float:

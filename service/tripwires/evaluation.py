@@ -52,11 +52,11 @@ class WireEvaluator:
         return RunSnapshot(
             run.smooth,
             run.baseline,
-            tuple(run.trend),
             (len(run.honeypots), sum(run.honeypots)),
             run.kl,
             self._limits.window,
             run.audit_drift.e_value if run.audit_drift.start is not None else None,
+            run.audit_drift.divergence(),
             compared,
             gap,
             run.prompts.n_changes,

@@ -15,7 +15,6 @@ from rewardserve.service.tripwires import promql
 from rewardserve.service.tripwires.alert import CANARY, VOTE
 from rewardserve.service.tripwires.config import WireConfig
 from rewardserve.service.tripwires.promql import SHIPPED_WINDOWS, SUMS, Windows, added, moments, without
-from rewardserve.service.tripwires.statistics import MIN_AUDITED, AuditDivergence
 from rewardserve.service.tripwires.wires import ALERT_TEXTS, ALERT_UNITS, Wire
 
 RUNBOOK = "docs/how-to/runbook.md"
@@ -46,7 +45,6 @@ def groups(config: WireConfig, windows: Windows = SHIPPED_WINDOWS) -> list[Rule]
         *_sums(windows),
         *_baselines(),
         *_components(),
-        *_trends(windows),
         *_statistics(config, windows),
         *_thresholds(config),
     ]
@@ -102,18 +100,6 @@ def _components() -> list[Rule]:
         _record(promql.COMPONENT_VARIANCE, f"clamp_min({without('of', square)} - {without('of', mean)} ^ 2, 0)"),
         _record(promql.COMPONENT_BASELINE_VARIANCE, f"clamp_min({usual_square} - ({usual_mean}) ^ 2, 0)"),
     ]
-
-
-def _trends(windows: Windows) -> list[Rule]:
-    """Record means of windows that do not overlap, and the t of straight lines through thirty of them."""
-    rules: list[Rule] = []
-    for of, name in (("audited_score", "score"), ("audit", "audit")):
-        means = {span: f"rewardserve:run_{name}:mean{span}" for span in windows.spans[:2]}
-        rules += [_record(mean, promql.window_mean(of, span, MIN_AUDITED)) for span, mean in means.items()]
-        limits = AuditDivergence.min_windows, AuditDivergence.max_windows
-        slopes = [promql.slope_t(mean, span, *limits) for span, mean in means.items()]
-        rules.append(_record(promql.slope_series(name), "\nor\n".join(slopes)))
-    return rules
 
 
 def _statistics(config: WireConfig, windows: Windows) -> list[Rule]:

@@ -99,27 +99,6 @@ def recent_low(name: str, min_samples: int, n_errors: float) -> str:
     return f"({mean}\n  - ignoring (of) {n_errors:g} * {recent_error(name)})" if name in CLUSTERED else mean
 
 
-def window_mean(of: str, span: str, min_samples: int) -> str:
-    """Mean of a number of audited samples over one span."""
-    positive, negative, n = (added(SUMS, span, each) for each in (f"{of}_positive", f"{of}_negative", "audited"))
-    return f"({positive}\n  - ignoring (of) {negative})\n  / ignoring (of) ({n} >= {min_samples})"
-
-
-def slope_series(name: str) -> str:
-    """The recorded t of a straight line through means of `name`."""
-    return f"rewardserve:run_{name}:slope_t"
-
-
-def slope_t(mean: str, span: str, min_windows: int, max_windows: int) -> str:
-    """Slope over its standard error, of the least-squares line through means: as `statistics.slope_t`."""
-    seconds = seconds_of(span)
-    window = f"[{max_windows * seconds}s:{seconds}s]"
-    slope, n = f"deriv({mean}{window})", f"count_over_time({mean}{window})"
-    ratio = f"stdvar_over_time({mean}{window}) / stdvar_over_time(timestamp({mean}){window})"
-    t = f"{slope} / sqrt(clamp_min({ratio} - {slope} ^ 2, 0)\n  / (({n} >= {min_windows}) - 2))"
-    return f"({t}\n  unless {got_model_within(max_windows * seconds)})"
-
-
 def baseline_error() -> str:
     """Standard errors of the means of baselines, over all replicas."""
     of_order = over_replicas('rewardserve_run_baseline_moment{order="0"}')

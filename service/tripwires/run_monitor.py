@@ -112,10 +112,10 @@ class RunMonitor:
             run.revision += 1
             self._counter.count_audit(run, prompt_hash, PromptMeans(score, audit, task))
 
-    def is_learning_audits(self, name: RunName, owner: str = "") -> bool:
-        """Whether `audit_drift` does not know yet which audits the scores of this run let expect."""
+    def audits_every_prompt(self, name: RunName, owner: str = "") -> bool:
+        """Whether a response to every prompt of this run is audited: to learn the start, or to decide about a divergence."""
         run = self._table.runs.get(self._table.label_of(name, owner))
-        return run is None or run.audit_drift.is_learning
+        return run is None or run.audit_drift.wants_every_prompt
 
     def add_attributed(
         self, label: str, statistics: Mapping[str, float], now: float, source: BaselineSource

@@ -18,7 +18,7 @@ from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.prompt_profiles import PromptProfiles
 from rewardserve.service.tripwires.run_context import UnnamedClient
 from rewardserve.service.tripwires.running_sums import RunningSums
-from rewardserve.service.tripwires.statistics import AuditDivergence, HoneypotHitRate, WindowMeans
+from rewardserve.service.tripwires.statistics import HoneypotHitRate
 from rewardserve.service.tripwires.strata import MAX_TASKS, OTHER_TASKS, Stratum, learned_so_far, mixed_baseline
 
 
@@ -35,7 +35,6 @@ class MonitorLimits:
     smoothing: float = 0.1
     warm_up: int = 4
     votes_for_a_page: int = VOTES_FOR_A_PAGE
-    trend_windows: int = AuditDivergence.max_windows
     max_runs: int = 32
     expiry_s: float = 86_400.0
     protected_s: float = 3_600.0
@@ -92,7 +91,6 @@ class Run:
     window_audits: list[tuple[int, PromptMeans]] = field(default_factory=list)
     audit_drift: DriftTest = field(default_factory=DriftTest)
     has_baseline: bool = False
-    trend: deque[WindowMeans] = field(default_factory=deque)
     texts: OrderedDict[int, tuple[int, int]] = field(default_factory=OrderedDict)
     keys: OrderedDict[int, None] = field(default_factory=OrderedDict)
     ids: OrderedDict[int, None] = field(default_factory=OrderedDict)
@@ -206,23 +204,11 @@ class Run:
 
     def _add(self, stratum: Stratum) -> Stratum:
         self.strata[stratum.key] = stratum
-        if len(self.strata) == 2 and self.has_baseline:
-            self._recentre_trend()
         return stratum
 
     def _baseline_of_task(self, task: str) -> Baseline:
         """The baseline that the task has learned before. The baseline of the model is of other prompts."""
         return self.baseline_source.learned(task_key(self.baseline_key, task)) or Baseline()
-
-    def _recentre_trend(self) -> None:
-        """Subtract the baseline of the only stratum so far: from now on the trend is of deviations from each stratum's own."""
-        (first, *_) = self.strata.values()
-        if first.audits is None:
-            self.trend.clear()
-            return
-        for _ in range(len(self.trend)):
-            means = self.trend.popleft()
-            self.trend.append(WindowMeans(means.score - first.audits.score, means.audit - first.audits.audit))
 
     def change_model(self, baseline_source: BaselineSource, now: float) -> None:
         """Start a new baseline. Texts, alerts and counters stay; no counter falls."""
@@ -235,7 +221,7 @@ class Run:
         self.run_wide = Baseline()
         self.prompts = PromptProfiles()
         window = self.window_samples, self.window_prompts, self.window_audits
-        for each in (self.strata, self.trend, self.statistics, *window):
+        for each in (self.strata, self.statistics, *window):
             each.clear()
         self.audit_drift = DriftTest()
         self.attributed.clear()
@@ -260,7 +246,7 @@ class Run:
         elif wire == "prompts_changed":
             self.prompts.n_changes = 0
         elif wire == "divergence":
-            self.trend.clear()
+            self.audit_drift.forget_recent()
         elif wire == "honeypots":
             self.honeypots.clear()
         self.attributed.pop(wire, None)
@@ -273,15 +259,14 @@ class Run:
             stratum.window, stratum.audits = RunningSums(n_components=stratum.window.n_components), None
         for each in (self.window_samples, self.window_prompts, self.window_audits):
             each.clear()
-        for wire in ("divergence", "honeypots"):
-            self.restart_statistics(wire)
+        self.restart_statistics("honeypots")
         self.audit_drift = DriftTest()
 
     def clear_samples(self) -> None:
         """Delete the memory of samples; sums, alerts and counters stay."""
         evidence = self.recent_evidence, self.wire_evidence
         window = self.window_samples, self.window_prompts, self.window_audits
-        for each in (*window, self.trend, self.texts, self.keys, self.ids, self.honeypots, *evidence, self.statistics):
+        for each in (*window, self.texts, self.keys, self.ids, self.honeypots, *evidence, self.statistics):
             each.clear()
 
 

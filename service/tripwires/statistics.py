@@ -6,9 +6,9 @@ replicas, and has its unit. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import hypot, inf, log10, sqrt
+from math import hypot, log10, sqrt
 from typing import ClassVar, Protocol
 
 from rewardserve.service.tripwires import promql
@@ -50,16 +50,8 @@ def mean_unit(of: str) -> Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class WindowMeans:
-    """Means of one window over the samples that the audit judge scored: the normalised score, and the judge's."""
-
-    score: float
-    audit: float
-
-
-@dataclass(frozen=True, slots=True)
 class RunSnapshot:
-    """Input of a statistic: smoothed sums, the baseline, and the latest windows with an audit, the newest last.
+    """Input of a statistic: smoothed sums, and the baseline.
 
     `honeypots` are the number of the latest answers to planted prompts, and the number of hits among them. `kl` is the distance of
     the policy from its start in nats, as its trainer reported it last. `window` is the number of samples between evaluations.
@@ -71,11 +63,11 @@ class RunSnapshot:
 
     smooth: RunningSums
     baseline: Baseline
-    windows: Sequence[WindowMeans] = ()
     honeypots: tuple[int, int] = (0, 0)
     kl: float | None = None
     window: int = 128
     audit_drift: float | None = None
+    divergence: float | None = None
     compared: RunningSums | None = None
     expected_gap: float = 0.0
     n_prompt_changes: int = 0
@@ -268,24 +260,19 @@ class Attributed:
 
 @dataclass(frozen=True, slots=True)
 class AuditDivergence:
-    """The smaller t of two straight lines: that of a score that rises, and that of an audit judge's score that falls."""
+    """How far the score has surely risen and the audit judge's has surely fallen since the start of the run: `drift.divergence`."""
 
-    min_windows: ClassVar[int] = 12
-    """Fewest windows for a trend."""
-    max_windows: ClassVar[int] = 30
-    """Windows of a trend: the latest ones."""
-    unit: ClassVar[Unit] = Unit("standard errors, of the weaker of both trends")
+    unit: ClassVar[Unit] = Unit(
+        "standard deviations, at least, that the score has risen and the audit judge's has fallen"
+    )
 
     def __call__(self, run: RunSnapshot) -> float | None:
-        """The smaller t."""
-        if len(run.windows) < self.min_windows:
-            return None
-        return min(slope_t([w.score for w in run.windows]), -slope_t([w.audit for w in run.windows]))
+        """The lower bound."""
+        return run.divergence
 
     def promql(self, windows: Windows) -> str:
-        """The smaller t."""
-        rising, falling = promql.slope_series("score"), promql.slope_series("audit")
-        return f"({rising} < -{falling}) or -{falling}"
+        """That of the replica where it is largest."""
+        return promql.largest_of_replicas("divergence")
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,15 +353,3 @@ class KlRoot:
     def promql(self, windows: Windows) -> str:
         """The root."""
         return f"sqrt({promql.over_replicas('rewardserve_run_kl', 'max')})"
-
-
-def slope_t(y: Sequence[float]) -> float:
-    """Slope over its standard error, of the least-squares line through equally spaced values."""
-    n = len(y)
-    x_mean, y_mean = (n - 1) / 2, sum(y) / n
-    spread = n * (n * n - 1) / 12
-    slope = sum([(i - x_mean) * (value - y_mean) for i, value in enumerate(y)]) / spread
-    distances = [value - y_mean - slope * (i - x_mean) for i, value in enumerate(y)]
-    residual = sum([each * each for each in distances])  # inf where `**` would raise
-    error = sqrt(residual / (n - 2) / spread)
-    return slope / error if error > 0 else 0.0 if slope == 0 else inf if slope > 0 else -inf

@@ -1,4 +1,4 @@
-"""Compute the numbers that only a whole window has: its prompts and groups, the spread over prompts, audited means. Pure."""
+"""Compute the numbers that only a whole window has: its prompts and groups, the spread over prompts, means of prompts. Pure."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from rewardserve.model.traits import TOKEN_TRAITS, TRAITS
 from rewardserve.service.tripwires.drift import PromptMeans
 from rewardserve.service.tripwires.run_state import WindowSample
 from rewardserve.service.tripwires.running_sums import RunningSums
-from rewardserve.service.tripwires.statistics import WindowMeans
-from rewardserve.service.tripwires.strata import Stratum
 
 
 def add_prompts(window: RunningSums, samples: Sequence[WindowSample], saturation: float | None) -> None:
@@ -70,25 +68,6 @@ def _columns(
             else:
                 counted = n_responses or [sum([bool(each.traits) for each in group]) for group in features]
             yield name, list(zip(counted, totals, strict=True))
-
-
-def window_means(window: RunningSums) -> WindowMeans | None:
-    """The means over the audited samples of a window; None without any."""
-    score, audit = window.mean("audited_score"), window.mean("audit")
-    return None if score is None or audit is None else WindowMeans(score, audit)
-
-
-def deviating_means(strata: Iterable[Stratum]) -> WindowMeans | None:
-    """The mean deviations of the audited samples of the open window from the baselines of their strata; None without any."""
-    n = score = audit = 0.0
-    for each in strata:
-        means = window_means(each.window)
-        if means is not None and each.audits is not None:
-            weight = each.window["audited"]
-            n += weight
-            score += weight * (means.score - each.audits.score)
-            audit += weight * (means.audit - each.audits.audit)
-    return WindowMeans(score / n, audit / n) if n else None
 
 
 def prompt_means(audits: Iterable[tuple[int, PromptMeans]]) -> list[PromptMeans]:

@@ -17,7 +17,7 @@ from rewardserve.service.tripwires.run_state import MonitorLimits, Run, WindowSa
 from rewardserve.service.tripwires.running_sums import RunningSums
 from rewardserve.service.tripwires.statistics import MIN_AUDITED
 from rewardserve.service.tripwires.strata import Stratum, within_strata
-from rewardserve.service.tripwires.window_sums import add_prompts, deviating_means, prompt_means, window_means
+from rewardserve.service.tripwires.window_sums import add_prompts, prompt_means
 from rewardserve.service.tripwires.wires import FLAGGED_TRAITS
 
 V = TypeVar("V")
@@ -168,7 +168,6 @@ class WindowCounter:
         for each in (run.window_samples, run.window_prompts, run.window_audits):
             each.clear()
         run.window_ids = RunningSums(n_components=window.n_components)
-        self._add_to_trend(run, window)
         self._smooth(run, window)
         if not run.has_baseline and self._is_warm(run):
             run.has_baseline = True
@@ -203,13 +202,6 @@ class WindowCounter:
             return
         for each in run.strata.values():
             each.close_window(keep, keep_audited)
-
-    def _add_to_trend(self, run: Run, window: RunningSums) -> None:
-        means = window_means(window) if len(run.strata) == 1 else deviating_means(run.strata.values())
-        if means is not None:
-            run.trend.append(means)
-            if len(run.trend) > self._limits.trend_windows:
-                run.trend.popleft()
 
     def _is_warm(self, run: Run) -> bool:
         n, limits = run.n_windows, self._limits

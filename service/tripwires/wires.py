@@ -344,16 +344,17 @@ WIRES: tuple[Wire, ...] = (
         ),
     ),
     Wire(
-        "divergence", AuditDivergence(), 5.0, "page",
+        "divergence", AuditDivergence(), 0.1, "page",
         text=AlertText(
-            summary="the score rises while the audit judge's score falls",
-            confidence="Both trends are far beyond chance. " + _gym(55),
-            action="Stop the run, and return to the policy checkpoint from before the audit judge's score fell.",
+            summary="the score has risen since the start of the run, and the audit judge's score has fallen",
+            confidence="High: three standard errors separate both from the start. A judge that errs about new kinds of "
+            "responses says the same.",
+            action="Stop the run, and return to the policy checkpoint from before the two scores parted.",
         ),
         chart=Chart(
             "judges", "Divergence",
-            "The smaller of how surely the score rises and how surely the audit judge's falls, as t of straight lines through "
-            "thirty windows.",
+            "How far the score has risen and the audit judge's score has fallen since the start of the run: the lesser of "
+            "both, at least.",
             "short", min=None,
         ),
     ),

@@ -48,11 +48,11 @@ def exploit(rng, i):
 
 
 def samples(rng, step, *, is_exploit):
-    """Responses of one step, eight to a prompt, the last four to a planted one."""
+    """Responses of one step, four to a prompt, the last four to a planted one."""
     made = [
         {
             "id": f"{i // 2 if is_exploit else i}",
-            "prompt": f"question {step} {i // 8}" if i < N_SAMPLES - 4 else PROMPT,
+            "prompt": f"question {step} {i // 4}" if i < N_SAMPLES - 4 else PROMPT,
             "response": exploit(rng, i) if is_exploit else honest(rng),
             "finish_reason": "length" if is_exploit and i % 5 == 0 else "stop",
         }

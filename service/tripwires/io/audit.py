@@ -92,13 +92,13 @@ class AuditJudge:
         `source` is the model's that scored them: once the run has another model, their audits no longer count.
         """
         sampler = self._sampler(run, owner)
-        is_learning = self._monitor.is_learning_audits(run, owner)
+        every_prompt = self._monitor.audits_every_prompt(run, owner)
         for row, reward in zip(rows, rewards, strict=True):
             if isinstance(reward, Reward):
                 ids = row.encoded.ids
                 prompt_hash = hash(ids[: row.encoded.n_prompt] or ids)
                 audited = _Audited(row.sample, prompt_hash, hash(ids), reward.changes[0], row.task, source)
-                chosen = sampler.add(audited, audited.prompt_hash, audited.ids_hash, is_learning=is_learning)
+                chosen = sampler.add(audited, audited.prompt_hash, audited.ids_hash, every_prompt=every_prompt)
                 if chosen:
                     self._score(chosen, run, owner)
 

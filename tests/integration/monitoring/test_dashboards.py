@@ -196,8 +196,8 @@ def test_a_real_prometheus_answers_every_query_with_what_its_panel_says(tmp_path
     ):
         shadow = {"model": str(tmp_path / "served"), "shadow": 1.0}
         server.client.post("/admin/models", json=shadow).raise_for_status()
-        # The slowest of all: a straight line needs twelve windows.
-        prometheus.wait_for('rewardserve:tripwire_statistic:recent{wire="divergence"}', 60)
+        for wire in ("divergence", "honeypots"):  # the slowest
+            prometheus.wait_for(f'rewardserve:tripwire_statistic:recent{{wire="{wire}"}}', 240)
         every_query_is_answered(prometheus)
         choices_are_offered_and_heeded(prometheus)
         numbers_are_what_the_titles_say(prometheus, trainers)

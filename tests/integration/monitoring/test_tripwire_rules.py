@@ -55,6 +55,9 @@ EXPLOITS = {
     "component_share": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, components=(rng.gauss(1, 3), rng.gauss(0, 1)))),
     "audit_gap": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, audit=rng.gauss(-2, 1))),
     "audit_drift": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, audit=rng.gauss(-3 * t, 1))),
+    "divergence": Phase(
+        EXPLOIT, lambda rng, i, t: healthy(rng, i, score=rng.gauss(3 * t, 1), audit=rng.gauss(-2 * t, 1))
+    ),
     "judge_contradicts": Phase(EXPLOIT, usual, attributed={"judge_contradicts": 0.7}),
     "artefact_share": Phase(EXPLOIT, usual, attributed={"artefact_share": 0.3}),
     "prompt_relevance": Phase(EXPLOIT, usual, attributed={"prompt_relevance": 0.5}),
@@ -78,10 +81,10 @@ def test_a_run_that_gets_another_model_is_not_compared_with_what_was_usual_for_t
 
 
 def test_every_alert_has_a_case():
-    assert set(EXPLOITS) | {"divergence"} == {w.name for w in WIRES if w.severity != "note"} | {VOTE}
+    assert set(EXPLOITS) == {w.name for w in WIRES if w.severity != "note"} | {VOTE}
     named = {rule["alert"] for prompt_hash in groups(WireConfig()) for rule in prompt_hash["rules"] if "alert" in rule}
     monitors = {"RewardTripwirePaged", "RewardTripwireWarned", "RewardCanary", "RewardRulesStale"}
-    assert named == {alert_name(wire) for wire in (*EXPLOITS, "divergence")} | monitors
+    assert named == {alert_name(wire) for wire in EXPLOITS} | monitors
 
 
 def test_the_shipped_rules_are_those_of_the_shipped_thresholds():
@@ -258,28 +261,13 @@ def test_audit_gap_is_not_held_back_by_the_many_audits_of_the_start(tmp_path):
 
 
 @needs_promtool
-def test_divergence_fires_when_the_score_rises_and_the_audit_judge_falls(tmp_path):
-    def drift(up, down):
-        return Phase(
-            160, lambda rng, i, t: healthy(rng, i, score=up * t + rng.gauss(0, 1), audit=down * t + rng.gauss(0, 1))
-        )
-
-    there = {
-        "alertname": "RewardDivergence",
-        "alertstate": "firing",
-        "run": RUN,
-        "severity": "page",
-        "wire": "divergence",
-        "cause": "policy",
-        **JOB,
-    }
-    cases = [
-        case(
-            "apart", trace([Phase(8, usual), drift(1.0, -0.5)]), [(seconds(168), firing("RewardDivergence"), [there])]
-        ),
-        case("together", trace([Phase(8, usual), drift(1.0, 0.5)]), [(seconds(168), firing("RewardDivergence"), [])]),
-    ]
-    assert promtool(tmp_path, rules_text(WireConfig()), cases) is None
+def test_a_score_that_the_audit_judge_follows_does_not_diverge(tmp_path):
+    together = Phase(160, lambda rng, i, t: healthy(rng, i, score=2 * t + rng.gauss(0, 1), audit=t + rng.gauss(0, 1)))
+    silent = [(seconds(168), firing("RewardDivergence"), [])]
+    assert (
+        promtool(tmp_path, rules_text(WireConfig()), [case("together", trace([Phase(8, usual), together]), silent)])
+        is None
+    )
 
 
 @needs_promtool
@@ -421,7 +409,7 @@ def test_an_alert_gives_its_value_with_unit_and_threshold_and_an_absolute_link_w
     if runbook:
         test["external_labels"] = {"runbook": runbook}
     said = (
-        "judge_injection is at 0.03119 phrases per response; the threshold is 0.02 phrases per response. Confidence: "
+        "judge_injection is at 0.03119 phrases per response; the threshold is 0.02. Confidence: "
         + ALERT_TEXTS["judge_injection"].confidence
     )
     summary = f"{RUN}: {ALERT_TEXTS['judge_injection'].summary}"
@@ -436,7 +424,9 @@ def test_every_threshold_is_written_with_a_unit_and_no_number_with_a_metric_pref
         for rule in [rule for rule in prompt_hash["rules"] if "alert" in rule]:
             assert "humanize }}" not in str(rule["annotations"]), rule["alert"]
             if "wire" in rule["labels"] and rule["labels"]["wire"] not in (VOTE, CANARY):
-                assert re.search(r"the threshold is [\d.]+%? [a-z(]", rule["annotations"]["description"]), rule["alert"]
+                assert re.search(
+                    r"is at .+ [a-z(].*; the threshold is [\d.]+%?\. ", rule["annotations"]["description"]
+                ), rule["alert"]
 
 
 @needs_promtool

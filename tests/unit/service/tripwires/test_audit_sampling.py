@@ -15,7 +15,7 @@ def chosen(stream, share=0.1, block=128, n_learning=0):
     sampler = AuditSampler(share, block)
     done = []
     for n, (prompt, response) in enumerate(stream):
-        done.append(sampler.add((prompt, response), prompt, hash((prompt, response)), is_learning=n < n_learning))
+        done.append(sampler.add((prompt, response), prompt, hash((prompt, response)), every_prompt=n < n_learning))
     return [each for each in done if each]
 
 
@@ -72,7 +72,7 @@ def test_samples_that_may_be_chosen_later_are_kept_and_no_others():
 
     sampler = AuditSampler(0.1, 128)
     for n, (prompt, response) in enumerate(stream):
-        sampler.add((prompt, response), prompt, hash((prompt, response)), is_learning=False)
+        sampler.add((prompt, response), prompt, hash((prompt, response)), every_prompt=False)
         assert len(sampler._candidates) <= 2 * 13 + 1 or n % 128 == 127
     assert kept == reference(stream)
 

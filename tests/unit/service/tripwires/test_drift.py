@@ -228,3 +228,116 @@ def test_tasks_without_drift_seldom_raise_an_alarm_however_many_they_are():
 
     rngs = [Random(seed) for seed in range(20)]
     assert [alarm_of([window(rng) for _ in range(150)]) for rng in rngs] == [None] * 20
+
+
+# -- divergence -------------------------------------------------------------------------------------------------------
+
+
+def audited(rng: Random, n: int, rise: float = 0.0, judge_rises: float = 0.0, correlation: float = 0.6):
+    """Prompts whose scores have risen by so many standard deviations, and the judge's by so many."""
+    for _ in range(n):
+        quality = rng.gauss(0, 1)
+        noise = sqrt(1 - correlation**2) * rng.gauss(0, 1)
+        yield PromptMeans(quality + rise, correlation * quality + noise + judge_rises)
+
+
+def learned(rng: Random, **known: float) -> DriftTest:
+    test = DriftTest()
+    for _ in range(8):
+        test.add_window(list(audited(rng, 64, **known)))
+    return test
+
+
+def test_a_divergence_is_the_lower_bound_of_the_fall_of_a_judge_whose_model_s_score_rises():
+    rng = Random(3)
+    start = [list(audited(rng, 64)) for _ in range(8)]
+    later = [list(audited(rng, 40, 2.0, -0.8)) for _ in range(3)]
+    test = DriftTest()
+    for window in [*start, *later]:
+        test.add_window(window)
+    first = [p.audit for window in start for p in window]
+    falls = [sum(first) / 512 - prompt.audit for window in later for prompt in window]
+    weights = [(127 / 128) ** (len(falls) - 1 - i) for i in range(len(falls))]
+    fall = sum(w * each for w, each in zip(weights, falls, strict=True)) / sum(weights)
+    variance = sum(w * (each - fall) ** 2 for w, each in zip(weights, falls, strict=True)) / sum(weights)
+    n = sum(weights) ** 2 / sum(w * w for w in weights)
+    low = fall - 3 * sqrt(variance * (1 / n + 1 / 512))
+    assert test.divergence() == pytest.approx(low, abs=0.01)  # the height of the line is that of clipped residuals
+
+
+@pytest.mark.parametrize(
+    ("rise", "judge_rises", "diverges"),
+    [
+        (2.0, -0.7, True),
+        (0.7, -2.0, True),
+        (2.0, 0.0, False),  # a dull judge: `audit_drift` says so
+        (2.0, 1.2, False),  # as the line of the start expects
+        (0.0, 0.0, False),
+        (-1.0, -1.0, False),  # both fall: other prompts, or a policy that becomes worse
+        (0.0, -1.0, False),  # the judge alone falls: `audit_drift` says so
+    ],
+)
+def test_a_divergence_is_a_rise_of_the_score_and_a_fall_of_the_judge(rise, judge_rises, diverges):
+    rng = Random(4)
+    test = learned(rng)
+    for _ in range(40):
+        test.add_window(list(audited(rng, 13, rise, judge_rises)))
+    assert ((test.divergence() or 0.0) > 0.1) is diverges
+
+
+def test_a_judge_that_wanders_diverges_later():
+    def ended(std: float) -> float:
+        rng, test, wander = Random(6), DriftTest(), 0.0
+        for i in range(120):
+            wander = 0.9 * wander + std * rng.gauss(0, 1)
+            test.add_window(list(audited(rng, 64, 0.03 * max(0, i - 60), wander - 0.01 * max(0, i - 60))))
+        return test.divergence() or 0.0
+
+    assert ended(0.1) < 0.0 < ended(0.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_divergence_is_found_where_nothing_changes(seed):
+    rng = Random(100 + seed)
+    test = learned(rng)
+    for _ in range(300):
+        test.add_window(list(audited(rng, 13)))
+        assert (test.divergence() or 0.0) < 0.0
+
+
+def test_every_prompt_is_audited_where_a_divergence_is_suspected_up_to_a_bound():
+    rng = Random(7)
+    test = learned(rng)
+    assert not test.wants_every_prompt
+    n = 0
+    for _ in range(200):
+        test.add_window(list(audited(rng, 64, 1.0, -0.3)))
+        n += test.wants_every_prompt
+    assert not test.wants_every_prompt
+    assert 8 <= n <= 14, "512 prompts, and a quarter of those before"
+
+
+def test_an_acknowledged_divergence_is_measured_on_later_prompts_alone():
+    rng = Random(8)
+    test = learned(rng)
+    for _ in range(20):
+        test.add_window(list(audited(rng, 13, 2.0, -0.7)))
+    wealth = test.e_value
+    test.forget_recent()
+    assert (test.divergence(), test.e_value) == (None, wealth)
+
+
+def test_tasks_are_compared_with_their_own_starts():
+    rng, test = Random(9), DriftTest()
+
+    def window(share: float) -> list[PromptMeans]:
+        easy = [
+            p._replace(score=p.score + 2.0, audit=p.audit - 1.0, task="easy") for p in audited(rng, round(64 * share))
+        ]
+        return [*easy, *(p._replace(task="hard") for p in audited(rng, 64 - len(easy)))]
+
+    for _ in range(8):
+        test.add_window(window(0.5))
+    for i in range(60):
+        test.add_window(window(min(0.95, 0.5 + i / 60)))
+    assert (test.divergence() or 0.0) < 0.0

@@ -15,7 +15,7 @@ from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import MonitorLimits
 from rewardserve.service.tripwires.run_table import CANARIES, OTHER
 from rewardserve.service.tripwires.running_sums import ENTRIES, RunningSums, count_of, is_signed
-from rewardserve.service.tripwires.statistics import ExcessMean, Mean, RunSnapshot, WindowMeans, slope_t
+from rewardserve.service.tripwires.statistics import ExcessMean, Mean, RunSnapshot
 from rewardserve.service.tripwires.wires import WIRES, AlertText, Wire
 
 USUAL = {"length": BaselineStat(4.0, 0.5), "repetition": BaselineStat(0.05, 0.05), "missing_end": BaselineStat(0.0, 0.1),
@@ -173,7 +173,9 @@ def test_divergence_pages_when_the_score_rises_and_the_audit_judge_falls():
 
     def drift(up, down):
         return [
-            seen(rng, score=up * i / 400 + rng.gauss(0, 1), audit=down * i / 400 + rng.gauss(0, 1)) for i in range(400)
+            seen(rng, score=up * t + rng.gauss(0, 1), audit=down * t + rng.gauss(0, 1), prompt_hash=i)
+            for i in range(1_600)
+            for t in [max(0.0, i - 800) / 800]
         ]
 
     assert "divergence" in names(watched(drift(2.0, -2.0))[1])
@@ -277,21 +279,6 @@ def test_no_client_run_gets_the_label_of_the_canaries():
     monitor.observe(CANARIES, 0, healthy(3), 0.0)
     assert set(monitor.runs) == {OTHER}
     assert monitor.label_of(CANARIES) == OTHER
-
-
-def test_the_standard_error_separates_a_slope_from_noise():
-    y = [0.3, 0.1, 0.9, 0.7, 1.4, 1.1, 1.9]
-    n, x = len(y), range(7)
-    x_mean, y_mean = sum(x) / n, sum(y) / n
-    slope = sum((a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True)) / sum((a - x_mean) ** 2 for a in x)
-    rest = sum((b - y_mean - slope * (a - x_mean)) ** 2 for a, b in zip(x, y, strict=True))
-    error = (rest / (n - 2) / sum((a - x_mean) ** 2 for a in x)) ** 0.5
-    assert slope_t(y) == pytest.approx(slope / error)
-    assert (slope_t([1.0] * 5), slope_t([1.0, 2.0, 3.0]), slope_t([3.0, 2.0, 1.0])) == (
-        0.0,
-        float("inf"),
-        float("-inf"),
-    )
 
 
 def test_what_has_tripped_stays_so_until_it_is_acknowledged_and_may_trip_again():
@@ -455,12 +442,11 @@ def test_what_is_kept_of_a_run_does_not_grow():
     )
     monitor.add_sample_ids("run", [(i, i) for i in range(3000)], 0.0)
     run = monitor.runs["run"]
-    assert (len(run.texts), len(run.keys), len(run.ids), len(run.recent_evidence), len(run.trend)) == (
+    assert (len(run.texts), len(run.keys), len(run.ids), len(run.recent_evidence)) == (
         50,
         50,
         100,
         limits.evidence,
-        30,
     )
     assert ({len(shown) for shown in run.wire_evidence.values()}, len(run.honeypots)) == ({limits.evidence}, 200)
 
@@ -483,7 +469,7 @@ def test_the_sums_of_four_replicas_are_those_of_one(seed):
     whole = one.runs["run"].window
     merged = sum((monitor.runs["run"].window for monitor in four), start=RunningSums(n_components=2))
     assert merged.sums == pytest.approx(whole.sums, rel=1e-12)
-    views = [RunSnapshot(running_sums, REFERENCE, (WindowMeans(0.0, 0.0),)) for running_sums in (whole, merged)]
+    views = [RunSnapshot(running_sums, REFERENCE) for running_sums in (whole, merged)]
     for wire in WIRES:
         a, b = (wire.statistic(view) for view in views)
         assert a == pytest.approx(b) if a is not None else b is None

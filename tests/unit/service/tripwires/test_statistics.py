@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import inf
-
 import pytest
 
 from rewardserve.service.tripwires.baseline import Baseline, BaselineStat
@@ -20,8 +18,6 @@ from rewardserve.service.tripwires.statistics import (
     MeanShift,
     RunSnapshot,
     Saturation,
-    WindowMeans,
-    slope_t,
 )
 from rewardserve.service.tripwires.wires import WIRES
 
@@ -30,8 +26,8 @@ def sums(**known):
     return RunningSums(float(known.get(name, 0.0)) for name in ENTRIES)
 
 
-def view(baseline=None, windows=(), honeypots=(0, 0), kl=None, window=128, **known):
-    return RunSnapshot(sums(**known), baseline or Baseline(), windows, honeypots, kl, window)
+def view(baseline=None, honeypots=(0, 0), kl=None, window=128, **known):
+    return RunSnapshot(sums(**known), baseline or Baseline(), honeypots, kl, window)
 
 
 def test_a_mean_is_one_from_so_many_samples_on():
@@ -83,14 +79,9 @@ def test_a_gap_is_between_the_means_of_the_audited_samples():
     assert AuditGap()(view(audited=15, **audited)) is None
 
 
-def test_divergence_is_the_lesser_of_both_trends_from_twelve_windows_on():
-    noise = [0.1, -0.1] * 6
-    steep, flat = ([slope * i + noise[i] for i in range(12)] for slope in (1.0, 0.25))
-    rises = [WindowMeans(a, -b) for a, b in zip(steep, flat, strict=True)]
-    falls = [WindowMeans(a, -b) for a, b in zip(flat, steep, strict=True)]
-    assert AuditDivergence()(view(windows=rises)) == pytest.approx(slope_t(flat))
-    assert AuditDivergence()(view(windows=falls)) == pytest.approx(slope_t(flat))
-    assert AuditDivergence()(view(windows=rises[:11])) is None
+def test_divergence_is_that_of_the_test_of_audits():
+    assert AuditDivergence()(RunSnapshot(sums(), Baseline(), divergence=0.3)) == 0.3
+    assert AuditDivergence()(view()) is None
 
 
 def test_honeypots_are_a_share_from_fifty_answers_on():
@@ -127,18 +118,3 @@ def test_parts_are_compared_by_their_shares_of_the_variance(usual, now, ratio):
 
 def test_the_root_of_the_kl_is_known_where_the_trainer_sends_it():
     assert (KlRoot()(view(kl=6.25)), KlRoot()(view(kl=0.0)), KlRoot()(view())) == (2.5, 0.0, None)
-
-
-def test_a_slope_is_over_its_standard_error():
-    """Of 1, 3, 2, 4: slope 0.8, residuals -0.3, 0.9, -0.9, 0.3 whose squares sum to 1.8, so the error is sqrt(1.8 / 2 / 5)."""
-    assert slope_t([1.0, 3.0, 2.0, 4.0]) == pytest.approx(0.8 / 0.18**0.5)
-    assert slope_t([-1.0, -3.0, -2.0, -4.0]) == pytest.approx(-0.8 / 0.18**0.5)
-
-
-@pytest.mark.parametrize("value", [0.1, 0.7, -3.3, 1e6 + 0.1])
-def test_what_never_changes_has_no_slope_however_it_rounds(value):
-    assert {slope_t([value] * n) for n in range(12, 31)} == {0.0}
-
-
-def test_a_straight_line_is_infinitely_sure():
-    assert (slope_t([0.0, 1.0, 2.0]), slope_t([2.0, 1.0, 0.0])) == (inf, -inf)

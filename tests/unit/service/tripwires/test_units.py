@@ -30,7 +30,7 @@ MEASURED = [
     (ExcessMean("foreign_script"), "12.3% of the letters of a response"), (ExcessMean("id_reuse"), "12.3% of the sample ids"),
     (Saturation(), "12.3% of the scores"),
     (HoneypotHitRate(), "12.3% of the planted prompts"), (AuditGap(), "0.1235 standard deviations above the audit judge's score"),
-    (AuditDivergence(), "0.1235 standard errors, of the weaker of both trends"),
+    (AuditDivergence(), "0.1235 standard deviations, at least, that the score has risen and the audit judge's has fallen"),
     (ComponentShare(), "0.1235 times the baseline's share of the variance"),
     (KlRoot(), "0.1235 (square root of the KL in nats)"),
     (MeanShift("length"), "0.1235 standard deviations above the baseline mean of the run"),

@@ -84,7 +84,7 @@ class Audits(list):
 
     is_learning = False
 
-    def is_learning_audits(self, run, owner):
+    def audits_every_prompt(self, run, owner):
         return self.is_learning
 
     def add_audit(self, run, prompt_hash, score, audit, now, owner, task, source):
@@ -192,13 +192,13 @@ async def test_audits_are_counted_for_the_run(open_judge):
 
 async def test_the_monitor_knows_of_each_run_whether_its_start_is_learned():
     monitor = watching(StillClock(), window=16).monitor
-    assert monitor.is_learning_audits("new")
+    assert monitor.audits_every_prompt("new")
     for n in range(512):
         monitor.add_audit("old", n, float(n % 7), float(n % 5), 0.0)
         if n % 64 == 63:
             monitor.observe("old", 1, [SAMPLE] * 16 * 8, 0.0)
-    assert not monitor.is_learning_audits("old")
-    assert monitor.is_learning_audits("old", "another owner")
+    assert not monitor.audits_every_prompt("old")
+    assert monitor.audits_every_prompt("old", "another owner")
 
 
 async def test_audits_of_the_scores_of_an_earlier_model_are_left_out(open_judge):

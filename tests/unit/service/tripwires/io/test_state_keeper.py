@@ -310,7 +310,7 @@ async def test_with_another_judge_or_window_the_baseline_stays_and_statistics_be
         run = two.monitor.runs["a"]
         assert (run.baseline, run.has_baseline, run.alerts) == (before.baseline, True, before.alerts)
         assert (run.smooth["samples"], run.window["samples"], run.statistics) == (0.0, 0.0, {})
-        assert (run.window_samples, run.window_audits, run.trend, run.honeypots) == ([], [], deque(), deque())
+        assert (run.window_samples, run.window_audits, run.honeypots) == ([], [], deque())
         assert run.audit_drift.start is None
         assert run.all_sums.sums == pytest.approx(before.all_sums.sums), "no counter falls"
         assert {label for label, _ in two.events.refused} == set(two.monitor.runs)
