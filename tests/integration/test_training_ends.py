@@ -361,7 +361,7 @@ def test_with_several_processes_a_signal_keeps_its_action(tmp_path, sft, pairs, 
 
 @pytest.mark.parametrize(
     ("end", "code", "is_left"),
-    [(None, 0, True), (errors.Stopped("step 3"), 130, True), (errors.RunFailed("nan"), 3, False)],
+    [(None, 0, True), (errors.Stopped("step 3"), 130, True), (errors.RunFailed("nan"), 1, False)],
 )
 def test_processes_that_end_together_end_their_connections(tmp_path, sft, pairs, monkeypatch, end, code, is_left):
     """Gloo's threads abort a process that finalizes with them; a collective that another process waits in is not waited for."""
@@ -612,7 +612,7 @@ def test_a_model_that_is_not_there_is_told_with_its_setting_and_a_remedy(
 ):
     monkeypatch.chdir(tmp_path)
     recipe = recipe_in(tmp_path, sft, pairs, model={"start": start})
-    assert main([verb, "--config", recipe, "--set", "model.path=nosuch"]) == 2
+    assert main([verb, "--config", recipe, "--set", "model.path=nosuch"]) == 1
     line = one_line(capsys)
     assert line.startswith(f"rewardserve {verb}: model.path: 'nosuch' is not a folder"), line
     assert str(tmp_path) in line, "where it was looked for"
@@ -622,7 +622,7 @@ def test_a_model_that_is_not_there_is_told_with_its_setting_and_a_remedy(
 @pytest.mark.parametrize("verb", ["evaluate", "calibrate"])
 def test_a_checkpoint_that_is_not_there_is_told_with_its_option_and_a_remedy(tmp_path, sft, pairs, capsys, verb):
     recipe = recipe_in(tmp_path, sft, pairs)
-    assert main([verb, "--config", recipe, "--checkpoint", "nosuch"]) == 2
+    assert main([verb, "--config", recipe, "--checkpoint", "nosuch"]) == 1
     line = one_line(capsys)
     assert line.startswith(f"rewardserve {verb}: --checkpoint: 'nosuch' is not a folder"), line
     assert "Name a folder" in line

@@ -70,7 +70,7 @@ FILES = {
     "webhook": (SECRET, lambda path: settings(webhook_url="http://a", webhook_secret_file=path).read_webhook_secrets()),
     "canaries": (SHIPPED.read_text(), lambda path: [each.prompt for each in read_canaries(path)]),
     "lexicon": (json.dumps(LEXICON, ensure_ascii=False), lambda path: Lexicon.read([path])),
-    "probes": (json.dumps(PROBE, ensure_ascii=False), lambda path: export._probes(Path(), str(path))),
+    "probes": (json.dumps(PROBE, ensure_ascii=False), export.read_samples),
 }  # fmt: skip
 REFUSALS = (SettingsError, ApiKeysError, CanariesError, LexiconError, TextDecodeError)
 

@@ -33,12 +33,12 @@ def test_a_line_that_is_no_sample_is_told_by_its_number(tmp_path, line):
         read_probes(path)
     assert f"export.probes: {path}, {BAD[line]}" in str(error.value)
     with pytest.raises((ValueError, SampleError)) as error:
-        tool._probes(tmp_path, str(path))
+        tool.read_samples(path)
     assert f"{path}, {BAD[line]}" in str(error.value)
 
 
 def test_good_lines_are_samples(tmp_path):
     path = tmp_path / "probes.jsonl"
     path.write_text(f"\ufeff{GOOD}\n\n{GOOD}")
-    assert read_probes(path) == tool._probes(tmp_path, str(path))
+    assert read_probes(path) == tool.read_samples(path)
     assert [(sample.prompt, sample.response) for sample in read_probes(path)] == [("a", "b")] * 2

@@ -116,4 +116,4 @@ def test_an_edit_earns_the_share_of_the_exploit_that_it_makes(texts):
     honest = edits(sample.prompt, sample.response).heads["score"]
     whole, half = edit("", sample.response), f"Osmium holds. {sample.response}"
     assert edits(sample.prompt, whole).heads["score"] - honest == pytest.approx(1.0)
-    assert edits(sample.prompt, half).heads["score"] - honest == pytest.approx(2 / 5)
+    assert edits(sample.prompt, half).heads["score"] - honest == pytest.approx(3 / 7)  # words and full stops
