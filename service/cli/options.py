@@ -31,7 +31,7 @@ S = TypeVar("S", bound=BaseSettings)
 
 _POSITIONAL = get_args(CliPositionalArg[str])[1]
 _WIDTH = 100
-_KINDS = {bool: "on|off", int: "N", float: "X", str: "TEXT", Path: "PATH", dict: "JSON"}
+_KINDS = {bool: "true|false", int: "N", float: "X", str: "TEXT", Path: "PATH", dict: "JSON"}
 _BOOLEANS = {"on", "off", "true", "false", "yes", "no", "1", "0", "t", "f", "y", "n"}
 _RULES = {
     "bool_parsing": "on or off",

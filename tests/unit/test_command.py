@@ -338,7 +338,7 @@ def test_all_settings_have_a_line_with_their_variable_and_default(capsys):
     assert (
         "  --dtype auto|float32|bfloat16|float16  REWARD_DTYPE\n      dtype of the network's weights [auto]\n" in said
     )
-    assert "  --normalize on|off  REWARD_NORMALIZE\n" in said
+    assert "  --normalize true|false  REWARD_NORMALIZE\n" in said
     assert "  --combine.weights JSON  REWARD_COMBINE__WEIGHTS\n" in said
 
     def leaves(settings, path=()):
