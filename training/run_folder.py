@@ -22,7 +22,7 @@ from rewardserve.training.config import ConfigError
 from rewardserve.training.console import say
 
 LOCK = ".lock"
-REPORT_PAGE = "report.html"
+RECIPE, REPORT_PAGE = "recipe.json", "report.html"
 RESULTS = ("checkpoint", "adapter", "heads", REPORT_PAGE)
 """Results of a finished run."""
 
@@ -74,8 +74,9 @@ def _lock(file: IO[str], folder: Path) -> None:
 
 
 def lacks_report(folder: Path) -> bool:
-    """Whether a run was cut off between its checkpoint and its report."""
-    return (folder / "checkpoint").is_dir() and not (folder / REPORT_PAGE).exists()
+    """Whether a training was cut off between its checkpoint and its report. A calibration has neither recipe nor report."""
+    has_checkpoint = (folder / RECIPE).exists() and (folder / "checkpoint").is_dir()
+    return has_checkpoint and not (folder / REPORT_PAGE).exists()
 
 
 def refuse_finished(folder: Path) -> None:

@@ -69,7 +69,6 @@ from rewardserve.training.sequences import PairTable
 from rewardserve.training.step_checkpoints import COMPLETE, damaged, history_of, last_complete, load_weights
 from rewardserve.training.trainer import RewardTrainer, check_optimizer, check_warmup, stops_at_signals
 
-_RECIPE = "recipe.json"
 _DATA = "data.json"
 _PAIRS, _OF_MODEL = "training data", "model: "
 """Names of the digests in that file."""
@@ -410,13 +409,13 @@ def _step_to_resume(config: Config, folder: Path) -> Path | None:
         for step, why in damaged(steps):
             say(f"{step} is damaged ({why}) and left out: {begins}")
             (step / COMPLETE).unlink(missing_ok=True)
-        run_folder.write_json(folder / _RECIPE, _identity(config))
+        run_folder.write_json(folder / run_folder.RECIPE, _identity(config))
     return found
 
 
 def _refuse_other_recipe(config: Config, folder: Path) -> None:
     """Raise `ConfigError` if another recipe made the steps in the folder."""
-    kept, now = folder / _RECIPE, json.loads(json.dumps(_identity(config)))
+    kept, now = folder / run_folder.RECIPE, json.loads(json.dumps(_identity(config)))
     try:
         then = json.loads(kept.read_text())
     except FileNotFoundError:

@@ -99,6 +99,18 @@ def lines_of(n, seconds, end=""):
     return said
 
 
+@pytest.mark.parametrize(
+    ("files", "lacks"),
+    [(["recipe.json"], True), (["recipe.json", "report.html"], False), (["calibration.html"], False), ([], False)],
+)
+def test_a_report_is_missing_only_beside_a_checkpoint_of_training(tmp_path, files, lacks):
+    assert not run_folder.lacks_report(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    for name in files:
+        (tmp_path / name).touch()
+    assert run_folder.lacks_report(tmp_path) is lacks
+
+
 def test_without_a_terminal_a_phase_has_a_line_at_its_start_and_now_and_then():
     assert lines_of(3, 1) == ["encoding: 3 pairs"]
     said = lines_of(10, 4)
