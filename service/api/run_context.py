@@ -51,7 +51,7 @@ class RequestParameters:
 NO_PARAMETERS = RequestParameters(None, None, {})
 
 
-def check_no_parameters(request: Request) -> None:
+async def check_no_parameters(request: Request) -> None:
     """Raise `InvalidRequest` if the URL of a route without query parameters has one: ignored, it would seem to have an effect."""
     if request.scope["query_string"]:
         raise InvalidRequest("this route has no query parameters: leave them out; see /docs", field="query")
@@ -178,9 +178,10 @@ def _query_parameters(query: bytes, known: Collection[str], remark: str) -> dict
             field="query",
         )
     if unknown := [(name, value) for name, value in pairs if name not in known]:
-        hints = (hint for name, _ in unknown if (hint := did_you_mean(name[:_MAX_SUGGESTED_CHARS], known)))
         # The message omits a name that may be a key: it must not appear in replies or their logs.
         named = next((name for name, value in unknown if value.strip("=") and _PLAIN_NAME.fullmatch(name)), None)
+        meant = [named] if named else [name for name, _ in unknown]
+        hints = (hint for name in meant if (hint := did_you_mean(name[:_MAX_SUGGESTED_CHARS], known)))
         key = "" if named else " Send an API key as Authorization: Bearer KEY, or in the URL as http://:KEY@host/"
         raise InvalidRequest(
             f"the URL has an unknown query parameter{f' {named}' if named else ''}{next(hints, '') or ';'} known are "

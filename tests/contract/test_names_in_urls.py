@@ -42,6 +42,11 @@ def test_an_unknown_parameter_is_named_with_the_nearest(server, query, name, mea
     assert "API key" not in message
 
 
+def test_the_nearest_to_another_unknown_parameter_is_not_suggested(server):
+    message = server.client.post("/score?foo=1&rum=a", json=TEXT).json()["error"]["message"]
+    assert "unknown query parameter foo; known are" in message
+
+
 @pytest.mark.parametrize("query", ["rum", "rum=", "rum==", "Rum=a", "rs-r4m=a", f"{'r' * 25}=a", "rum%0A=a"])
 def test_an_unknown_parameter_that_may_be_a_key_is_not_repeated(server, query):
     reply = server.client.post(f"/slime?{query}", json={"prompt": "a", "response": "b"})
