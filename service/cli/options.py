@@ -34,7 +34,7 @@ _WIDTH = 100
 _KINDS = {bool: "true|false", int: "N", float: "X", str: "TEXT", Path: "PATH", dict: "JSON"}
 _BOOLEANS = {"on", "off", "true", "false", "yes", "no", "1", "0", "t", "f", "y", "n"}
 _RULES = {
-    "bool_parsing": "on or off",
+    "bool_parsing": "true or false",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
     "float_parsing": "a number",

@@ -96,7 +96,7 @@ def test_on_and_off_are_understood():
         (["--max-input-tokens=2000000"], "exceeds --admission.max-tokens=1048576"),
         (["--backend=trch"], "--backend: must be one of torch, vllm, echo, not 'trch'; did you mean torch?"),
         (["--engine=pakced"], "--engine: must be one of auto, packed, padded, not 'pakced'; did you mean packed?"),
-        (["--normalize=maybe"], "--normalize: must be on or off, not 'maybe'"),
+        (["--normalize=maybe"], "--normalize: must be true or false, not 'maybe'"),
         (["--template-date=2026-02-30"], "--template-date: must be a date of the form YYYY-MM-DD, not '2026-02-30'"),
         (["--batching=3"], "--batching is a section of settings, not one with a value: set --batching.max-tokens,"),
         (["--batching"], "--batching is a section of settings, not one with a value: set --batching.max-tokens,"),
