@@ -30,15 +30,18 @@ def _log_configuration():
     structlog.configure(**known)
 
 
-def pytest_sessionstart():
-    """Collect no garbage while tests are imported: there is hardly any, and each look at all of it takes half a second."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect no garbage while tests are imported: there is hardly any, and each look at all of it takes half a second.
+
+    The imported modules and the tests stay out of later collections.
+    """
     gc.disable()
-
-
-def pytest_collection_finish():
-    """Keep the imported modules and the tests out of later collections of garbage."""
-    gc.freeze()
-    gc.enable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config, items):
