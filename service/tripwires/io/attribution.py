@@ -37,6 +37,7 @@ from rewardserve.service.tripwires.io.edit_tests import EditTests, Scores
 from rewardserve.service.tripwires.io.events import TripwireEvents
 from rewardserve.service.tripwires.io.run_texts import KeptSample, RunTexts
 from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import Run
 
 _LEAST_BETWEEN_REPORTS, _MOST_BETWEEN_REPORTS, _PART_OF_RUN = 128, 1_024, 16
 _LEAST_BETWEEN_LOOKS, _MOST_BETWEEN_LOOKS, _LOOK_OF_RUN = 32, 512, 32
@@ -63,6 +64,7 @@ class _Progress:
     Looks at prompt relevance are those of periodic reports and those between them.
     """
 
+    run: Run
     baseline_source: BaselineSource
     edit_tests: EditTests = field(default_factory=EditTests)
     n_reports: int = 0
@@ -146,10 +148,21 @@ class Attribution:
 
     def _progress_of(self, label: str) -> _Progress:
         """The reports of this run; new ones where it, or its model, is new."""
-        source = self._monitor.runs[label].baseline_source
-        if (known := self._progress.get(label)) is None or known.baseline_source is not source:
-            known = self._progress[label] = _Progress(source)
+        self._forget_others()
+        run = self._monitor.runs[label]
+        if (known := self._progress.get(label)) is None or known.baseline_source is not run.baseline_source:
+            known = self._progress[label] = _Progress(run, run.baseline_source)
         return known
+
+    def _forget_others(self) -> None:
+        """Delete what belongs to runs that the monitor has forgotten, also where a new run has the same label."""
+        runs = self._monitor.runs
+        self.texts.forget_others(runs)
+        for label in [label for label, each in self._progress.items() if runs.get(label) is not each.run]:
+            del self._progress[label]
+        for kept in (self._reports, self._alerted):
+            for label in kept.keys() - self._progress.keys():
+                del kept[label]
 
     def alerted(self, label: str) -> AlertedReport | None:
         """The report of the worst active alert of this run that has one, else that of the latest alert."""
@@ -185,16 +198,9 @@ class Attribution:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _samples(self, label: str, *, check: bool = True) -> tuple[list[KeptSample], list[KeptSample]]:
-        """First and recent samples of a run. Deletes what belongs to forgotten runs.
-
-        Raise `NoSuchRun`, and with `check` `TooFewSamples`.
-        """
-        runs = self._monitor.runs
-        self.texts.forget_others(runs)
-        for kept in (self._reports, self._alerted, self._progress):
-            for each in [each for each in kept if each not in runs]:
-                del kept[each]
-        if label not in runs:
+        """First and recent samples of a run. Raise `NoSuchRun`, and with `check` `TooFewSamples`."""
+        self._forget_others()
+        if label not in self._monitor.runs:
             raise NoSuchRun(f"no run has the label {label[:64]!r}, or it is forgotten: see GET /tripwires")
         early, recent = self.texts.early(label), self.texts.recent(label)
         if check:
@@ -297,6 +303,7 @@ class Attribution:
 
     def _is_current(self, label: str, progress: _Progress, alerts: FindingAlerts) -> bool:
         """Whether the run is known still, and has the model of `progress` and of the receiver."""
+        self._forget_others()
         return self._progress.get(label) is progress and progress.baseline_source is alerts.baseline_source
 
     async def _compared(

@@ -518,6 +518,30 @@ async def test_the_report_of_a_model_that_was_replaced_meanwhile_raises_nothing(
     assert alerts.statistics == []
 
 
+async def test_the_report_of_a_run_that_was_forgotten_meanwhile_raises_nothing(build):
+    attribution, scores, alerts = build(), Scores(), Alerts()
+    scores.gate.clear()
+    attribution.begin_if_due("ppo-7", scores, alerts)
+    await asyncio.sleep(0.01)
+    attribution._monitor.runs.clear()
+    scores.gate.set()
+    await asyncio.wait_for(attribution.settle(), PATIENCE_S)
+    assert (alerts.statistics, attribution._events.failures) == ([], [])
+
+
+async def test_a_new_run_with_the_label_of_a_forgotten_one_has_its_own_reports(build):
+    attribution, scores, alerts = build(), Scores(), Alerts()
+    assert len(await watched(attribution, scores, alerts)) == 1
+    runs = attribution._monitor.runs
+    runs["ppo-7"] = SimpleNamespace(**vars(runs["ppo-7"]))
+    for samples in (EARLY, RECENT[:128]):  # fewer than the earlier run had at its report
+        attribution.texts.add(runs, "ppo-7", samples)
+    attribution.begin_if_due("ppo-7", scores, alerts)
+    assert (attribution.alerted("ppo-7"), dict(attribution.shown)) == (None, {})
+    await asyncio.wait_for(attribution.settle(), PATIENCE_S)
+    assert len(alerts.statistics) == 2
+
+
 async def test_a_periodic_report_that_fails_is_reported(build):
     class Fails:
         async def scores(self, samples):
