@@ -19,10 +19,11 @@ from statistics import fmean, pstdev
 from typing import Final, NamedTuple
 
 from rewardserve.service.tripwires.attribution.clusters import StratifiedComparison, cluster
-from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS, Effect, corrected_z, estimate, z_of_t
+from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS, Effect, estimate, z_of_t
 from rewardserve.service.tripwires.attribution.features import has_no_spaces, words_of
 from rewardserve.service.tripwires.attribution.observed import ObservedSample, clip
 from rewardserve.service.tripwires.attribution.prompts import prompt_change, task_strata
+from rewardserve.service.tripwires.attribution.verdicts import is_significant, lower_bound, score_has_grown
 
 MIN_WORDS: Final = 8
 """Fewest words of a response that is compared: a right answer may be shorter, and has no room for words of its prompt."""
@@ -52,11 +53,6 @@ _PARTS_OF_RECENT = (4, 2, 1)
 """The latest quarter of the recent samples, the latest half, and all: a fresh collapse is in few of them."""
 
 _N_ERRORS = 3.0
-_N_ERRORS_OF_PAY = 2.0
-"""Standard errors of the growth of the score: fewer, because it decides between a warning and a page only."""
-
-_SIGNIFICANT = 3.29
-"""Normal quantile of one in a thousand, two-sided: the probability that any look at a run finds a loss that did not happen."""
 
 _TIE = 1e-9
 _N_EXAMPLES = 3
@@ -91,7 +87,7 @@ class Relevance(NamedTuple):
     @property
     def lost_to_collapse(self) -> float:
         """The statistic of the wire `prompt_relevance`: `lost`, where responses to different prompts have become alike; else 0."""
-        are_alike = _low(self.similarity_growth) >= MIN_SIMILARITY_GROWTH
+        are_alike = lower_bound(self.similarity_growth) >= MIN_SIMILARITY_GROWTH
         are_consistent = self.kept is not None and self.kept > MAX_KEPT
         return max(0.0, self.lost) if self.is_significant and are_alike and not are_consistent else 0.0
 
@@ -102,7 +98,7 @@ class Relevance(NamedTuple):
         Also 0 where responses became much shorter and no consistency is known: they may be terse answers in one form.
         """
         may_be_terse = self.kept is None and self.length < MIN_LENGTH
-        is_paid = _low(self.score_growth, _N_ERRORS_OF_PAY) > 0.0
+        is_paid = score_has_grown(self.score_growth.mean, self.score_growth.std_error)
         return self.lost_to_collapse if is_paid and not may_be_terse else 0.0
 
 
@@ -321,12 +317,11 @@ def _compared(
     before = comparison.mean_early(comparison.early.totals(alike[0]))
     lengths = [fmean(len(each.response) for each in side.texts.samples) for side in sides]
     fall = (early.mean - recent.mean) / hypot(early.std_error, recent.std_error)
-    tested = len(_PARTS_OF_RECENT) * n_looks * (n_looks + 1)
     return Relevance(
         early,
         recent,
         lost,
-        fall > 0.0 and corrected_z(z_of_t(fall, min(early.df, recent.df)), tested) >= _SIGNIFICANT,
+        is_significant(z_of_t(fall, min(early.df, recent.df)), n_looks, len(_PARTS_OF_RECENT)),
         _kept(*consistency),
         (before, before + grown.mean),
         grown,
@@ -393,7 +388,3 @@ def _alike(one: Set[str], other: Set[str], weights: Mapping[str, float]) -> floa
 
 def _share_won(margins: Sequence[float]) -> float:
     return sum([1.0 if each > _TIE else 0.5 if each >= -_TIE else 0.0 for each in margins]) / len(margins)
-
-
-def _low(effect: Effect, n_errors: float = _N_ERRORS) -> float:
-    return effect.mean - n_errors * effect.std_error

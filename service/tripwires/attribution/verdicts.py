@@ -28,15 +28,20 @@ MIN_SCORE_Z: Final = 2.0
 
 _N_ERRORS: Final = 3.0
 _SIGNIFICANT: Final = 3.29
-"""Normal quantile of one in a thousand, two-sided: the probability that any report of a run names a feature that did not grow."""
+"""Normal quantile of one in a thousand, two-sided: the probability that any look at a run finds a change that did not happen."""
 
 
 def has_grown(finding: Finding, n_reports: int) -> bool:
-    """Whether a feature grew significantly, where this is report number `n_reports` of the run.
+    """Whether a feature grew significantly, where this is report number `n_reports` of the run."""
+    return finding.growth.mean > 0.0 and is_significant(finding.z, n_reports)
 
-    Report k has 1/(k (k + 1)) of the error probability of the run: these sum to 1, so their number needs no limit.
+
+def is_significant(z: float, n_looks: int, n_tests: int = 1) -> bool:
+    """Whether a quantile is significant, where this is look number `n_looks` at the run, of so many tests each.
+
+    Look k has 1/(k (k + 1)) of the error probability of the run: these sum to 1, so their number needs no limit.
     """
-    return finding.growth.mean > 0.0 and corrected_z(finding.z, n_reports * (n_reports + 1)) >= _SIGNIFICANT
+    return corrected_z(z, n_tests * n_looks * (n_looks + 1)) >= _SIGNIFICANT
 
 
 def contradiction(earned: Effect, judged: Effect | None) -> float:
