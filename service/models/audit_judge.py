@@ -64,13 +64,16 @@ def _load(settings: ModelSettings, model: str) -> LoadedJudge:
         raise AuditJudgeError(
             f"REWARD_AUDIT_MODEL={settings.audit_model}{beside} cannot be served as the audit judge: {error}"
         ) from error
-    if audit.calibration is None:
+    try:
+        if audit.calibration is None:
+            raise AuditJudgeError(
+                f"the audit judge {model} has no fitted statistics, so its scores cannot be compared with those of another model. "
+                "Fit them with `rewardserve calibrate`."
+            )
+        return LoadedJudge(audit, _canary_margins(settings, audit))
+    except BaseException:
         audit.scorer.close()
-        raise AuditJudgeError(
-            f"the audit judge {model} has no fitted statistics, so its scores cannot be compared with those of another model. "
-            "Fit them with `rewardserve calibrate`."
-        )
-    return LoadedJudge(audit, _canary_margins(settings, audit))
+        raise
 
 
 def _canary_margins(settings: ModelSettings, audit: LoadedModel) -> dict[str, float]:
