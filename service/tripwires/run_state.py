@@ -260,6 +260,7 @@ class Run:
         for each in (self.window_samples, self.window_prompts, self.window_audits):
             each.clear()
         self.restart_statistics("honeypots")
+        self.attributed.clear()
         self.audit_drift = DriftTest()
 
     def clear_samples(self) -> None:

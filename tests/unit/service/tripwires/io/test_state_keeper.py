@@ -286,6 +286,7 @@ async def saved(folder):
         for label, run in one.monitor.runs.items():
             if label != CANARIES and "judge_injection" not in run.alerts:
                 one.monitor.report(label, Alert("judge_injection", "page", 2.0, 1.0, 1, ()), one.clock.now())
+            one.monitor.add_attributed(label, {"judge_contradicts": 0.1}, one.clock.now(), run.baseline_source)
     return one.monitor
 
 
@@ -311,7 +312,7 @@ async def test_with_another_judge_or_window_the_baseline_stays_and_statistics_be
         assert (run.baseline, run.has_baseline, run.alerts) == (before.baseline, True, before.alerts)
         assert (run.smooth["samples"], run.window["samples"], run.statistics) == (0.0, 0.0, {})
         assert (run.window_samples, run.window_audits, run.honeypots) == ([], [], deque())
-        assert run.audit_drift.start is None
+        assert (run.audit_drift.start, run.attributed) == (None, {})
         assert run.all_sums.sums == pytest.approx(before.all_sums.sums), "no counter falls"
         assert {label for label, _ in two.events.refused} == set(two.monitor.runs)
         assert all("statistics begin afresh" in reason for _, reason in two.events.refused)
