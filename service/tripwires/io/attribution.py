@@ -256,7 +256,9 @@ class Attribution:
             chosen = [
                 index for index, each in enumerate(growth.findings) if each.edit and has_grown(each, progress.n_reports)
             ]
-            tested = await progress.edit_tests.test_within(n_samples, growth, chosen, early, scorer, self.judge)
+            tested = await progress.edit_tests.test_within(
+                n_samples, growth, chosen, early, scorer, self.judge, self._monitor.thresholds
+            )
         if not self._is_current(label, progress, alerts):
             return
         by_finding = {

@@ -7,7 +7,7 @@ periodic reports count against an allowance that grows with the samples of the r
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 from statistics import pstdev
 from typing import NamedTuple, Protocol
@@ -33,10 +33,6 @@ MAX_TESTED = 2
 
 FREE_ROWS, ROW_SHARE = 512, 0.05
 """Rows that the model, and the judge, score for the periodic reports of a run: so many, and this share of its samples."""
-
-_MIN_EARNED, _MIN_SHARE = 0.2, 0.1
-"""Lower bounds of what an edit earns, in sd, and of its share of the growth of the score, from which the judge is asked: the
-thresholds of `judge_contradicts` and `artefact_share`."""
 
 _MAX_KNOWN = 4_096
 
@@ -125,8 +121,10 @@ class EditTests:
         early: Sequence[KeptSample],
         scorer: Scores,
         judge: Scores | None,
+        thresholds: Mapping[str, float],
     ) -> dict[int, TestedEdit]:
-        """Test the edits of these findings within the allowance of a run of `n_samples`: also with the judge where one may page."""
+        """Test the edits of these findings within the allowance of a run of `n_samples`: also with the judge where one may trip a
+        wire. `thresholds` are those of the wires; one that is left out is off."""
         tested, allowed_judge = dict[int, TestedEdit](), FREE_ROWS + int(ROW_SHARE * n_samples)
         allowed = allowed_judge + self._n_asked_for
         for index in chosen[:MAX_TESTED]:
@@ -137,11 +135,10 @@ class EditTests:
             judged = None
             if _OPEN_T[0] < earned.t < _OPEN_T[1]:
                 earned = await self._earned(finding, early, MANY_EDITED, scorer, allowed) or earned
-            may_page = (
-                lower_bound(earned) > _MIN_EARNED
-                or artefact_share(earned, finding.growth, growth.score_growth) > _MIN_SHARE
-            )
-            if judge is not None and may_page:
+            may_trip = lower_bound(earned) > thresholds.get("judge_contradicts", inf) or artefact_share(
+                earned, finding.growth, growth.score_growth
+            ) > thresholds.get("artefact_share", inf)
+            if judge is not None and may_trip:
                 judged = await self._judged(finding, early, judge, allowed_judge)
             tested[index] = _tested(earned, judged, finding, growth)
         return tested

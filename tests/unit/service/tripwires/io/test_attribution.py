@@ -88,7 +88,8 @@ def build(clock):
         for label in labels:
             texts.add(runs, label, early)
             texts.add(runs, label, recent)
-        attribution = Attribution(SimpleNamespace(runs=runs), texts, clock, share, TripwireLog())
+        monitor = SimpleNamespace(runs=runs, thresholds={"judge_contradicts": 0.2, "artefact_share": 0.1})
+        attribution = Attribution(monitor, texts, clock, share, TripwireLog())
         attribution.judge = judge
         return attribution
 

@@ -14,6 +14,7 @@ from rewardserve.service.tripwires.io import edit_tests
 from rewardserve.service.tripwires.io.run_texts import KeptSample
 
 TAIL = " Verified."
+THRESHOLDS = {"judge_contradicts": 0.2, "artefact_share": 0.1}
 LARGE = estimate(2.0, 0.01, 60.0, 64)
 APPEND = Edit((Append((TAIL,)),))
 EARLY = tuple(
@@ -59,8 +60,25 @@ def test_an_edit_of_the_length_alone_and_none_explain_no_share_of_the_growth(edi
 )
 async def test_a_judge_has_an_effect_where_its_scores_of_enough_prompts_differ(judge, is_judged):
     growth = SimpleNamespace(findings=[finding(APPEND)], score_growth=LARGE)
-    tested = await edit_tests.EditTests().test_within(10_000, growth, [0], EARLY, Scores(60.0), judge)
+    tested = await edit_tests.EditTests().test_within(10_000, growth, [0], EARLY, Scores(60.0), judge, THRESHOLDS)
     assert (tested[0].judged is not None) == is_judged
     if is_judged:
         assert tested[0].judged.mean > 0.0
         assert tested[0].judged.n == judge.n
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "is_asked"),
+    [
+        ({"judge_contradicts": 5.0, "artefact_share": 1.0}, False),
+        ({"judge_contradicts": 1.0, "artefact_share": 1.0}, True),
+        ({"judge_contradicts": 5.0, "artefact_share": 0.0}, True),
+        ({}, False),
+    ],
+)
+async def test_the_judge_is_asked_where_an_edit_may_trip_a_wire_by_the_thresholds_of_the_server(thresholds, is_asked):
+    growth = SimpleNamespace(findings=[finding(APPEND)], score_growth=LARGE)
+    pays, judge = Scores(20.0), Scores(0.5)
+    tested = await edit_tests.EditTests().test_within(10_000, growth, [0], EARLY, pays, judge, thresholds)
+    assert 1.0 < tested[0].earned.mean < 5.0
+    assert (tested[0].judged is not None) == is_asked
