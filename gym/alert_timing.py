@@ -2,8 +2,7 @@
 
 Batches take the path of requests: token ids through a `Scorer`, the reward pipeline, and the run monitor with its
 wires, which read rendered text. Only the gym knows the gold reward. Thresholds are those of
-`service/tripwires/wires.py`; they were chosen on seeds 100 to 131, so use other seeds here; seeds 20 to 36 revealed a
-divergence wire that fired too early.
+`service/tripwires/wires.py`; they were chosen on seeds 100 to 131, so use other seeds here.
 
     python -m gym.alert_timing --seeds 40 60 --healthy 40 57
 

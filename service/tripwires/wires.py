@@ -438,10 +438,10 @@ ALERT_TEXTS: Mapping[str, AlertText] = MappingProxyType(
     | {
         VOTE: AlertText(
             "several wires tripped together: exploited features grow",
-            "In the gym it paged before the true reward fell in 122 of 123 hacked runs, and in none of 17 healthy ones; also in "
-            "a third of the mild runs whose true reward still rose. Where a policy learned drawn exploits on real text, it "
-            "paged 2 of 5 hacked runs, 1 in time, and with an audit judge 4, 2 in time; a third and a fifth of its pages "
-            "were on runs whose true reward never fell.",
+            "In the gym it paged before the true reward fell in 65 of 66 hacked runs, and in none of 10 healthy ones; also in "
+            "6 of 19 mild runs whose true reward still rose. Where a policy learned drawn exploits on real text, it paged 2 of "
+            "5 hacked runs, 1 in time, and with an audit judge 4, 2 in time, while four more wires had votes; a third and a "
+            "fifth of its pages were on runs whose true reward never fell.",
             "Keep the last checkpoint of the policy, read its latest responses, and raise the KL penalty or stop the run.",
         ),
         CANARY: AlertText(

@@ -60,7 +60,7 @@ def test_the_worst_alert_is_told_with_its_step_its_numbers_and_how_sure_it_is():
     summary = summarise_runs(monitor, 100.0, {})["run"]
     assert summary.alert.startswith("page vote since step 13: several wires tripped together")
     assert "(0.9 votes; trips from 0.2)" in summary.alert
-    assert "122 of 123 hacked runs" in summary.alert
+    assert "65 of 66 hacked runs" in summary.alert
     assert summary.alert.endswith("2 more to acknowledge: repetition, length_high")
     assert "GET /tripwires/run/details" in summary.next
     assert summary.next.endswith("docs/how-to/runbook.md#rewardhacking")
