@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import date
 from pathlib import Path
@@ -138,6 +139,8 @@ class ScoringContract:
             if missing := [name for name in ("probes", "dtype_tolerance") if name not in raw]:
                 raise ValueError(f"{missing[0]} is missing")
             check_fields(raw, cls)
+            for i, probe in enumerate(raw["probes"]):
+                _check_sample(probe["sample"], f"probes[{i}].sample")
             raw["end_ids"] = tuple(raw["end_ids"])
             raw["heads"] = tuple((str(n), float(w)) for n, w in raw["heads"])
             raw["dtype_tolerance"] = tuple((str(d), float(t)) for d, t in raw["dtype_tolerance"])
@@ -343,6 +346,9 @@ def sample_to_dict(sample: Sample) -> dict[str, Any]:
     return out
 
 
+_SAMPLE_FIELDS = ("prompt", "response", "messages", "text", "input_ids", "finish_reason")
+
+
 class InvalidSampleFile(ValueError):
     """A line of a file is no sample; the message has file, line and reason."""
 
@@ -360,13 +366,12 @@ def read_samples(path: Path) -> list[Sample]:
             samples.append(sample_from_dict(raw))
         except (ValueError, SampleError) as error:
             raise InvalidSampleFile(f"{path}, line {number}: {error}") from None
-        except (TypeError, AttributeError):
-            raise InvalidSampleFile(f"{path}, line {number}: a field differs from the format of POST /score") from None
     return samples
 
 
 def sample_from_dict(raw: dict[str, Any]) -> Sample:
-    """The inverse of `sample_to_dict`."""
+    """The inverse of `sample_to_dict`; ignores other fields. Raise `SampleError`, or `ValueError` for a field of another type."""
+    _check_sample(raw)
     prompt = raw.get("prompt")
     messages = raw.get("messages")
     ids = raw.get("input_ids")
@@ -378,3 +383,7 @@ def sample_from_dict(raw: dict[str, Any]) -> Sample:
         input_ids=tuple(ids) if ids is not None else None,
         finish_reason=raw.get("finish_reason", "stop"),
     )
+
+
+def _check_sample(raw: Mapping[str, Any], path: str = "") -> None:
+    check_fields({name: raw[name] for name in _SAMPLE_FIELDS if name in raw}, Sample, path)

@@ -189,7 +189,7 @@ def _probes(folder: Path) -> list[Sample]:
         return [sample_from_dict(probe["sample"]) for probe in _old_contract(folder).get("probes", [])] or plain[
             :N_PROBES
         ]
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise ContractUnreadable(
             f"{FILE_NAME}: a probe is no sample as in POST /score. Name others with --probes, or delete the file"
         ) from None

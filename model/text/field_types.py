@@ -32,9 +32,11 @@ _types_of = cache(get_type_hints)
 
 def _check(value: object, kind: Any, path: str) -> None:
     origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):  # a type or null
-        if value is not None:
-            _check(value, next(each for each in inner if each is not NoneType), path)
+    if origin in (Union, UnionType):  # a type or null, or a type or a list
+        kinds = [each for each in inner if each is not NoneType]
+        if value is not None or len(kinds) == len(inner):
+            alike = (each for each in kinds if (get_origin(each) is tuple) == isinstance(value, list))
+            _check(value, next(alike, kinds[0]), path)
     elif origin is Literal:
         if value not in inner:
             raise ValueError(f"{path} must be one of {', '.join(map(str, inner))}, not {value!r}")

@@ -241,6 +241,10 @@ UNREADABLE = "scoring_contract.json is unreadable: {}. Export the checkpoint aga
         ({"pad_id": True}, UNREADABLE.format("pad_id must be a whole number, not true or false")),
         ({"heads": [["score"]]}, UNREADABLE.format("heads[0] must have 2 items, not 1")),
         ({"probes": [{}]}, UNREADABLE.format("probes[0].sample is missing")),
+        (
+            {"probes": [{"sample": {"prompt": "a", "response": 5}, "ids": [1], "score": 0.5, "tolerance": 0.1}]},
+            UNREADABLE.format("probes[0].sample.response must be a text, not a whole number"),
+        ),
         ({"probes": [3]}, UNREADABLE.format("probes[0] must be an object, not a whole number")),
         *(
             (
