@@ -123,9 +123,12 @@ def export(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> st
 
 def _unusable(folder: Path) -> str:
     """Why a checkpoint cannot be written there; empty if it can."""
-    if folder.exists() and not folder.is_dir():
-        return f"{folder} is a file: choose another folder"
-    return f"{folder} is not empty: choose another folder" if folder.is_dir() and any(folder.iterdir()) else ""
+    try:
+        if folder.exists() and not folder.is_dir():
+            return f"{folder} is a file: choose another folder"
+        return f"{folder} is not empty: choose another folder" if folder.is_dir() and any(folder.iterdir()) else ""
+    except OSError as error:
+        return f"{folder} cannot be read: {error.strerror}"
 
 
 def _write_checked(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> str:

@@ -332,6 +332,12 @@ def test_a_folder_that_is_in_use_is_not_overwritten(tmp_path, capsys):
     assert "is not empty" in capsys.readouterr().err
 
 
+def test_a_folder_that_the_system_refuses_is_a_usage_error(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        export([str(tmp_path / "rm"), str(tmp_path / ("a" * 300))])
+    assert "cannot be read: File name too long" in capsys.readouterr().err
+
+
 def test_an_empty_response_before_a_skipped_end_token_is_still_refused(tmp_path):
     classifier(tmp_path, pad=END)
     with pytest.raises(EmptyResponse):
