@@ -73,7 +73,8 @@ AREAS = {
             for name in ("attribution", "attribution_report", "run_texts", "edit_scorer", "edit_tests")
         ),
         tuple(
-            f"tests/unit/service/tripwires/io/test_{name}.py" for name in ("attribution", "run_texts", "edit_scorer")
+            f"tests/unit/service/tripwires/io/test_{name}.py"
+            for name in ("attribution", "run_texts", "edit_scorer", "edit_tests")
         ),
     ),
     "client": Area(
