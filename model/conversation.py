@@ -219,7 +219,7 @@ def _check(messages: tuple[Message, ...], options: SampleOptions) -> None:
         if message.role not in ROLES:
             # The message has the index and not the role: its text may be part of a conversation.
             raise InvalidMessages(
-                f"message {i} has an unknown role{did_you_mean(message.role[:40], ROLES) or ';'} known are {', '.join(ROLES)}",
+                f"message {i} has an unknown role{did_you_mean(message.role, ROLES) or ';'} known are {', '.join(ROLES)}",
                 index=i,
             )
     if len(messages) < 2 or messages[-1].role != "assistant":

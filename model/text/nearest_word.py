@@ -10,9 +10,14 @@ CUTOFF = 0.6
 CUTOFF_OF_NAMES = 0.75
 """The same for names with common parts, such as flags: a wrong suggestion is worse than none."""
 
+_LONGEST = 128
+"""Characters beyond which a word is no misspelt name: similarity takes the product of both lengths."""
+
 
 def nearest_word(word: str, known: Iterable[str], cutoff: float = CUTOFF) -> str | None:
     """Return the known word that is most similar, whatever the case; None if none is near."""
+    if len(word) > _LONGEST:
+        return None
     by_lower = {each.lower(): each for each in known}
     prefix = _prefix_of_all(list(by_lower))
     found = max(((_similarity(word.lower(), each, prefix), each) for each in by_lower), default=(0.0, ""))

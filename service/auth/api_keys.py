@@ -269,7 +269,7 @@ def check_scopes(text: str, where: str = "") -> None:
     """Raise `ApiKeysError` unless the text names scopes. The message has no part of the text, which may be a misplaced key."""
     unknown = [scope for scope in text.split(",") if scope not in SCOPES]
     if unknown:
-        hint = next((hint for scope in unknown if (hint := did_you_mean(scope[:40], SCOPES))), "")
+        hint = next((hint for scope in unknown if (hint := did_you_mean(scope, SCOPES))), "")
         raise ApiKeysError(f"{where}scopes must be of {', '.join(SCOPES)}, separated by commas, without spaces{hint}")
 
 

@@ -94,6 +94,13 @@ class DriftStart:
     std: float
     band: float
 
+    def deviations(self, prompt: PromptMeans) -> tuple[float, float]:
+        """How far score and judge are above the means of the start, clipped: one prompt must not outweigh the others."""
+        audit_mean = self.intercept + self.slope * self.score_mean
+        audit_std = hypot(self.slope * self.score_std, self.std)
+        deviations = (prompt.score - self.score_mean) / self.score_std, (prompt.audit - audit_mean) / audit_std
+        return _clipped(deviations[0]) * self.score_std, _clipped(deviations[1]) * audit_std
+
     def residual(self, prompt: PromptMeans) -> float:
         """How far the judge is below the line, in standard deviations, clipped."""
         return _clipped((self.intercept + self.slope * prompt.score - prompt.audit) / self.std)
@@ -114,11 +121,11 @@ class DriftTest:
 
     def add_window(self, prompts: Sequence[PromptMeans]) -> None:
         """Add the prompts of a window."""
-        if self._is_suspected:
-            self._n_suspected += len(prompts)
-        else:
-            self._n_usual += len(prompts)
         if prompts:
+            if self._is_suspected:
+                self._n_suspected += len(prompts)
+            else:
+                self._n_usual += len(prompts)
             for process in self._processes:
                 process.add_window(prompts)
 
@@ -319,9 +326,8 @@ class _Process:
         ]
         self._n_windows = n
         self._wander.add_window(ys)
-        audit_mean = start.intercept + start.slope * start.score_mean
         for prompt in prompts:
-            self._recent.add(prompt.score - start.score_mean, prompt.audit - audit_mean)
+            self._recent.add(*start.deviations(prompt))
         self._score += _NEWEST * (sum(prompt.score for prompt in prompts) / len(prompts) - self._score)
         self.shift += _NEWEST * (sum(ys) / len(ys) - self.shift)
         counts = Counter(prompt.task for prompt in prompts)

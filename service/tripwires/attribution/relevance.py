@@ -26,7 +26,7 @@ from rewardserve.service.tripwires.attribution.prompts import prompt_change, tas
 from rewardserve.service.tripwires.attribution.verdicts import is_significant, lower_bound, score_has_grown
 
 MIN_WORDS: Final = 8
-"""Fewest words of a response that is compared: a right answer may be shorter, and has no room for words of its prompt."""
+"""Fewest words of a response that is compared: a right answer may be shorter, and need not share a word with its prompt."""
 
 MIN_SIMILARITY_GROWTH: Final = 0.1
 """Least growth of similarity, at its lower bound, of a collapse."""

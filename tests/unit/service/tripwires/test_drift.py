@@ -327,6 +327,17 @@ def test_an_acknowledged_divergence_is_measured_on_later_prompts_alone():
     assert (test.divergence(), test.e_value) == (None, wealth)
 
 
+@pytest.mark.parametrize("outlier", [300.0, 1e200, 1.7e308])
+def test_one_prompt_far_off_neither_ends_nor_makes_a_divergence(outlier):
+    rng = Random(10)
+    exploited, honest = learned(rng), learned(rng)
+    for test, rise, fall in ((exploited, 2.0, -0.7), (honest, 0.0, 0.0)):
+        test.add_window([PromptMeans(outlier, -outlier), *audited(rng, 12, rise, fall)])
+        for _ in range(20):
+            test.add_window(list(audited(rng, 13, rise, fall)))
+    assert (exploited.divergence() or 0.0) > 0.1 > (honest.divergence() or 0.0)
+
+
 def test_tasks_are_compared_with_their_own_starts():
     rng, test = Random(9), DriftTest()
 
