@@ -129,7 +129,10 @@ class ScoringContract:
         try:
             raw: dict[str, Any] = parse_json((folder / FILE_NAME).read_text())
             if raw.get("format") != FORMAT:
-                raise ContractUnreadable(f"{FILE_NAME} has format {raw.get('format')!r}; this version reads {FORMAT}")
+                found = f"has format {raw['format']!r}" if "format" in raw else "names no format"
+                raise ContractUnreadable(
+                    f"{FILE_NAME} {found}; this version reads {FORMAT}. Export the checkpoint again"
+                )
             unknown = sorted(set(raw) - {f.name for f in fields(cls)})
             if unknown:
                 raise ContractUnreadable(f"{FILE_NAME}: unknown clauses {unknown}")

@@ -396,6 +396,7 @@ def _step_to_resume(config: Config, folder: Path) -> Path | None:
     steps = folder / "steps"
     found = last_complete(steps)
     if found is not None and not config.output.resume:
+        run_folder.refuse_finished(folder)
         raise ConfigError(
             f"{folder} holds a run at {found.name} already. Resume from it with --set output.resume=true, "
             "or choose another output.folder."

@@ -39,7 +39,7 @@ from rewardserve.bench.report import text_of
 from rewardserve.bench.server_process import NotReady, ServerProcess, interrupt_at_sigterm
 from rewardserve.bench.workload import NoSamples, Workload, of_file, synthetic
 from rewardserve.exit_codes import FAILED, INTERRUPTED, SOME_FAILED, USAGE_ERROR
-from rewardserve.model.text.nearest_word import CUTOFF_OF_NAMES, did_you_mean, nearest_word
+from rewardserve.model.text.nearest_word import CUTOFF_OF_NAMES, did_you_mean
 from rewardserve.model.text.printable import printable
 from rewardserve.model.text.text_files import error_reason
 from rewardserve.service.cli.options import complain, from_command_line, options_of, section_flags
@@ -146,10 +146,11 @@ def _check_server_arguments(parser: Parser, given: argparse.Namespace, of_server
     if given.group is not None and given.file:
         parser.error("--group is for synthetic samples, not for --file")
     own = [f"--{name.replace('_', '-')}" for name in vars(given)]
+    of_settings = {option.name for option in options_of(ServeSettings)}
     if given.url:
         for name in (each.partition("=")[0] for each in of_server if is_option(each)):
-            if near := nearest_word(name, own, CUTOFF_OF_NAMES):
-                parser.error(f"unrecognized arguments: {name}; did you mean {near}?")
+            if name.replace("_", "-") not in of_settings:
+                parser.error(f"unrecognized arguments: {name}")
         if of_server:
             parser.error(f"--url names a running server, so there is nothing to start with {' '.join(of_server)}")
         return

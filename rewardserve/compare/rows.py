@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rewardserve.model.conversation import Sample, SampleError
+from rewardserve.model.text.nearest_word import did_you_mean
 from rewardserve.service.api.requests import SampleIn, to_sample
 from rewardserve.service.api.validation import NO_SUCH_FIELD, check
 from rewardserve.service.errors import InvalidJson, RequestRefused
@@ -48,6 +49,12 @@ def read_rows(path: Path) -> Rows:
         raise ConfigError(f"{path} is not a file.")
     source = SourceConfig(str(path), margin_key=None, source_key=None)
     rows = list(sources.read(source))
+    columns = {name for row in rows for name in row.values or ()}
+    if len(labels := columns & {"chosen", "rejected"}) == 1:
+        (missing,) = {"chosen", "rejected"} - labels
+        raise ConfigError(
+            f"{path}: its rows have {labels.pop()} without {missing}{did_you_mean(missing, columns - labels)}."
+        )
     is_labelled = any(row.values is not None and {"chosen", "rejected"} <= row.values.keys() for row in rows)
     found = _pairs(source) if is_labelled else _responses(rows)
     if not found.samples:

@@ -66,9 +66,12 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     key = _MARK + secrets.token_urlsafe(32)
     limits = RateLimits(given.requests_per_s, given.tokens_per_s, given.burst_s)
-    for option, value in (("--runs", given.runs), ("--owner", given.owner)):
+    for option, value, without in (
+        ("--runs", given.runs, "is bound to no runs"),
+        ("--owner", given.owner, "owns runs as NAME"),
+    ):
         if value == "":
-            parser.error(f"{option} is empty: leave it out for a key that has none")
+            parser.error(f"{option} is empty: leave it out for a key that {without}")
     try:
         runs = given.runs.split(",") if given.runs else ()
         line = format_line(given.name, key, frozenset(given.scopes.split(",")), limits, runs, given.owner or "")

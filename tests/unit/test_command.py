@@ -154,10 +154,10 @@ def test_version_takes_no_arguments(usage_error):
     assert usage_error("--version", "x")[0] == "rewardserve: --version has no arguments, such as x"
 
 
-@pytest.mark.parametrize("option", ["--runs", "--owner"])
-def test_an_empty_binding_makes_no_unbound_key(usage_error, tmp_path, option):
+@pytest.mark.parametrize(("option", "without"), [("--runs", "is bound to no runs"), ("--owner", "owns runs as NAME")])
+def test_an_empty_binding_makes_no_unbound_key(usage_error, tmp_path, option, without):
     line = usage_error("keys", "a", str(tmp_path / "keys"), option, "")[0]
-    assert line == f"rewardserve keys: {option} is empty: leave it out for a key that has none"
+    assert line == f"rewardserve keys: {option} is empty: leave it out for a key that {without}"
     assert not (tmp_path / "keys").exists()
 
 
@@ -194,6 +194,7 @@ def test_an_option_before_the_subcommand_is_refused(usage_error):
         (["score", "in", "--modle=x"], "unrecognized arguments: --modle=x; did you mean --model?"),
         (["compare", "a", "b", "c", "--josn"], "unrecognized arguments: --josn; did you mean --json?"),
         (["bench", "--url=http://a", "--jsn", "x"], "unrecognized arguments: --jsn; did you mean --json?"),
+        (["bench", "--url=http://a", "--clents", "3"], "unrecognized arguments: --clents"),
         (["bench", "--url=http://a", "--port", "1"], "there is nothing to start with --port 1"),
         (["compare", "a"], "the following arguments are required: MODEL_B, FILE"),
         (["compare", "a", "b", "c", "--model-b=x"], "give MODEL_B without an option name"),

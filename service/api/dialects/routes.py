@@ -60,7 +60,7 @@ def dialect_routes(
     policy: DialectPolicy,
 ) -> APIRouter:
     """Create a route for each dialect."""
-    router = APIRouter(tags=["dialects"])
+    router = APIRouter(tags=["wire formats"])
     for dialect in dialects:
         router.add_api_route(
             dialect.path,

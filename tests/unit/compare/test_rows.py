@@ -92,7 +92,13 @@ def test_a_pair_of_equal_responses_is_none(tmp_path):
 
 @pytest.mark.parametrize(
     ("rows", "words"),
-    [([], "It is empty"), ([{"score": 1}], "none of the 1 rows can be scored"), (["[1]"], "a row must be an object")],
+    [
+        ([], "It is empty"),
+        ([{"prompt": "p", "chosen": "a"}], "its rows have chosen without rejected[.]"),
+        ([{"prompt": "p", "rejectd": "b", "chosen": "a"}], "chosen without rejected; did you mean rejectd"),
+        ([{"score": 1}], "none of the 1 rows can be scored"),
+        (["[1]"], "a row must be an object"),
+    ],
 )
 def test_a_file_without_a_response_is_refused(tmp_path, rows, words):
     with pytest.raises(ConfigError, match=words):

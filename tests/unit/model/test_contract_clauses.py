@@ -219,7 +219,14 @@ UNREADABLE = "scoring_contract.json is unreadable: {}. Export the checkpoint aga
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 1}, f"scoring_contract.json has format 1; this version reads {FORMAT}"),
+        (
+            {"format": 1},
+            f"scoring_contract.json has format 1; this version reads {FORMAT}. Export the checkpoint again",
+        ),
+        (
+            {"drop": "format"},
+            f"scoring_contract.json names no format; this version reads {FORMAT}. Export the checkpoint again",
+        ),
         ({"zebra": 1, "aardvark": 2}, "scoring_contract.json: unknown clauses ['aardvark', 'zebra']"),
         ({"drop": "ending"}, UNREADABLE.format("ending is missing")),
         ({"drop": "probes"}, UNREADABLE.format("probes is missing")),
