@@ -351,18 +351,19 @@ def test_too_few_responses_say_nothing_of_hidden_states_and_the_report_says_so(f
 
 
 def test_export_finishes_a_run_from_its_last_whole_step(finished, tmp_path):
-    import shutil
-
     shutil.copytree(finished / "out" / "steps", tmp_path / "steps")
     assert main(["finish", "--config", str(finished / "recipe.yaml"), "--set", f"output.folder={tmp_path}"]) == 0
     scores = [[p.score for p in ScoringContract.load(f / "checkpoint").probes] for f in (finished / "out", tmp_path)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
-def test_a_folder_in_use_is_neither_overwritten_nor_resumed_by_another_recipe(finished, capsys):
+def test_a_folder_in_use_is_neither_overwritten_nor_resumed_by_another_recipe(finished, tmp_path, capsys):
     recipe = str(finished / "recipe.yaml")
     assert main(["train", "--config", recipe]) == 2
-    assert "output.resume=true" in capsys.readouterr().err
+    assert "holds a finished run (checkpoint, report.html)" in capsys.readouterr().err
+    shutil.copytree(finished / "out" / "steps", tmp_path / "steps")
+    assert main(["train", "--config", recipe, "--set", f"output.folder={tmp_path}"]) == 2
+    assert "Resume from it with --set output.resume=true" in capsys.readouterr().err
     assert main(["train", "--config", recipe, "--set", "output.resume=true", "--set", "seed=5"]) == 2
     assert "another recipe: seed" in capsys.readouterr().err
 
@@ -589,7 +590,7 @@ def test_a_finished_judge_is_kept_where_the_run_continues(tmp_path, sft, pairs, 
     assert (tmp_path / "out/checkpoint/audit_judge/scoring_contract.json").is_file()
     capsys.readouterr()
     assert main(["train", "--config", str(recipe)]) == 2
-    assert "output.resume" in capsys.readouterr().err
+    assert "holds a finished run" in capsys.readouterr().err
 
 
 def test_a_finished_judge_of_another_recipe_is_refused(tmp_path, sft, pairs, capsys):

@@ -240,7 +240,7 @@ def test_a_probe_that_cannot_be_scored_any_more_breaks_the_contract_by_name(fold
         ("{", "unreadable"),
         ('{"format": 99}', "format 99"),
         (f'{{"format": {FORMAT}, "colour": 3}}', "colour"),
-        ("{}", "format None"),
+        ("{}", "names no format"),
     ],
 )
 def test_a_contract_that_cannot_be_read_is_no_contract_to_ignore(folder, text, message):
