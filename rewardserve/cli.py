@@ -86,8 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     explain_resource_errors(PROGRAM)
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     commands = {command.name: command for group in COMMANDS.values() for command in group}
+    if name == "help" and len(arguments) > 1:
+        end_with_usage(PROGRAM, f"help takes one subcommand, not {len(arguments)}")
     if name == "help" and arguments:
-        name, *arguments = arguments[0], "--help", *arguments[1:]
+        name, *arguments = arguments[0], "--help"
     if name in ("--help", "-h", "help"):
         show(_help())
         return 0

@@ -231,7 +231,7 @@ def read_config(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a foreign config.json may raise anything
         _refuse_code(error, folder)
-        raise CheckpointError(f"{folder}/config.json is unreadable: {error}") from error
+        raise CheckpointError(f"{folder}/config.json is unreadable: {_reason(error)}") from error
     named = getattr(config, "transformers_weights", None)
     if named is not None:
         raise CheckpointError(
@@ -239,6 +239,11 @@ def read_config(folder: Path) -> Any:
             "other weights. Rename the file to model.safetensors, and delete the field."
         )
     return config
+
+
+def _reason(error: Exception) -> str:
+    """What a library's error says, which for a `KeyError` is only the name of the key."""
+    return f"{error.args[0]} is missing" if isinstance(error, KeyError) and error.args else str(error)
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -255,7 +260,7 @@ def read_tokenizer(folder: Path) -> Any:
                 f"{folder} has no tokenizer.json, and no other file there gives a tokenizer. Copy the tokenizer of training into "
                 "it."
             ) from error
-        raise CheckpointError(f"{folder} has no tokenizer that loads: {error}") from error
+        raise CheckpointError(f"{folder} has no tokenizer that loads: {_reason(error)}") from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"{folder}: a fast tokenizer (tokenizer.json) is needed")
     if tokenizer.split_special_tokens:

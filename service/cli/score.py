@@ -74,7 +74,7 @@ def print_summary(out: Output) -> None:
     complain(
         PROGRAM,
         [
-            f"{out.n_done} lines: {out.n_done - n_failed} scored, {n_failed} without a score"
+            f"{out.n_done} line{'s' * (out.n_done != 1)}: {out.n_done - n_failed} scored, {n_failed} without a score"
             + f" ({reasons})" * bool(reasons)
         ],
     )

@@ -74,6 +74,10 @@ def test_the_help_is_what_is_printed_without_a_subcommand(capsys, arguments):
     assert capsys.readouterr().out.startswith("usage: rewardserve COMMAND")
 
 
+def test_help_takes_one_subcommand(usage_error):
+    assert usage_error("help", "serve", "train")[0] == "rewardserve: help takes one subcommand, not 2"
+
+
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["--version"], ["version"], ["version", "--help"], ["keys", "--help"]]
 )

@@ -177,6 +177,11 @@ def test_the_server_says_it_in_words_with_exit_code_1(folder):
     assert "Traceback" not in output
 
 
+def test_a_tokenizer_without_a_part_is_refused_by_that_part(folder):
+    (folder / "tokenizer.json").write_text("{}")
+    assert "has no tokenizer that loads: added_tokens is missing" in refused(folder)
+
+
 def test_a_tokenizer_that_is_gone_is_named_instead_of_packages(folder):
     (folder / "tokenizer.json").unlink()
     said = refused(folder)
