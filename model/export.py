@@ -49,6 +49,7 @@ from rewardserve.model.read_arguments import add_read_arguments, read_arguments,
 from rewardserve.model.templates.chat_template import EncodingPolicyError
 from rewardserve.model.text.printable import printable
 from rewardserve.model.text.text_files import error_reason
+from rewardserve.signals import sigterm_as_sigint
 
 PROGRAM = "rewardserve export"
 _DESCRIPTION = """Write a reward model in the layout that other programs load, with its contract. Without FOLDER only
@@ -95,7 +96,8 @@ def main(arguments: Sequence[str]) -> int:
             print(f"contract      {rewrite_contract(source, probes, options)}")
         else:
             checkpoint = read(path, options)
-            print(f"contract      {export(checkpoint, folder, probes)}")
+            with sigterm_as_sigint():
+                print(f"contract      {export(checkpoint, folder, probes)}")
             print(f"checkpoint    {folder}")
     except (
         CheckpointError, ContractUnreadable, CalibrationError, EncodingPolicyError, SampleError, OSError, ValueError

@@ -58,7 +58,7 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
         0: "the contract, or the whole checkpoint, is written",
         FAILED: "nothing is written, for the printed reason",
         USAGE_ERROR: "invalid arguments or files",
-        INTERRUPTED: f"{_STOPPED}; nothing is written",
+        INTERRUPTED: f"{_STOPPED} or SIGTERM; nothing is written",
     },
     "keys": {0: "the key is printed and its digest is in the file", USAGE_ERROR: _INVALID},
     "rules": {0: "the rules are printed", USAGE_ERROR: _INVALID},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import threading
 from argparse import Namespace
@@ -11,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from rewardserve.arguments import Parser, respell
 from rewardserve.exit_codes import FAILED, INTERRUPTED, USAGE_ERROR
@@ -19,6 +16,7 @@ from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.checkpoint import CheckpointError
 from rewardserve.model.templates.chat_template import EncodingPolicyError
 from rewardserve.model.text.printable import printable
+from rewardserve.signals import sigterm_as_sigint
 from rewardserve.training import recipe, sources
 from rewardserve.training.calibrate import NothingToFit
 from rewardserve.training.config import Config, ConfigError
@@ -51,7 +49,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     config: Config | None = None
     try:
-        with _without_tracebacks_of_threads(), _sigterm_as_sigint():
+        with _without_tracebacks_of_threads(), sigterm_as_sigint():
             require_packages()
             config = recipe.load(Path(options.config), options.set)
             # A cross-validation reads no eval_sources; it refuses them itself.
@@ -111,28 +109,6 @@ def _resume_hint(config: Config | None, verb: str) -> str:
     if lacks_report(folder):
         return " The checkpoint is written; `rewardserve finish` with this recipe writes its report."
     return " There is no saved step to resume from."
-
-
-@contextmanager
-def _sigterm_as_sigint() -> Iterator[None]:
-    """Let SIGTERM end the program as Ctrl-C does, so that half-written files are removed; a second one ends it at once.
-
-    Training has separate handlers, which finish the step. One of several processes keeps the default action: inside a
-    collective no Python handler would run.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +83,18 @@ def test_an_export_into_a_folder_that_fails_leaves_no_half_of_a_checkpoint(bound
     for name in ("out", "there"):
         assert export([str(bound), str(tmp_path / name)]) == 1
         assert not (tmp_path / name).exists() or not list((tmp_path / name).iterdir())
+
+
+def test_an_export_that_sigterm_ends_leaves_no_half_of_a_checkpoint(bound, tmp_path, monkeypatch):
+    def terminate(*_: object, **__: object) -> None:
+        assert (tmp_path / "out" / "config.json").is_file()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr("rewardserve.model.export.write_contract", terminate)
+    with pytest.raises(KeyboardInterrupt):
+        export([str(bound), str(tmp_path / "out")])
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_pickles_are_read_where_they_are_allowed_also_for_a_contract_alone(tmp_path, capsys):
