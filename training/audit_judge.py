@@ -42,7 +42,11 @@ def judge_config(config: Config, judge: AuditJudgeConfig) -> Config:
         model=model,
         data=replace(data, balance_length=judge.balance_length),
         method=replace(config.method, layers=layers),
-        output=replace(config.output, folder=str(Path(config.output.folder) / AUDIT_JUDGE)),
+        output=replace(
+            config.output,
+            folder=str(Path(config.output.folder) / AUDIT_JUDGE),
+            run_name=f"{config.output.reported_name}-{AUDIT_JUDGE}",
+        ),
         audit_judge=None,
         seed=(config.seed + 1) % 2**32,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from math import ceil
+from pathlib import Path
 from typing import Any, Literal
 
 from rewardserve.model.scorer import DISTANCE
@@ -394,6 +395,10 @@ class OutputConfig:
     """Number of step checkpoints that are kept."""
     log_steps: int = 10
     """Steps between two lines of the log."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ("tensorboard",)
+    """Trackers that get the curves of the run; accounts and addresses come from the environment variables of each."""
+    run_name: str = ""
+    """Name of the run in the trackers; empty: the name of `folder`."""
     adapter: bool = True
     """Also write the trained part alone, over the base model by name: `adapter/` of LoRA, `heads/` of a frozen backbone."""
 
@@ -401,6 +406,14 @@ class OutputConfig:
         """Raise `ConfigError` naming field and value."""
         _require_ranges("output", self)
         _require(bool(self.folder), "output.folder", self.folder, "a folder")
+        _require(
+            len(set(self.report_to)) == len(self.report_to), "output.report_to", self.report_to, "names that differ"
+        )
+
+    @property
+    def reported_name(self) -> str:
+        """Name of the run in the trackers."""
+        return self.run_name or Path(self.folder).absolute().name
 
 
 @dataclass(frozen=True, slots=True)

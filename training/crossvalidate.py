@@ -57,8 +57,8 @@ def crossvalidate(config: Config, n_folds: int) -> CrossValidationResult:
 def _crossvalidate(config: Config, n_folds: int) -> CrossValidationResult:
     timer = finish.RunTimer()
     check_optimizer(config)
-    # Every pair of the sources is held out once, so the recipe's held-out share is not used.
-    config = replace(config, data=replace(config.data, eval_fraction=0.0))
+    # Every pair of the sources is held out once, so the recipe's held-out share is not used. A fold reports to no tracker.
+    config = replace(config, data=replace(config.data, eval_fraction=0.0), output=replace(config.output, report_to=()))
     torch.manual_seed(config.seed)
     start = workflow.load_start(config)
     workflow.print_not_adapted(config, start)

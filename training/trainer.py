@@ -106,14 +106,6 @@ class RewardTrainer(Trainer):
             self.add_callback(StepLogLines())
         self.add_callback(MarkComplete(config.output.keep))
 
-    def log_to_tensorboard(self, folder: Path) -> None:
-        """Write the curves for TensorBoard, on the first process alone."""
-        if self.is_world_process_zero():
-            from torch.utils.tensorboard import SummaryWriter
-            from transformers.integrations import TensorBoardCallback
-
-            self.add_callback(TensorBoardCallback(SummaryWriter(str(folder))))
-
     # -- batches ------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
@@ -356,7 +348,8 @@ def _arguments(config: Config, steps: Path, *, evaluates: bool) -> TrainingArgum
         eval_steps=config.eval.steps or None,
         remove_unused_columns=False,
         accelerator_config={"even_batches": False},
-        report_to=[],
+        report_to=[],  # `reporting` adds the callbacks
+        run_name=output.reported_name,
         disable_tqdm=not sys.stderr.isatty(),
         use_cpu=not torch.cuda.is_available(),
     )

@@ -65,6 +65,7 @@ from rewardserve.training.finish import (
 from rewardserve.training.losses import USES_MARGIN, pair_loss
 from rewardserve.training.methods import CachedNetwork, adapt, check_targets, fit_logistic, not_adapted
 from rewardserve.training.pair_batches import Collator, Rows, cached_rows, token_rows
+from rewardserve.training.reporting import check_trackers, reports
 from rewardserve.training.sequences import PairTable
 from rewardserve.training.step_checkpoints import COMPLETE, damaged, history_of, last_complete, load_weights
 from rewardserve.training.trainer import RewardTrainer, check_optimizer, check_warmup, stops_at_signals
@@ -102,6 +103,7 @@ def _train(config: Config) -> Path:
     with _lock_folder(folder):
         resume_from = _step_to_resume(config, folder)
         check_optimizer(config)
+        check_trackers(config)
         pair_loss(config.loss)
         if config.export.probes:
             read_probes(Path(config.export.probes))
@@ -514,8 +516,7 @@ def fit(
     collator = Collator(table, network.head_names, rows)
     evaluate_now = partial(_evaluate_held_out, config, start, tables.held_out) if len(tables.held_out) else None
     trainer = RewardTrainer(module, table, collator, config, evaluate_held_out=evaluate_now, steps=folder / "steps")
-    trainer.log_to_tensorboard(folder / "logs")
-    with stops_at_signals(trainer):
+    with stops_at_signals(trainer), reports(trainer, config.output.report_to, folder / "logs"):
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     return _whole(config, start, trainer), list(trainer.state.log_history)
 
