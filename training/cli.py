@@ -145,6 +145,13 @@ def _parser(verb: str) -> Parser:
         parser.add_argument("--folds", type=int, default=5, help="number of folds; as many as groups leaves one out")
     if verb in ("evaluate", "calibrate"):
         parser.add_argument("--checkpoint", help="reward model to read; default: the one in the recipe's output.folder")
+    if verb == "evaluate":
+        parser.add_argument(
+            "--invariance",
+            action="store_true",
+            help="also score held-out responses under twelve changes that keep their meaning, as every training does; "
+            "eval.invariance_pairs sets the number of pairs",
+        )
     return parser
 
 
@@ -152,6 +159,7 @@ def _run(verb: str, config: Config, options: Namespace) -> None:
     from rewardserve.training import workflow
     from rewardserve.training.console import show
     from rewardserve.training.evaluate import summary_lines
+    from rewardserve.training.invariance import summary_line
 
     if verb in ("evaluate", "calibrate"):
         checkpoint = options.checkpoint or str(Path(config.output.folder) / "checkpoint")
@@ -164,9 +172,13 @@ def _run(verb: str, config: Config, options: Namespace) -> None:
     elif verb == "calibrate":
         print(f"checkpoint: {workflow.calibrate_checkpoint(config, checkpoint)}")
     else:
-        metrics, page = workflow.evaluate_checkpoint(config, checkpoint)
+        metrics, invariant, page = workflow.evaluate_checkpoint(
+            config, checkpoint, measures_invariance=options.invariance
+        )
         for line in summary_lines(metrics):
             show(line)
+        if invariant is not None:
+            show(summary_line(invariant))
         show(f"report: {page}")
 
 

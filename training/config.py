@@ -77,6 +77,7 @@ RANGES: dict[str, Range] = {
     "eval.steps": Range(0, 1e9),
     "eval.batch_tokens": Range(1, 1e8),
     "eval.bootstrap": Range(1, 1e5),
+    "eval.invariance_pairs": Range(0, 1e6),
 }
 """Range of every number of a recipe. Beyond these a run would fail, hang, or have no effect."""
 
@@ -426,6 +427,9 @@ class EvalConfig:
     """Largest number of tokens of one forward in evaluation, with padding."""
     bootstrap: int = 1000
     """Number of resamples of the confidence intervals."""
+    invariance_pairs: int = 100
+    """Held-out pairs, chosen by digest, whose responses are scored again under twelve changes that keep their meaning, at most 24
+    forwards of one response a pair; 0: none."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""

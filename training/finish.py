@@ -30,6 +30,7 @@ from rewardserve.training import (
     evaluate,
     export,
     hidden_statistics,
+    invariance,
     recipe,
     report,
     run_folder,
@@ -40,6 +41,7 @@ from rewardserve.training.calibrate import NothingToFit
 from rewardserve.training.config import Config
 from rewardserve.training.console import say, show
 from rewardserve.training.evaluate import Floats, ScoredPairs, SliceMetrics
+from rewardserve.training.invariance import InvarianceReport
 from rewardserve.training.row_counts import RowCounts
 from rewardserve.training.sequences import PairTable, TokenSequence
 
@@ -97,6 +99,7 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
     judged = evaluate.slices(tables.held_out, scores_NH, *heads)
     metrics = figures(config, judged)
     crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
+    invariant = invariance_report(config, trained, tables.held_out, scores_NH)
     probes = _probes(config, tables)
     # A checkpoint that is only calibrated was trained on other pairs, or keeps the report of its training.
     trained_before = trained.folder if made.verb == "calibrate" else None
@@ -111,6 +114,7 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
     details = {
         "metrics": [asdict(m) for m in metrics],
         "cross-use": [asdict(m) for m in crossed],
+        "invariance": asdict(invariant) if invariant else None,
         "before": [asdict(m) for m in made.before],
         "bad rows": [str(b) for b in tables.split.bad[:_N_BAD_SHOWN]],
         "recipe": recipe.plain(config),
@@ -128,11 +132,13 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
         facts |= {"contract": contract.digest}
         shown = report.Page(
             f"Reward model {folder.resolve().name}", facts | {"versions": export.versions()}, metrics, made.before, judged,
-            recipe.plain(config), crossed, made.history, about_pairs,
+            recipe.plain(config), crossed, made.history, about_pairs, invariant,
         )  # fmt: skip
         report.write(page, shown)
         for line in evaluate.summary_lines(metrics):
             show(line)
+        if invariant:
+            show(invariance.summary_line(invariant))
         if uncalibrated:
             show(f"not calibrated: {uncalibrated}")
         show(f"report: {page}")
@@ -213,6 +219,21 @@ def score_slices(config: Config, checkpoint: Checkpoint, table: PairTable) -> li
 def figures(config: Config, judged: Sequence[ScoredPairs]) -> list[SliceMetrics]:
     """Compute one line of figures a slice."""
     return [evaluate.slice_metrics(j, n_bootstrap=config.eval.bootstrap) for j in judged]
+
+
+def invariance_report(
+    config: Config, checkpoint: Checkpoint, table: PairTable, scores_NH: Floats
+) -> InvarianceReport | None:
+    """Figures of a sample of held-out responses under changes that keep their meaning; None without pairs."""
+    if not config.eval.invariance_pairs or not len(table):
+        return None
+    changed = invariance.changed_responses(table, checkpoint.encoder, config.eval.invariance_pairs, config.data.salt)
+    network, budget = checkpoint.network, config.eval.batch_tokens
+    rows_RH = scoring.score(
+        network, changed.rows, pad_id=checkpoint.pad_id, batch_tokens=budget, label="changed held-out responses"
+    )
+    base_P2, after = invariance.pair_scores(changed, table, scores_NH, rows_RH, network.head_names)
+    return invariance.figures(changed, table, base_P2, after, config.eval.bootstrap)
 
 
 def facts_of(config: Config, tables: EncodedData) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from rewardserve.model.text.text_files import write_text
-from rewardserve.training import yaml12
+from rewardserve.training import invariance_table, yaml12
 from rewardserve.training.evaluate import PAIRS_A_BIN, ScoredPairs, SliceMetrics, cross_fitted, reliability
+from rewardserve.training.invariance import InvarianceReport
 
 _CHOSEN, _REJECTED, _LINE = "#2a7f62", "#c4533a", "#3b5b92"
 _STYLE = """
@@ -71,6 +72,7 @@ class Page:
     crossed: Sequence[SliceMetrics] = ()
     history: Sequence[Mapping[str, float]] = ()
     independence: str = ""
+    invariance: InvarianceReport | None = None
 
 
 def write(path: Path, page: Page) -> None:
@@ -97,7 +99,7 @@ def render(page: Page) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(page.title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
         f"<h1>{html.escape(page.title)}</h1>{_facts(page.facts)}{_curve(page)}<h2>Held-out pairs</h2>{_held_out(page)}"
-        f"{crossed}{before}{plots}<h2>Recipe</h2>"
+        f"{invariance_table.section(page.invariance)}{crossed}{before}{plots}<h2>Recipe</h2>"
         f"<pre>{html.escape(yaml12.dump(dict(page.recipe)))}</pre></body></html>\n"
     )
 

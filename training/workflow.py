@@ -34,6 +34,7 @@ from rewardserve.training import (
     data,
     evaluate,
     hub,
+    invariance,
     leakage,
     length_balance,
     raw_text,
@@ -58,10 +59,12 @@ from rewardserve.training.finish import (
     figures,
     finish,
     independence,
+    invariance_report,
     score,
     score_slices,
     summary,
 )
+from rewardserve.training.invariance import InvarianceReport
 from rewardserve.training.losses import USES_MARGIN, pair_loss
 from rewardserve.training.methods import CachedNetwork, adapt, check_targets, fit_logistic, not_adapted
 from rewardserve.training.pair_batches import Collator, Rows, cached_rows, token_rows
@@ -127,8 +130,14 @@ def _train(config: Config) -> Path:
     return folder / "checkpoint"
 
 
-def evaluate_checkpoint(config: Config, path: str) -> tuple[list[SliceMetrics], Path]:
+def evaluate_checkpoint(
+    config: Config, path: str, *, measures_invariance: bool = False
+) -> tuple[list[SliceMetrics], InvarianceReport | None, Path]:
     """Evaluate an existing reward model on the recipe's held-out pairs; write a report. Return figures and its path."""
+    if measures_invariance and not config.eval.invariance_pairs:
+        raise ConfigError("--invariance with eval.invariance_pairs: 0 would score no response; raise it")
+    if not measures_invariance:
+        config = replace(config, eval=replace(config.eval, invariance_pairs=0))
     timer, folder = RunTimer(), Path(config.output.folder)
     run_folder.require_writable(folder)
     checkpoint = _with_limits(config, _read(config, path))
@@ -136,27 +145,30 @@ def evaluate_checkpoint(config: Config, path: str) -> tuple[list[SliceMetrics], 
     _require_held_out(tables, "evaluate")
     page = folder / "evaluation.html"
     made = TrainingRecord(f"evaluate --checkpoint {path}", timer)
-    metrics = _write_report(config, checkpoint, tables, page, made, f"Evaluation of {path}")
+    metrics, invariant = _write_report(config, checkpoint, tables, page, made, f"Evaluation of {path}")
     run_folder.write_json(page.with_suffix(".json"), [asdict(m) for m in metrics])
-    return metrics, page
+    if invariant is not None:
+        run_folder.write_json(folder / "invariance.json", asdict(invariant))
+    return metrics, invariant, page
 
 
 def _write_report(
     config: Config, checkpoint: Checkpoint, tables: EncodedData, page: Path, made: TrainingRecord, title: str
-) -> list[SliceMetrics]:
+) -> tuple[list[SliceMetrics], InvarianceReport | None]:
     """Judge a written checkpoint on the held-out pairs, and write the page. Return the figures."""
     heads = checkpoint.network.head_names, checkpoint.network.head_weights
     scores_NH = score(config, checkpoint, tables.held_out)
     judged = evaluate.slices(tables.held_out, scores_NH, *heads)
     metrics = figures(config, judged)
     crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
+    invariant = invariance_report(config, checkpoint, tables.held_out, scores_NH)
     facts = {"made by": f"rewardserve {made.verb}", **facts_of(config, tables), **made.timer.facts()}
     shown = report.Page(
         title, facts, metrics, made.before, judged, recipe.plain(config), crossed, made.history,
-        independence(tables, checkpoint.folder),
+        independence(tables, checkpoint.folder), invariant,
     )  # fmt: skip
     report.write(page, shown)
-    return metrics
+    return metrics, invariant
 
 
 def calibrate_checkpoint(config: Config, path: str) -> Path:
@@ -205,9 +217,11 @@ def _report_missing(config: Config, folder: Path, made: TrainingRecord) -> Path:
     own = _own_heads(config, checkpoint)
     page = folder / run_folder.REPORT_PAGE
     tables = encode(own, checkpoint, is_bound=True)
-    metrics = _write_report(own, checkpoint, tables, page, made, f"Reward model {folder.resolve().name}")
+    metrics, invariant = _write_report(own, checkpoint, tables, page, made, f"Reward model {folder.resolve().name}")
     for line in evaluate.summary_lines(metrics):
         show(line)
+    if invariant is not None:
+        show(invariance.summary_line(invariant))
     show(f"report: {page}")
     return out
 

@@ -312,6 +312,23 @@ def test_evaluate_finds_what_training_reported(finished, tmp_path, capsys):
     ], "the words of train"
 
 
+def test_every_training_measures_invariance_and_evaluate_does_on_request(finished, tmp_path, capsys):
+    checkpoint = str(finished / "out" / "checkpoint")
+    wanted = report_of(finished / "out")["invariance"]
+    assert wanted["n_pairs"] > 0
+    assert len(wanted["transforms"]) == 12
+    assert "<h2>Invariance</h2>" in (finished / "out" / "report.html").read_text()
+    command = ["evaluate", "--config", str(finished / "recipe.yaml"), "--checkpoint", checkpoint]
+    assert main([*command, "--invariance", "--set", f"output.folder={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "invariance.json").read_text())
+    assert found["mean_abs_shift"] == pytest.approx(wanted["mean_abs_shift"], abs=1e-4)
+    assert "invariance: a change that keeps the meaning" in capsys.readouterr().out
+    assert "<h2>Invariance</h2>" in (tmp_path / "evaluation.html").read_text()
+    none = ["--set", "eval.invariance_pairs=0", "--set", f"output.folder={tmp_path}"]
+    assert main([*command, "--invariance", *none]) == 2
+    assert "eval.invariance_pairs: 0 would score no response" in capsys.readouterr().err
+
+
 def test_calibrate_writes_statistics_of_other_data_and_the_same_scores(finished, tmp_path):
     other = world.write_jsonl(tmp_path / "other.jsonl", world.planted_rows(80, seed=9, n_groups=80))
     args = [
