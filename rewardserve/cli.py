@@ -69,6 +69,7 @@ COMMANDS = {
         Command("finish", "--config RECIPE", "make a stopped training a checkpoint", "rewardserve.training.cli:finish"),
         Command("evaluate", "--config RECIPE", "judge a checkpoint on held-out pairs", "rewardserve.training.cli:evaluate"),
         Command("calibrate", "--config RECIPE", "fit the calibration of a checkpoint", "rewardserve.training.cli:calibrate"),
+        Command("average", "--config RECIPE", "average reward models of one origin", "rewardserve.training.cli:average"),
         Command("crossvalidate", "--config RECIPE", "judge a recipe on every pair", "rewardserve.training.cli:crossvalidate"),
         Command("export", "CHECKPOINT [FOLDER]", "write a checkpoint in the standard layout", "rewardserve.model.export:main"),
     ),

@@ -53,6 +53,7 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
     "finish": {0: "the checkpoint, or its missing report, is written", **_TRAINING},
     "evaluate": {0: "the report is written", **_TRAINING},
     "calibrate": {0: "the checkpoint is written", **_TRAINING},
+    "average": {0: "the checkpoint is written", **_TRAINING},
     "crossvalidate": {0: "the report is written", **_TRAINING},
     "export": {
         0: "the contract, or the whole checkpoint, is written",

@@ -37,6 +37,8 @@ _SUMMARIES = {
     "calibrate": "Fit the calibration of a checkpoint on the held-out pairs of a recipe, and write the checkpoint with it into "
     "output.folder, with calibration.html. A checkpoint that is read from there is replaced; one from elsewhere stays as it "
     "is, and output.folder must hold no finished run.",
+    "average": "Average the weights of several trainings of one model (WARM), and write the mean as a checkpoint with its "
+    "calibration and report. Refused where the path between them loses accuracy on the held-out pairs of the recipe.",
     "crossvalidate": "Evaluate a recipe on every pair, each held out once with its whole group.",
 }
 
@@ -76,7 +78,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-train, finish, evaluate, calibrate, crossvalidate = (partial(main, verb) for verb in _SUMMARIES)
+train, finish, evaluate, calibrate, average, crossvalidate = (partial(main, verb) for verb in _SUMMARIES)
 
 
 def _leave_process_group() -> None:
@@ -152,6 +154,13 @@ def _parser(verb: str) -> Parser:
             help="also score held-out responses under twelve changes that keep their meaning, as every training does; "
             "eval.invariance_pairs sets the number of pairs",
         )
+    if verb == "average":
+        parser.add_argument(
+            "--checkpoint",
+            action="append",
+            required=True,
+            help="reward model to average; given once for each, two or more",
+        )
     return parser
 
 
@@ -171,6 +180,8 @@ def _run(verb: str, config: Config, options: Namespace) -> None:
         _crossvalidate(config, options.folds)
     elif verb == "calibrate":
         print(f"checkpoint: {workflow.calibrate_checkpoint(config, checkpoint)}")
+    elif verb == "average":
+        print(f"checkpoint: {workflow.average_checkpoints(config, options.checkpoint)}")
     else:
         metrics, invariant, page = workflow.evaluate_checkpoint(
             config, checkpoint, measures_invariance=options.invariance

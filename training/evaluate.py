@@ -150,6 +150,12 @@ def cross_slices(
     return found + [_slice(table, score_N, sources == name, COMBINED, name) for name in names]
 
 
+def own_head_accuracy(table: PairTable, scores_NH: Floats, head_names: Sequence[str]) -> float:
+    """Accuracy on all pairs of a table, each judged by the head that its source trains. A tie counts half."""
+    head_P = [head_names.index(pair.head) for pair in table.pairs]
+    return float(wins(scores_NH[list(table.chosen), head_P] - scores_NH[list(table.rejected), head_P]).mean())
+
+
 def accuracy_by_group(judged: ScoredPairs) -> Floats:
     """Accuracy of each group, `(G,)`."""
     _, number_P = np.unique(judged.group_P, return_inverse=True)

@@ -80,12 +80,16 @@ class RunTimer:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRecord:
-    """Origin of the weights: the subcommand, its timer, the figures `before` training, and the log of its steps."""
+    """Origin of the weights: the subcommand, its timer, the figures `before` training, and the log of its steps.
+
+    `origins`: checkpoints that were trained elsewhere, whose weights or mean these are; empty: trained here.
+    """
 
     verb: str
     timer: RunTimer
     before: tuple[SliceMetrics, ...] = ()
     history: tuple[dict[str, float], ...] = ()
+    origins: tuple[Path, ...] = ()
 
 
 def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Path, made: TrainingRecord) -> Path:
@@ -102,11 +106,11 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
     invariant = invariance_report(config, trained, tables.held_out, scores_NH)
     probes = _probes(config, tables)
     # A checkpoint that is only calibrated was trained on other pairs, or keeps the report of its training.
-    trained_before = trained.folder if made.verb == "calibrate" else None
-    about_pairs = independence(tables, trained_before, config)
-    out, page = folder / "checkpoint", folder / ("calibration.html" if trained_before else run_folder.REPORT_PAGE)
+    about_pairs = independence(tables, made.origins, config)
+    page = folder / ("calibration.html" if made.verb == "calibrate" else run_folder.REPORT_PAGE)
+    out = folder / "checkpoint"
     facts = {"made by": f"rewardserve {made.verb}", **facts_of(config, tables)}
-    facts |= {"training data": _training_data(trained_before)} if trained_before else {}
+    facts |= {"training data": _training_data(made.origins)} if made.origins else {}
     facts |= {"calibration": calibration.digest if calibration else None, "hidden states": about_hidden}
     facts |= {"not calibrated": uncalibrated} if uncalibrated else {}
     facts |= {"notes": list(trained.notes)} if trained.notes else {}
@@ -127,7 +131,7 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
         alone = _export_adapter_or_heads(config, trained, folder, late)
         with run_folder.replace_folder(out) as new:
             contract = export.export_checkpoint(new, trained, probes)
-            copy_judge(_judge_of(folder, trained_before), new)
+            copy_judge(_judge_of(folder, made.origins), new)
             export.write_report(new, facts | {"contract": contract.digest} | details)
         facts |= {"contract": contract.digest}
         shown = report.Page(
@@ -150,10 +154,10 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
     return out
 
 
-def _judge_of(folder: Path, trained_before: Path | None) -> Path:
-    """The judge that was trained in this output folder, or else that of the checkpoint that is calibrated."""
+def _judge_of(folder: Path, origins: Sequence[Path]) -> Path:
+    """The judge that was trained in this output folder, or else that of the first checkpoint that was trained elsewhere."""
     made = folder / AUDIT_JUDGE / "checkpoint"
-    return made if made.is_dir() or trained_before is None else trained_before / AUDIT_JUDGE
+    return made if made.is_dir() or not origins else origins[0] / AUDIT_JUDGE
 
 
 def _export_adapter_or_heads(
@@ -172,26 +176,31 @@ def _export_adapter_or_heads(
     return []
 
 
-def independence(tables: EncodedData, checkpoint: Path | None, config: Config | None = None) -> str:
+def independence(tables: EncodedData, origins: Sequence[Path], config: Config | None = None) -> str:
     """Describe the relation of held-out pairs and training for the report, as far as it is known here.
 
-    `checkpoint`: a folder that was trained elsewhere, recognised by the digest of its training pairs or not at all.
+    `origins`: checkpoints that were trained elsewhere, recognised by the digest of their training pairs or not at all.
     """
     shared = (
         f"share no group with the {tables.account.n_train} training pairs of this recipe, and no response to the same prompt "
         f"(ignoring blanks and case; {tables.account.n_leaked} training pairs were left out for that). "
         f"{tables.account.n_same_prompt} of them share a prompt with training, with other responses."
     )
-    if checkpoint is None:
+    if not origins:
         start = " The training data of the reward model from which this run started are not known here."
         return f"These pairs {shared}{start if config and config.model.start == 'reward' else ''}"
-    if _training_data(checkpoint) == data.digest(tables.train.pairs):
+    if _training_data(origins) == data.digest(tables.train.pairs):
         return f"By its report, this checkpoint was trained on the training pairs of this recipe. These pairs {shared}"
     return "Whether this checkpoint was trained on these pairs is not known: its training data are not those of this recipe."
 
 
-def _training_data(checkpoint: Path) -> str | None:
-    """Digest of the pairs that a checkpoint was trained on, by its report; None if it has none."""
+def _training_data(origins: Sequence[Path]) -> str | None:
+    """Digest of the pairs that checkpoints were trained on, by their reports; None if one has none, or they differ."""
+    digests = {_reported_data(checkpoint) for checkpoint in origins}
+    return digests.pop() if len(digests) == 1 else None
+
+
+def _reported_data(checkpoint: Path) -> str | None:
     try:
         digest: str | None = json.loads((checkpoint / export.REPORT).read_text()).get("training data")
     except (OSError, ValueError, AttributeError):

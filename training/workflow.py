@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -31,6 +31,7 @@ from rewardserve.model.checkpoint import (
     without_bias,
 )
 from rewardserve.training import (
+    averaging,
     data,
     evaluate,
     hub,
@@ -165,7 +166,7 @@ def _write_report(
     facts = {"made by": f"rewardserve {made.verb}", **facts_of(config, tables), **made.timer.facts()}
     shown = report.Page(
         title, facts, metrics, made.before, judged, recipe.plain(config), crossed, made.history,
-        independence(tables, checkpoint.folder), invariant,
+        independence(tables, (checkpoint.folder,)), invariant,
     )  # fmt: skip
     report.write(page, shown)
     return metrics, invariant
@@ -185,7 +186,38 @@ def calibrate_checkpoint(config: Config, path: str) -> Path:
         own = _own_heads(config, checkpoint)
         tables = encode(own, checkpoint, is_bound=True)
         _require_held_out(tables, "calibrate")
-        return finish(own, checkpoint, tables, folder, TrainingRecord("calibrate", timer))
+        return finish(own, checkpoint, tables, folder, TrainingRecord("calibrate", timer, origins=(checkpoint.folder,)))
+
+
+def average_checkpoints(config: Config, paths: Sequence[str]) -> Path:
+    """Write the mean of the weights of several reward models as one, if the path between them is straight."""
+    averaging.require_several(paths)
+    folder = Path(config.output.folder)
+    timer = RunTimer()
+    with _lock_folder(folder):
+        run_folder.refuse_finished(folder)
+        first = _with_limits(config, _as_written(_read(config, paths[0])))
+        own = _own_heads(config, first)
+        tables = encode(own, first, is_bound=True)
+        _require_held_out(tables, "average")
+        origins: list[Path] = []
+
+        def read_member(path: str) -> Checkpoint:
+            member = _with_limits(config, _as_written(_read(config, path)))
+            origins.append(member.folder)
+            return member
+
+        mean, found = averaging.average(paths, read_member, partial(_accuracy, own, tables.held_out))
+        for line in map(str, found):
+            show(line)
+        mean = replace(mean, notes=(*mean.notes, *(f"averaged {path}" for path in found)))
+        made = TrainingRecord("average", timer, origins=tuple(dict.fromkeys(origins)))
+        return finish(own, mean, tables, folder, made)
+
+
+def _accuracy(config: Config, table: PairTable, checkpoint: Checkpoint) -> float:
+    """Accuracy on all held-out pairs, each judged by the head that its source trains."""
+    return evaluate.own_head_accuracy(table, score(config, checkpoint, table), checkpoint.network.head_names)
 
 
 def export_last_step(config: Config) -> Path:
