@@ -78,6 +78,7 @@ RANGES: dict[str, Range] = {
     "eval.batch_tokens": Range(1, 1e8),
     "eval.bootstrap": Range(1, 1e5),
     "eval.invariance_pairs": Range(0, 1e6),
+    "eval.patience": Range(0, 1e6),
 }
 """Range of every number of a recipe. Beyond these a run would fail, hang, or have no effect."""
 
@@ -423,6 +424,11 @@ class EvalConfig:
 
     steps: int = 0
     """Steps between two evaluations on the held-out pairs; 0: only before and after training."""
+    best_by: Literal["accuracy", "nll"] | None = None
+    """Export the step with the highest accuracy, or the lowest NLL, over all held-out pairs, each judged by its head; of equal ones
+    the earliest. The steps are those of `eval.steps`, and the last one. null: export the last step."""
+    patience: int = 0
+    """Evaluations in a row without a better step after which training ends; 0: never."""
     batch_tokens: int = 16384
     """Largest number of tokens of one forward in evaluation, with padding."""
     bootstrap: int = 1000
@@ -434,6 +440,12 @@ class EvalConfig:
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
         _require_ranges("eval", self)
+        if self.best_by is not None and not self.steps:
+            raise ConfigError(f"eval.best_by is {self.best_by!r}; set eval.steps, the steps between two evaluations")
+        if self.patience and self.best_by is None:
+            raise ConfigError(
+                f"eval.patience is {self.patience}; set eval.best_by: accuracy or nll, by which a step is better"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -543,8 +555,11 @@ class _UnusedSettings:
                 raise ConfigError(f"{name} is {shown(value)}, which has no effect with {self.condition}; leave it out")
 
 
-_STEPS_ONLY = tuple(f"loss.{f.name}" for f in fields(LossConfig)) + tuple(
-    f"optim.{f.name}" for f in fields(OptimConfig) if f.name not in ("epochs", "max_steps")
+_STEPS_ONLY = (
+    "eval.best_by",
+    "eval.patience",
+    *(f"loss.{f.name}" for f in fields(LossConfig)),
+    *(f"optim.{f.name}" for f in fields(OptimConfig) if f.name not in ("epochs", "max_steps")),
 )
 _UNUSED = (
     _UnusedSettings(_STEPS_ONLY, lambda c: c.optim.epochs == 0, "optim.epochs: 0, which takes no step"),

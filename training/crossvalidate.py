@@ -29,6 +29,7 @@ from rewardserve.training import (
     workflow,
 )
 from rewardserve.training.config import Config, ConfigError
+from rewardserve.training.console import say
 from rewardserve.training.evaluate import Floats, SliceMetrics
 from rewardserve.training.finish import EncodedData
 from rewardserve.training.sequences import PairTable
@@ -59,6 +60,9 @@ def _crossvalidate(config: Config, n_folds: int) -> CrossValidationResult:
     check_optimizer(config)
     # Every pair of the sources is held out once, so the recipe's held-out share is not used. A fold reports to no tracker.
     config = replace(config, data=replace(config.data, eval_fraction=0.0), output=replace(config.output, report_to=()))
+    if config.eval.best_by:
+        say("eval.best_by is left out: each fold is trained to its end, since its held-out pairs judge it")
+        config = replace(config, eval=replace(config.eval, best_by=None, patience=0))
     torch.manual_seed(config.seed)
     start = workflow.load_start(config)
     workflow.print_not_adapted(config, start)

@@ -152,8 +152,20 @@ def cross_slices(
 
 def own_head_accuracy(table: PairTable, scores_NH: Floats, head_names: Sequence[str]) -> float:
     """Accuracy on all pairs of a table, each judged by the head that its source trains. A tie counts half."""
-    head_P = [head_names.index(pair.head) for pair in table.pairs]
-    return float(wins(scores_NH[list(table.chosen), head_P] - scores_NH[list(table.rejected), head_P]).mean())
+    return float(wins(_own_head_diffs(table, scores_NH, head_names)).mean())
+
+
+def overall(table: PairTable, scores_NH: Floats, head_names: Sequence[str]) -> dict[str, float]:
+    """Accuracy and NLL over all pairs, each judged by its own head: the figures by which the best step is chosen."""
+    accuracy = own_head_accuracy(table, scores_NH, head_names)
+    return {"accuracy": accuracy, "nll": nll(_own_head_diffs(table, scores_NH, head_names))}
+
+
+def _own_head_diffs(table: PairTable, scores_NH: Floats, head_names: Sequence[str]) -> Floats:
+    number_of_head = {name: h for h, name in enumerate(head_names)}
+    head_P = [number_of_head[pair.head] for pair in table.pairs]
+    diff_P: Floats = scores_NH[list(table.chosen), head_P] - scores_NH[list(table.rejected), head_P]
+    return diff_P
 
 
 def accuracy_by_group(judged: ScoredPairs) -> Floats:

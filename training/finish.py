@@ -44,6 +44,7 @@ from rewardserve.training.evaluate import Floats, ScoredPairs, SliceMetrics
 from rewardserve.training.invariance import InvarianceReport
 from rewardserve.training.row_counts import RowCounts
 from rewardserve.training.sequences import PairTable, TokenSequence
+from rewardserve.training.step_checkpoints import BestStep
 
 _N_BAD_SHOWN = 20
 
@@ -80,9 +81,10 @@ class RunTimer:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRecord:
-    """Origin of the weights: the subcommand, its timer, the figures `before` training, and the log of its steps.
+    """Origin of the weights: the subcommand, its timer, the figures `before` training, the log of its steps, and the best of them.
 
-    `origins`: checkpoints that were trained elsewhere, whose weights or mean these are; empty: trained here.
+    Without `best` the weights are those of the last step. `origins`: checkpoints that were trained elsewhere, whose weights or mean
+    these are; empty: trained here.
     """
 
     verb: str
@@ -90,6 +92,18 @@ class TrainingRecord:
     before: tuple[SliceMetrics, ...] = ()
     history: tuple[dict[str, float], ...] = ()
     origins: tuple[Path, ...] = ()
+    best: BestStep | None = None
+
+    def facts(self) -> dict[str, str]:
+        """The exported step, for a report."""
+        if self.best is None:
+            return {}
+        last = int(max((line["step"] for line in self.history if "step" in line), default=self.best.step))
+        n = sum(f"eval_{self.best.metric}" in line for line in self.history)
+        best = f"the best {self.best.metric} ({self.best.value:.4g}) of {n} evaluations on the held-out pairs"
+        return {
+            "exported step": f"{self.best.step:,} of {last:,}: {best}, so the figures on these pairs are optimistic"
+        }
 
 
 def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Path, made: TrainingRecord) -> Path:
@@ -114,12 +128,13 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
     facts |= {"calibration": calibration.digest if calibration else None, "hidden states": about_hidden}
     facts |= {"not calibrated": uncalibrated} if uncalibrated else {}
     facts |= {"notes": list(trained.notes)} if trained.notes else {}
-    facts |= {"heads": dict(zip(*heads, strict=True))} | made.timer.facts()
+    facts |= {"heads": dict(zip(*heads, strict=True))} | made.facts() | made.timer.facts()
     details = {
         "metrics": [asdict(m) for m in metrics],
         "cross-use": [asdict(m) for m in crossed],
         "invariance": asdict(invariant) if invariant else None,
         "before": [asdict(m) for m in made.before],
+        "best step": asdict(made.best) if made.best else None,
         "bad rows": [str(b) for b in tables.split.bad[:_N_BAD_SHOWN]],
         "recipe": recipe.plain(config),
         "versions": export.versions(),

@@ -219,7 +219,7 @@ def _coerce(kind: Any, value: Any, where: str) -> Any:
                 f"{where} is {shown(value)}; it must be one of {', '.join(names)}{did_you_mean(value, names)}"
             )
         return value
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):  # the second of a Literal
         if value is None:
             return None
         return _coerce(next(a for a in args if a is not type(None)), value, where)

@@ -6,22 +6,27 @@ Depends on files and weights, not on losses or data.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from rewardserve.training.config import ConfigError
+from rewardserve.training.config import ConfigError, EvalConfig
 from rewardserve.training.console import ProgressLines, say
 from rewardserve.training.pair_batches import PairBatches
 
 COMPLETE = "complete"
+BEST = "best.safetensors"
 WEIGHTS = "model.safetensors"
 _EMA = "ema.safetensors"
 _NAME = re.compile(r"checkpoint-([0-9]+)")
@@ -75,7 +80,12 @@ def load_weights(network: nn.Module, folder: Path) -> None:
     averaged = folder / _EMA
     if not averaged.is_file() and not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder} holds shards, not whole weights: resume from it (output.resume=true) instead")
-    state = load_file(averaged if averaged.is_file() else folder / WEIGHTS)
+    load_trained(network, averaged if averaged.is_file() else folder / WEIGHTS)
+
+
+def load_trained(network: nn.Module, file: Path) -> None:
+    """Load the trained weights of a file into `network`."""
+    state, folder = load_file(file), file.parent
     own = dict(network.named_parameters())
     other = [name for name, tensor in state.items() if name in own and own[name].shape != tensor.shape]
     if other:
@@ -111,12 +121,97 @@ class WeightAverage(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Replace the weights by their average."""
+        self._copy(self._average)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the average in place of the weights for the body, as they will be exported."""
+        weights = {name: weight.detach().clone() for name, weight in self._learning()}
+        self._copy(self._average)
+        try:
+            yield
+        finally:
+            self._copy(weights)
+
+    def _copy(self, source: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, weight in self._learning():
-                weight.copy_(self._average[name])
+                weight.copy_(source[name])
 
     def _learning(self) -> Sequence[tuple[str, nn.Parameter]]:
         return [(n, p) for n, p in self._network.named_parameters() if p.requires_grad]
+
+
+@dataclass(frozen=True, slots=True)
+class BestStep:
+    """Step with the best held-out figure so far, and that figure; its trained weights are in the same file."""
+
+    step: int
+    metric: str
+    value: float
+
+    def is_worse_than(self, value: float) -> bool:
+        """Whether the value is strictly better; NaN never is."""
+        return value > self.value if self.metric == "accuracy" else value < self.value
+
+
+def read_best(steps: Path, metric: str | None) -> BestStep | None:
+    """The best step of a run by this metric; None if none was chosen by it."""
+    if metric is None or not (steps / BEST).is_file():
+        return None
+    with safe_open(steps / BEST, framework="pt") as file:
+        noted = file.metadata()
+    return BestStep(int(noted["step"]), metric, float(noted["value"])) if noted["metric"] == metric else None
+
+
+class KeepBest(TrainerCallback):
+    """Keeps the trained weights of the best evaluated step, and ends training after `patience` evaluations without a better one.
+
+    One file has weights and figure, replaced at once, so a killed run has both or neither. `trained_state` returns the weights
+    that would be exported; all processes call it.
+    """
+
+    def __init__(self, config: EvalConfig, trained_state: Callable[[], Mapping[str, Tensor]]) -> None:
+        self._config, self._trained_state = config, trained_state
+        self._best: BestStep | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Continue from the best step of a resumed run; a run from the beginning has none."""
+        steps = Path(args.output_dir)
+        if not state.global_step and state.is_world_process_zero:
+            (steps / BEST).unlink(missing_ok=True)
+        self._best = read_best(steps, self._config.best_by) if state.global_step else None
+        control.should_training_stop = self._is_over(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluate the last step too."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Keep the weights if the step is the best so far; otherwise end training once patience is exhausted."""
+        by = str(self._config.best_by)
+        value = float(metrics[f"eval_{by}"])
+        if math.isfinite(value) and (self._best is None or self._best.is_worse_than(value)):
+            self._best = BestStep(state.global_step, by, value)
+            trained = self._trained_state()
+            if state.is_world_process_zero:
+                self._write(Path(args.output_dir), trained, self._best)
+        elif self._is_over(state.global_step):
+            say(
+                f"no better {by} than that of step {self._best.step if self._best else 0:,} for {self._config.patience} evaluations"
+            )
+            control.should_save = control.should_training_stop = True
+
+    def _is_over(self, step: int) -> bool:
+        patience = self._config.patience * self._config.steps
+        return bool(patience) and self._best is not None and step - self._best.step >= patience
+
+    def _write(self, steps: Path, trained: Mapping[str, Tensor], best: BestStep) -> None:
+        steps.mkdir(parents=True, exist_ok=True)
+        noted = {name: str(value) for name, value in asdict(best).items()}
+        save_file({n: t.detach().cpu().contiguous() for n, t in trained.items()}, steps / f"{BEST}.new", metadata=noted)
+        (steps / f"{BEST}.new").replace(steps / BEST)
 
 
 class EpochOrder(TrainerCallback):

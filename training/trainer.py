@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -33,6 +33,7 @@ from rewardserve.training.sequences import PairTable
 from rewardserve.training.step_checkpoints import (
     WEIGHTS,
     EpochOrder,
+    KeepBest,
     MarkComplete,
     StepLogLines,
     StopAfterStep,
@@ -98,9 +99,15 @@ class RewardTrainer(Trainer):
         )
         self.batches = PairBatches(table, config.optim, seed=config.seed, n_ranks=self.accelerator.num_processes)
         self.add_callback(EpochOrder(self.batches))
+        self._average: WeightAverage | None = None
         if config.optim.ema:
             self._refuse_sharded_average()
-            self.add_callback(WeightAverage(network, config.optim.ema))
+            self._average = WeightAverage(network, config.optim.ema)
+            self.add_callback(self._average)
+        # Wrappers of sharded training rename and flatten the parameters.
+        self._learning = {name for name, p in network.named_parameters() if p.requires_grad}
+        if config.eval.best_by and evaluate_held_out is not None:
+            self.add_callback(KeepBest(config.eval, self._trained_state))
         if self.args.disable_tqdm:
             self.remove_callback(PrinterCallback)
             self.add_callback(StepLogLines())
@@ -126,8 +133,8 @@ class RewardTrainer(Trainer):
         return total
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Take no step beyond the last one: the Trainer takes another when it resumes from the checkpoint of the last step."""
-        if self.state.global_step < self.state.max_steps:
+        """Take no step after the last: the Trainer takes another when it resumes from the checkpoint of the last step."""
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     # -- loss ---------------------------------------------------------------------------------------------
@@ -210,11 +217,21 @@ class RewardTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Compute the held-out metrics. Every rank computes all of them, which is also right for sharded weights."""
-        metrics = {f"eval_{k}": v for k, v in (self.evaluate_held_out() if self.evaluate_held_out else {}).items()}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        """Compute the held-out metrics of the weights that would be exported.
+
+        Every rank computes all of them, which is also right for sharded weights.
+        """
+        with self._average.applied() if self._average else nullcontext():
+            metrics = {f"eval_{k}": v for k, v in (self.evaluate_held_out() if self.evaluate_held_out else {}).items()}
+            self.log(dict(metrics))
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _trained_state(self) -> dict[str, Tensor]:
+        """The weights that learn, whole; from sharded ones they are gathered by all ranks."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        state = self.accelerator.get_state_dict(self.model_wrapped) if sharded else self.model.state_dict()
+        return {name: tensor for name, tensor in state.items() if name in self._learning}
 
     # -- step checkpoints ---------------------------------------------------------------------------------
 

@@ -71,7 +71,16 @@ from rewardserve.training.methods import CachedNetwork, adapt, check_targets, fi
 from rewardserve.training.pair_batches import Collator, Rows, cached_rows, token_rows
 from rewardserve.training.reporting import check_trackers, reports
 from rewardserve.training.sequences import PairTable
-from rewardserve.training.step_checkpoints import COMPLETE, damaged, history_of, last_complete, load_weights
+from rewardserve.training.step_checkpoints import (
+    BEST,
+    COMPLETE,
+    damaged,
+    history_of,
+    last_complete,
+    load_trained,
+    load_weights,
+    read_best,
+)
 from rewardserve.training.trainer import RewardTrainer, check_optimizer, check_warmup, stops_at_signals
 
 _DATA = "data.json"
@@ -118,6 +127,7 @@ def _train(config: Config) -> Path:
         _refuse_other_inputs(config, folder, start, tables.train, resume_from)
         _refuse_untrained_heads(config, tables.train)
         check_warmup(config, tables.train, n_processes())
+        _refuse_best_of_nothing(config, tables)
         start = replace(start, policy=tables.policy)
         # A fresh head has no earlier figures to compare with.
         before = figures(config, score_slices(config, start, tables.held_out)) if config.model.start == "reward" else []
@@ -125,7 +135,8 @@ def _train(config: Config) -> Path:
         initialise_heads(config, start, tables.train, hidden_ND)
         trained, history = fit(config, start, tables, hidden_ND, folder, resume_from)
         if trained is not None:
-            made = TrainingRecord("train", timer, tuple(before), tuple(history))
+            best = read_best(folder / "steps", config.eval.best_by)
+            made = TrainingRecord("train", timer, tuple(before), tuple(history), best=best)
             finish(config, trained, tables, folder, made)
     _process().wait_for_everyone()
     return folder / "checkpoint"
@@ -163,7 +174,7 @@ def _write_report(
     metrics = figures(config, judged)
     crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
     invariant = invariance_report(config, checkpoint, tables.held_out, scores_NH)
-    facts = {"made by": f"rewardserve {made.verb}", **facts_of(config, tables), **made.timer.facts()}
+    facts = {"made by": f"rewardserve {made.verb}", **facts_of(config, tables), **made.facts(), **made.timer.facts()}
     shown = report.Page(
         title, facts, metrics, made.before, judged, recipe.plain(config), crossed, made.history,
         independence(tables, (checkpoint.folder,)), invariant,
@@ -228,7 +239,9 @@ def export_last_step(config: Config) -> Path:
         step = last_complete(folder / "steps")
         if run_folder.lacks_report(folder):
             _refuse_other_recipe(config, folder)
-            return _report_missing(config, folder, TrainingRecord("finish", timer, history=_history(step)))
+            best = read_best(folder / "steps", config.eval.best_by)
+            made = TrainingRecord("finish", timer, history=_history(step), best=best)
+            return _report_missing(config, folder, made)
         if step is None:
             raise ConfigError(f"{folder / 'steps'} holds no complete step checkpoint; run `rewardserve train` first")
         run_folder.refuse_finished(folder)
@@ -238,8 +251,12 @@ def export_last_step(config: Config) -> Path:
         _refuse_other_inputs(config, folder, start, tables.train, step)
         start = replace(start, policy=tables.policy)
         _wrap(config, start)
-        load_weights(start.network, step)
-        return finish(config, start, tables, folder, TrainingRecord("finish", timer, history=_history(step)))
+        best = read_best(folder / "steps", config.eval.best_by)
+        if best is None:
+            load_weights(start.network, step)
+        else:
+            load_trained(start.network, folder / "steps" / BEST)
+        return finish(config, start, tables, folder, TrainingRecord("finish", timer, history=_history(step), best=best))
 
 
 def _report_missing(config: Config, folder: Path, made: TrainingRecord) -> Path:
@@ -564,7 +581,10 @@ def fit(
     trainer = RewardTrainer(module, table, collator, config, evaluate_held_out=evaluate_now, steps=folder / "steps")
     with stops_at_signals(trainer), reports(trainer, config.output.report_to, folder / "logs"):
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    return _whole(config, start, trainer), list(trainer.state.log_history)
+    trained = _whole(config, start, trainer)
+    if trained is not None and read_best(folder / "steps", config.eval.best_by) is not None:
+        load_trained(trained.network, folder / "steps" / BEST)
+    return trained, list(trainer.state.log_history)
 
 
 def _whole(config: Config, start: Checkpoint, trainer: RewardTrainer) -> Checkpoint | None:
@@ -598,7 +618,10 @@ def _wrap(config: Config, start: Checkpoint) -> None:
 
 
 def _evaluate_held_out(config: Config, start: Checkpoint, table: PairTable) -> dict[str, float]:
-    return dict(summary([evaluate.slice_metrics(j, n_bootstrap=1) for j in score_slices(config, start, table)]))
+    network, scores_NH = start.network, score(config, start, table)
+    judged = evaluate.slices(table, scores_NH, network.head_names, network.head_weights)
+    by_slice = summary([evaluate.slice_metrics(j, n_bootstrap=1) for j in judged])
+    return {**evaluate.overall(table, scores_NH, network.head_names), **by_slice}
 
 
 def _rows(table: PairTable) -> list[tuple[int, ...]]:
@@ -612,6 +635,14 @@ def _refuse_untrained_heads(config: Config, table: PairTable) -> None:
         n_of = {name: sum(pair.head == name for pair in table.pairs) for name in config.model.heads}
         raise ConfigError(
             f"no pair trains {', '.join(map(repr, idle))} of model.heads (pairs by head: {n_of}). Name it as the head of a source, "
+            "or leave it out."
+        )
+
+
+def _refuse_best_of_nothing(config: Config, tables: EncodedData) -> None:
+    if config.eval.best_by and not len(tables.held_out):
+        raise ConfigError(
+            f"eval.best_by is {config.eval.best_by!r}, and no pair is held out. Raise data.eval_fraction, name data.eval_sources, "
             "or leave it out."
         )
 
