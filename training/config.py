@@ -67,6 +67,10 @@ RANGES: dict[str, Range] = {
     "optim.warmup": Range(0, 1e9),
     "optim.max_grad_norm": Range(0, 1e6),
     "optim.ema": _SHARE,
+    "optim.betas": _SHARE,
+    "optim.epsilon": Range(0, 1, without_low=True),
+    "optim.min_lr": Range(0, 100),
+    "optim.min_lr_rate": Range(0, 1),
     "method.rank": Range(1, 65_536),
     "method.alpha": _POSITIVE,
     "method.dropout": _SHARE,
@@ -331,6 +335,17 @@ class OptimConfig:
     """Decay of the weight average that is exported; 0: no average."""
     optimizer: str = "adamw_torch"
     """Optimizer, by its name in transformers."""
+    betas: tuple[float, ...] = (0.9, 0.999)
+    """Decays of the first and second moment of Adam."""
+    epsilon: float = 1e-8
+    """Term in the denominator of Adam."""
+    min_lr: float = 0.0
+    """Learning rate at which the schedules `cosine_with_min_lr` and `cosine_warmup_with_min_lr` end. That of the heads ends at the
+    same share of `head_lr`."""
+    min_lr_rate: float = 0.0
+    """The same as a share of `lr`, in place of `min_lr`."""
+    dropout: bool = False
+    """Keep the dropout of the base model in training; false: it is off, as in TRL. LoRA has `method.dropout`."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
@@ -340,9 +355,18 @@ class OptimConfig:
         )
         whole = self.warmup < 1 or self.warmup == int(self.warmup)
         _require(whole, "optim.warmup", self.warmup, "a share below 1, or a whole number of steps")
+        _require(len(self.betas) == 2, "optim.betas", self.betas, "two numbers")
+        if self.min_lr and self.min_lr_rate:
+            raise ConfigError("optim.min_lr and optim.min_lr_rate both say where the learning rate ends; leave one out")
+        _require(self.min_lr <= self.lr, "optim.min_lr", self.min_lr, f"at most optim.lr ({self.lr:g})")
         _require(self.max_steps < 1 or self.epochs > 0, "optim.max_steps", self.max_steps, "left out with epochs: 0")
         if self.max_steps > 0:
             self.refuse_long_warmup(self.max_steps)
+
+    @property
+    def ends_at_min_lr(self) -> bool:
+        """Whether the schedule takes a last learning rate; transformers' names of such schedules say it."""
+        return self.schedule.endswith("with_min_lr")
 
     def warmup_steps(self, n_steps: int) -> int:
         """Number of steps during which the learning rate rises; a share is rounded up, as the Trainer does."""
@@ -576,6 +600,19 @@ _UNUSED = (
         ("optim.warmup",),
         lambda c: c.optim.schedule == "constant",
         "optim.schedule: constant (constant_with_warmup has one)",
+    ),
+    _UnusedSettings(
+        ("optim.min_lr", "optim.min_lr_rate"),
+        lambda c: not c.optim.ends_at_min_lr,
+        "an optim.schedule other than cosine_with_min_lr and cosine_warmup_with_min_lr",
+    ),
+    _UnusedSettings(
+        ("optim.betas", "optim.epsilon"),
+        lambda c: "adam" not in c.optim.optimizer,
+        "an optim.optimizer that is no Adam",
+    ),
+    _UnusedSettings(
+        ("optim.dropout",), lambda c: c.method.name == "frozen", "method.name: frozen, whose features are cached"
     ),
     _UnusedSettings(
         ("optim.batch_pairs",),

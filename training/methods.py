@@ -5,8 +5,10 @@ Shapes: N sequences, B rows, D width, H heads, P pairs.
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +62,39 @@ def adapt(network: RewardNetwork, config: MethodConfig) -> None:
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
         network.backbone = peft.get_peft_model(network.backbone, lora)
     network.heads.requires_grad_(True)
+
+
+def disable_dropout(backbone: nn.Module) -> tuple[str, ...]:
+    """Set every dropout of the base model to 0, in place, and describe it; empty without dropout.
+
+    transformers has dropout as modules, as numbers of attention layers, and (Falcon, GPT-J) as numbers of the configuration that
+    layers read in each forward: those get a copy, so that the exported configuration keeps its numbers.
+    """
+    modules, configured = [m for m in backbone.modules() if m is not backbone], getattr(backbone, "config", None)
+    quiet = copy.deepcopy(configured)
+    places = [
+        *((m, "p" if isinstance(m, nn.modules.dropout._DropoutNd) else "drop") for m in modules),
+        (backbone, "drop"),
+    ]
+    found = [_zeroed(module, kind) for module, kind in places]
+    if quiet is not None and _zeroed(quiet, "drop"):
+        for module in modules:
+            if getattr(module, "config", None) is configured:
+                module.config = quiet
+    values = [value for each in found for value in each]
+    if not values:
+        return ()
+    return (
+        f"dropout of the base model ({len(values)} places, up to {max(values):g}) is off in training; optim.dropout: true keeps it",
+    )
+
+
+def _zeroed(thing: Any, kind: str) -> list[float]:
+    """Set the numbers of an object whose names contain `kind` to 0. Return those that were not."""
+    before = {n: v for n, v in vars(thing).items() if kind in n and isinstance(v, float) and v > 0}
+    for name in before:
+        setattr(thing, name, 0.0)
+    return list(before.values())
 
 
 def check_targets(network: RewardNetwork, config: MethodConfig) -> None:

@@ -46,6 +46,15 @@ _ELSEWHERE = {
     "lora_alpha": "method.alpha",
     "lora_dropout": "method.dropout",
     "target_modules": "method.targets",
+    "adam_beta1": "optim.betas",
+    "adam_beta2": "optim.betas",
+    "adam_betas": "optim.betas",
+    "adam_epsilon": "optim.epsilon",
+    "disable_dropout": "optim.dropout",
+    "metric_for_best_model": "eval.best_by",
+    "load_best_model_at_end": "eval.best_by",
+    "early_stopping_patience": "eval.patience",
+    "eval_steps": "eval.steps",
     "center_rewards_coefficient": "loss.centring",
 }
 """Names of these settings in other trainers."""

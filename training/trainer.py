@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerControl, TrainingArguments, get_scheduler
 from transformers.trainer_callback import PrinterCallback
 
-from rewardserve.training.config import Config, ConfigError
+from rewardserve.training.config import Config, ConfigError, OptimConfig
 from rewardserve.training.console import say
 from rewardserve.training.errors import NonFiniteLoss, Stopped
 from rewardserve.training.losses import PairLoss, pair_loss
@@ -352,7 +352,11 @@ def _arguments(config: Config, steps: Path, *, evaluates: bool) -> TrainingArgum
         lr_scheduler_type=optim.schedule,
         warmup_steps=optim.warmup,
         max_grad_norm=optim.max_grad_norm,
+        lr_scheduler_kwargs=_schedule_options(optim),
         optim=optim.optimizer,
+        adam_beta1=optim.betas[0],
+        adam_beta2=optim.betas[1],
+        adam_epsilon=optim.epsilon,
         bf16=optim.precision == "bf16",
         fp16=optim.precision == "fp16",
         seed=config.seed,
@@ -370,6 +374,13 @@ def _arguments(config: Config, steps: Path, *, evaluates: bool) -> TrainingArgum
         disable_tqdm=not sys.stderr.isatty(),
         use_cpu=not torch.cuda.is_available(),
     )
+
+
+def _schedule_options(optim: OptimConfig) -> dict[str, float]:
+    """Last learning rate of the schedules that take one. transformers takes the absolute one as a share of `lr` in every group."""
+    if not optim.ends_at_min_lr:
+        return {}
+    return {"min_lr": optim.min_lr} if optim.min_lr else {"min_lr_rate": optim.min_lr_rate}
 
 
 def _is_head(name: str) -> bool:

@@ -67,7 +67,7 @@ from rewardserve.training.finish import (
 )
 from rewardserve.training.invariance import InvarianceReport
 from rewardserve.training.losses import USES_MARGIN, pair_loss
-from rewardserve.training.methods import CachedNetwork, adapt, check_targets, fit_logistic, not_adapted
+from rewardserve.training.methods import CachedNetwork, adapt, check_targets, disable_dropout, fit_logistic, not_adapted
 from rewardserve.training.pair_batches import Collator, Rows, cached_rows, token_rows
 from rewardserve.training.reporting import check_trackers, reports
 from rewardserve.training.sequences import PairTable
@@ -300,8 +300,10 @@ def load_start(config: Config) -> Checkpoint:
         checkpoint = _start(config)
     checkpoint.network.to(_process().device)
     left_out = not_adapted(checkpoint.network, config.method)
-    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *left_out))
-    return _with_limits(config, _require_padding_safe(checkpoint))
+    checkpoint = _with_limits(config, _require_padding_safe(checkpoint))
+    keeps = config.optim.dropout or config.method.name == "frozen" or config.optim.epochs == 0
+    off = () if keeps else disable_dropout(checkpoint.network.backbone)
+    return replace(checkpoint, notes=(*checkpoint.notes, *left_out, *off))
 
 
 def print_not_adapted(config: Config, start: Checkpoint) -> None:

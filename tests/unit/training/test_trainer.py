@@ -14,7 +14,7 @@ from rewardserve.training import recipe, scoring
 from rewardserve.training.config import ConfigError, LossConfig
 from rewardserve.training.errors import NonFiniteLoss
 from rewardserve.training.losses import logsigmoid, pair_loss
-from rewardserve.training.methods import CachedNetwork, adapt, check_targets, fit_logistic, merge
+from rewardserve.training.methods import CachedNetwork, adapt, check_targets, disable_dropout, fit_logistic, merge
 from rewardserve.training.pair_batches import Collator, PairBatches, cached_rows, token_rows
 from rewardserve.training.sequences import PairTable
 from rewardserve.training.step_checkpoints import EpochOrder, WeightAverage, damaged, last_complete, load_weights
@@ -119,6 +119,57 @@ def test_the_head_has_its_own_rate(tmp_path):
     rate = {id(p): g["lr"] for g in groups for p in g["params"]}
     assert {rate[id(p)] for n, p in trainer.model.named_parameters() if n.startswith("heads")} == {1e-2}
     assert {rate[id(p)] for n, p in trainer.model.named_parameters() if n.startswith("trunk")} == {1e-4}
+
+
+def test_betas_and_epsilon_reach_adam(tmp_path):
+    network, reference = Linear(), Linear()
+    numbers = {"betas": (0.6, 0.9), "eps": 0.1}
+    cfg = config(
+        "optim.betas=[0.6, 0.9]", "optim.epsilon=0.1", "optim.lr=0.1", "optim.max_steps=3", "optim.max_grad_norm=0"
+    )
+    table = table_of(COMPARISONS)
+    trainer_of(network, table, cfg, tmp_path).train()
+    adam = torch.optim.AdamW(reference.parameters(), lr=0.1, weight_decay=0, **numbers)
+    for _ in range(3):
+        adam.zero_grad()
+        scores = reference(torch.arange(6)[:, None], None).scores_BH[:, 0]
+        logsigmoid(scores[list(table.chosen)], scores[list(table.rejected)], torch.zeros(7)).mean().backward()
+        adam.step()
+    for name, weight in weights(network).items():
+        assert torch.allclose(weight, weights(reference)[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("schedule", ["cosine_with_min_lr", "cosine_warmup_with_min_lr"])
+@pytest.mark.parametrize("end", ["optim.min_lr=1e-4", "optim.min_lr_rate=0.1"])
+def test_the_rates_end_at_their_least_those_of_the_heads_in_proportion(tmp_path, schedule, end):
+    cfg = config(f"optim.schedule={schedule}", end, "optim.lr=1e-3", "optim.head_lr=1e-2", "optim.max_steps=20")
+    assert refusal_of(cfg) == ""
+    trainer = trainer_of(Linear(), table_of(COMPARISONS), cfg, tmp_path)
+    trainer.train()
+    rate = {group["lr"] for group in trainer.optimizer.param_groups}
+    # The second schedule takes its last step one before the end of its cosine.
+    assert sorted(rate) == pytest.approx([1e-4, 1e-3], rel=0.06)
+    seen = [line["learning_rate"] for line in trainer.state.log_history if "loss" in line]
+    assert seen[0] == pytest.approx(1e-3, rel=0.06)
+    assert seen == sorted(seen, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["optim.betas=[0.9]"], "two numbers"),
+        (["optim.betas=[0.9, 1.0]"], "below 1"),
+        (["optim.epsilon=0"], "above 0"),
+        (["optim.schedule=cosine", "optim.min_lr=1e-7"], "no effect with an optim.schedule other than"),
+        (["optim.schedule=cosine_with_min_lr", "optim.min_lr=1e-2"], "at most optim.lr"),
+        (["optim.schedule=cosine_with_min_lr", "optim.min_lr=1e-7", "optim.min_lr_rate=0.1"], "leave one out"),
+        (["optim.optimizer=sgd", "optim.betas=[0.8, 0.9]"], "no Adam"),
+        (["method.name=frozen", "optim.dropout=true"], "features are cached"),
+    ],
+)
+def test_a_setting_of_the_optimizer_that_is_wrong_or_idle_is_refused(overrides, says):
+    with pytest.raises(ConfigError, match=says):
+        config(*overrides)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_rows(tmp_path):
@@ -242,6 +293,41 @@ def test_cached_features_give_the_scores_of_the_network():
     assert out.scores_BH[:, 0].tolist() == pytest.approx([expected[2, 0], expected[0, 0]], abs=1e-5)
 
 
+WITH_DROPOUT = {
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "n_positions": 32},
+    "llama": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50, "intermediate_size": 16,
+              "attention_dropout": 0.4},
+    "opt": {"hidden_size": 16, "word_embed_proj_dim": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50,
+            "ffn_dim": 16, "dropout": 0.3, "attention_dropout": 0.3, "layerdrop": 0.5},
+    "falcon": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50, "hidden_dropout": 0.3,
+               "attention_dropout": 0.3, "alibi": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WITH_DROPOUT)
+def test_without_dropout_a_model_in_training_computes_what_it_computes_in_evaluation(kind):
+    from transformers import AutoConfig, AutoModel
+
+    torch.manual_seed(0)
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **WITH_DROPOUT[kind]))
+    ids = torch.arange(20)[None]
+
+    def hidden(training):
+        model.train(training)
+        return model(ids).last_hidden_state
+
+    judged = hidden(training=False)
+    assert not all(torch.equal(hidden(training=True), judged) for _ in range(3)), "its dropout is on"
+    (note,) = disable_dropout(model)
+    assert "optim.dropout: true" in note
+    assert all(torch.equal(hidden(training=True), judged) for _ in range(3))
+    assert disable_dropout(model) == ()
+    assert (
+        AutoConfig.for_model(kind, **WITH_DROPOUT[kind]).to_dict().items()
+        >= {k: v for k, v in model.config.to_dict().items() if "drop" in k}.items()
+    ), "the exported configuration keeps its numbers"
+
+
 def test_only_adapters_of_the_chosen_layers_and_the_head_learn():
     network = llama()
     adapt(network, config("method.name=lora", "method.layers=[1, 2]", "method.rank=2").method)
@@ -298,8 +384,12 @@ def test_a_batch_of_tokens_gives_each_pair_what_two_single_rows_give():
 
 def refusal(override):
     """Why a recipe's optimizer or schedule is refused; empty where it works."""
+    return refusal_of(config(override))
+
+
+def refusal_of(cfg):
     try:
-        check_optimizer(config(override))
+        check_optimizer(cfg)
     except ConfigError as error:
         return str(error)
     return ""
@@ -317,7 +407,7 @@ def test_an_optimizer_works_here_or_is_refused_in_one_line(name):
 @pytest.mark.parametrize("name", [s.value for s in SchedulerType])
 def test_a_schedule_works_here_or_is_refused_in_one_line(name):
     said = refusal(f"optim.schedule={name}")
-    needs_more = name in ("reduce_lr_on_plateau", "cosine_with_min_lr", "warmup_stable_decay")
+    needs_more = name in ("reduce_lr_on_plateau", "warmup_stable_decay")
     assert (name in said and "\n" not in said) if said else not needs_more, said
 
 
