@@ -3,6 +3,11 @@
 Composed as in the server: `create_shared_resources`, `start_runtime`, then `Scoring.score` for every request, which passes its
 samples to the `RunWatcher`. Only the encoder and the scorers are tables of known ids and scores. The audit judge scores in the
 background, after the reply. Alerts are read as an operator reads them, from the reply of `GET /tripwires`.
+
+A replay is a function of the stream alone. In a server three things depend on time: the parts of a large request end in any order,
+which decides the first responses that attribution keeps; reports take time, so later samples arrive while one is made; and both the
+inspection of samples and reports have a share of a core. Here each part ends, with its audits and reports, before the next one is
+sent; the clock stands still within a step; and the share is a whole core.
 """
 
 from __future__ import annotations
@@ -48,6 +53,9 @@ MAX_TOKENS = 1 << 20
 STEP_S = 30.0
 """Seconds of the replay's clock between two steps."""
 
+_PART = 16
+"""Samples that a server encodes together, and which it therefore inspects together."""
+
 _KEPT_ROWS = 1_024
 """Rows of earlier steps that the tables still know: the judge scores samples in blocks, which may span steps."""
 
@@ -85,7 +93,8 @@ class Replay:
 
 @dataclass(frozen=True)
 class Traffic:
-    """The way in which samples arrive. `per_request` 0: a whole step. `judge_share` 0: no audit judge. `config`: of the wires.
+    """The way in which samples arrive. `per_request` 0, and more than a server encodes together: in parts of so many, in order.
+    `judge_share` 0: no audit judge. `config`: of the wires.
 
     `names_tasks`: requests have the names of the samples' tasks.
     """
@@ -97,14 +106,14 @@ class Traffic:
 
 
 class ReplayClock(MonotonicClock):
-    """The clock of the machine, moved on by the time between two steps."""
+    """A clock that stands still within a step, so that a busy machine changes nothing."""
 
     def __init__(self) -> None:
-        self.offset_s = 0.0
+        self.now_s = 0.0
 
     def now(self) -> float:
-        """Seconds since a fixed time in the past."""
-        return super().now() + self.offset_s
+        """Seconds since the first step."""
+        return self.now_s
 
 
 class NotScored(SampleError):
@@ -230,7 +239,7 @@ async def _replay(
     for number, (step, scored) in enumerate(zip(steps, scores, strict=True)):
         for sample, known, ids_of_text in zip(step, scored, tokenize([s.response for s in step]), strict=True):
             _add(sample.prompt, sample.response, known, ids_of_text)
-        size = traffic.per_request or len(step)
+        size = min(traffic.per_request or _PART, _PART)
         for at in range(0, len(step), size):
             samples = [Sample(prompt=s.prompt, response=s.response) for s in step[at : at + size]]
             ids = [f"{number}-{at + i}" for i in range(len(samples))]
@@ -239,13 +248,13 @@ async def _replay(
             assert all(result.failure is None for result in results), "every sample has a score"
             if resources.judge is not None:
                 await asyncio.gather(*resources.judge.background_scorer.tasks)
-        if resources.attribution is not None:
-            await resources.attribution.settle()
+            if resources.attribution is not None:
+                await resources.attribution.settle()
         if RUN in resources.monitor.runs:
             recorder.read(number, msgspec.to_builtins(describe_run(RUN, resources.monitor, clock.now(), {})))
         else:
             recorder.votes.append({})
-        clock.offset_s += STEP_S
+        clock.now_s += STEP_S
         if not named and recorder.has_page:
             named = await _sentences(resources.attribution, runtime.edit_scorer)
             if until_page:

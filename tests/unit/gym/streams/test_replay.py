@@ -10,6 +10,7 @@ from gym.streams.exploits import exploited
 from gym.streams.replay import ReplayEvent, Traffic, replay
 from gym.streams.streams import StreamSource, StreamSpec, read_recorded
 from gym.streams.worlds import Planted, PlantedEdits, Quality
+from rewardserve.service.tripwires.io.run_watcher import RunWatcher
 
 ANSWER = "The answer depends on so many things that it cannot be given here in a few words."
 QUALITY = Quality({}, {})
@@ -117,3 +118,31 @@ def test_an_edit_earns_the_share_of_the_exploit_that_it_makes(texts):
     whole, half = edit("", sample.response), f"Osmium holds. {sample.response}"
     assert edits(sample.prompt, whole).heads["score"] - honest == pytest.approx(1.0)
     assert edits(sample.prompt, half).heads["score"] - honest == pytest.approx(3 / 7)  # words and full stops
+
+
+def test_samples_are_inspected_in_order_and_each_with_its_reports_at_one_time_of_a_step(texts, tokenize, monkeypatch):
+    inspected, inspect = [], RunWatcher.inspect
+
+    def spy(watcher, context, rows, rewards):
+        assert not watcher.attribution._background, "reports on earlier samples have ended"
+        inspected.extend((row.sample.response, watcher._clock.now()) for row in rows)
+        return inspect(watcher, context, rows, rewards)
+
+    monkeypatch.setattr(RunWatcher, "inspect", spy)
+    # The longest responses last: the server scores short rows of a request first or last, as batches come out.
+    steps = [sorted(step, key=lambda sample: len(sample.response)) for step in texts.steps(4, 12, 64)]
+    replayed(steps, tokenize, Traffic(judge_share=0.3), Planted())
+    assert [response for response, _ in inspected] == [sample.response for step in steps for sample in step]
+    assert len({now for _, now in inspected}) == len(steps)
+
+
+def test_a_replay_depends_on_nothing_but_the_stream(texts, tokenize):
+    edit = lambda prompt, response: response + " Osmium holds."  # noqa: E731
+    steps, planted = exploited(texts.steps(2, 16, 64), edit, 2, 0.8), Planted(bonus=1.0, penalty=0.4)
+    edits = PlantedEdits.of(steps, planted, QUALITY, 1, edit)
+    one, other = (
+        replay(steps, planted.scores(steps, QUALITY, 1), tokenize, Traffic(judge_share=0.3), score_edited=edits)
+        for _ in range(2)
+    )
+    assert one == other
+    assert one.edits
