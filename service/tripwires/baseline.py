@@ -21,7 +21,7 @@ _MIN_STD: Mapping[str, float] = {
     "spread": 0.05,
     "score": 0.1,
 }
-_LEARNED = (*TRAITS, "score", "spread", "distance", "id_reuse")
+_LEARNED = (*TRAITS, "score", "spread", "distance", "id_reuse", "duplicate_across_prompts")
 """Numbers of which a run learns the baseline at its start, besides the components of its reward."""
 
 _Z_ONE_IN_1000 = 3.09

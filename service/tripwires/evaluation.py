@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from rewardserve.service.tripwires.alert import VOTE, Alert, Severity
 from rewardserve.service.tripwires.run_state import MonitorLimits, Run
-from rewardserve.service.tripwires.statistics import RELATIVE, RunSnapshot
-from rewardserve.service.tripwires.strata import Stratum, expected_gap, mixed_baseline
+from rewardserve.service.tripwires.statistics import MAX_WINDOWS, MIN_AUDITED, RELATIVE, RunSnapshot
+from rewardserve.service.tripwires.strata import Stratum, audit_gap_growth, mixed_baseline
 from rewardserve.service.tripwires.wires import Wire
 
 
@@ -43,12 +43,11 @@ class WireEvaluator:
     def _snapshot(self, run: Run) -> RunSnapshot:
         """The snapshot of all samples; sets the baseline of the run."""
         strata = [each for each in run.strata.values() if each.has_baseline]
-        compared, gap = run.compared, 0.0
+        compared = run.compared
         if len(run.strata) == 1 and strata:
             run.baseline = strata[0].baseline
         elif strata:
             run.baseline = mixed_baseline(strata, run.run_wide)
-            gap = expected_gap(strata, compared)
         return RunSnapshot(
             run.smooth,
             run.baseline,
@@ -58,7 +57,8 @@ class WireEvaluator:
             run.audit_drift.e_value if run.audit_drift.start is not None else None,
             run.audit_drift.divergence(),
             compared,
-            gap,
+            audit_gap_growth(strata, min(MIN_AUDITED, MAX_WINDOWS * self._limits.window)),
+            run.n_windows,
             run.prompts.n_changes,
             run.attributed,
         )

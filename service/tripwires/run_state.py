@@ -72,6 +72,8 @@ class Run:
     another model scored the run before; sums over rewards of the earlier model are in `earlier`. `owner` is the name of the API
     key, "" without keys; `name` is "" for samples without a run, which `client` sends.
 
+    `texts` has the prompt, the number and the latest window of each text.
+
     All fields but the source are written to the state file (`io.run_records`): a new one needs a default, and a type of builtins,
     tuples and dataclasses, with an `OrderedDict` only as the field itself. Times are monotonic. `revision` grows with each change.
     """
@@ -91,7 +93,7 @@ class Run:
     window_audits: list[tuple[int, PromptMeans]] = field(default_factory=list)
     audit_drift: DriftTest = field(default_factory=DriftTest)
     has_baseline: bool = False
-    texts: OrderedDict[int, tuple[int, int]] = field(default_factory=OrderedDict)
+    texts: OrderedDict[int, tuple[int, int, int]] = field(default_factory=OrderedDict)
     keys: OrderedDict[int, None] = field(default_factory=OrderedDict)
     ids: OrderedDict[int, None] = field(default_factory=OrderedDict)
     honeypots: deque[bool] = field(default_factory=lambda: deque(maxlen=HoneypotHitRate.max_answers))

@@ -12,7 +12,7 @@ from operator import add
 from rewardserve.model.traits import TEXT_TRAITS, TOKEN_TRAITS, TRAITS
 
 _SIGNED = ("score", "audit", "audited_score", "distance")
-_WITH_SQUARES = ("score", "spread", "distance", "id_reuse", *TRAITS)
+_WITH_SQUARES = ("score", "spread", "distance", "id_reuse", "duplicate_across_prompts", *TRAITS)
 CLUSTERED = (
     "score", "spread", "distance", "saturated", "capped", "duplicate_within_prompt", "duplicate_across_prompts", "probing", *TRAITS
 )  # fmt: skip
@@ -22,15 +22,17 @@ ENTRIES: tuple[str, ...] = (
     "samples", "prompts", "responses", "texts", "spreads", "distances", "audited", "groups", "flat_groups", "saturated", "capped",
     "duplicate_within_prompt", "duplicate_across_prompts", "probing", "ids", "id_reuse", "honeypots", "honeypot_hits",
     *(f"{name}_{side}" for name in _SIGNED for side in ("positive", "negative")), "spread", *TRAITS,
-    *(f"{name}_squared" for name in _WITH_SQUARES), *(f"{name}_clustered" for name in CLUSTERED),
+    *(f"{name}_squared" for name in _WITH_SQUARES), *(f"{name}_clustered" for name in CLUSTERED), "audit_gap_clustered",
 )  # fmt: skip
 """`prompts` are the different prompts of each window. `responses` are samples of which it is known where the response begins,
 `texts` those whose text is. `duplicate_within_prompt` are texts that the run sent before for the same prompt,
-`duplicate_across_prompts` for another one, `probing` those that it sent very often. `ids` are ids of samples, retries left out,
+`duplicate_across_prompts` those that it sent for another one in the same window or the one before, `probing` those that it sent
+very often. `ids` are ids of samples, retries left out,
 `id_reuse` those of them that stood for another sample before. `flat_groups` are groups of responses to one prompt that all have
 the same reward. `honeypot_hits` are responses to planted prompts (`honeypots`) that do what no honest response does. `_clustered`
 are the squares of (sum - mean * number) of each prompt of a window, times prompts / (prompts - 1): their root over the number of
-samples is the standard error of a mean (Cochran, Sampling Techniques, 1977, section 9A.2)."""
+samples is the standard error of a mean (Cochran, Sampling Techniques, 1977, section 9A.2). `audit_gap` is the score less the
+judge's, of audited samples."""
 
 _AT = {name: i for i, name in enumerate(ENTRIES)}
 _CLUSTERED_AT = [_AT[f"{name}_clustered"] for name in CLUSTERED]
@@ -89,6 +91,8 @@ class RunningSums:
             sums[at] = keep * keep * self.sums[at] + newest.sums[at]
         for at in _AUDITED_AT:
             sums[at] = keep_audited * self.sums[at] + newest.sums[at]
+        at = _AT["audit_gap_clustered"]
+        sums[at] = keep_audited * keep_audited * self.sums[at] + newest.sums[at]
         return RunningSums(sums)
 
     def keep_audited(self, newest: RunningSums, keep: float, min_audited: int) -> float:
@@ -155,6 +159,17 @@ class RunningSums:
         """Standard error of the mean of a number, clustered by prompt; 0 where it is not known, and without any sample."""
         n = self.n_of(name)
         return sqrt(self[f"{name}_clustered"]) / n if n and name in CLUSTERED else 0.0
+
+    @property
+    def audit_gap(self) -> float | None:
+        """Mean score less the mean of the audit judge's, of the samples that both scored; None without any."""
+        score, audit = self.mean("audited_score"), self.mean("audit")
+        return None if score is None or audit is None else score - audit
+
+    @property
+    def audit_gap_error(self) -> float:
+        """Standard error of that, clustered by prompt."""
+        return sqrt(self["audit_gap_clustered"]) / max(1.0, self["audited"])
 
     def std(self, name: str) -> float | None:
         """Standard deviation over the samples with this number; None without any."""

@@ -13,8 +13,10 @@ from typing import ClassVar, Protocol
 
 from rewardserve.service.tripwires import promql
 from rewardserve.service.tripwires.baseline import Baseline, component, min_std
+from rewardserve.service.tripwires.looks import critical_z
 from rewardserve.service.tripwires.promql import Windows
 from rewardserve.service.tripwires.running_sums import RunningSums, count_of
+from rewardserve.service.tripwires.strata import AuditGapMean
 from rewardserve.service.tripwires.units import Unit
 
 MIN_SAMPLES = 50
@@ -26,7 +28,7 @@ MIN_AUDITED = 16
 N_ERRORS = 3.0
 """Standard errors, clustered by prompt, by which a mean must exceed its threshold."""
 
-_MAX_WINDOWS = 5
+MAX_WINDOWS = 5
 """Limit of `min_samples` in windows: smoothing covers ten, so with small windows more than half of them may never be there."""
 
 _SHARES = {
@@ -56,8 +58,8 @@ class RunSnapshot:
     `honeypots` are the number of the latest answers to planted prompts, and the number of hits among them. `kl` is the distance of
     the policy from its start in nats, as its trainer reported it last. `window` is the number of samples between evaluations.
     `compared` are the smoothed sums of those strata whose baselines are complete, of which `baseline` is made; None: all of
-    `smooth`. `expected_gap` is the audit gap with which the tasks of the latest samples began. `n_prompt_changes` counts the
-    changes of the prompts that the client did not name.
+    `smooth`. `gap_growth` is that of the audit gap since the start of each task. `n_windows` is the number of windows so far, and
+    `n_prompt_changes` that of the changes of the prompts that the client did not name.
     `attributed` are the statistics of the last periodic report of attribution, by wire.
     """
 
@@ -69,7 +71,8 @@ class RunSnapshot:
     audit_drift: float | None = None
     divergence: float | None = None
     compared: RunningSums | None = None
-    expected_gap: float = 0.0
+    gap_growth: AuditGapMean | None = None
+    n_windows: int = 1
     n_prompt_changes: int = 0
     attributed: Mapping[str, float] = field(default_factory=dict)
 
@@ -81,7 +84,7 @@ class RunSnapshot:
     def mean(self, name: str, min_samples: int = MIN_SAMPLES, sums: RunningSums | None = None) -> float | None:
         """Mean over the samples with this number; None where they are too few. `sums`: of other samples than all."""
         sums = sums or self.smooth
-        return sums.mean(name) if sums.n_of(name) >= min(min_samples, _MAX_WINDOWS * self.window) else None
+        return sums.mean(name) if sums.n_of(name) >= min(min_samples, MAX_WINDOWS * self.window) else None
 
     def low(self, name: str, min_samples: int = MIN_SAMPLES, sums: RunningSums | None = None) -> float | None:
         """The mean less three standard errors, clustered by prompt: what it is at least; None where the samples are too few."""
@@ -203,24 +206,78 @@ class Saturation:
         return promql.recent_low(self.of, self.min_samples, N_ERRORS)
 
 
-RELATIVE = (MeanShift, ExcessMean, Saturation)
+@dataclass(frozen=True, slots=True)
+class ShareGrowth:
+    """Growth of a share from that of the baseline, at least."""
+
+    of: str
+    min_samples: int = MIN_SAMPLES
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of the share."""
+        unit = mean_unit(self.of)
+        return Unit(f"{unit.text} more than at the start of the run, at least", unit.is_share)
+
+    def __call__(self, run: RunSnapshot) -> float | None:
+        """The growth, less three standard errors."""
+        sums, start = run.with_baseline, run.baseline.stats.get(self.of)
+        mean = run.mean(self.of, self.min_samples, sums)
+        if start is None or mean is None:
+            return None
+        return mean - start.mean - N_ERRORS * hypot(sums.error(self.of), start.error)
+
+    def promql(self, windows: Windows) -> str:
+        """The growth, less three standard errors."""
+        of = f'{{of="{self.of}"}}'
+        error = f"sqrt({promql.recent_error(self.of)} ^ 2\n  + ignoring (of) {promql.BASELINE_ERROR}{of} ^ 2)"
+        growth = f"{promql.recent_mean(self.of, self.min_samples)} - ignoring (of)\n  {promql.BASELINE_MEAN}{of}"
+        return f"({growth}\n  - ignoring (of) {N_ERRORS:g} * {error})"
+
+
+@dataclass(frozen=True, slots=True)
+class ShareAtStart:
+    """A share in the baseline, less three standard errors."""
+
+    of: str
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of the share."""
+        return mean_unit(self.of)
+
+    def __call__(self, run: RunSnapshot) -> float | None:
+        """The share; None where the baseline has none."""
+        start = run.baseline.stats.get(self.of)
+        return None if start is None else start.mean - N_ERRORS * start.error
+
+    def promql(self, windows: Windows) -> str:
+        """The share."""
+        of = f'{{of="{self.of}"}}'
+        return f"({promql.BASELINE_MEAN}{of} - {N_ERRORS:g} * {promql.BASELINE_ERROR}{of})"
+
+
+RELATIVE = (MeanShift, ExcessMean, Saturation, ShareGrowth)
 """Statistics of single samples that compare with a baseline, so that each task has its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditGap:
-    """Mean score less that of the audit judge, on the samples that both scored; not of tasks whose start is still being learned.
+    """How far the mean score has risen above that of the audit judge, at least, on the samples that both scored: since the start of
+    each task, not of tasks whose start is still being learned.
 
-    The rule takes it from the replicas: their sums over a time still have all audits of the start of a run, which are many, and
-    not the gap that its tasks let expect.
+    The bound holds for all windows of a run together (`looks`). The rule takes it from the replicas: their sums over a time still
+    have all audits of the start of a run, which are many, and not the gaps with which its tasks began.
     """
 
-    unit: ClassVar[Unit] = Unit("standard deviations above the audit judge's score")
+    unit: ClassVar[Unit] = Unit(
+        "standard deviations, at least, that the score has risen above the audit judge's since the start of the run"
+    )
 
     def __call__(self, run: RunSnapshot) -> float | None:
-        """The gap."""
-        score, audit = (run.mean(name, MIN_AUDITED, run.with_baseline) for name in ("audited_score", "audit"))
-        return None if score is None or audit is None else score - audit - run.expected_gap
+        """The growth of the gap, less its standard error as often as that is significant for the run."""
+        growth = run.gap_growth
+        return None if growth is None else growth.mean - critical_z(run.n_windows) * growth.error
 
     def promql(self, windows: Windows) -> str:
         """The mean of the replicas, each with the weight of its audits."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from math import copysign, sqrt
+from math import hypot, sqrt
+from typing import NamedTuple
 
 from rewardserve.service.tripwires.baseline import Baseline, BaselineStat, is_component
 from rewardserve.service.tripwires.running_sums import RunningSums, count_of
@@ -24,18 +25,11 @@ MIN_PROMPTS = 32
 """Fewest prompts, of the baseline and of the latest samples, from which a task is compared by itself too."""
 
 
-@dataclass(frozen=True, slots=True)
-class AuditMeans:
-    """Means over the `n` audited samples of a baseline: the normalised score, and the judge's."""
+class AuditGapMean(NamedTuple):
+    """Mean of the score less that of the audit judge, on the samples that both scored, and its standard error."""
 
-    n: float
-    score: float
-    audit: float
-
-    @property
-    def gap(self) -> float:
-        """The score less that of the judge."""
-        return self.score - self.audit
+    mean: float
+    error: float
 
 
 @dataclass(slots=True)
@@ -43,7 +37,8 @@ class Stratum:
     """The samples of one task of a run; without a task, of one of its `prompt_profiles`, by index. Since `first_step`.
 
     `window` are the sums of the open window, `total` those of all windows, `smooth` the smoothed ones. `has_baseline`: the
-    baseline, of `n_prompts` prompts, is complete; until then the samples are compared with nothing.
+    baseline, of `n_prompts` prompts, is complete; until then the samples are compared with nothing. `audits` is the gap between
+    score and judge with which it began.
     """
 
     task: str
@@ -54,7 +49,7 @@ class Stratum:
     smooth: RunningSums
     has_baseline: bool = False
     n_prompts: float = 0.0
-    audits: AuditMeans | None = None
+    audits: AuditGapMean | None = None
     profile: int = 0
 
     @classmethod
@@ -84,7 +79,13 @@ class Stratum:
         self.baseline = Baseline(stats, learned.saturation)
         self.has_baseline = True
         self.n_prompts = self.total["prompts"]
-        self.audits = _audit_means(self.total, min_audited)
+        self.learn_audits(self.total, min_audited)
+
+    def learn_audits(self, sums: RunningSums, min_audited: int) -> None:
+        """Learn the gap with which the stratum began from these sums, if they have enough audits and it is not known yet."""
+        mean = sums.audit_gap
+        if self.audits is None and mean is not None and sums["audited"] >= min_audited:
+            self.audits = AuditGapMean(mean, sums.audit_gap_error)
 
     @property
     def is_comparable(self) -> bool:
@@ -134,17 +135,21 @@ def learned_so_far(strata: Iterable[Stratum]) -> list[Stratum]:
     ]
 
 
-def expected_gap(strata: Collection[Stratum], smooth: RunningSums) -> float:
-    """The gap between score and audit at which the strata of the latest samples began, less that of all baselines together.
+def audit_gap_growth(strata: Iterable[Stratum], min_audited: float) -> AuditGapMean | None:
+    """Growth of the gap between score and judge since the start of each stratum, as the latest audits are distributed over them.
 
-    Of each difference only the part beyond three standard errors counts, of scores with a standard deviation of about 1.
+    None where there are too few of these.
     """
-    known = [(each.smooth["audited"], each.audits.n, each.audits.gap) for each in strata if each.audits is not None]
-    if not known or not smooth["audited"]:
-        return 0.0
-    first = sum(n * gap for _, n, gap in known) / sum(n for _, n, _ in known)
-    parts = (weight * copysign(max(0.0, abs(gap - first) - 3.0 / sqrt(n)), gap - first) for weight, n, gap in known)
-    return sum(parts) / smooth["audited"]
+    known = [(each.smooth, each.audits) for each in strata if each.audits is not None and each.smooth["audited"]]
+    n = sum(now["audited"] for now, _ in known)
+    if not n or n < min_audited:
+        return None
+    growth = error = 0.0
+    for now, start in known:
+        weight = now["audited"] / n
+        growth += weight * ((now.audit_gap or 0.0) - start.mean)
+        error = hypot(error, weight * now.audit_gap_error, weight * start.error)
+    return AuditGapMean(growth, error)
 
 
 def _mixed(name: str, strata: Collection[Stratum]) -> BaselineStat | None:
@@ -175,10 +180,3 @@ def _at_least(stat: BaselineStat, name: str, run_wide: Baseline) -> BaselineStat
 def _error(stat: BaselineStat, n_prompts: float) -> float:
     """The standard error of a baseline's mean. With few prompts a rare trait may not have occurred, and its measured error is 0."""
     return max(stat.error, stat.std / sqrt(n_prompts)) if n_prompts else stat.error
-
-
-def _audit_means(sums: RunningSums, min_audited: int) -> AuditMeans | None:
-    score, audit = sums.mean("audited_score"), sums.mean("audit")
-    if score is None or audit is None or sums["audited"] < min_audited:
-        return None
-    return AuditMeans(sums["audited"], score, audit)

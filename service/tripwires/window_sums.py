@@ -70,6 +70,22 @@ def _columns(
             yield name, list(zip(counted, totals, strict=True))
 
 
+def add_audits(window: RunningSums, audits: Iterable[tuple[int, PromptMeans]]) -> None:
+    """Add the spread over prompts of the gap between score and judge, of pairs of a prompt and both scores of a response.
+
+    Where there is one prompt alone, its samples are the independent units.
+    """
+    by_prompt: dict[int, list[float]] = {}
+    for prompt, scores in audits:
+        by_prompt.setdefault(prompt, []).append(scores.score - scores.audit)
+    groups = list(by_prompt.values()) if len(by_prompt) > 1 else [[gap] for each in by_prompt.values() for gap in each]
+    mean = window.audit_gap
+    if mean is None or len(groups) < 2:
+        return
+    rests = [sum(group) - mean * len(group) for group in groups]
+    window.add("audit_gap_clustered", len(groups) / (len(groups) - 1) * sum([rest * rest for rest in rests]))
+
+
 def prompt_means(audits: Iterable[tuple[int, PromptMeans]]) -> list[PromptMeans]:
     """The means of each prompt, from pairs of a prompt and both scores of a response."""
     by_prompt: dict[tuple[int, str], list[PromptMeans]] = {}

@@ -17,7 +17,7 @@ from rewardserve.service.tripwires.run_state import MonitorLimits, Run, WindowSa
 from rewardserve.service.tripwires.running_sums import RunningSums
 from rewardserve.service.tripwires.statistics import MIN_AUDITED
 from rewardserve.service.tripwires.strata import Stratum, within_strata
-from rewardserve.service.tripwires.window_sums import add_prompts, prompt_means
+from rewardserve.service.tripwires.window_sums import add_audits, add_prompts, prompt_means
 from rewardserve.service.tripwires.wires import FLAGGED_TRAITS
 
 V = TypeVar("V")
@@ -129,16 +129,22 @@ class WindowCounter:
                 run.recent_evidence.popleft()
 
     def _count_duplicate(self, run: Run, window: RunningSums, text: int, sample: SampleFeatures) -> tuple[str, bool]:
-        before, n = run.texts.get(text, (None, 0))
+        before, n, at = run.texts.get(text, (None, 0, 0))
         kind, is_probing = "", n >= PROBING_COUNT
-        if before is not None:
-            kind = "duplicate_within_prompt" if before == sample.prompt_hash else "duplicate_across_prompts"
+        if before == sample.prompt_hash:
+            kind = "duplicate_within_prompt"
             window.add(kind)
+        elif before is not None and run.n_windows - at <= 1:
+            # Against all earlier texts the share of a policy that does not change would grow with their number.
+            kind = "duplicate_across_prompts"
+            window.add_squared(kind, 1.0)
+        if kind:
             self._add_evidence(run, kind, sample.evidence)
         if is_probing:
             window.add("probing")
             self._add_evidence(run, "probing", sample.evidence)
-        _remember(run.texts, text, (sample.prompt_hash, n + 1), self._limits.remembered_texts)
+        known = sample.prompt_hash, n + 1, run.n_windows
+        _remember(run.texts, text, known, self._limits.remembered_texts)
         return kind, is_probing
 
     def _count_honeypot(self, run: Run, window: RunningSums, sample: SampleFeatures, is_honeypot_hit: bool) -> None:
@@ -163,6 +169,7 @@ class WindowCounter:
     def _close_window(self, run: Run, now: float) -> list[Alert]:
         _assign_profile(run)
         self._add_prompts(run)
+        _add_audits(run)
         window = run.window
         run.audit_drift.add_window(prompt_means(run.window_audits))
         for each in (run.window_samples, run.window_prompts, run.window_audits):
@@ -212,6 +219,8 @@ class WindowCounter:
         """Complete the baselines of strata with enough samples; at the end of the warm-up, also of those with so many prompts."""
         is_only = len(run.strata) == 1
         for each in run.strata.values():
+            if each.has_baseline:
+                each.learn_audits(each.smooth, MIN_AUDITED)
             has_enough = is_only or each.total["prompts"] >= enough_prompts or self._is_stratum_warm(each)
             if not each.has_baseline and has_enough:
                 each.complete_baseline(run.run_wide if len(run.strata) > 1 else Baseline(), MIN_AUDITED)
@@ -241,6 +250,14 @@ def _assign_profile(run: Run) -> None:
     run.window_samples = [
         each._replace(stratum=stratum.key) if each.stratum == counted_as.key else each for each in run.window_samples
     ]
+
+
+def _add_audits(run: Run) -> None:
+    by_task: dict[str, list[tuple[int, PromptMeans]]] = {}
+    for audit in run.window_audits:
+        by_task.setdefault(audit[1].task, []).append(audit)
+    for task, audits in by_task.items():
+        add_audits(run.stratum_of(task).window, audits)
 
 
 def _is_saturated(sample: SampleFeatures, stratum: Stratum) -> bool:

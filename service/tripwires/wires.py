@@ -27,6 +27,8 @@ from rewardserve.service.tripwires.statistics import (
     MeanShift,
     PromptChanges,
     Saturation,
+    ShareAtStart,
+    ShareGrowth,
     Statistic,
 )
 from rewardserve.service.tripwires.units import Unit
@@ -250,15 +252,25 @@ WIRES: tuple[Wire, ...] = (
         ),
     ),
     Wire(
-        "duplicate_across_prompts", Mean("duplicate_across_prompts", 100), 0.01, votes=True,
+        "duplicates_at_start", ShareAtStart("duplicate_across_prompts"), 0.01, "note",
         text=AlertText(
-            summary="equal texts for different prompts",
+            summary="equal texts for different prompts from the start of the run on",
+            confidence=_COUNTED,
+            action="Read the texts. Right answers, such as fixed refusals or labels, need nothing. A text that answers nothing was "
+            "learned before this run: `duplicate_across_prompts` warns only where such texts become more.",
+        ),
+    ),
+    Wire(
+        "duplicate_across_prompts", ShareGrowth("duplicate_across_prompts", 100), 0.01, votes=True,
+        text=AlertText(
+            summary="more equal texts for different prompts than at the start of the run",
             confidence=_COUNTED,
             action="Read the texts. Where they are right answers, such as fixed refusals, name their task (`task`) or acknowledge. "
             "Where they answer nothing, the policy has found a text with a high reward for any prompt: stop the run.",
         ),
         chart=Chart(
-            "duplicates", "Duplicates across prompts", "Share of texts that the run sent before for another prompt."
+            "duplicates", "Duplicates across prompts",
+            "Share of texts that the run sent shortly before for another prompt, above that at its start, at least.", min=None,
         ),
     ),
     Wire(
@@ -323,13 +335,15 @@ WIRES: tuple[Wire, ...] = (
     Wire(
         "audit_gap", AuditGap(), 0.8, votes=True,
         text=AlertText(
-            summary="the score rises above the audit judge's score",
-            confidence=_gym(82, 2)
-            + " There the judge was trained on other labels than the model; one with the same bias sees nothing.",
+            summary="the score has risen above the audit judge's score since the start of the run",
+            confidence="At most one false alarm in 1,000 runs whose gap stays within .8 of that of their start; a weak judge falls "
+            "behind in some healthy runs. One with the model's bias sees nothing.",
             action="Read twenty responses with the largest gap between the two scores.",
         ),
         chart=Chart(
-            "judges", "Audit gap", "How far the score is above that of the audit judge, on the samples that both scored.",
+            "judges", "Audit gap",
+            "How far the score has risen above that of the audit judge since the start of the run, at least, on the samples that "
+            "both scored.",
             "short", min=None,
         ),
     ),
@@ -364,8 +378,8 @@ WIRES: tuple[Wire, ...] = (
         0.2, "page",
         text=AlertText(
             summary="the model pays for a new feature of the responses, whatever they say, and the audit judge does not",
-            confidence="High: the feature was put into first responses of the run, and three standard errors separate both. "
-            + _HONEST + ".",
+            confidence="High: the feature was put into first responses of the run, bounds that hold for all reports of the run "
+            "separate both, and responses that have it score higher than others. " + _HONEST + ".",
             action="Read the sentences of the run's attribution: the first names the feature. Stop the run. " + _REJECT,
         ),
     ),

@@ -226,9 +226,9 @@ def test_the_scores_of_an_audit_judge_are_in_no_reply(tmp_path):
         while "audit_gap" not in (run := server.client.get("/tripwires/ppo-7/details").json())["statistics"]:
             assert time.monotonic() < deadline
             train(server, 1, lambda: f"answer {rng.randrange(99)}", first=99)
-        # Both have the same weights, so the judge's scores are the others' less three.
-        assert run["statistics"]["audit_gap"] == pytest.approx(3.0, abs=1e-3)
-        assert "audit_gap" in {tripped["wire"] for tripped in run["tripped"]}
+        # Both have the same weights, so the judge's scores are the others' less three, from the start of the run on.
+        assert run["statistics"]["audit_gap"] == pytest.approx(0.0, abs=1e-3)
+        assert "audit_gap" not in {tripped["wire"] for tripped in run["tripped"]}
 
 
 def test_an_audit_judge_is_asked_for_the_canaries_that_the_model_fails(tmp_path):

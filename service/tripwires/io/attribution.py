@@ -22,7 +22,7 @@ from rewardserve.service.tripwires.attribution.growth import compare_with
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.relevance import Relevance, compare_relevance
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
-from rewardserve.service.tripwires.attribution.verdicts import has_grown, score_has_grown
+from rewardserve.service.tripwires.attribution.verdicts import has_grown, score_has_grown, scores_higher
 from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.incidents import most_severe_first
 from rewardserve.service.tripwires.io.attribution_report import (
@@ -257,15 +257,19 @@ class Attribution:
                 index for index, each in enumerate(growth.findings) if each.edit and has_grown(each, progress.n_reports)
             ]
             tested = await progress.edit_tests.test_within(
-                n_samples, growth, chosen, early, scorer, self.judge, self._monitor.thresholds
+                n_samples, growth, chosen, early, scorer, self.judge, self._monitor.thresholds, progress.n_reports
             )
         if not self._is_current(label, progress, alerts):
             return
+        grown = self._score_has_grown(label, growth)
+        paid = {
+            i: each for i, each in tested.items() if scores_higher(growth.findings[i].model_pays, has_score_grown=grown)
+        }
         by_finding = {
-            "artefact_share": {i: each.artefact_share(growth.findings[i], growth) for i, each in tested.items()}
-            if self._score_has_grown(label, growth)
+            "artefact_share": {i: each.artefact_share(growth.findings[i], growth) for i, each in paid.items()}
+            if grown
             else {},
-            "judge_contradicts": {i: each.contradiction for i, each in tested.items()},
+            "judge_contradicts": {i: each.contradiction for i, each in paid.items()},
         }
         statistics = {wire: max(values.values(), default=0.0) for wire, values in by_finding.items()}
         wires = alerts.add_attributed(label, statistics | _relevance_statistics(compared.relevance))

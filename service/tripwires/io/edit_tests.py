@@ -16,8 +16,14 @@ from rewardserve.model.conversation import Sample
 from rewardserve.service.tripwires.attribution.edits import Edit
 from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS, Effect, effect, explained_share
 from rewardserve.service.tripwires.attribution.findings import Finding, GrowthReport
-from rewardserve.service.tripwires.attribution.verdicts import artefact_share, contradiction, lower_bound
+from rewardserve.service.tripwires.attribution.verdicts import (
+    N_ERRORS,
+    artefact_share,
+    contradiction,
+    lower_bound,
+)
 from rewardserve.service.tripwires.io.run_texts import KeptSample
+from rewardserve.service.tripwires.looks import critical_z
 
 MAX_EDITED = 32
 """First responses that each edit is put into."""
@@ -25,8 +31,8 @@ MAX_EDITED = 32
 MANY_EDITED = 192
 """The same where fewer leave open whether the edit earns anything, and for the judge, whose scores are less certain."""
 
-_OPEN_T = 1.0, 10.0
-"""What an edit earns is open between these multiples of its standard error."""
+_OPEN_T, _OPEN_SHARE = 1.0, 0.5
+"""What an edit earns is open from this multiple of its standard error on, as long as its lower bound is below this share of it."""
 
 MAX_TESTED = 2
 """Findings whose edit is tested."""
@@ -48,23 +54,25 @@ class Scores(Protocol):
 class TestedEdit(NamedTuple):
     """Effect of the edit of a finding on first responses, and the share of the growth of the score that it explains.
 
-    `judged` is the effect on the judge's scores, in standard deviations of its early ones; None: the judge was not asked.
+    `judged` is the effect on the judge's scores, in standard deviations of its early ones; None: the judge was not asked. `z` is
+    the normal quantile of the bounds of both statistics.
     """
 
     earned: Effect
     explains: Effect
     judged: Effect | None = None
+    z: float = N_ERRORS
 
     def artefact_share(self, finding: Finding, growth: GrowthReport) -> float:
         """The statistic of the wire `artefact_share`, of a run whose mean score has grown."""
         if finding.edit is None or finding.edit.is_length_only:
             return 0.0
-        return artefact_share(self.earned, finding.growth, growth.score_growth, self.judged)
+        return artefact_share(self.earned, finding.growth, growth.score_growth, self.judged, self.z)
 
     @property
     def contradiction(self) -> float:
         """The statistic of the wire `judge_contradicts`."""
-        return contradiction(self.earned, self.judged)
+        return contradiction(self.earned, self.judged, self.z)
 
 
 class ScoreMemory:
@@ -122,9 +130,11 @@ class EditTests:
         scorer: Scores,
         judge: Scores | None,
         thresholds: Mapping[str, float],
+        n_reports: int = 1,
     ) -> dict[int, TestedEdit]:
         """Test the edits of these findings within the allowance of a run of `n_samples`: also with the judge where one may trip a
-        wire. `thresholds` are those of the wires; one that is left out is off."""
+        wire. `thresholds` are those of the wires; one that is left out is off. This is report number `n_reports` of the run."""
+        z = critical_z(n_reports, MAX_TESTED)
         tested, allowed_judge = dict[int, TestedEdit](), FREE_ROWS + int(ROW_SHARE * n_samples)
         allowed = allowed_judge + self._n_asked_for
         for index in chosen[:MAX_TESTED]:
@@ -133,14 +143,14 @@ class EditTests:
             if earned is None:
                 continue
             judged = None
-            if _OPEN_T[0] < earned.t < _OPEN_T[1]:
+            if earned.t > _OPEN_T and lower_bound(earned, z) < _OPEN_SHARE * earned.mean:
                 earned = await self._earned(finding, early, MANY_EDITED, scorer, allowed) or earned
-            may_trip = lower_bound(earned) > thresholds.get("judge_contradicts", inf) or artefact_share(
-                earned, finding.growth, growth.score_growth
+            may_trip = lower_bound(earned, z) > thresholds.get("judge_contradicts", inf) or artefact_share(
+                earned, finding.growth, growth.score_growth, z=z
             ) > thresholds.get("artefact_share", inf)
             if judge is not None and may_trip:
                 judged = await self._judged(finding, early, judge, allowed_judge)
-            tested[index] = _tested(earned, judged, finding, growth)
+            tested[index] = _tested(earned, judged, finding, growth)._replace(z=z)
         return tested
 
     async def _earned(

@@ -15,7 +15,7 @@ from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import MonitorLimits
 from rewardserve.service.tripwires.run_table import CANARIES, OTHER
 from rewardserve.service.tripwires.running_sums import ENTRIES, RunningSums, count_of, is_signed
-from rewardserve.service.tripwires.statistics import ExcessMean, Mean, RunSnapshot
+from rewardserve.service.tripwires.statistics import ExcessMean, Mean, RunSnapshot, ShareGrowth
 from rewardserve.service.tripwires.wires import WIRES, AlertText, Wire
 
 USUAL = {"length": BaselineStat(4.0, 0.5), "repetition": BaselineStat(0.05, 0.05), "missing_end": BaselineStat(0.0, 0.1),
@@ -89,7 +89,7 @@ def test_a_usual_stream_trips_nothing():
     ],
 )
 def test_each_wire_trips_on_its_exploit_with_the_step(fields, wire):
-    monitor, found = watched(healthy(64) + healthy(400, **fields))
+    monitor, found = watched(healthy(64, **({"audit": 1.0} if "audit" in fields else {})) + healthy(400, **fields))
     first = next(f for f in found if f.wire == wire)
     assert first.statistic > first.threshold
     assert first.step >= 64, "not before it began"
@@ -107,6 +107,7 @@ def test_every_wire_is_named_in_that_table():
     tested = {mark.args[1][i][1] for mark in test_each_wire_trips_on_its_exploit_with_the_step.pytestmark
               for i in range(len(mark.args[1]))}  # fmt: skip
     elsewhere = {"divergence", "audit_drift", "component_share", "kl", "id_reuse", "flat_groups", "prompts_changed"}
+    elsewhere |= {"duplicates_at_start"}
     elsewhere |= {"judge_contradicts", "artefact_share", "prompt_relevance", "mode_collapse"}
     assert tested | elsewhere == {wire.name for wire in WIRES}
 
@@ -498,6 +499,37 @@ def test_means_are_over_the_samples_that_have_a_number():
     assert len(running_sums.sums) == len(ENTRIES) == len(set(ENTRIES))
 
 
+def test_equal_texts_of_the_start_are_a_note_and_a_warning_where_they_become_more():
+    rng = random.Random(6)
+
+    def policy(n, share, n_texts=6):
+        """A share of its responses is one of some texts, as are refusals."""
+        return [seen(rng, text_digest=rng.randrange(n_texts)) if rng.random() < share else seen(rng) for _ in range(n)]
+
+    limits = MonitorLimits(window=128)
+    _, found = watched(policy(6_000, 0.35), limits)
+    assert names(found) == {"duplicates_at_start", "probing"}
+    note = next(alert for alert in found if alert.wire == "duplicates_at_start")
+    assert (note.severity, note.step) == ("note", 508)
+    assert 0.2 < note.statistic < 0.35
+    _, found = watched(policy(1_000, 0.35) + policy(2_000, 0.0), limits)
+    assert "duplicate_across_prompts" not in names(found), "refusals vanish"
+    _, found = watched(policy(1_000, 0.1) + policy(2_000, 0.3), limits)
+    assert 1_000 <= next(alert.step for alert in found if alert.wire == "duplicate_across_prompts") < 1_800
+    _, found = watched(healthy(1_000) + policy(1_000, 0.1, 20), limits)
+    assert names(found) == {"duplicate_across_prompts"}
+
+
+def test_equal_texts_do_not_grow_with_the_number_of_texts_that_are_remembered():
+    """A policy of three thousand texts that does not change repeats more of all its earlier texts, and no more of the latest."""
+    rng = random.Random(7)
+    monitor, found = watched(
+        [seen(rng, text_digest=rng.randrange(3_000)) for _ in range(8_000)], MonitorLimits(window=128)
+    )
+    assert "duplicate_across_prompts" not in names(found)
+    assert monitor.runs["run"].smooth.mean("duplicate_across_prompts") == pytest.approx(192 / 3_000, abs=0.03)
+
+
 def test_samples_without_text_say_nothing_of_texts():
     ids_only = [replace_traits(s) for s in healthy(100)]
     monitor, _ = watched(ids_only)
@@ -529,7 +561,8 @@ def test_a_run_beyond_the_limit_is_known_by_the_name_it_is_kept_under():
     ],
 )
 def test_one_acknowledgement_is_enough_where_the_exploit_has_ended(fields, wire):
-    monitor, found = watched(healthy(64) + healthy(160, **fields))
+    start = healthy(64, **({"audit": 0.0} if "audit" in fields else {}))
+    monitor, found = watched(start + healthy(160, **fields))
     assert wire in names(found)
     for active in list(monitor.runs["run"].alerts):
         assert monitor.acknowledge("run", active)
@@ -653,14 +686,14 @@ ONE = {
         )
     },
     "distance": ("distance", ["distance_positive"]),
-    "audit_gap": ("audit", ["audited_score_positive"]),
 }
 
 
 @pytest.mark.parametrize("name", ONE)
 def test_one_sample_that_alone_has_a_number_trips_no_wire(name):
     of, known = ONE[name]
-    usual = {each: BaselineStat(0.0, 0.1) for each in (*TRAITS, "score", "spread", "distance")}
+    numbers = *TRAITS, "score", "spread", "distance", "duplicate_across_prompts"
+    usual = {each: BaselineStat(0.0, 0.1) for each in numbers}
     for n in (1, 2, 5):
         view = RunSnapshot(lonely(n, of, known), Baseline(usual, saturation=3.0))
         over = [w.name for w in WIRES if (s := w.statistic(view)) is not None and s > w.threshold]
@@ -671,7 +704,7 @@ def test_one_sample_that_alone_has_a_number_trips_no_wire(name):
 
 def test_one_in_so_many_is_never_beyond_a_threshold_of_the_shipped_shares():
     for wire in WIRES:
-        if isinstance(wire.statistic, Mean | ExcessMean):
+        if isinstance(wire.statistic, Mean | ExcessMean | ShareGrowth):
             assert 1 / wire.statistic.min_samples <= wire.threshold
 
 

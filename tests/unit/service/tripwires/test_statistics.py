@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import sqrt
+from statistics import NormalDist
+
 import pytest
 
 from rewardserve.service.tripwires.baseline import Baseline, BaselineStat
@@ -18,7 +21,10 @@ from rewardserve.service.tripwires.statistics import (
     MeanShift,
     RunSnapshot,
     Saturation,
+    ShareAtStart,
+    ShareGrowth,
 )
+from rewardserve.service.tripwires.strata import AuditGapMean
 from rewardserve.service.tripwires.wires import WIRES
 
 
@@ -75,8 +81,28 @@ def test_saturation_needs_a_level_that_counts_as_saturated():
 
 def test_a_gap_is_between_the_means_of_the_audited_samples():
     audited = {"audit_positive": 4, "audit_negative": 8, "audited_score_positive": 30, "audited_score_negative": 2}
-    assert AuditGap()(view(audited=16, **audited)) == 28 / 16 - -4 / 16
-    assert AuditGap()(view(audited=15, **audited)) is None
+    made = sums(audited=16, audit_gap_clustered=64, **audited)
+    assert (made.audit_gap, made.audit_gap_error) == (28 / 16 - -4 / 16, 0.5)
+    assert (sums().audit_gap, sums().audit_gap_error) == (None, 0.0)
+
+
+@pytest.mark.parametrize("n_windows", [4, 60, 10_000])
+def test_the_growth_of_a_gap_is_a_bound_that_holds_for_all_windows_of_a_run(n_windows):
+    run = RunSnapshot(sums(), Baseline(), gap_growth=AuditGapMean(1.5, 0.1), n_windows=n_windows)
+    z = -NormalDist().inv_cdf(0.001 / 2 / (n_windows * (n_windows + 1)))
+    assert AuditGap()(run) == pytest.approx(1.5 - 0.1 * z)
+    assert AuditGap()(view()) is None
+
+
+def test_a_share_grows_from_that_of_the_start_of_the_run_beyond_three_standard_errors():
+    grows = ShareGrowth("duplicate_across_prompts", 100)
+    baseline = Baseline({"duplicate_across_prompts": BaselineStat(0.1, 0.3, 512, 0.01)})
+    recent = {"texts": 200, "duplicate_across_prompts": 50, "duplicate_across_prompts_clustered": (200 * 0.02) ** 2}
+    assert grows(view(baseline, **recent)) == pytest.approx(0.25 - 0.1 - 3 * sqrt(0.01**2 + 0.02**2))
+    assert grows(view(baseline, **{**recent, "texts": 99})) is None
+    assert grows(view(**recent)) is None
+    assert ShareAtStart("duplicate_across_prompts")(view(baseline)) == pytest.approx(0.07)
+    assert ShareAtStart("duplicate_across_prompts")(view()) is None
 
 
 def test_divergence_is_that_of_the_test_of_audits():

@@ -14,7 +14,7 @@ from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import MonitorLimits, Run, task_key
 from rewardserve.service.tripwires.running_sums import RunningSums
-from rewardserve.service.tripwires.strata import MAX_TASKS, AuditMeans, Stratum, expected_gap, mixed_baseline
+from rewardserve.service.tripwires.strata import MAX_TASKS, AuditGapMean, Stratum, audit_gap_growth, mixed_baseline
 
 LENGTHS = {"chat": 3.0, "code": 6.0, "math": 4.5}
 
@@ -262,16 +262,48 @@ def test_a_trait_that_few_prompts_never_had_is_not_known_to_be_absent():
     assert mixed.stats["length"].error == pytest.approx(0.05 / 4)
 
 
-def test_a_task_on_which_model_and_judge_always_differed_is_no_gap():
+def test_the_gap_of_each_task_is_compared_with_that_of_its_own_start():
     stat = BaselineStat(0.0, 1.0)
-    one = stratum("a", 10.0, stat, audits=AuditMeans(900.0, 0.0, 0.0))
-    two = stratum("b", 30.0, stat, audits=AuditMeans(900.0, 2.0, 1.0))
-    total = one.smooth + two.smooth
-    assert expected_gap([one, two], total) == pytest.approx(0.25 * -0.4 + 0.75 * 0.4)
-    two.audits = AuditMeans(900.0, 2.0, 1.85)
-    assert expected_gap([one, two], total) == 0.0, "within three standard errors"
-    assert expected_gap([one], one.smooth) == 0.0
-    assert expected_gap([stratum("a", 10.0, stat)], one.smooth) == 0.0
+    one = stratum("a", 10.0, stat, audits=AuditGapMean(0.0, 0.1))
+    two = stratum("b", 30.0, stat, audits=AuditGapMean(-1.0, 0.2))
+    two.smooth.add_signed("audited_score", 30 * 0.6)
+    two.smooth.add_signed("audit", 30 * 0.2)
+    two.smooth.add("audit_gap_clustered", (30 * 0.3) ** 2)
+    growth = audit_gap_growth([one, two, stratum("c", 10.0, stat)], 16)
+    assert growth == pytest.approx((0.75 * 1.4, sqrt(0.025**2 + 0.15**2 + 0.225**2)))
+    assert audit_gap_growth([one, two], 41) is None
+    assert audit_gap_growth([stratum("a", 40.0, stat)], 16) is None, "its start is not known"
+
+
+def test_a_gap_that_was_there_from_the_start_of_a_run_is_none_and_one_that_grows_is():
+    """Whatever the scales of model and judge, with named tasks and without."""
+
+    def warned(names, paid):
+        rng = Random(8)
+        steps = [
+            [
+                each._replace(
+                    audit=0.6 * each.score + 0.8 * rng.gauss(0, 1) - 1.5, score=each.score + paid * (step > 20)
+                )
+                for each in (sample(rng, "chat") for _ in range(128))
+            ]
+            for step in range(60)
+        ]
+        return [wire for _, wire, _ in watched(steps, names=names)[1] if wire == "audit_gap"]
+
+    assert [warned(names, 0.0) for names in (True, False)] == [[], []]
+    assert [warned(names, 1.8) for names in (True, False)] == [["audit_gap"], ["audit_gap"]]
+
+
+def test_no_run_of_a_thousand_windows_warns_of_a_gap_that_does_not_grow():
+    rng = Random(9)
+    steps = [
+        [sample(rng, "chat")._replace(audit=rng.gauss(-0.9, 1.0) if i % 4 == 0 else None) for i in range(32)]
+        for _ in range(1_000)
+    ]
+    monitor, alerts = watched(steps, names=False, window=32)
+    assert "audit_gap" not in {wire for _, wire, _ in alerts}
+    assert -2.5 < monitor.runs["a"].statistics["audit_gap"] < 0.0
 
 
 @pytest.mark.parametrize(("n", "grown"), [(512.0, (0.75, 0.05)), (1.0, None)])

@@ -20,6 +20,7 @@ from rewardserve.service.tripwires.statistics import (
     Mean,
     MeanShift,
     Saturation,
+    ShareGrowth,
 )
 from rewardserve.service.tripwires.units import Unit
 from rewardserve.service.tripwires.wires import WIRES
@@ -29,7 +30,10 @@ MEASURED = [
     (Mean("flat_groups"), "12.3% of the groups"), (Mean("judge_injection"), "0.1235 phrases per response"),
     (ExcessMean("foreign_script"), "12.3% of the letters of a response"), (ExcessMean("id_reuse"), "12.3% of the sample ids"),
     (Saturation(), "12.3% of the scores"),
-    (HoneypotHitRate(), "12.3% of the planted prompts"), (AuditGap(), "0.1235 standard deviations above the audit judge's score"),
+    (HoneypotHitRate(), "12.3% of the planted prompts"),
+    (AuditGap(), "0.1235 standard deviations, at least, that the score has risen above the audit judge's since the start of "
+     "the run"),
+    (ShareGrowth("duplicate_across_prompts"), "12.3% of the responses more than at the start of the run, at least"),
     (AuditDivergence(), "0.1235 standard deviations, at least, that the score has risen and the audit judge's has fallen"),
     (ComponentShare(), "0.1235 times the baseline's share of the variance"),
     (KlRoot(), "0.1235 (square root of the KL in nats)"),
@@ -66,8 +70,9 @@ EXTREMES = {
 """Responses, each with as much of some trait as a response can have."""
 
 
-def run_of(response, prompts):
-    """A run whose samples have the most of every number. Most of its ids belong to samples that are not inspected."""
+def run_of(response, prompts, n_different=0):
+    """A run whose samples have the most of every number; the texts of its first steps differ. Most of its ids belong to samples
+    that are not inspected."""
     none = dict.fromkeys(("foreign_script", "id_reuse"), BaselineStat(0.0, 0.1))
     monitor = RunMonitor(BaselineSource(Baseline(none, saturation=1.0)), MonitorLimits(window=8))
     traits = (*token_traits([7] * 50, True), *text_traits("Hello", response, LEXICON))
@@ -75,7 +80,7 @@ def run_of(response, prompts):
         monitor.add_sample_ids("run", [(1, (step, i)) for i in range(64)], 0.0)
         sample = SampleFeatures(
             prompt_hash=prompts[step % len(prompts)], retry_key=None, reward=1.0, score=9.0, is_capped=True, traits=traits,
-            text_digest=1, spread=9.0, distance=9.0, audit=0.0, is_honeypot_hit=True,
+            text_digest=1 if step >= n_different else 2 + step, spread=9.0, distance=9.0, audit=0.0, is_honeypot_hit=True,
         )  # fmt: skip
         monitor.observe("run", step, [sample, sample], 0.0)
     return monitor.runs["run"]
@@ -83,7 +88,8 @@ def run_of(response, prompts):
 
 @pytest.fixture(scope="module")
 def runs():
-    return [run_of(response, prompts) for response in EXTREMES.values() for prompts in ((1,), (1, 2))]
+    same = [run_of(response, prompts) for response in EXTREMES.values() for prompts in ((1,), (1, 2))]
+    return [*same, run_of("Hello", (1, 2), 160)]
 
 
 @pytest.mark.parametrize("wire", [wire for wire in WIRES if hasattr(wire.statistic, "of")], ids=lambda wire: wire.name)
@@ -101,4 +107,4 @@ SHARES = [wire for wire in WIRES if wire.statistic.unit.is_share and not isinsta
 
 @pytest.mark.parametrize("wire", SHARES, ids=lambda wire: wire.name)
 def test_no_run_has_more_than_the_whole_of_a_share(wire, runs):
-    assert 0.4 <= max(run.statistics.get(wire.name, 0.0) for run in runs) <= 1.0
+    assert 0.3 <= max(run.statistics.get(wire.name, 0.0) for run in runs) <= 1.0

@@ -1,4 +1,4 @@
-"""Which findings page: bounds by three standard errors, and a growth that is significant over all reports of a run."""
+"""Which findings page: by growth and bounds that are significant over all reports of a run, where responses score higher."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ from statistics import NormalDist
 
 import pytest
 
-from rewardserve.service.tripwires.attribution.effects import Effect, corrected_z, effect, estimate
+from rewardserve.service.tripwires.attribution.effects import Effect, corrected_z, effect, estimate, t_quantile
 from rewardserve.service.tripwires.attribution.findings import Feature, Finding
-from rewardserve.service.tripwires.attribution.verdicts import artefact_share, contradiction, has_grown, score_has_grown
+from rewardserve.service.tripwires.attribution.verdicts import (
+    artefact_share,
+    contradiction,
+    critical_z,
+    has_grown,
+    lower_bound,
+    score_has_grown,
+    scores_higher,
+)
 
 
 def known(mean, std_error=0.0, n=64):
-    return estimate(mean, std_error, n - 1, n)
+    """An estimate of so many prompts that Student's distribution is the normal one."""
+    return estimate(mean, std_error, 1e9, n)
 
 
 def finding(z, growth=0.3):
@@ -81,5 +90,44 @@ def test_effects_of_paired_scores_are_judged_by_their_prompts():
     differences, keys = [0.5 + 0.1 * (i % 3) for i in range(48)], [i // 2 for i in range(48)]
     earned = effect(differences, keys)
     assert isclose(earned.mean, 0.6)
-    assert contradiction(earned, effect([-0.1] * 48, keys)) == pytest.approx(0.6 - 3 * earned.std_error)
+    bound = 0.6 - t_quantile(23.0, 3.0) * earned.std_error
+    assert contradiction(earned, effect([-0.1] * 48, keys)) == pytest.approx(bound)
     assert corrected_z(5.0, 1) == pytest.approx(5.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("n_reports", "n_tests"), [(1, 1), (1, 2), (40, 2), (10_000, 2)])
+def test_a_bound_of_a_look_has_its_part_of_the_error_of_the_run(n_reports, n_tests):
+    z = critical_z(n_reports, n_tests)
+    assert 2 * NormalDist().cdf(-z) * n_tests * n_reports * (n_reports + 1) == pytest.approx(0.001, rel=0.01)
+    assert contradiction(known(1.0, 0.1), known(-9.0), z) == pytest.approx(max(0.0, 1.0 - 0.1 * z))
+    assert contradiction(known(0.9), known(0.3 - 0.1 * (z + 0.01), 0.1), z) == 0.9
+    assert contradiction(known(0.9), known(0.3 - 0.1 * (z - 0.01), 0.1), z) == 0.0
+
+
+def test_a_bound_over_few_prompts_is_further_from_the_estimate():
+    few = estimate(1.0, 0.1, 15.0, 16)
+    assert lower_bound(few, 4.0) == pytest.approx(1.0 - 0.1 * t_quantile(15.0, 4.0))
+    assert lower_bound(few, 4.0) < lower_bound(known(1.0, 0.1), 4.0) - 0.14
+
+
+@pytest.mark.parametrize("z", [3.0, 4.7])
+def test_a_share_is_smaller_at_a_later_report(z):
+    parts = known(1.0, 0.05), known(0.3, 0.03), known(0.3, 0.09)
+    explained = 0.3 - z * ((1.0 * 0.03) ** 2 + (0.3 * 0.05) ** 2 + (0.03 * 0.05) ** 2) ** 0.5
+    assert artefact_share(*parts, z=z) == pytest.approx(explained / (0.3 + z * 0.09))
+
+
+@pytest.mark.parametrize(
+    ("pays", "has_grown", "higher"),
+    [
+        (known(0.3, 0.1), False, True),
+        (known(0.19, 0.1), False, False),
+        (known(0.19, 0.1), True, True),
+        (known(-0.1, 0.1), True, False),
+        (known(-0.1, 0.1), False, False),
+        (None, True, True),
+        (None, False, False),
+    ],
+)
+def test_responses_with_a_feature_score_higher_surely_or_at_all_where_the_mean_score_grew(pays, has_grown, higher):
+    assert scores_higher(pays, has_score_grown=has_grown) == higher

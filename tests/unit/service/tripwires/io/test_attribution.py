@@ -101,7 +101,7 @@ async def test_a_report_names_what_grew_what_it_earns_and_what_its_edit_alone_ea
     first = report.growth.findings[0]
     assert 0.3 < first.growth.mean < 0.5
     assert first.model_pays.mean == pytest.approx(2.0, abs=0.4)
-    earned, explains, _ = report.tested[0]
+    earned, explains = report.tested[0][:2]
     assert earned.n == MAX_EDITED
     assert earned.low < earned.mean < earned.high
     assert earned.mean == pytest.approx(2.0, abs=0.4)
@@ -310,6 +310,30 @@ async def test_a_feature_pages_by_its_share_where_the_mean_score_of_the_run_has_
     assert trips or statistics["artefact_share"] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("change", "grown", "trips"), [(0.0, (0.0, 0.1), True), (-2.3, (0.0, 0.1), False), (-2.3, (0.5, 0.1), False)]
+)
+async def test_a_feature_whose_responses_score_lower_than_others_is_not_paid_whatever_its_edit_earns(
+    build, change, grown, trips
+):
+    recent = [
+        each._replace(sample=each.sample._replace(score=each.sample.score + change * (TAIL in each.sample.response)))
+        for each in RECENT
+    ]
+    (statistics,) = await watched(build(recent=recent, judge=Judge(), grown=grown), Scores(), Alerts())
+    assert (statistics["judge_contradicts"] > 1.0) == trips
+    assert trips or (statistics["judge_contradicts"], statistics["artefact_share"]) == (0.0, 0.0)
+
+
+async def test_bounds_of_later_reports_are_further_from_the_estimates(build):
+    attribution, alerts = build(judge=Judge()), Alerts()
+    await watched(attribution, Scores(), alerts)
+    attribution._progress["ppo-7"].n_reports, attribution._progress["ppo-7"].due_at = 10, 0
+    first, later = await watched(attribution, Scores(), alerts)
+    assert 0.0 < later["judge_contradicts"] < first["judge_contradicts"]
+    assert 0.0 < later["artefact_share"] < first["artefact_share"]
+
+
 async def test_the_finding_that_trips_a_wire_is_first_and_stays_that_of_the_page(build):
     rng = random.Random(5)
     recent = [
@@ -492,7 +516,7 @@ async def test_the_scores_of_an_edit_are_known_to_the_next_report(build):
     await watched(attribution, scores, alerts)
     attribution._progress_of("ppo-7").due_at = 0
     await watched(attribution, scores, alerts)
-    assert alerts.statistics[0] == alerts.statistics[1]
+    assert 0.0 < alerts.statistics[1]["judge_contradicts"] < alerts.statistics[0]["judge_contradicts"], "a later look"
     assert (len(scores.samples), len(judge.samples)) == (64, 384)
 
 
@@ -502,7 +526,9 @@ async def test_an_edit_whose_scores_are_known_keeps_its_share_when_the_allowance
     for _ in range(2):
         attribution._progress_of("ppo-7").due_at = 0
         await watched(attribution, scores, alerts)
-    assert alerts.statistics[0]["artefact_share"] == alerts.statistics[1]["artefact_share"] > 0.0
+    assert alerts.statistics[0]["artefact_share"] > alerts.statistics[1]["artefact_share"] > 0.3, (
+        "a later look, not more scores"
+    )
     assert len(scores.samples) == 64
 
 
