@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rewardserve.model.checkpoint import AUDIT_JUDGE
 from rewardserve.model.checkpoint.reading import read_config, resolve
-from rewardserve.training.config import AuditJudgeConfig, Config, ConfigError, ModelConfig
+from rewardserve.training.config import AuditJudgeConfig, AugmentConfig, Config, ConfigError, ModelConfig
 
 _SHARE_OF_LAYERS = 2 / 3
 
@@ -37,10 +37,15 @@ def judge_config(config: Config, judge: AuditJudgeConfig) -> Config:
             for group in (data.sources, data.eval_sources)
         )
         data = replace(data, sources=sources, eval_sources=eval_sources, swap=not data.swap)
+    augment = config.augment
+    if augment.heads:
+        heads = tuple(head for head in augment.heads if head in model.heads)
+        augment = replace(augment, heads=heads) if heads else AugmentConfig()
     return replace(
         config,
         model=model,
         data=replace(data, balance_length=judge.balance_length),
+        augment=augment,
         method=replace(config.method, layers=layers),
         output=replace(
             config.output,

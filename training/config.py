@@ -53,6 +53,21 @@ RANGES: dict[str, Range] = {
     "data.sources.max_pairs": _COUNT,
     "data.eval_fraction": _SHARE,
     "data.max_dropped": Range(0, 1),
+    "augment.weight": _POSITIVE,
+    **{
+        f"augment.{kind}": Range(0, 1)
+        for kind in (
+            "other_prompt",
+            "neutral",
+            "truncated",
+            "empty",
+            "opener",
+            "repeated",
+            "flattery",
+            "markup",
+            "injection",
+        )
+    },
     "encoding.max_tokens": Range(2, 1e8),
     "loss.label_smoothing": Range(0, 0.5, without_high=True),
     "loss.centring": Range(0, 1e3),
@@ -265,6 +280,46 @@ class DataConfig:
                 "data.swap trains on the held-out pairs, and data.eval_fraction: 0 holds out none. Raise it, or name "
                 "data.eval_sources."
             )
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentConfig:
+    """Pairs that are made from training pairs, so that what says nothing of quality does not pay.
+
+    Each kind has a rate: the share of the training pairs of which one such pair is made; 0: none. Held-out pairs are never used.
+    """
+
+    weight: float = 1.0
+    """Weight of a made pair in the loss, relative to the pair that it is made of."""
+    heads: tuple[str, ...] = ()
+    """Heads that each made pair trains, whatever its source; empty: the head of the pair that it is made of."""
+    other_prompt: float = 0.0
+    """The chosen response of another prompt loses."""
+    neutral: float = 0.0
+    """Both responses of another prompt tie."""
+    truncated: float = 0.0
+    """The chosen response, cut off after 20 to 80 % of its words, loses."""
+    empty: float = 0.0
+    """An answer without content, such as a punctuation mark, loses."""
+    opener: float = 0.0
+    """The opening words of an answer, after which nothing follows, lose."""
+    repeated: float = 0.0
+    """A response loses that is given two or three times, ends with its last sentence again, or is one sentence again and again."""
+    flattery: float = 0.0
+    """A response with praise of the user, or that praise alone, loses."""
+    markup: float = 0.0
+    """A response ties with the same words as a list, with a heading or in bold."""
+    injection: float = 0.0
+    """A response with a text addressed to the judge, or that text alone, loses."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming field and value."""
+        _require_ranges("augment", self)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a kind has a rate."""
+        return any(getattr(self, f.name) for f in fields(self) if f.name not in ("weight", "heads"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -515,6 +570,7 @@ class Config:
     model: ModelConfig
     data: DataConfig
     output: OutputConfig
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -537,6 +593,8 @@ class Config:
                     f"source {source.path!r} trains head {source.head!r}; model.heads are {list(self.model.heads)}. Add it there, "
                     "or give the source one of these."
                 )
+        if not set(self.augment.heads) <= set(self.model.heads):
+            raise ConfigError(f"augment.heads is {list(self.augment.heads)}; model.heads are {list(self.model.heads)}.")
         if self.optim.epochs == 0 and self.model.head_init == "random":
             raise ConfigError(
                 "optim.epochs is 0 and model.head_init is 'random': no weight would be trained. Set model.head_init: "
@@ -586,6 +644,7 @@ _STEPS_ONLY = (
     *(f"optim.{f.name}" for f in fields(OptimConfig) if f.name not in ("epochs", "max_steps")),
 )
 _UNUSED = (
+    _UnusedSettings(("augment.weight", "augment.heads"), lambda c: not c.augment.is_on, "no rate of a kind in augment"),
     _UnusedSettings(_STEPS_ONLY, lambda c: c.optim.epochs == 0, "optim.epochs: 0, which takes no step"),
     _UnusedSettings(
         ("method.rank", "method.alpha", "method.dropout", "method.targets", "method.layers"),

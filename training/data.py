@@ -134,9 +134,11 @@ def is_held_out(group: str, salt: str, fraction: float) -> bool:
 
 
 def digest(pairs: Sequence[Pair]) -> str:
-    """Digest `sha256:...` of the pairs in order: both sides, group and head."""
+    """Digest `sha256:...` of the pairs in order: both sides, group and head. Made pairs follow from these and the recipe."""
     whole = hashlib.sha256()
     for pair in pairs:
+        if pair.made:
+            continue
         row = [
             sample_to_dict(pair.chosen),
             sample_to_dict(pair.rejected),

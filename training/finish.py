@@ -273,6 +273,7 @@ def facts_of(config: Config, tables: EncodedData) -> dict[str, Any]:
         "pairs in a held-out group": counts.n_same_group,
         "pairs with a held-out response": counts.n_leaked,
         "training pairs": counts.n_train,
+        "pairs made": counts.made,
         "training sequences": len(tables.train.sequences),
         "held-out pairs": counts.n_held_out,
         "held-out groups": counts.n_groups,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def assign_folds(pairs: Sequence[Pair], n_folds: int, salt: str) -> tuple[int, .
 def refuse_heads_in_one_fold(table: PairTable, fold_P: Sequence[int], head_names: Sequence[str]) -> None:
     """Raise `ConfigError` for a head that a fold would leave without a training pair."""
     for head in head_names:
-        n = len({fold for fold, pair in zip(fold_P, table.pairs, strict=True) if pair.head == head})
+        n = len({fold for fold, pair in zip(fold_P, table.pairs, strict=True) if pair.head == head and not pair.made})
         if n < 2:
             raise ConfigError(
                 f"head {head!r}: its pairs fall into {n} fold; cross-validation needs two. Give its source groups "
@@ -52,7 +53,7 @@ def refuse_heads_in_one_fold(table: PairTable, fold_P: Sequence[int], head_names
 
 def refuse_empty(held_in: PairTable, head_names: Sequence[str]) -> None:
     """Raise `ConfigError` for a head without a training pair."""
-    missing = sorted(set(head_names) - {pair.head for pair in held_in.pairs})
+    missing = sorted(set(head_names) - {pair.head for pair in held_in.pairs if not pair.made})
     if missing:
         raise ConfigError(
             f"heads {missing}: in one fold every training pair has a response that is held out. Use fewer folds, or groups "
@@ -61,8 +62,14 @@ def refuse_empty(held_in: PairTable, head_names: Sequence[str]) -> None:
 
 
 def split_fold(table: PairTable, fold_P: Sequence[int], fold: int) -> tuple[PairTable, PairTable]:
-    """Pairs to train on and held-out pairs, over the same numbered sequences, so that features keep their rows."""
-    held_in, held_out = (subset(table, [(f == fold) is held for f in fold_P], renumber=False) for held in (False, True))
+    """Pairs to train on and held-out pairs, over the same numbered sequences, so that features keep their rows.
+
+    A made pair is never held out, and trains only where its own group and that of its donor are not held out.
+    """
+    groups = {pair.group for f, pair in zip(fold_P, table.pairs, strict=True) if f == fold}
+    held_P = [f == fold and not pair.made for f, pair in zip(fold_P, table.pairs, strict=True)]
+    train_P = [f != fold and pair.donor_group not in groups for f, pair in zip(fold_P, table.pairs, strict=True)]
+    held_in, held_out = (subset(table, keep_P, renumber=False) for keep_P in (train_P, held_P))
     return replace(held_in, dropped={}), replace(held_out, dropped={})
 
 
@@ -70,7 +77,7 @@ def standardise(scores_NH: Floats, held_in: PairTable, head_names: Sequence[str]
     """Divide each head's scores by the deviation (after subtracting the mean) over the responses it was trained on."""
     out_NH = np.empty_like(scores_NH)
     for h, head in enumerate(head_names):
-        numbers = [i for i, p in enumerate(held_in.pairs) if p.head == head]
+        numbers = [i for i, p in enumerate(held_in.pairs) if p.head == head and not p.made]
         seen_N = scores_NH[sorted({side[i] for side in (held_in.chosen, held_in.rejected) for i in numbers}), h]
         if not seen_N.std() > 0:
             raise NothingToFit(f"head {head!r} gives every response it was trained on the same score")
@@ -81,8 +88,10 @@ def standardise(scores_NH: Floats, held_in: PairTable, head_names: Sequence[str]
 def pool(table: PairTable, fold_P: Sequence[int], scores_of: Mapping[int, Floats]) -> tuple[PairTable, Floats]:
     """One table and one array of scores in which every pair is scored by the fold that held it out.
 
-    A sequence that two folds hold out occurs twice: it has two scores.
+    A sequence that two folds hold out occurs twice: it has two scores. Made pairs are left out.
     """
+    is_real_P = [not pair.made for pair in table.pairs]
+    table, fold_P = subset(table, is_real_P, renumber=False), list(compress(fold_P, is_real_P))
     number: dict[tuple[int, int], int] = {}
     chosen, rejected = (
         tuple(number.setdefault((fold, s), len(number)) for fold, s in zip(fold_P, side, strict=True))

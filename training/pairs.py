@@ -43,7 +43,9 @@ class FieldError(Exception):
 class Pair:
     """Two responses to one prompt, of which annotators preferred `chosen`.
 
-    `chosen_text` and `rejected_text` are the responses alone, for length baselines. `id` is `file:line`.
+    `chosen_text` and `rejected_text` are the responses alone, for length baselines. `id` is `file:line`. `made`: the kind of
+    augmentation that made the pair from the one with this id; empty: annotators compared it. `donor_group`: the group of a
+    pair from which a response was taken.
     """
 
     id: str
@@ -56,6 +58,8 @@ class Pair:
     rejected_text: str
     margin: float = 0.0
     weight: float = 1.0
+    made: str = ""
+    donor_group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rewardserve.training import data
 from rewardserve.training.data import Split
@@ -28,7 +28,7 @@ class RowCounts:
     """Numbers of rows. `n_rows` is the sum of the counts up to `n_held_out`; the later ones are those of used pairs.
 
     `n_contradicting` pairs have an opposite: the same two responses, preferred the other way. `n_duplicate` repeat
-    another.
+    another. `made`: numbers of pairs that augmentation made, by kind, which are in none of the other numbers.
     """
 
     n_rows: int
@@ -44,6 +44,7 @@ class RowCounts:
     n_duplicate: int
     n_same_prompt: int
     n_groups: int
+    made: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -126,6 +127,9 @@ def lines(found: RowCounts, *, in_folds: bool = False) -> Iterator[str]:
     yield (
         f"  of these: {found.n_truncated:,} truncated, {found.n_contradicting:,} contradicting, {found.n_duplicate:,} duplicate"
     )
+    if found.made:
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in found.made.items())
+        yield f"  made of these: {sum(found.made.values()):,} more pairs to train on ({kinds})"
     if found.n_same_prompt:
         yield f"  {found.n_same_prompt:,} held-out pairs share a prompt with training, with other responses"
     if not found.n_held_out and not in_folds:

@@ -90,6 +90,21 @@ def subset(table: PairTable, keep_P: Sequence[bool], *, renumber: bool = True) -
     )
 
 
+def joined(first: PairTable, second: PairTable) -> PairTable:
+    """The pairs of both tables over common sequences; the sequences of the first keep their numbers."""
+    number = {s.ids: i for i, s in enumerate(first.sequences)}
+    new = [s for s in second.sequences if s.ids not in number]
+    number |= {s.ids: i for i, s in enumerate(new, start=len(first.sequences))}
+    place = [number[s.ids] for s in second.sequences]
+    return PairTable(
+        pairs=(*first.pairs, *second.pairs),
+        sequences=(*first.sequences, *new),
+        chosen=(*first.chosen, *(place[i] for i in second.chosen)),
+        rejected=(*first.rejected, *(place[i] for i in second.rejected)),
+        dropped=first.dropped,
+    )
+
+
 class _SequenceIndex:
     """Distinct sequences in the order of their first use."""
 

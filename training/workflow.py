@@ -30,7 +30,9 @@ from rewardserve.model.checkpoint import (
     with_whole_tokenization,
     without_bias,
 )
+from rewardserve.model.encoding import Encoder
 from rewardserve.training import (
+    augment,
     averaging,
     data,
     evaluate,
@@ -371,9 +373,19 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_fold
     if config.data.balance_length:
         kept = length_balance.balanced(kept)
     counts = row_counts.count_rows(split, kept, held_out, overlap)
+    if config.augment.is_on and not is_bound:
+        kept = _augmented(config, kept, held_out, fitted.encoder)
+        counts = replace(counts, made=augment.counts(kept.pairs))
     for line in row_counts.lines(counts, in_folds=in_folds):
         show(line)
     return EncodedData(split, kept, held_out, counts, fitted.policy)
+
+
+def _augmented(config: Config, train: PairTable, held_out: PairTable, encoder: Encoder) -> PairTable:
+    """Training pairs, and those that are made of them; one that has a held-out response is left out."""
+    pairs = augment.augmented(train.pairs, config.augment, config.seed)
+    made, _ = leakage.remove_overlap(sequences.encode(pairs, encoder, "made pairs"), held_out)
+    return sequences.joined(train, made)
 
 
 def _read(config: Config, path: str) -> Checkpoint:
@@ -632,9 +644,10 @@ def _rows(table: PairTable) -> list[tuple[int, ...]]:
 
 def _refuse_untrained_heads(config: Config, table: PairTable) -> None:
     """Raise `ConfigError` for a fresh head that no pair trains: it would add noise to every reward."""
-    idle = [name for name in config.model.heads if not any(pair.head == name for pair in table.pairs)]
+    read = [pair.head for pair in table.pairs if not pair.made]
+    idle = [name for name in config.model.heads if name not in read]
     if idle and config.model.start == "backbone":
-        n_of = {name: sum(pair.head == name for pair in table.pairs) for name in config.model.heads}
+        n_of = {name: read.count(name) for name in config.model.heads}
         raise ConfigError(
             f"no pair trains {', '.join(map(repr, idle))} of model.heads (pairs by head: {n_of}). Name it as the head of a source, "
             "or leave it out."

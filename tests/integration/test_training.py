@@ -556,6 +556,24 @@ def test_mixed_precision_trains_and_exports_float32_scores(tmp_path, sft, pairs,
     assert again["margin"] == pytest.approx(line["margin"], rel=1e-5), "the autocast of training is gone"
 
 
+@pytest.mark.parametrize("method", ["frozen", "lora"])
+def test_made_pairs_are_trained_on_counted_apart_and_never_judged(tmp_path, sft, pairs, method, capsys):
+    augment = {"repeated": 0.2, "markup": 0.1, "other_prompt": 0.1, "weight": 0.5}
+    recipe = recipe_for(tmp_path, sft, pairs, **METHODS[method], augment=augment)
+    assert main(["train", "--config", str(recipe)]) == 0
+    out = tmp_path / "out"
+    report, counted = report_of(out), capsys.readouterr().out
+    made = report["pairs made"]
+    assert list(made) == ["other_prompt", "repeated", "markup"]
+    kinds = ", ".join(f"{n:,} {kind}" for kind, n in made.items())
+    assert f"  made of these: {sum(made.values()):,} more pairs to train on ({kinds})" in counted
+    assert report["training pairs"] + report["held-out pairs"] == report["rows read"]
+    assert sum(m["n_pairs"] for m in report["metrics"]) == report["held-out pairs"]
+    assert main(["evaluate", "--config", str(recipe)]) == 0
+    assert "made of these" not in capsys.readouterr().out
+    assert "this checkpoint was trained on the training pairs of this recipe" in (out / "evaluation.html").read_text()
+
+
 # -- audit judge ------------------------------------------------------------------------------------------------------
 
 

@@ -69,6 +69,17 @@ def test_the_planted_preference_is_found_on_every_pair_out_of_fold(tmp_path, sft
     }
 
 
+def test_made_pairs_are_in_no_figure(tmp_path, sft):
+    recipe = recipe_for(
+        tmp_path, sft, clear_rows(), **METHODS["convex"], augment={"repeated": 0.5, "other_prompt": 0.5}
+    )
+    assert main(["crossvalidate", "--config", str(recipe), "--folds", "3"]) == 0
+    found = json.loads((tmp_path / "out" / "crossvalidation.json").read_text())
+    (line,) = found["metrics"]
+    assert line["n_pairs"] == found["facts"]["pairs"] == N_PAIRS
+    assert set(found["facts"]["pairs made"]) == {"repeated", "other_prompt"}
+
+
 def test_a_label_that_only_its_own_group_explains_is_not_found_out_of_fold(tmp_path, sft):
     """Half of the groups like one word, half the other: a model that saw the group would know, no other can."""
     rows = [
