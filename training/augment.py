@@ -219,7 +219,7 @@ _MARKUPS = (_bullets, _bold_bullets, _numbered, _heading, _bold)
 
 
 def _either(rng: random.Random, pair: Pair) -> str:
-    """The text of either response: what is added to it says nothing of its quality."""
+    """The text of either response: an addition says nothing of its quality."""
     return rng.choice((pair.chosen_text, pair.rejected_text))
 
 
