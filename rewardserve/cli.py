@@ -71,6 +71,10 @@ COMMANDS = {
         Command("calibrate", "--config RECIPE", "fit the calibration of a checkpoint", "rewardserve.training.cli:calibrate"),
         Command("average", "--config RECIPE", "average reward models of one origin", "rewardserve.training.cli:average"),
         Command("crossvalidate", "--config RECIPE", "judge a recipe on every pair", "rewardserve.training.cli:crossvalidate"),
+        Command(
+            "mine", "CHECKPOINT INPUT --out QUEUE", "find exploits of a model, and queue them for labelling",
+            "rewardserve.mine.command:main", has_threads=True,
+        ),
         Command("export", "CHECKPOINT [FOLDER]", "write a checkpoint in the standard layout", "rewardserve.model.export:main"),
     ),
     "Operate": (

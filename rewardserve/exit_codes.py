@@ -55,6 +55,13 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
     "calibrate": {0: "the checkpoint is written", **_TRAINING},
     "average": {0: "the checkpoint is written", **_TRAINING},
     "crossvalidate": {0: "the report is written", **_TRAINING},
+    "mine": {
+        0: "the queue is written, or no pair is contradicted by the judge",
+        FAILED: "a model cannot be loaded, or the policy's server fails",
+        USAGE_ERROR: _INVALID,
+        SOME_FAILED: "some rows or responses were not looked at; the queue of the others is written",
+        INTERRUPTED: _STOPPED,
+    },
     "export": {
         0: "the contract, or the whole checkpoint, is written",
         FAILED: "nothing is written, for the printed reason",

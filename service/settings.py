@@ -228,7 +228,7 @@ class Swap(BaseModel):
 
 
 class ModelSettings(BaseSettings):
-    """Settings of the model, its backend and its reward pipeline, shared by `serve`, `score` and `compare`."""
+    """Settings of the model, its backend and its reward pipeline, shared by `serve`, `score`, `compare` and `mine`."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,

@@ -53,6 +53,7 @@ def judge_config(config: Config, judge: AuditJudgeConfig) -> Config:
             run_name=f"{config.output.reported_name}-{AUDIT_JUDGE}",
         ),
         audit_judge=None,
+        counterexamples=None,
         seed=(config.seed + 1) % 2**32,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from argparse import Namespace
@@ -17,7 +18,7 @@ from rewardserve.model.checkpoint import CheckpointError
 from rewardserve.model.templates.chat_template import EncodingPolicyError
 from rewardserve.model.text.printable import printable
 from rewardserve.signals import sigterm_as_sigint
-from rewardserve.training import recipe, sources
+from rewardserve.training import counterexamples, recipe, sources
 from rewardserve.training.calibrate import NothingToFit
 from rewardserve.training.config import Config, ConfigError
 from rewardserve.training.data import DataError
@@ -53,11 +54,13 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     try:
         with _without_tracebacks_of_threads(), sigterm_as_sigint():
             require_packages()
-            config = recipe.load(Path(options.config), options.set)
+            config = recipe.load(Path(options.config), [*_of_options(options), *options.set])
             # A cross-validation reads no eval_sources; it refuses them itself.
             held_out = () if verb == "crossvalidate" else config.data.eval_sources
             for source in (*config.data.sources, *held_out):
                 sources.find_reader(source)  # a missing file is reported before the model is loaded
+            if config.counterexamples is not None:
+                counterexamples.require_file(config.counterexamples.path)
             _run(verb, config, options)
             _leave_process_group()
     except _TO_CORRECT as error:
@@ -143,6 +146,12 @@ def _parser(verb: str) -> Parser:
         metavar="KEY=VALUE",
         help="override a setting of the recipe, e.g. optim.lr=1e-4; may be repeated; default: none",
     )
+    if verb in ("train", "finish", "evaluate"):
+        parser.add_argument(
+            "--counterexamples",
+            metavar="FILE",
+            help="labelled queue of rewardserve mine, trained on beside the data; sets counterexamples.path; default: none",
+        )
     if verb == "crossvalidate":
         parser.add_argument("--folds", type=int, default=5, help="number of folds; as many as groups leaves one out")
     if verb in ("evaluate", "calibrate"):
@@ -162,6 +171,12 @@ def _parser(verb: str) -> Parser:
             help="reward model to average; given once for each, two or more",
         )
     return parser
+
+
+def _of_options(options: Namespace) -> list[str]:
+    """The overrides of a recipe that are options too."""
+    file = getattr(options, "counterexamples", None)
+    return [] if file is None else [f"counterexamples.path={json.dumps(file)}"]
 
 
 def _run(verb: str, config: Config, options: Namespace) -> None:

@@ -52,6 +52,8 @@ RANGES: dict[str, Range] = {
     "data.sources.weight": _POSITIVE,
     "data.sources.max_pairs": _COUNT,
     "data.eval_fraction": _SHARE,
+    "counterexamples.weight": _POSITIVE,
+    "counterexamples.eval_fraction": _SHARE,
     "data.max_dropped": Range(0, 1),
     "augment.weight": _POSITIVE,
     **{
@@ -564,6 +566,25 @@ class AuditJudgeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CounterexamplesConfig:
+    """Labelled pairs of an audit queue (`rewardserve mine`), which are trained on beside the pairs of `data.sources`."""
+
+    path: str
+    """The labelled queue, or a file of pairs with chosen and rejected."""
+    weight: float = 4.0
+    """Weight of each of these pairs in the loss, where a pair of `data.sources` has 1."""
+    eval_fraction: float = 0.2
+    """Share of the prompts whose pairs are held out. Their accuracy is reported apart; they take no part in the calibration."""
+    head: str = ""
+    """Head that these pairs train; empty: the first."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming field and value."""
+        _require_ranges("counterexamples", self)
+        _require(bool(self.path), "counterexamples.path", self.path, "a file")
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings of one run."""
 
@@ -578,7 +599,9 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     audit_judge: AuditJudgeConfig | None = None
-    """The audit judge that is trained before the model; null: none."""
+    """The audit judge that is trained before the model; null: none. It learns from no counterexamples."""
+    counterexamples: CounterexamplesConfig | None = None
+    """Labelled pairs of an audit queue; null: none."""
     seed: int = 0
     """Seed of fresh heads, of the order of batches and of dropout."""
 
@@ -595,6 +618,11 @@ class Config:
                 )
         if not set(self.augment.heads) <= set(self.model.heads):
             raise ConfigError(f"augment.heads is {list(self.augment.heads)}; model.heads are {list(self.model.heads)}.")
+        extra = self.counterexamples
+        if extra is not None and extra.head and extra.head not in self.model.heads:
+            raise ConfigError(
+                f"counterexamples.head is {extra.head!r}; model.heads are {list(self.model.heads)}. Name one of these."
+            )
         if self.optim.epochs == 0 and self.model.head_init == "random":
             raise ConfigError(
                 "optim.epochs is 0 and model.head_init is 'random': no weight would be trained. Set model.head_init: "

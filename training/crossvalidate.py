@@ -95,6 +95,10 @@ def _refuse(config: Config, n_folds: int) -> None:
         raise ConfigError(f"--folds is {n_folds}; it must be two or more, and at most {_MOST_FOLDS}")
     if config.data.eval_sources:
         raise ConfigError("crossvalidate holds out every pair of data.sources in turn; leave data.eval_sources out")
+    if config.counterexamples is not None:
+        raise ConfigError(
+            "crossvalidate reads no counterexamples; leave them out, or make their pairs a source of data.sources"
+        )
     if workflow.n_processes() > 1:
         raise ConfigError("crossvalidate runs in one process; start it without accelerate launch or torchrun")
 

@@ -38,12 +38,13 @@ from rewardserve.training import (
 )
 from rewardserve.training.audit_judge import copy_judge
 from rewardserve.training.calibrate import NothingToFit
-from rewardserve.training.config import Config
+from rewardserve.training.config import Config, CounterexamplesConfig
 from rewardserve.training.console import say, show
+from rewardserve.training.counterexamples import SOURCE, Labelled, mined_accuracy
 from rewardserve.training.evaluate import Floats, ScoredPairs, SliceMetrics
 from rewardserve.training.invariance import InvarianceReport
 from rewardserve.training.row_counts import RowCounts
-from rewardserve.training.sequences import PairTable, TokenSequence
+from rewardserve.training.sequences import EMPTY, PairTable, TokenSequence
 from rewardserve.training.step_checkpoints import BestStep
 
 _N_BAD_SHOWN = 20
@@ -51,13 +52,18 @@ _N_BAD_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class EncodedData:
-    """Encoded pairs of a run, with their sources, row counts and encoding policy."""
+    """Encoded pairs of a run, with their sources, row counts and encoding policy.
+
+    `labelled` are the counterexamples, of which `train` has a part and `audited` the held-out rest.
+    """
 
     split: data.Split
     train: PairTable
     held_out: PairTable
     account: RowCounts
     policy: EncodingPolicy
+    labelled: Labelled | None = None
+    audited: PairTable = EMPTY
 
 
 class RunTimer:
@@ -85,6 +91,7 @@ class TrainingRecord:
 
     Without `best` the weights are those of the last step. `origins`: checkpoints that were trained elsewhere, whose weights or mean
     these are; empty: trained here.
+    `audited_before` are the figures on held-out counterexamples.
     """
 
     verb: str
@@ -93,6 +100,7 @@ class TrainingRecord:
     history: tuple[dict[str, float], ...] = ()
     origins: tuple[Path, ...] = ()
     best: BestStep | None = None
+    audited_before: tuple[SliceMetrics, ...] = ()
 
     def facts(self) -> dict[str, str]:
         """The exported step, for a report."""
@@ -118,6 +126,8 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
     metrics = figures(config, judged)
     crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
     invariant = invariance_report(config, trained, tables.held_out, scores_NH)
+    audited = audited_figures(config, trained, tables)
+    about_audited = audited_lines(made.audited_before, audited, tables)
     probes = _probes(config, tables)
     # A checkpoint that is only calibrated was trained on other pairs, or keeps the report of its training.
     about_pairs = independence(tables, made.origins, config)
@@ -127,6 +137,7 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
     facts |= {"training data": _training_data(made.origins)} if made.origins else {}
     facts |= {"calibration": calibration.digest if calibration else None, "hidden states": about_hidden}
     facts |= {"not calibrated": uncalibrated} if uncalibrated else {}
+    facts |= {"accuracy on held-out counterexamples": about_audited} if about_audited else {}
     facts |= {"notes": list(trained.notes)} if trained.notes else {}
     facts |= {"heads": dict(zip(*heads, strict=True))} | made.facts() | made.timer.facts()
     details = {
@@ -135,6 +146,8 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
         "invariance": asdict(invariant) if invariant else None,
         "before": [asdict(m) for m in made.before],
         "best step": asdict(made.best) if made.best else None,
+        "counterexamples": [asdict(m) for m in audited],
+        "counterexamples before": [asdict(m) for m in made.audited_before],
         "bad rows": [str(b) for b in tables.split.bad[:_N_BAD_SHOWN]],
         "recipe": recipe.plain(config),
         "versions": export.versions(),
@@ -154,7 +167,7 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
             recipe.plain(config), crossed, made.history, about_pairs, invariant,
         )  # fmt: skip
         report.write(page, shown)
-        for line in evaluate.summary_lines(metrics):
+        for line in (*evaluate.summary_lines(metrics), *about_audited):
             show(line)
         if invariant:
             show(invariance.summary_line(invariant))
@@ -260,10 +273,43 @@ def invariance_report(
     return invariance.figures(changed, table, base_P2, after, config.eval.bootstrap)
 
 
+def audited_figures(config: Config, checkpoint: Checkpoint, tables: EncodedData) -> list[SliceMetrics]:
+    """Figures on the held-out counterexamples; none without any."""
+    return figures(config, score_slices(config, checkpoint, tables.audited)) if len(tables.audited) else []
+
+
+def about_counterexamples(config: CounterexamplesConfig, tables: EncodedData) -> str:
+    """Describe the counterexamples of a run: their rows, and what becomes of them."""
+    n_train = sum(pair.source == SOURCE for pair in tables.train.pairs)
+    return f"{tables.labelled}; {n_train:,} to train on with weight {config.weight:g}, {len(tables.audited):,} held out"
+
+
+def audited_lines(before: Sequence[SliceMetrics], after: Sequence[SliceMetrics], tables: EncodedData) -> list[str]:
+    """Accuracy on the held-out counterexamples before and after, one line a slice; none without any.
+
+    The model for which the queue was mined is a third one if training starts from a backbone.
+    """
+    if tables.labelled is None:
+        return []
+    mined = mined_accuracy(tables.labelled, tables.audited.pairs)
+    first = {(m.head, m.source): m.accuracy for m in before}
+    lines = []
+    for m in after:
+        known = first.get((m.head, m.source))
+        lines.append(
+            f"held-out counterexamples, {m.head}: accuracy {m.accuracy:.3f} [{m.accuracy_low:.3f}, {m.accuracy_high:.3f}] of "
+            f"{m.n_pairs:,} pairs in {m.n_groups:,} groups"
+            + ("" if known is None else f"; {known:.3f} before training")
+            + ("" if mined is None else f"; the model they were mined for: {mined:.3f}")
+        )
+    return lines or ["held-out counterexamples: none, so there is no accuracy on them"]
+
+
 def facts_of(config: Config, tables: EncodedData) -> dict[str, Any]:
     """Counts of rows and pairs, and digests of the data, for the report."""
-    counts = tables.account
-    return {
+    counts, extra = tables.account, config.counterexamples
+    about = {} if extra is None else {"counterexamples": about_counterexamples(extra, tables)}
+    return about | {
         "model": f"{config.model.path} ({config.model.start})",
         "method": config.method.name,
         "rows read": counts.n_rows,

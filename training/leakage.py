@@ -36,8 +36,8 @@ def remove_overlap(train: PairTable, held_out: PairTable, *, renumber: bool = Tr
     leaks_N = [any(key in held for key in _keys(sequence)) for sequence in train.sequences]
     keep_P = [not (leaks_N[c] or leaks_N[r]) for c, r in zip(train.chosen, train.rejected, strict=True)]
     kept = subset(train, keep_P, renumber=renumber)
-    prompts = {_prompt(pair) for pair in kept.pairs}
-    n_same_prompt = sum(_prompt(pair) in prompts for pair in held_out.pairs)
+    prompts = {prompt_key(pair) for pair in kept.pairs}
+    n_same_prompt = sum(prompt_key(pair) in prompts for pair in held_out.pairs)
     return kept, Overlap(len(train) - len(kept), n_same_prompt)
 
 
@@ -58,7 +58,8 @@ def _words(sample: Sample) -> str:
     return "\n".join(f"{m.role}\0{m.content}" for m in sample.conversation())
 
 
-def _prompt(pair: Pair) -> bytes:
+def prompt_key(pair: Pair) -> bytes:
+    """Digest of the prompt of a pair, without blanks and case."""
     text = pair.chosen.text
     if text is not None:
         return _digest(text.removesuffix(pair.chosen_text))

@@ -6,7 +6,7 @@ Pure functions of the results of `data`, `sequences` and `leakage`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from rewardserve.training import data
@@ -20,6 +20,9 @@ REASONS = {
     "empty": "with a response that is empty, or white space alone",
     "same_tokens": "the same tokens on both sides",
 }
+N_ROWS = "rows"
+"""Key of the number of rows among the counts of counterexamples."""
+
 _SAME_GROUP, _LEAKED = "in a group that eval_sources has", "with a response that is held out"
 
 
@@ -29,6 +32,7 @@ class RowCounts:
 
     `n_contradicting` pairs have an opposite: the same two responses, preferred the other way. `n_duplicate` repeat
     another. `made`: numbers of pairs that augmentation made, by kind, which are in none of the other numbers.
+    `counterexamples` counts the rows of a queue that train nothing, by reason.
     """
 
     n_rows: int
@@ -45,14 +49,22 @@ class RowCounts:
     n_same_prompt: int
     n_groups: int
     made: dict[str, int] = field(default_factory=dict)
+    counterexamples: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
-def count_rows(split: Split, train: PairTable, held_out: PairTable, overlap: Overlap) -> RowCounts:
-    """Count the rows. `train` has the pairs without the overlap."""
+def count_rows(
+    split: Split,
+    train: PairTable,
+    held_out: PairTable,
+    overlap: Overlap,
+    counterexamples: Mapping[str, int] | None = None,
+) -> RowCounts:
+    """Count the rows. `train` has the pairs without the overlap; `counterexamples` counts the unused rows of these by reason."""
+    unused = counterexamples or {}
     tables = (train, held_out)
     return RowCounts(
-        n_rows=split.n_rows,
+        n_rows=split.n_rows + unused.get(N_ROWS, 0),
         n_bad=len(split.bad),
         n_spare=sum(r.n_spare for r in split.read),
         n_same_group=split.n_same_group,
@@ -65,6 +77,7 @@ def count_rows(split: Split, train: PairTable, held_out: PairTable, overlap: Ove
         n_duplicate=sum(len(t) - len(set(_keys(t))) for t in tables),
         n_same_prompt=overlap.n_same_prompt,
         n_groups=len({p.group for p in held_out.pairs}),
+        counterexamples={reason: n for reason, n in unused.items() if reason != N_ROWS},
         notes=tuple(f"{r.path}: {note}" for r in split.read for note in r.notes),
     )
 
@@ -116,6 +129,7 @@ def lines(found: RowCounts, *, in_folds: bool = False) -> Iterator[str]:
         **{REASONS.get(reason, reason): n for reason, n in found.dropped.items()},
         _SAME_GROUP: found.n_same_group,
         _LEAKED: found.n_leaked,
+        **{f"of the counterexamples {reason}": n for reason, n in found.counterexamples.items()},
     }
     for reason, n in lost.items():
         if n:

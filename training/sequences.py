@@ -50,6 +50,10 @@ class PairTable:
         return len(self.pairs)
 
 
+EMPTY = PairTable((), (), (), (), {})
+"""A table without pairs."""
+
+
 def encode(pairs: Sequence[Pair], encoder: Encoder, label: str = "pairs") -> PairTable:
     """Encode every distinct sample once. Raise `PairEncodingError` naming the first pairs the encoder refuses."""
     shelf = _SequenceIndex(encoder)

@@ -34,6 +34,7 @@ from rewardserve.model.encoding import Encoder
 from rewardserve.training import (
     augment,
     averaging,
+    counterexamples,
     data,
     evaluate,
     hub,
@@ -51,6 +52,7 @@ from rewardserve.training import (
 from rewardserve.training.audit_judge import judge_config
 from rewardserve.training.config import AuditJudgeConfig, Config, ConfigError
 from rewardserve.training.console import say, show
+from rewardserve.training.counterexamples import Labelled
 from rewardserve.training.errors import ModelUnusable
 from rewardserve.training.evaluate import SliceMetrics
 from rewardserve.training.export import read_probes
@@ -58,6 +60,9 @@ from rewardserve.training.finish import (
     EncodedData,
     RunTimer,
     TrainingRecord,
+    about_counterexamples,
+    audited_figures,
+    audited_lines,
     facts_of,
     figures,
     finish,
@@ -133,12 +138,15 @@ def _train(config: Config) -> Path:
         start = replace(start, policy=tables.policy)
         # A fresh head has no earlier figures to compare with.
         before = figures(config, score_slices(config, start, tables.held_out)) if config.model.start == "reward" else []
+        audited_before = audited_figures(config, start, tables) if config.model.start == "reward" else ()
         hidden_ND = features(config, start, tables.train)
         initialise_heads(config, start, tables.train, hidden_ND)
         trained, history = fit(config, start, tables, hidden_ND, folder, resume_from)
         if trained is not None:
             best = read_best(folder / "steps", config.eval.best_by)
-            made = TrainingRecord("train", timer, tuple(before), tuple(history), best=best)
+            made = TrainingRecord(
+                "train", timer, tuple(before), tuple(history), best=best, audited_before=tuple(audited_before)
+            )
             finish(config, trained, tables, folder, made)
     _process().wait_for_everyone()
     return folder / "checkpoint"
@@ -177,6 +185,9 @@ def _write_report(
     crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
     invariant = invariance_report(config, checkpoint, tables.held_out, scores_NH)
     facts = {"made by": f"rewardserve {made.verb}", **facts_of(config, tables), **made.facts(), **made.timer.facts()}
+    for line in (about := audited_lines(made.audited_before, audited_figures(config, checkpoint, tables), tables)):
+        show(line)
+    facts |= {"accuracy on held-out counterexamples": about} if about else {}
     shown = report.Page(
         title, facts, metrics, made.before, judged, recipe.plain(config), crossed, made.history,
         independence(tables, (checkpoint.folder,)), invariant,
@@ -351,15 +362,20 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_fold
     `is_bound`: the checkpoint is not trained any further. `in_folds`: every pair is held out later.
     """
     split = data.load(config.data, default_head=config.model.heads[0])
-    pairs = (*split.train, *split.held_out)
+    labelled, extra = _counterexamples(config, split)
+    pairs = (*split.train, *extra.train, *split.held_out, *extra.held_out)
     fitted = raw_text.fit_template(start, pairs, is_bound=is_bound)
     if fitted is not start:
         say(raw_text.JOINED)
-    train, held = (raw_text.as_served(part, fitted.policy) for part in (split.train, split.held_out))
+    parts = split.train, split.held_out, extra.train, extra.held_out
+    train, held, added, audited = (raw_text.as_served(part, fitted.policy) for part in parts)
     split, encoder = replace(split, train=train, held_out=held), fitted.encoder
-    train_table = sequences.encode(split.train, encoder, "training pairs")
+    train_table = sequences.encode((*train, *added), encoder, "training pairs")
     held_out = sequences.encode(split.held_out, encoder, "held-out pairs")
+    audited_table = sequences.encode(audited, encoder, "held-out counterexamples") if audited else sequences.EMPTY
     kept, overlap = leakage.remove_overlap(train_table, held_out)
+    kept, of_audited = leakage.remove_overlap(kept, audited_table)
+    overlap = replace(overlap, n_dropped=overlap.n_dropped + of_audited.n_dropped)
     if len(kept) or not len(train_table):
         limit = config.data.max_dropped
         row_counts.refuse_losses(split, train_table, kept, held_out, limit, counts_held_out=not is_bound)
@@ -372,19 +388,36 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_fold
         )
     if config.data.balance_length:
         kept = length_balance.balanced(kept)
-    counts = row_counts.count_rows(split, kept, held_out, overlap)
+    unused = None if labelled is None else counterexamples.unused_rows(labelled, audited_table)
+    counts = row_counts.count_rows(split, kept, held_out, overlap, unused)
     if config.augment.is_on and not is_bound:
-        kept = _augmented(config, kept, held_out, fitted.encoder)
+        kept = _augmented(config, kept, (held_out, audited_table), fitted.encoder)
         counts = replace(counts, made=augment.counts(kept.pairs))
     for line in row_counts.lines(counts, in_folds=in_folds):
         show(line)
-    return EncodedData(split, kept, held_out, counts, fitted.policy)
+    tables = EncodedData(split, kept, held_out, counts, fitted.policy, labelled, audited_table)
+    if config.counterexamples is not None:
+        show(f"counterexamples: {about_counterexamples(config.counterexamples, tables)}")
+    return tables
 
 
-def _augmented(config: Config, train: PairTable, held_out: PairTable, encoder: Encoder) -> PairTable:
-    """Training pairs, and those that are made of them; one that has a held-out response is left out."""
-    pairs = augment.augmented(train.pairs, config.augment, config.seed)
-    made, _ = leakage.remove_overlap(sequences.encode(pairs, encoder, "made pairs"), held_out)
+def _counterexamples(config: Config, main: data.Split) -> tuple[Labelled | None, data.Split]:
+    """Read the counterexamples of the recipe, and split off the held-out ones; an empty split if it has none."""
+    if config.counterexamples is None:
+        return None, data.Split((), (), ())
+    labelled = counterexamples.read(config.counterexamples, config.data, config.model.heads[0])
+    return labelled, counterexamples.split(labelled, config.counterexamples, config.data, main)
+
+
+def _augmented(config: Config, train: PairTable, held_out: Sequence[PairTable], encoder: Encoder) -> PairTable:
+    """Training pairs, and those that are made of them; one that has a held-out response is left out.
+
+    None is made of a counterexample, whose preferred response may be a poor one too.
+    """
+    of_data = [pair for pair in train.pairs if pair.source != counterexamples.SOURCE]
+    made = sequences.encode(augment.augmented(of_data, config.augment, config.seed), encoder, "made pairs")
+    for each in held_out:
+        made, _ = leakage.remove_overlap(made, each)
     return sequences.joined(train, made)
 
 

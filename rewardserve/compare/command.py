@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +17,13 @@ from pydantic_settings import CliPositionalArg, SettingsError
 
 from rewardserve.compare.agreement import Agreement, Estimate, agreement
 from rewardserve.compare.rows import Rows, read_rows
+from rewardserve.compare.scoring import NotServable, Scores, find_model, score_samples
 from rewardserve.exit_codes import FAILED, INTERRUPTED, SOME_FAILED, USAGE_ERROR
-from rewardserve.model.backends import LoadError
-from rewardserve.model.calibration import CalibrationError
-from rewardserve.model.default import DEFAULT_MODEL
 from rewardserve.model.resource_errors import describe_resource_error
-from rewardserve.model.reward import PipelineError
 from rewardserve.model.text.printable import printable
 from rewardserve.service.cli.options import Wording, complain, complain_of_model, from_command_line
 from rewardserve.service.errors import RequestRefused
 from rewardserve.service.observability import logs
-from rewardserve.service.offline.score_file import load_model, open_scoring, progress_bar, score_windows
 from rewardserve.service.settings import ModelSettings
 from rewardserve.training.config import ConfigError
 
@@ -54,25 +48,6 @@ class CompareSettings(ModelSettings):
     )
 
 
-class NotServable(Exception):
-    """One of the models cannot be served: `which` names it, `reason` is the error."""
-
-    def __init__(self, which: str, model: str, reason: Exception) -> None:
-        super().__init__(str(reason))
-        self.which = f"{which} ({model or DEFAULT_MODEL})"
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """The raw scores of one model, NaN for a response without one, and the number of failures by code."""
-
-    model: str
-    contract: str
-    raw: tuple[float, ...]
-    failed: Mapping[str, int]
-
-
 def main(arguments: Sequence[str]) -> int:
     """Read the file, score it with one model after the other, print the comparison. Return the exit code."""
     settings = from_command_line(
@@ -88,8 +63,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         rows = read_rows(settings.file)
         for which, model in named_models(settings).items():
-            find(which, model, settings)  # both, before minutes go into the scores of the first
-        a, b = (score(settings, which, model, rows) for which, model in named_models(settings).items())
+            find_model(which, model, settings)  # both, before minutes go into the scores of the first
+        a, b = (score_samples(settings, which, model, rows.samples) for which, model in named_models(settings).items())
     except NotServable as error:
         complain_of_model(PROGRAM, error.reason, wording, error.which)
         return FAILED
@@ -113,41 +88,6 @@ def main(arguments: Sequence[str]) -> int:
 def named_models(settings: CompareSettings) -> dict[str, str]:
     """The two models, by the name of their argument."""
     return {"MODEL_A": settings.model_a, "MODEL_B": settings.model_b}
-
-
-def find(which: str, model: str, settings: CompareSettings) -> None:
-    """Find the folder of a model, or download it. Raise `NotServable`."""
-    if settings.backend != "echo" and model not in ("", DEFAULT_MODEL):
-        from rewardserve.model.checkpoint import CheckpointError
-        from rewardserve.model.checkpoint.reading import resolve
-
-        try:
-            resolve(model, allow_pickle=settings.allow_pickle)
-        except CheckpointError as error:
-            raise NotServable(which, model, error) from error
-
-
-def score(settings: CompareSettings, which: str, model: str, rows: Rows) -> Scores:
-    """Score the rows with one model, which is freed afterwards. Raise `NotServable` or `RequestRefused`."""
-    of_model = settings.model_copy(update={"model": model, "ensemble": ""})
-    try:
-        loaded, pipeline = load_model(of_model)
-    except (LoadError, PipelineError, CalibrationError) as error:
-        raise NotServable(which, model, error) from error
-
-    async def score_all() -> Scores:
-        with progress_bar() as progress:
-            bar = progress.add_task(loaded.identity.name, total=len(rows.samples))
-            async with open_scoring(of_model, loaded, pipeline) as scoring:
-                scored = []
-                async for results in score_windows(scoring, rows.samples):
-                    scored += results
-                    progress.advance(bar, len(results))
-        raw = tuple(math.nan if each.reward is None else each.reward.raw for each in scored)
-        failed = Counter(each.failure.code for each in scored if each.failure is not None)
-        return Scores(model, loaded.contract.digest, raw, failed)
-
-    return asyncio.run(score_all())
 
 
 def _print_missing(rows: Rows, a: Scores, b: Scores) -> bool:

@@ -40,7 +40,8 @@ def _files(tmp_path, monkeypatch):
     signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     for name, text in {
         "rows.jsonl": SAMPLE, "bad.jsonl": SAMPLE + "{\n", "pairs.jsonl": PAIR, "key": KEY, "recipe.yaml": RECIPE,
-        "no.jsonl": PAIR + "{\n",
+        "no.jsonl": PAIR + "{\n", "two.jsonl": SAMPLE + SAMPLE.replace('"r"', '"s"'),
+        "two-bad.jsonl": SAMPLE + SAMPLE.replace('"r"', '"s"') + "{\n",
     }.items():  # fmt: skip
         Path(name).write_text(text)
     yield
@@ -65,6 +66,10 @@ RUNS: dict[tuple[str, int], tuple[str, ...]] = {
     ("score", 1): ("rows.jsonl", "out.jsonl", "--model=none"),
     ("score", 2): ("none.jsonl", "out.jsonl", *ECHO),
     ("score", 3): ("bad.jsonl", "out.jsonl", *ECHO),
+    ("mine", 0): ("echo", "two.jsonl", "--out=queue.jsonl", "--judge=echo:delay_ms=1", *ECHO),
+    ("mine", 1): ("none", "two.jsonl", "--out=queue.jsonl"),
+    ("mine", 2): ("echo", "none.jsonl", "--out=queue.jsonl", "--judge=echo:delay_ms=1", *ECHO),
+    ("mine", 3): ("echo", "two-bad.jsonl", "--out=queue.jsonl", "--judge=echo:delay_ms=1", *ECHO),
     ("export", 0): ("MODEL", "exported"),
     ("export", 1): ("none", "exported"),
     ("export", 2): ("MODEL", "exported", "--probes=none.jsonl"),
@@ -85,6 +90,7 @@ BROKEN = {
     "compare": "rewardserve.compare.command:read_rows",
     "bench": "rewardserve.bench.command:synthetic",
     "score": "rewardserve.service.cli.score:count_lines",
+    "mine": "rewardserve.mine.command:read_rows",
     "export": "rewardserve.model.export:resolve",
     "honeypots": "rewardserve.service.cli.honeypots:hashed",
     **{verb: f"rewardserve.training.workflow:{function}" for verb, function in TRAINING.items()},
