@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rewardserve.model.scorer import DISTANCE
+from rewardserve.model.text.nearest_word import did_you_mean
+from rewardserve.training.transforms import TRANSFORMS
 
 
 class ConfigError(Exception):
@@ -73,6 +75,15 @@ RANGES: dict[str, Range] = {
     "encoding.max_tokens": Range(2, 1e8),
     "loss.label_smoothing": Range(0, 0.5, without_high=True),
     "loss.centring": Range(0, 1e3),
+    "indifference.length": Range(0, 1e3),
+    "indifference.markup": Range(0, 1e3),
+    "indifference.script": Range(0, 1e3),
+    "indifference.memory": Range(0, 1e9),
+    "length_head.correlation": Range(0, 1e3),
+    "length_head.orthogonality": Range(0, 1e3),
+    "length_head.memory": Range(0, 1e9),
+    "consistency.weight": Range(0, 1e3),
+    "consistency.twins": Range(1, len(TRANSFORMS)),
     "optim.lr": _RATE,
     "optim.head_lr": _RATE,
     "optim.weight_decay": Range(0, 10),
@@ -228,6 +239,8 @@ class SourceConfig:
     """Column of the source's name for the report; null: not read."""
     context_key: str | None = "context"
     """Column of the passages of `context: prepend`; null: not read."""
+    paraphrase_key: str | None = None
+    """Column of a text that says the same as the preferred response, for `consistency`; not every row needs one; null: not read."""
     ignored_columns: tuple[str, ...] = ()
     """Columns that belong to the prompt and may be left out of it."""
 
@@ -353,6 +366,79 @@ class LossConfig:
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
         _require_ranges("loss", self)
+
+
+@dataclass(frozen=True, slots=True)
+class IndifferenceConfig:
+    """Variables that the score must not pay for: the loss has the squared correlation of each with the score, times a coefficient.
+
+    The correlation is over the pairs of a batch and the latest pairs before it, `memory` in all; a pair counts by its weight.
+    """
+
+    length: float = 0.0
+    """Coefficient of the logarithm of the number of tokens of the response."""
+    markup: float = 0.0
+    """Coefficient of list marks, heading marks, cells, code fences and bold a line."""
+    script: float = 0.0
+    """Coefficient of the share of letters in scripts other than those of the prompt and Latin."""
+    between: Literal["differences", "responses"] = "differences"
+    """`differences`: correlate the differences between the two responses of a pair, so that prompts do not count; `responses`:
+    scores and variables of single responses."""
+    memory: int = 512
+    """Pairs over which the correlation is taken, the batch included; 0: the batch alone."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming field and value."""
+        _require_ranges("indifference", self)
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names of the variables with a coefficient."""
+        return tuple(name for name in ("length", "markup", "script") if getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True)
+class LengthHeadConfig:
+    """A second head beside each head during training, which takes up length, as in ODIN (arXiv 2402.07319). It is not exported.
+
+    The loss of a pair has the sum of both heads. To it are added the size of the correlation of the quality head with the logarithm
+    of the number of tokens, minus the correlation of the length head, and the overlap of the two.
+    """
+
+    correlation: float = 0.0
+    """Coefficient of the correlations; 0: no length head. ODIN has 1."""
+    orthogonality: float = 0.0
+    """Coefficient of the absolute cosine of the weights of both heads. ODIN has 1."""
+    memory: int = 512
+    """Pairs over which the correlations are taken, the batch included; 0: the batch alone."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming field and value."""
+        _require_ranges("length_head", self)
+
+
+@dataclass(frozen=True, slots=True)
+class ConsistencyConfig:
+    """The squared difference of the scores of a response and its twins, which say the same (reWordBench, arXiv 2503.11751).
+
+    Twins are made by changes that keep the meaning, and of `data.sources.paraphrase_key`. Each costs a forward.
+    """
+
+    weight: float = 0.0
+    """Coefficient of the mean squared difference over the twins of a pair; 0: no twins."""
+    transforms: tuple[str, ...] = tuple(TRANSFORMS)
+    """Names of the changes, as in the report of invariance; `[]`: paraphrases of the data alone."""
+    twins: int = 1
+    """Twins of each response by these changes, chosen by digest among those that alter it."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming field and value."""
+        _require_ranges("consistency", self)
+        for name in self.transforms:
+            if name not in TRANSFORMS:
+                raise ConfigError(
+                    f"consistency.transforms has {name!r}; known are {', '.join(TRANSFORMS)}{did_you_mean(name, TRANSFORMS)}"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -594,6 +680,9 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    indifference: IndifferenceConfig = field(default_factory=IndifferenceConfig)
+    length_head: LengthHeadConfig = field(default_factory=LengthHeadConfig)
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -643,8 +732,37 @@ class Config:
                 "audit_judge with model.start: reward: a judge has fewer layers than the model, so its heads are fresh. Train it "
                 "in a separate run, from a backbone, and serve it with REWARD_AUDIT_MODEL."
             )
+        self._refuse_idle_regularisers()
         if self.method.name == "frozen" and self.optim.gradient_checkpointing:
             raise ConfigError("optim.gradient_checkpointing has no effect with method.name: frozen; leave it out")
+
+    def _refuse_idle_regularisers(self) -> None:
+        """Raise `ConfigError` for terms of the loss that another one has already, and for paraphrases that no term reads."""
+        if self.length_head.correlation and self.indifference.length:
+            raise ConfigError(
+                "indifference.length has the term of length_head.correlation on the quality head again; leave one of them out"
+            )
+        for source in self.data.eval_sources:
+            if source.paraphrase_key is not None:
+                raise ConfigError(
+                    f"data.eval_sources ({source.path!r}) has a paraphrase_key: held-out pairs train nothing; leave it out"
+                )
+        named = next((source for source in self.data.sources if source.paraphrase_key is not None), None)
+        if named is not None and not self.consistency.weight:
+            raise ConfigError(
+                f"data.sources ({named.path!r}) has paraphrase_key {named.paraphrase_key!r}, which has no effect with "
+                "consistency.weight: 0; set a weight, or leave it out"
+            )
+        if self.consistency.weight and not self.consistency.transforms and named is None:
+            raise ConfigError(
+                "consistency.transforms is [] and no source has a paraphrase_key: no response would have a twin"
+            )
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Variables of responses that the loss reads, length first where there is a length head."""
+        length = ("length",) if self.length_head.correlation else ()
+        return (*length, *self.indifference.variables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -671,9 +789,18 @@ _STEPS_ONLY = (
     *(f"loss.{f.name}" for f in fields(LossConfig)),
     *(f"optim.{f.name}" for f in fields(OptimConfig) if f.name not in ("epochs", "max_steps")),
 )
+_REGULARISERS = (
+    "indifference.length",
+    "indifference.markup",
+    "indifference.script",
+    "length_head.correlation",
+    "consistency.weight",
+)
 _UNUSED = (
     _UnusedSettings(("augment.weight", "augment.heads"), lambda c: not c.augment.is_on, "no rate of a kind in augment"),
-    _UnusedSettings(_STEPS_ONLY, lambda c: c.optim.epochs == 0, "optim.epochs: 0, which takes no step"),
+    _UnusedSettings(
+        (*_STEPS_ONLY, *_REGULARISERS), lambda c: c.optim.epochs == 0, "optim.epochs: 0, which takes no step"
+    ),
     _UnusedSettings(
         ("method.rank", "method.alpha", "method.dropout", "method.targets", "method.layers"),
         lambda c: c.method.name != "lora",
@@ -711,6 +838,20 @@ _UNUSED = (
         lambda c: c.optim.batching == "shuffled",
         "optim.batching: shuffled (set optim.batch_pairs)",
     ),
+    _UnusedSettings(
+        ("indifference.between", "indifference.memory"),
+        lambda c: not c.indifference.variables,
+        "no coefficient in indifference",
+    ),
+    _UnusedSettings(
+        ("length_head.orthogonality", "length_head.memory"),
+        lambda c: not c.length_head.correlation,
+        "length_head.correlation: 0, which adds no length head",
+    ),
+    _UnusedSettings(
+        ("consistency.transforms", "consistency.twins"), lambda c: not c.consistency.weight, "consistency.weight: 0"
+    ),
+    _UnusedSettings(("consistency.twins",), lambda c: not c.consistency.transforms, "consistency.transforms: []"),
     _UnusedSettings(
         ("optim.precision",), lambda c: c.method.name == "frozen", "method.name: frozen, whose heads learn in float32"
     ),

@@ -146,6 +146,7 @@ def digest(pairs: Sequence[Pair]) -> str:
             pair.head,
             pair.margin,
             pair.weight,
+            *([pair.paraphrase] if pair.paraphrase else []),
         ]
         whole.update(json.dumps(row, sort_keys=True).encode() + b"\n")
     return "sha256:" + whole.hexdigest()

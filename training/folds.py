@@ -99,4 +99,4 @@ def pool(table: PairTable, fold_P: Sequence[int], scores_of: Mapping[int, Floats
     )
     sequences: tuple[TokenSequence, ...] = tuple(table.sequences[s] for _, s in number)
     scores_NH = np.stack([scores_of[fold][s] for fold, s in number])
-    return replace(table, sequences=sequences, chosen=chosen, rejected=rejected), scores_NH
+    return replace(table, sequences=sequences, chosen=chosen, rejected=rejected, twins=()), scores_NH

@@ -48,12 +48,19 @@ def cached_rows(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 class Collator:
-    """Numbers of pairs -> a batch. `chosen` and `rejected` are the row indices of each pair."""
+    """Numbers of pairs -> a batch. `chosen` and `rejected` are the row indices of each pair.
+
+    With twins, `twin_original` and `twin` are the rows of each, `twin_pair` the place of its pair in the batch, and `twin_share`
+    one over the number of twins of that pair. `variables` has those of each row.
+    """
 
     def __init__(self, table: PairTable, head_names: Sequence[str], rows: Rows) -> None:
         self._table, self._rows = table, rows
         number_of_head = {name: i for i, name in enumerate(head_names)}
         self._head_of_pair = [number_of_head[pair.head] for pair in table.pairs]
+        self._twins_of: dict[int, list[int]] = {}
+        for original, twin in table.twins:
+            self._twins_of.setdefault(original, []).append(twin)
 
     def __call__(self, numbers: Sequence[int]) -> Batch:
         """Build one batch; every distinct sequence is one row, in the order of first use."""
@@ -61,8 +68,14 @@ class Collator:
         row_of: dict[int, int] = {}
         chosen = [row_of.setdefault(table.chosen[n], len(row_of)) for n in numbers]
         rejected = [row_of.setdefault(table.rejected[n], len(row_of)) for n in numbers]
+        twins = [
+            (place, row_of[side[n]], row_of.setdefault(twin, len(row_of)))
+            for place, n in enumerate(numbers)
+            for side in (table.chosen, table.rejected)
+            for twin in self._twins_of.get(side[n], ())
+        ]
         input_ids_BT, mask_BT = self._rows(list(row_of))
-        return {
+        batch = {
             "input_ids": input_ids_BT,
             "attention_mask": mask_BT,
             "chosen": torch.tensor(chosen),
@@ -72,6 +85,16 @@ class Collator:
             "weight": torch.tensor([table.pairs[n].weight for n in numbers]),
             "pair": torch.tensor(list(numbers)),
         }
+        if table.twins:
+            pair_T, original_T, twin_T = torch.tensor(twins, dtype=torch.int64).reshape(-1, 3).unbind(1)
+            share_T = 1.0 / torch.bincount(pair_T, minlength=len(numbers))[pair_T]
+            batch |= {"twin_pair": pair_T, "twin_original": original_T, "twin": twin_T, "twin_share": share_T}
+        if table.sequences[0].variables:
+            # A twin that is in no pair has no variables, and no moment reads its row.
+            width = len(table.sequences[0].variables)
+            values = [table.sequences[n].variables or (0.0,) * width for n in row_of]
+            batch["variables"] = torch.tensor(values)
+        return batch
 
 
 class PairBatches(Sampler[list[int]]):

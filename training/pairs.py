@@ -46,6 +46,7 @@ class Pair:
     `chosen_text` and `rejected_text` are the responses alone, for length baselines. `id` is `file:line`. `made`: the kind of
     augmentation that made the pair from the one with this id; empty: annotators compared it. `donor_group`: the group of a
     pair from which a response was taken.
+    `paraphrase` says the same as the chosen response; empty: none.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Pair:
     weight: float = 1.0
     made: str = ""
     donor_group: str | None = None
+    paraphrase: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,19 @@ def to_pair(row: SourceRow, columns: SourceColumns, head: str) -> Pair:
         rejected_text=sides.rejected_text,
         margin=_margin(_value(values, source.margin_key, columns), str(source.margin_key)),
         weight=source.weight,
+        paraphrase=_paraphrase(values, source.paraphrase_key),
     )
+
+
+def _paraphrase(values: dict[str, Any], key: str | None) -> str:
+    """Text of the paraphrase; empty if the row has none. Raise `FieldError` for another value."""
+    value = None if key is None else values.get(key)
+    if is_empty_value(value):
+        return ""
+    if not isinstance(value, str):
+        raise FieldError(str(key), f"is {shown(value)}; a paraphrase is a text")
+    _check_utf8(value, str(key))
+    return value
 
 
 def _value(values: dict[str, Any], key: str | None, columns: SourceColumns) -> Any:

@@ -36,7 +36,8 @@ def read(
     scores_NH = np.zeros((len(rows), len(network.head_names)))
     hidden_ND = torch.zeros(len(rows), network.heads.in_features)
     for places, out in _forwards(network, rows, pad_id, batch_tokens, label):
-        scores_NH[places] = out.scores_BH.double().cpu().numpy()
+        # During training there may be length heads behind the others.
+        scores_NH[places] = out.scores_BH[:, : len(network.head_names)].double().cpu().numpy()
         hidden_ND[places] = out.last_hidden_BD.float().cpu()
     return scores_NH, hidden_ND
 

@@ -30,13 +30,15 @@ class TokenSequence:
     n_response: int
     sample: Sample
     truncated: bool = False
+    variables: tuple[float, ...] = ()
+    """Values of the variables that the loss reads, in the order of the recipe."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairTable:
     """Pairs over distinct sequences: pair `i` compares `sequences[chosen[i]]` with `sequences[rejected[i]]`.
 
-    `dropped` counts, by reason, the pairs that were left out.
+    `dropped` counts, by reason, the pairs that were left out. `twins`: numbers of a sequence and of one that says the same.
     """
 
     pairs: tuple[Pair, ...]
@@ -44,6 +46,7 @@ class PairTable:
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
     dropped: dict[str, int]
+    twins: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         """Number of pairs."""

@@ -23,12 +23,14 @@ from transformers import TrainerCallback
 
 from rewardserve.training.config import ConfigError, EvalConfig
 from rewardserve.training.console import ProgressLines, say
+from rewardserve.training.indifference import MovingMoments
 from rewardserve.training.pair_batches import PairBatches
 
 COMPLETE = "complete"
 BEST = "best.safetensors"
 WEIGHTS = "model.safetensors"
 _EMA = "ema.safetensors"
+_MOMENTS = "moments.safetensors"
 _NAME = re.compile(r"checkpoint-([0-9]+)")
 
 
@@ -212,6 +214,26 @@ class KeepBest(TrainerCallback):
         noted = {name: str(value) for name, value in asdict(best).items()}
         save_file({n: t.detach().cpu().contiguous() for n, t in trained.items()}, steps / f"{BEST}.new", metadata=noted)
         (steps / f"{BEST}.new").replace(steps / BEST)
+
+
+class SavedMoments(TrainerCallback):
+    """Saves the moments of the latest pairs beside the weights, so that a resumed run continues with the same correlations."""
+
+    def __init__(self, moments: Mapping[str, MovingMoments]) -> None:
+        self._moments = moments
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore the moments of the resumed run."""
+        at = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MOMENTS
+        if state.global_step and at.is_file():
+            for name, kept in load_file(at).items():
+                self._moments[name].kept_HV6 = kept
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save the moments; they are the same in every process."""
+        kept = {name: m.kept_HV6.cpu() for name, m in self._moments.items() if m.kept_HV6 is not None}
+        if state.is_world_process_zero and kept:
+            save_file(kept, Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MOMENTS)
 
 
 class EpochOrder(TrainerCallback):

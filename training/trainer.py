@@ -29,12 +29,14 @@ from rewardserve.training.console import say
 from rewardserve.training.errors import NonFiniteLoss, Stopped
 from rewardserve.training.losses import PairLoss, pair_loss
 from rewardserve.training.pair_batches import Batch, Collator, PairBatches, PairNumbers
+from rewardserve.training.regularisers import Regularisers
 from rewardserve.training.sequences import PairTable
 from rewardserve.training.step_checkpoints import (
     WEIGHTS,
     EpochOrder,
     KeepBest,
     MarkComplete,
+    SavedMoments,
     StepLogLines,
     StopAfterStep,
     WeightAverage,
@@ -98,10 +100,16 @@ class RewardTrainer(Trainer):
             eval_dataset=PairNumbers(0),
         )
         self.batches = PairBatches(table, config.optim, seed=config.seed, n_ranks=self.accelerator.num_processes)
+        n_heads = network.heads.out_features // (2 if config.length_head.correlation else 1)
+        self._regularisers = Regularisers(config, n_heads, self._sum_over_ranks)
+        if self._regularisers.moments:
+            self.add_callback(SavedMoments(self._regularisers.moments))
         self.add_callback(EpochOrder(self.batches))
+        if config.length_head.correlation:
+            self._refuse_sharded("length_head.correlation")
         self._average: WeightAverage | None = None
         if config.optim.ema:
-            self._refuse_sharded_average()
+            self._refuse_sharded("optim.ema")
             self._average = WeightAverage(network, config.optim.ema)
             self.add_callback(self._average)
         # Wrappers of sharded training rename and flatten the parameters.
@@ -144,14 +152,17 @@ class RewardTrainer(Trainer):
     ) -> Any:
         """Weighted mean of the pair losses over the whole step, plus a MoE's load-balancing loss."""
         out = model(inputs["input_ids"], inputs["attention_mask"])
-        chosen_P = out.scores_BH[inputs["chosen"], inputs["head"]]
-        rejected_P = out.scores_BH[inputs["rejected"], inputs["head"]]
+        ranked_BH = self._regularisers.ranked(out.scores_BH)
+        chosen_P = ranked_BH[inputs["chosen"], inputs["head"]]
+        rejected_P = ranked_BH[inputs["rejected"], inputs["head"]]
         loss_P = self._loss(chosen_P, rejected_P, inputs["margin"])
         self._refuse_non_finite(loss_P, inputs)
-        self._watch.add(chosen_P.detach(), rejected_P.detach())
+        served = [out.scores_BH.detach()[inputs[side], inputs["head"]] for side in ("chosen", "rejected")]
+        self._watch.add(*served)  # without length heads
         weight_P = inputs["weight"]
         total = weight_P.sum() if num_items_in_batch is None else num_items_in_batch
         loss = (loss_P * weight_P).sum() / total
+        loss = loss + self._regularisers.loss(out.scores_BH, inputs, total, self.model.heads.weight)
         if out.aux_loss is not None:
             loss = loss + out.aux_loss * weight_P.sum() / total
         # Ranks average their gradients; `total` is over all of them.
@@ -213,6 +224,7 @@ class RewardTrainer(Trainer):
         if packed is not None:
             *sums, n_pairs = self.accelerator.reduce(packed, reduction="sum").tolist()
             logs = {**logs, **{name: s / n_pairs for name, s in zip(_LOGGED, sums, strict=True)}}
+            logs |= {name: float(value) for name, value in self._regularisers.logged.items()}
             self._watch = LoggedMeans()
         super().log(logs, start_time)
 
@@ -248,9 +260,13 @@ class RewardTrainer(Trainer):
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Print nothing: frozen weights are left out of a step checkpoint on purpose."""
 
-    def _refuse_sharded_average(self) -> None:
+    def _refuse_sharded(self, setting: str) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ConfigError("optim.ema needs whole weights on every rank; set optim.ema: 0 under FSDP or DeepSpeed")
+            raise ConfigError(f"{setting} needs whole weights on every rank; set {setting}: 0 under FSDP or DeepSpeed")
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        total: Tensor = self.accelerator.reduce(values, reduction="sum")
+        return total
 
 
 def check_optimizer(config: Config) -> None:

@@ -31,13 +31,16 @@ from rewardserve.model.checkpoint import (
     without_bias,
 )
 from rewardserve.model.encoding import Encoder
+from rewardserve.model.network import RewardNetwork
 from rewardserve.training import (
     augment,
     averaging,
+    consistency,
     counterexamples,
     data,
     evaluate,
     hub,
+    indifference,
     invariance,
     leakage,
     length_balance,
@@ -73,6 +76,7 @@ from rewardserve.training.finish import (
     summary,
 )
 from rewardserve.training.invariance import InvarianceReport
+from rewardserve.training.length_head import add_length_heads, drop_length_heads
 from rewardserve.training.losses import USES_MARGIN, pair_loss
 from rewardserve.training.methods import CachedNetwork, adapt, check_targets, disable_dropout, fit_logistic, not_adapted
 from rewardserve.training.pair_batches import Collator, Rows, cached_rows, token_rows
@@ -269,6 +273,7 @@ def export_last_step(config: Config) -> Path:
             load_weights(start.network, step)
         else:
             load_trained(start.network, folder / "steps" / BEST)
+        drop_length_heads(start.network)
         return finish(config, start, tables, folder, TrainingRecord("finish", timer, history=_history(step), best=best))
 
 
@@ -393,8 +398,13 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_fold
     if config.augment.is_on and not is_bound:
         kept = _augmented(config, kept, (held_out, audited_table), fitted.encoder)
         counts = replace(counts, made=augment.counts(kept.pairs))
+    if not is_bound:
+        kept = indifference.with_variables(kept, fitted.encoder, config.variables)
+        kept = consistency.with_twins(kept, fitted.encoder, config.consistency, config.data.salt)
     for line in row_counts.lines(counts, in_folds=in_folds):
         show(line)
+    if kept.twins:
+        show(f"  twins: {len(kept.twins):,}, which say the same as a training response")
     tables = EncodedData(split, kept, held_out, counts, fitted.policy, labelled, audited_table)
     if config.counterexamples is not None:
         show(f"counterexamples: {about_counterexamples(config.counterexamples, tables)}")
@@ -617,6 +627,7 @@ def fit(
         return (start if _process().is_main_process else None), []
     rows: Rows
     if config.method.name == "frozen" and features is not None:
+        _add_length_heads(config, network)
         module: torch.nn.Module = CachedNetwork(network, features)
         rows = cached_rows
     else:
@@ -631,6 +642,7 @@ def fit(
     trained = _whole(config, start, trainer)
     if trained is not None and read_best(folder / "steps", config.eval.best_by) is not None:
         load_trained(trained.network, folder / "steps" / BEST)
+    drop_length_heads(start.network)
     return trained, list(trainer.state.log_history)
 
 
@@ -657,11 +669,17 @@ def _wrap(config: Config, start: Checkpoint) -> None:
         adapt(network, config.method)
     elif config.method.name == "frozen":
         network.backbone.requires_grad_(False)
+    _add_length_heads(config, network)
     if config.optim.gradient_checkpointing:
         with warnings.catch_warnings():
             # Renamed within transformers 5; the old name works in all of it.
             warnings.filterwarnings("ignore", "`gradient_checkpointing_enable`", FutureWarning)
             network.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _add_length_heads(config: Config, network: RewardNetwork) -> None:
+    if config.length_head.correlation:
+        add_length_heads(network, config.seed)
 
 
 def _evaluate_held_out(config: Config, start: Checkpoint, table: PairTable) -> dict[str, float]:

@@ -22,6 +22,7 @@ from rewardserve.model.padding import left_pad, position_ids
 from rewardserve.training import scoring, workflow
 from rewardserve.training.methods import fit_logistic
 from rewardserve.training.recipe import load
+from rewardserve.training.step_checkpoints import last_complete
 from tests.support import planted_pairs as world
 from tests.support.separate_python import scored_in_separate_python
 
@@ -327,6 +328,55 @@ def test_every_training_measures_invariance_and_evaluate_does_on_request(finishe
     none = ["--set", "eval.invariance_pairs=0", "--set", f"output.folder={tmp_path}"]
     assert main([*command, "--invariance", *none]) == 2
     assert "eval.invariance_pairs: 0 would score no response" in capsys.readouterr().err
+
+
+INDIFFERENT = {
+    "penalties": {"indifference": {"length": 1.0, "markup": 0.5}, "consistency": {"weight": 0.5, "twins": 2}},
+    "length_head": {
+        "length_head": {"correlation": 1.0, "orthogonality": 1.0},
+        "consistency": {"weight": 0.5, "transforms": []},
+    },
+}
+
+
+@pytest.mark.parametrize("options", INDIFFERENT)
+@pytest.mark.parametrize("method", ["full", "lora", "frozen"])
+def test_terms_against_length_and_layout_train_every_method_and_leave_one_head(tmp_path, sft, method, options):
+    rows = world.planted_rows(120)
+    for i, row in enumerate(rows):
+        row["chosen"] += "\n- one" * (i % 3)
+        row["paraphrase"] = f"So: {row['chosen']}" if i % 2 else None
+    pairs = world.write_jsonl(tmp_path / "pairs.jsonl", rows)
+    data = {"sources": [{"path": str(pairs), **({"paraphrase_key": "paraphrase"} if options == "length_head" else {})}]}
+    sections = {k: v for k, v in METHODS[method].items() if k != "eval"} | INDIFFERENT[options]
+    how = {"steps": 5, "bootstrap": 50, "best_by": "nll" if options == "length_head" else None}
+    recipe = recipe_for(tmp_path, sft, pairs, data=data, **sections, eval=how)
+    assert main(["train", "--config", str(recipe), "--set", "output.save_steps=10"]) == 0
+    report = report_of(tmp_path / "out")
+    assert report["twins"] == (
+        2 * report["training sequences"] if options == "penalties" else pytest.approx(45, abs=12)
+    )
+    checkpoint = read(str(tmp_path / "out" / "checkpoint"))
+    assert checkpoint.network.heads.out_features == 1
+    assert check([str(tmp_path / "out" / "checkpoint")]) == 0
+    log = [line for line in history_of(tmp_path / "out") if "loss" in line]
+    logged = (
+        ("correlation_length", "correlation_markup")
+        if options == "penalties"
+        else ("correlation_quality_head", "heads_overlap")
+    )
+    assert all(name in log[-1] for name in (*logged, "inconsistency"))
+    # A stopped run is finished from its step with the same head.
+    for name in ("checkpoint", "adapter", "heads"):
+        shutil.rmtree(tmp_path / "out" / name, ignore_errors=True)
+    (tmp_path / "out" / "report.html").unlink()
+    assert main(["finish", "--config", str(recipe), "--set", "output.save_steps=10"]) == 0
+    again = read(str(tmp_path / "out" / "checkpoint"))
+    assert torch.allclose(again.network.heads.weight, checkpoint.network.heads.weight, atol=1e-6)
+
+
+def history_of(out):
+    return json.loads((last_complete(out / "steps") / "trainer_state.json").read_text())["log_history"]
 
 
 def test_calibrate_writes_statistics_of_other_data_and_the_same_scores(finished, tmp_path):

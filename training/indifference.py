@@ -1,0 +1,97 @@
+"""Correlation of scores with variables that a score must not pay for, as a part of the loss.
+
+Moments of a batch are pooled with those of other ranks and of the latest pairs, so that the correlation of a small batch is that of
+`memory` pairs. Independent of networks and text, except `with_variables`. Shapes: P pairs, H heads, V variables, 6 moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import log
+
+import torch
+from torch import Tensor
+
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.traits.traits import foreign_script_share, markup
+from rewardserve.training.config import ConfigError
+from rewardserve.training.sequences import PairTable, TokenSequence
+
+VARIABLES: dict[str, Callable[[int, str, str], float]] = {
+    "length": lambda n_tokens, prompt, response: log(max(n_tokens, 1)),
+    "markup": lambda n_tokens, prompt, response: markup(response),
+    "script": lambda n_tokens, prompt, response: foreign_script_share(prompt, response),
+}
+"""Name of a variable -> its value from the tokens of the response, the prompt and the response."""
+
+_LEAST_VARIANCE = 1e-12
+
+
+def with_variables(table: PairTable, encoder: Encoder, names: Sequence[str]) -> PairTable:
+    """The table with the values of these variables in each sequence. Raise `ConfigError` for one in which no pair differs."""
+    if not names:
+        return table
+    sequences = tuple(replace(s, variables=_values(s, encoder, names)) for s in table.sequences)
+    for v, name in enumerate(names):
+        differs = any(
+            sequences[c].variables[v] != sequences[r].variables[v]
+            for c, r in zip(table.chosen, table.rejected, strict=True)
+        )
+        if not differs:
+            raise ConfigError(
+                f"indifference.{name} would do nothing: in no training pair do the responses differ in {name}. Leave it out"
+                f"{' (and length_head.correlation)' if name == 'length' else ''}."
+            )
+    return replace(table, sequences=sequences)
+
+
+def _values(sequence: TokenSequence, encoder: Encoder, names: Sequence[str]) -> tuple[float, ...]:
+    prompt, response = encoder.texts(sequence.sample)
+    return tuple(VARIABLES[name](sequence.n_response, prompt, response) for name in names)
+
+
+def moments(x_P: Tensor, y_PV: Tensor, weight_PH: Tensor) -> Tensor:
+    """Weighted sums of 1, x, y, x^2, y^2, xy for each head and variable, `(H, V, 6)` in float64. `weight_PH` selects the pairs."""
+    x_PV, y_PV = x_P.double()[:, None].expand_as(y_PV), y_PV.double()
+    parts_PV6 = torch.stack([torch.ones_like(x_PV), x_PV, y_PV, x_PV**2, y_PV**2, x_PV * y_PV], dim=-1)
+    return torch.einsum("ph,pvm->hvm", weight_PH.double(), parts_PV6)
+
+
+def correlation(moments_HV6: Tensor, *, is_centred: bool) -> Tensor:
+    """Pearson correlation for each head and variable, `(H, V)`; 0 where one of them does not vary.
+
+    Without `is_centred` both means count as zero: differences between two responses, each taken in both directions.
+    """
+    n, x, y, xx, yy, xy = moments_HV6.unbind(-1)
+    n = n.clamp_min(_LEAST_VARIANCE)
+    mean_x, mean_y = (x / n, y / n) if is_centred else (torch.zeros_like(x), torch.zeros_like(y))
+    var_x, var_y = xx / n - mean_x**2, yy / n - mean_y**2
+    return (xy / n - mean_x * mean_y) / (var_x * var_y).clamp_min(_LEAST_VARIANCE).sqrt()
+
+
+class MovingMoments:
+    """Moments of the latest `memory` pairs, over all ranks.
+
+    The gradient of the pooled correlation reaches the pairs of this batch alone; divided by their share of the pool, it estimates
+    the gradient over all of them. `reduce` sums over ranks. Moments of earlier steps are of earlier weights.
+    """
+
+    def __init__(self, memory: int, reduce: Callable[[Tensor], Tensor]) -> None:
+        self.kept_HV6: Tensor | None = None
+        self._memory, self._reduce = memory, reduce
+
+    def correlation(self, own_HV6: Tensor, *, is_centred: bool) -> Tensor:
+        """Correlation `(H, V)` over the pool, which then includes this batch."""
+        now_HV6 = self._reduce(own_HV6.detach().clone())
+        pool_HV6 = own_HV6 + (now_HV6 - own_HV6.detach())
+        if self.kept_HV6 is not None:
+            kept_HV6 = self.kept_HV6.to(now_HV6.device)
+            room_HV1 = (self._memory - now_HV6[..., :1]).clamp_min(0)
+            pool_HV6 = pool_HV6 + kept_HV6 * (room_HV1 / kept_HV6[..., :1].clamp_min(_LEAST_VARIANCE)).clamp_max(1)
+        self.kept_HV6 = pool_HV6.detach()
+        found_HV = correlation(pool_HV6, is_centred=is_centred)
+        share_HV = (own_HV6[..., 0] / pool_HV6[..., 0].clamp_min(_LEAST_VARIANCE)).detach()
+        # The value is that of the pool, the gradient that of the own part, scaled up.
+        scale_HV = torch.where(share_HV > 0, 1 / share_HV.clamp_min(_LEAST_VARIANCE), torch.zeros_like(share_HV))
+        return found_HV.detach() + (found_HV - found_HV.detach()) * scale_HV
