@@ -603,6 +603,8 @@ class EvalConfig:
     invariance_pairs: int = 100
     """Held-out pairs, chosen by digest, whose responses are scored again under twelve changes that keep their meaning, at most 24
     forwards of one response a pair; 0: none."""
+    style_file: str | None = None
+    """File of RM-Bench for the matrix of styles in the report; null: the pairs of `invariance_pairs` in three made styles."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""

@@ -50,7 +50,9 @@ class ScoredPairs:
 class SliceMetrics:
     """One line of the report. A tie counts half. `accuracy_low` and `_high`: bootstrap over groups, 95 %.
 
-    `longer` and `shorter` are the accuracies of choosing the longer or the shorter text. The `_calibrated` figures use a
+    `longer` and `shorter` are the accuracies of choosing the longer or the shorter text. `longer_chosen` and `shorter_chosen` are
+    those of the model where the chosen text is the longer or the shorter one, and `length_balanced` is their mean; None without
+    such pairs. The `_calibrated` figures use a
     temperature that was fitted on the other half of the groups (`temperature`: on all of them).
     """
 
@@ -71,6 +73,9 @@ class SliceMetrics:
     ece_calibrated: float
     length_pearson: float
     length_spearman: float
+    longer_chosen: float | None
+    shorter_chosen: float | None
+    length_balanced: float | None
 
 
 def summary_lines(metrics: Sequence[SliceMetrics]) -> list[str]:
@@ -89,7 +94,9 @@ def slice_metrics(judged: ScoredPairs, *, n_bootstrap: int = 1000) -> SliceMetri
     diff_P = judged.diff_P
     won_P = wins(diff_P)
     low, high = bootstrap_accuracy(won_P, judged.group_P, n_bootstrap)
-    longer_P = wins(judged.chosen_chars_P - judged.rejected_chars_P)
+    extra_P = judged.chosen_chars_P - judged.rejected_chars_P
+    longer_P = wins(extra_P)
+    by_length = [float(won_P[side_P].mean()) if side_P.any() else None for side_P in (extra_P > 0, extra_P < 0)]
     cooled_P = cross_fitted(diff_P, judged.group_P)
     log_tokens_N = np.log(judged.tokens_N)
     return SliceMetrics(
@@ -110,7 +117,14 @@ def slice_metrics(judged: ScoredPairs, *, n_bootstrap: int = 1000) -> SliceMetri
         ece_calibrated=ece(cooled_P),
         length_pearson=pearson(judged.score_N, log_tokens_N),
         length_spearman=pearson(ranks(judged.score_N), ranks(log_tokens_N)),
+        longer_chosen=by_length[0],
+        shorter_chosen=by_length[1],
+        length_balanced=_mean_of_both(*by_length),
     )
+
+
+def _mean_of_both(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else (a + b) / 2
 
 
 def slices(

@@ -22,6 +22,7 @@ from rewardserve.model.calibration import Calibration
 from rewardserve.model.checkpoint import AUDIT_JUDGE, Checkpoint
 from rewardserve.model.conversation import Sample
 from rewardserve.model.encoding import Encoder
+from rewardserve.model.network import RewardNetwork
 from rewardserve.model.tokenization.encoding_policy import EncodingPolicy
 from rewardserve.model.traits import Lexicon, text_traits, token_traits
 from rewardserve.training import (
@@ -31,12 +32,15 @@ from rewardserve.training import (
     export,
     hidden_statistics,
     invariance,
+    model_card,
     recipe,
     report,
     run_folder,
     scoring,
+    style,
 )
 from rewardserve.training.audit_judge import copy_judge
+from rewardserve.training.benchmark_files import StyleMatrix
 from rewardserve.training.calibrate import NothingToFit
 from rewardserve.training.config import Config, CounterexamplesConfig
 from rewardserve.training.console import say, show
@@ -128,6 +132,7 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
     invariant = invariance_report(config, trained, tables.held_out, scores_NH)
     audited = audited_figures(config, trained, tables)
     about_audited = audited_lines(made.audited_before, audited, tables)
+    styles = style_report(config, trained, tables.held_out, scores_NH)
     probes = _probes(config, tables)
     # A checkpoint that is only calibrated was trained on other pairs, or keeps the report of its training.
     about_pairs = independence(tables, made.origins, config)
@@ -144,6 +149,8 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
         "metrics": [asdict(m) for m in metrics],
         "cross-use": [asdict(m) for m in crossed],
         "invariance": asdict(invariant) if invariant else None,
+        "style": asdict(styles) if styles else None,
+        "curves": report.curves(made.history),
         "before": [asdict(m) for m in made.before],
         "best step": asdict(made.best) if made.best else None,
         "counterexamples": [asdict(m) for m in audited],
@@ -160,11 +167,13 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
         with run_folder.replace_folder(out) as new:
             contract = export.export_checkpoint(new, trained, probes)
             copy_judge(_judge_of(folder, made.origins), new)
-            export.write_report(new, facts | {"contract": contract.digest} | details)
+            written = facts | {"contract": contract.digest} | details
+            export.write_report(new, written)
+            model_card.write_card(new, folder.resolve().name, written)
         facts |= {"contract": contract.digest}
         shown = report.Page(
             f"Reward model {folder.resolve().name}", facts | {"versions": export.versions()}, metrics, made.before, judged,
-            recipe.plain(config), crossed, made.history, about_pairs, invariant,
+            recipe.plain(config), crossed, made.history, about_pairs, invariant, styles,
         )  # fmt: skip
         report.write(page, shown)
         for line in (*evaluate.summary_lines(metrics), *about_audited):
@@ -303,6 +312,29 @@ def audited_lines(before: Sequence[SliceMetrics], after: Sequence[SliceMetrics],
             + ("" if mined is None else f"; the model they were mined for: {mined:.3f}")
         )
     return lines or ["held-out counterexamples: none, so there is no accuracy on them"]
+
+
+def style_report(config: Config, checkpoint: Checkpoint, table: PairTable, scores_NH: Floats) -> StyleMatrix | None:
+    """Matrix of styles: of the recipe's file of RM-Bench, or of a sample of held-out pairs in made styles; None without either."""
+    network, encoder, pad_id = checkpoint.network, checkpoint.encoder, checkpoint.pad_id
+
+    def scored(rows: Sequence[tuple[int, ...]]) -> Floats:
+        budget = config.eval.batch_tokens
+        return scoring.score(network, rows, pad_id=pad_id, batch_tokens=budget, label="responses in other styles")
+
+    if config.eval.style_file:
+        benchmark = style.read_styles(Path(config.eval.style_file))
+        return style.file_matrix(benchmark, encoder, lambda rows: network_raw(network, scored(rows)))
+    if not config.eval.invariance_pairs or not len(table):
+        return None
+    changed = style.made_styles(table, encoder, config.eval.invariance_pairs, config.data.salt)
+    return style.made_matrix(changed, table, scores_NH, scored(changed.rows), network.head_names)
+
+
+def network_raw(network: RewardNetwork, scores_NH: Floats) -> Floats:
+    """The one raw score of each row: the weighted sum of its heads."""
+    raw_N: Floats = scores_NH @ np.asarray(network.head_weights)
+    return raw_N
 
 
 def facts_of(config: Config, tables: EncodedData) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from rewardserve.model.text.text_files import write_text
-from rewardserve.training import invariance_table, yaml12
+from rewardserve.training import invariance_table, style_table, yaml12
+from rewardserve.training.benchmark_files import StyleMatrix
 from rewardserve.training.evaluate import PAIRS_A_BIN, ScoredPairs, SliceMetrics, cross_fitted, reliability
 from rewardserve.training.invariance import InvarianceReport
 
@@ -41,11 +42,14 @@ p.note{color:#555;max-width:56rem}
 .facts td:first-child{width:7rem}
 }
 """
+CURVES = ("loss", "accuracy", "margin", "learning_rate")
+"""Figures of the steps that a report has as curves."""
 _COLUMNS = (
     "head",
     "source",
     "pairs (groups)",
     "accuracy",
+    "length-balanced",
     "longer / shorter wins",
     "margin",
     "NLL",
@@ -73,6 +77,7 @@ class Page:
     history: Sequence[Mapping[str, float]] = ()
     independence: str = ""
     invariance: InvarianceReport | None = None
+    style: StyleMatrix | None = None
 
 
 def write(path: Path, page: Page) -> None:
@@ -99,7 +104,7 @@ def render(page: Page) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(page.title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
         f"<h1>{html.escape(page.title)}</h1>{_facts(page.facts)}{_curve(page)}<h2>Held-out pairs</h2>{_held_out(page)}"
-        f"{invariance_table.section(page.invariance)}{crossed}{before}{plots}<h2>Recipe</h2>"
+        f"{invariance_table.section(page.invariance)}{style_table.section(page.style)}{crossed}{before}{plots}<h2>Recipe</h2>"
         f"<pre>{html.escape(yaml12.dump(dict(page.recipe)))}</pre></body></html>\n"
     )
 
@@ -109,8 +114,9 @@ def _held_out(page: Page) -> str:
         return '<p class="note">No pair was held out, so there is no accuracy.</p>'
     return (
         f'{_table(page.metrics)}<p class="note">{html.escape(page.independence)} The interval (95 %) draws whole groups. An '
-        "accuracy in red does not exceed the better length rule on the same pairs. The second figure of NLL and ECE is after "
-        "a temperature that was fitted on the other half of the groups.</p>"
+        "accuracy in red does not exceed the better length rule on the same pairs. Length-balanced: mean of the accuracy where the "
+        "chosen text is longer and where it is shorter. ECE: error of sigmoid(chosen - rejected) as a probability. The "
+        "second figure of NLL and ECE is after a temperature that was fitted on the other half of the groups.</p>"
     )
 
 
@@ -162,6 +168,7 @@ def _line(m: SliceMetrics) -> str:
         html.escape(m.source),
         f"{m.n_pairs} ({m.n_groups})",
         f'<span class="{mark}">{m.accuracy:.3f}</span> <small>{interval}</small>',
+        "" if m.length_balanced is None else f"{m.length_balanced:.3f}",
         f"{m.longer:.3f} / {m.shorter:.3f}",
         f"{m.margin:.3g}",
         f"{m.nll:.3f} → {m.nll_calibrated:.3f}",
@@ -196,9 +203,22 @@ def plots_of(judged: ScoredPairs) -> dict[str, str]:
 
 
 def plot_curves(history: Sequence[Mapping[str, float]]) -> dict[str, str]:
-    """Plot loss, accuracy and margin of the training batches over the steps, and of held-out pairs if evaluated."""
-    names = ("loss", "accuracy", "margin")
-    return {f"{name} over the steps": _drawn(partial(_plot_curve, name=name, history=history), 3.2) for name in names}
+    """Plot loss, accuracy, margin and learning rate of the steps, and the first three of held-out pairs if evaluated."""
+    names = [name for name in CURVES if any(name in line for line in history)]
+    return {
+        f"{name.replace('_', ' ')} over the steps": _drawn(partial(_plot_curve, name=name, history=history), 3.2)
+        for name in names
+    }
+
+
+def curves(history: Sequence[Mapping[str, float]], most: int = 1000) -> dict[str, list[tuple[int, float]]]:
+    """The curves as (step, value), for a file: of the training steps, evenly thinned to `most`, and of all evaluations."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for line in history:
+        for name, value in line.items():
+            if ("loss" in line and name in CURVES) or name.startswith("eval_"):
+                found.setdefault(name, []).append((int(line["step"]), value))
+    return {name: line[:: -(-len(line) // most)] for name, line in found.items()}
 
 
 def _plot_curve(axes: Any, name: str, history: Sequence[Mapping[str, float]]) -> None:
@@ -212,7 +232,7 @@ def _plot_curve(axes: Any, name: str, history: Sequence[Mapping[str, float]]) ->
         held = [(line["step"], line[key]) for line in history if key in line]
         label = f"held out, {key.removeprefix('eval_').removesuffix(end)}"
         axes.plot(*zip(*held, strict=True), marker="o", markersize=3, linewidth=1, linestyle="--", label=label)
-    axes.set(title=name.capitalize(), xlabel="step")
+    axes.set(title=name.replace("_", " ").capitalize(), xlabel="step")
     if len(axes.lines) > 1:
         axes.legend(fontsize="small")
 

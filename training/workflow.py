@@ -73,6 +73,7 @@ from rewardserve.training.finish import (
     invariance_report,
     score,
     score_slices,
+    style_report,
     summary,
 )
 from rewardserve.training.invariance import InvarianceReport
@@ -92,6 +93,7 @@ from rewardserve.training.step_checkpoints import (
     load_weights,
     read_best,
 )
+from rewardserve.training.style import read_styles
 from rewardserve.training.trainer import RewardTrainer, check_optimizer, check_warmup, stops_at_signals
 
 _DATA = "data.json"
@@ -129,6 +131,8 @@ def _train(config: Config) -> Path:
         check_optimizer(config)
         check_trackers(config)
         pair_loss(config.loss)
+        if config.eval.style_file:
+            read_styles(Path(config.eval.style_file))
         if config.export.probes:
             read_probes(Path(config.export.probes))
         start = load_start(config)
@@ -194,7 +198,7 @@ def _write_report(
     facts |= {"accuracy on held-out counterexamples": about} if about else {}
     shown = report.Page(
         title, facts, metrics, made.before, judged, recipe.plain(config), crossed, made.history,
-        independence(tables, (checkpoint.folder,)), invariant,
+        independence(tables, (checkpoint.folder,)), invariant, style_report(config, checkpoint, tables.held_out, scores_NH),
     )  # fmt: skip
     report.write(page, shown)
     return metrics, invariant

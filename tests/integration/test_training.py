@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -181,6 +182,68 @@ def test_everything_a_run_owes_is_there(trained):
     assert report["versions"]["torch"] == torch.__version__
     assert report["recipe"]["data"]["salt"] == "rewardserve"
     assert report["contract"] == ScoringContract.load(trained / "checkpoint").digest
+
+
+def test_the_report_and_the_model_card_have_curves_data_and_figures(trained):
+    report, page = report_of(trained), (trained / "report.html").read_text()
+    card = (trained / "checkpoint" / "README.md").read_text()
+    (line,) = report["metrics"]
+    assert [step for step, _ in report["curves"]["loss"]][:2] == [1, 5]
+    assert {"loss", "accuracy", "learning_rate", "margin"} <= set(report["curves"])
+    for name in ("loss", "accuracy", "learning rate"):
+        assert f'alt="{name} over the steps"' in page
+    assert line["length_balanced"] == pytest.approx((line["longer_chosen"] + line["shorter_chosen"]) / 2)
+    assert len(report["style"]["accuracy"]) == 3
+    assert report["style"]["n_prompts"] == min(100, report["held-out pairs"])
+    for name in ("duplicate pairs", "contradicting pairs", "sequences truncated", "pairs dropped", "began", "took"):
+        assert f"<td>{name}</td>" in page
+        assert f"| {name} | " in card
+    assert f"{line['accuracy']:.3f} [{line['accuracy_low']:.3f}, {line['accuracy_high']:.3f}]" in card
+    for text in (page, card):
+        assert f"{line['length_balanced']:.3f}" in text
+        assert f"{report['style']['hard']:.3f}" in text
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["pipeline_tag"] == "text-classification"
+    assert "reward-model" in front["tags"]
+    assert str(trained.parent) not in card, "a card is published, and folders of the machine are not"
+
+
+def test_the_styles_of_a_file_of_rm_bench_are_those_of_the_report(tmp_path, sft, pairs):
+    def row(i, word):
+        return [f"{word} stone", f"{word} stone river table", f"**{word}** stone river table"]
+
+    styles = [
+        {
+            "id": str(i),
+            "prompt": f"say {i}",
+            "chosen": row(i, " kindly"),
+            "rejected": row(i, " rudely"),
+            "domain": "chat",
+        }
+        for i in range(8)
+    ]
+    styles[3]["chosen"][1] += " stone" * 200  # longer than the limit
+    file = world.write_jsonl(tmp_path / "rm_bench.jsonl", styles)
+    recipe = recipe_for(
+        tmp_path, sft, pairs, optim={"max_steps": 3}, encoding={"max_tokens": 64, "truncation": "error"},
+        eval={"style_file": str(file), "bootstrap": 10, "invariance_pairs": 0},
+    )  # fmt: skip
+    assert main(["train", "--config", str(recipe)]) == 0
+    style = report_of(tmp_path / "out")["style"]
+    assert style["n_prompts"] == 7
+    assert "1 prompts with a response that is too long left out" in style["origin"]
+    found = read(str(tmp_path / "out" / "checkpoint"))
+    won = []
+    for line in styles[:3] + styles[4:]:
+        raw = [
+            [
+                score_single_row(found.network, found.encoder(Sample(prompt=line["prompt"], response=text)).ids)
+                for text in line[side]
+            ]
+            for side in ("chosen", "rejected")
+        ]
+        won.append([[c > r for r in raw[1]] for c in raw[0]])
+    assert torch.tensor(style["accuracy"]).numpy() == pytest.approx(torch.tensor(won).float().mean(0).numpy(), abs=1e-6)
 
 
 @pytest.mark.parametrize("trained", ["lora"], indirect=True)

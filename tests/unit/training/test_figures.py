@@ -126,6 +126,25 @@ def test_no_group_sees_its_own_temperature():
     assert out[~even] == pytest.approx(diff[~even] / calibrate.temperature(diff[even]))
 
 
+def test_length_balanced_accuracy_weighs_both_sides_of_length_alike():
+    """Three pairs won by length alone, and one that length loses."""
+    j = judged([3.0, 3.0, 3.0, 1.0], [1.0, 1.0, 1.0, 2.0])
+    j = replace(j, chosen_chars_P=np.array([9, 9, 9, 2]), rejected_chars_P=np.array([2, 2, 2, 9]))
+    m = evaluate.slice_metrics(j, n_bootstrap=10)
+    assert (m.accuracy, m.longer_chosen, m.shorter_chosen, m.length_balanced) == (0.75, 1.0, 0.0, 0.5)
+    one_side = replace(j, rejected_chars_P=np.array([2, 2, 2, 1]))
+    assert evaluate.slice_metrics(one_side, n_bootstrap=10).length_balanced is None
+
+
+def test_curves_of_a_long_run_are_thinned_and_evaluations_are_kept():
+    history = [{"step": i, "loss": 1 / i, "learning_rate": 1e-3, "grad_norm": 2.0} for i in range(1, 2501)]
+    history += [{"step": 2000, "eval_accuracy": 0.7}, {"step": 2500, "train_runtime": 3.0}]
+    found = report.curves(history)
+    assert set(found) == {"loss", "learning_rate", "eval_accuracy"}
+    assert [step for step, _ in found["loss"]] == list(range(1, 2501, 3))
+    assert found["eval_accuracy"] == [(2000, 0.7)]
+
+
 # -- calibration ------------------------------------------------------------------------------------------
 
 

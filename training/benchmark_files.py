@@ -1,0 +1,229 @@
+"""Read the files of RewardBench, RewardBench 2 and RM-Bench, and compute the figures of their authors from raw scores.
+
+One record a format. Pure but for the reading of rows; independent of models and servers. Sources: the package `rewardbench` 0.1.4
+(`scripts/run_rm.py`, `scripts/run_v2.py`, `utils.process_single_model`) and the README of RM-Bench (arXiv 2410.16184).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rewardserve.model.conversation import Message, Sample
+from rewardserve.training import sources
+from rewardserve.training.config import ConfigError, SourceConfig
+
+REWARDBENCH, REWARDBENCH2, RM_BENCH = "rewardbench", "rewardbench2", "rm-bench"
+STYLES = ("concise", "detailed", "detailed, markdown")
+"""Styles of the three responses of RM-Bench, chosen and rejected, in the order of its files."""
+TIES = "ties"
+
+RowScores = tuple[Sequence[float], Sequence[float]]
+"""Scores of the chosen and of the rejected responses of a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkRow:
+    """One prompt with its chosen and rejected responses. The subset of an RM-Bench row is its domain."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    chosen: tuple[str, ...]
+    rejected: tuple[str, ...]
+    subset: str
+
+    def samples(self) -> list[Sample]:
+        """The conversations to score: the chosen ones first."""
+        return [Sample(messages=(*self.prompt, Message("assistant", text))) for text in (*self.chosen, *self.rejected)]
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A file of a benchmark, by the name of its format."""
+
+    format: str
+    rows: tuple[BenchmarkRow, ...]
+
+    def samples(self) -> list[Sample]:
+        """All conversations, row by row."""
+        return [sample for row in self.rows for sample in row.samples()]
+
+    def by_row(self, scores: Sequence[float]) -> list[RowScores]:
+        """Assign the scores of all samples to their rows."""
+        left = list(scores)
+        found: list[RowScores] = []
+        for row in self.rows:
+            own, left = left[: len(row.chosen) + len(row.rejected)], left[len(row.chosen) + len(row.rejected) :]
+            found.append((own[: len(row.chosen)], own[len(row.chosen) :]))
+        return found
+
+
+def read_benchmark(path: Path) -> Benchmark:
+    """Read a file whose rows all have one of the formats. Raise `ConfigError` with file, row and fault."""
+    rows: list[BenchmarkRow] = []
+    formats: set[str] = set()
+    for row in sources.read(SourceConfig(path=str(path))):
+        values = row.values
+        try:
+            if values is None:
+                raise ValueError(row.error)
+            kind = _format_of(values)
+            rows.append(_row(values, kind, number=len(rows)))
+        except (KeyError, TypeError, ValueError) as error:
+            said = f"column {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ConfigError(f"{row.file}:{row.line}: {said}. {_EXPECTED}") from error
+        formats.add(kind)
+    if len(formats) != 1:
+        raise ConfigError(
+            f"{path} has {'no rows' if not formats else f'rows of several formats: {sorted(formats)}'}. {_EXPECTED}"
+        )
+    return Benchmark(formats.pop(), tuple(rows))
+
+
+_EXPECTED = (
+    "A benchmark file has prompt, chosen and rejected: one text each with subset (RewardBench), lists with subset and num_correct "
+    "(RewardBench 2), or lists of three with domain (RM-Bench)."
+)
+
+
+def _format_of(values: Mapping[str, Any]) -> str:
+    if isinstance(values["chosen"], str):
+        return REWARDBENCH
+    return RM_BENCH if "domain" in values and "num_correct" not in values else REWARDBENCH2
+
+
+def _row(values: Mapping[str, Any], kind: str, number: int) -> BenchmarkRow:
+    chosen, rejected = (_texts(values[side], side) for side in ("chosen", "rejected"))
+    if kind == RM_BENCH and not len(chosen) == len(rejected) == len(STYLES):
+        raise ValueError(f"{len(chosen)} chosen and {len(rejected)} rejected responses instead of three each")
+    if kind == REWARDBENCH2 and values.get("num_correct", len(chosen)) != len(chosen):
+        raise ValueError(f"num_correct is {values['num_correct']}, with {len(chosen)} chosen responses")
+    subset = str(values["domain" if kind == RM_BENCH else "subset"])
+    return BenchmarkRow(str(values.get("id", number)), _prompt(values["prompt"]), chosen, rejected, subset)
+
+
+def _texts(value: Any, side: str) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else tuple(value)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{side} is no text and no list of texts")
+    return texts
+
+
+def _prompt(value: Any) -> tuple[Message, ...]:
+    if isinstance(value, str):
+        return (Message("user", value),)
+    return tuple(Message(str(turn["role"]), str(turn["content"])) for turn in value)
+
+
+# -- figures of the authors -------------------------------------------------------------------------------
+
+
+def subset_scores(benchmark: Benchmark, scores: Sequence[RowScores]) -> dict[str, float]:
+    """The figure of each subset, as the authors of the format compute it."""
+    by_subset: dict[str, list[tuple[BenchmarkRow, RowScores]]] = {}
+    for row, own in zip(benchmark.rows, scores, strict=True):
+        by_subset.setdefault(row.subset, []).append((row, own))
+    found = {}
+    for subset, rows in sorted(by_subset.items()):
+        if benchmark.format == REWARDBENCH2 and subset.casefold() == TIES:
+            found[subset] = ties_score(rows)
+        else:
+            found[subset] = float(np.mean([row_result(benchmark.format, own) for _, own in rows]))
+    return found
+
+
+def row_result(kind: str, scores: RowScores) -> float:
+    """1 for a right row, 0 for a wrong one. RewardBench 2: equal best scores share it. RM-Bench: share of the nine comparisons."""
+    chosen, rejected = scores
+    if kind == REWARDBENCH:
+        return float(chosen[0] > rejected[0])
+    if kind == RM_BENCH:
+        return float(np.mean(np.subtract.outer(np.asarray(chosen), np.asarray(rejected)) > 0))
+    everything = [*chosen, *rejected]
+    best = max(everything)
+    return 1 / everything.count(best) if everything[0] == best else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _TiesStats:
+    """Of one row of the subset Ties: whether all correct responses beat all others, and the two margins."""
+
+    accurate: bool
+    spread: float | None
+    margin: float
+
+
+def ties_score(rows: Sequence[tuple[BenchmarkRow, RowScores]]) -> float:
+    """Score of the subset Ties (`rewardbench.utils.process_single_model`).
+
+    Rows come in two kinds by their id, `ref:N` with one correct response and `tied:N` with several of the same worth. Counted are
+    the accuracy of both kinds, and whether the margin of the correct responses over the others exceeds the spread among them.
+    """
+    stats: dict[str, dict[int, _TiesStats]] = {"ref": {}, "tied": {}}
+    for row, own in rows:
+        kind, _, number = row.id.partition(":")
+        if kind not in stats or not number.isdecimal():
+            raise ConfigError(f"row {row.id!r} of the subset Ties: its id must be ref:N or tied:N")
+        stats[kind][int(number)] = _ties_stats(own)
+    ref, tied = stats["ref"], stats["tied"]
+    both = [(ref[n], t, t.spread) for n, t in tied.items() if n in ref and t.spread is not None]
+    preferred = _mean([t.margin > spread for _, t, spread in both])
+    hard = _mean([min(r.margin, t.margin) > spread for r, t, spread in both])
+    ratios = [min(r.margin, t.margin) / spread for r, t, spread in both if spread > 0]
+    margin = _mean([math.tanh(ratio - 1) for ratio in ratios])
+    accuracy = {kind: _mean([each.accurate for each in of.values()]) for kind, of in stats.items()}
+    return 0.3 * accuracy["tied"] + 0.3 * accuracy["ref"] + 0.2 * preferred + 0.2 * hard + 0.01 * margin
+
+
+def _ties_stats(scores: RowScores) -> _TiesStats:
+    chosen, rejected = scores
+    if not chosen or not rejected:
+        return _TiesStats(False, None, 0.0)
+    worst, best_other = min(chosen), max(rejected)
+    return _TiesStats(worst > best_other, max(chosen) - worst if len(chosen) > 1 else None, worst - best_other)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0
+
+
+# -- styles (RM-Bench) ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StyleMatrix:
+    """Share of prompts whose chosen response in the style of the row scores higher than the rejected one in that of the column.
+
+    `hard` is the mean of the fields in which the rejected response has the richer style, `normal` of equal styles, `easy` of the
+    others. `origin` names the file, or says how the styles were made.
+    """
+
+    styles: tuple[str, ...]
+    accuracy: tuple[tuple[float, ...], ...]
+    hard: float
+    normal: float
+    easy: float
+    n_prompts: int
+    origin: str
+
+
+def style_matrix(scores: Sequence[RowScores], origin: str, styles: Sequence[str] = STYLES) -> StyleMatrix:
+    """The matrix of RM-Bench (`compute_accuracy` in its README) from the scores of each prompt by style."""
+    chosen_PS, rejected_PS = (np.array([own[side] for own in scores], dtype=float) for side in (0, 1))
+    won_SS = (chosen_PS[:, :, None] > rejected_PS[:, None, :]).mean(0)
+    n = len(styles)
+    n_triangle = n * (n - 1) / 2
+    return StyleMatrix(
+        styles=tuple(styles),
+        accuracy=tuple(tuple(map(float, row)) for row in won_SS),
+        hard=float(np.triu(won_SS, 1).sum() / n_triangle),
+        normal=float(np.diag(won_SS).mean()),
+        easy=float(np.tril(won_SS, -1).sum() / n_triangle),
+        n_prompts=len(scores),
+        origin=origin,
+    )
