@@ -1,6 +1,7 @@
 """The recipe of the audit judge that is trained beside a model, and its place in the checkpoint.
 
-A judge is of use where it errs otherwise than the model, so it differs in pairs, depth and seed, and does not learn length.
+A judge is of use where it errs otherwise than the model, so it differs in pairs, depth and seed, learns from no made pairs, and
+does not learn length.
 Independent of torch.
 """
 
@@ -37,15 +38,11 @@ def judge_config(config: Config, judge: AuditJudgeConfig) -> Config:
             for group in (data.sources, data.eval_sources)
         )
         data = replace(data, sources=sources, eval_sources=eval_sources, swap=not data.swap)
-    augment = config.augment
-    if augment.heads:
-        heads = tuple(head for head in augment.heads if head in model.heads)
-        augment = replace(augment, heads=heads) if heads else AugmentConfig()
     return replace(
         config,
         model=model,
         data=replace(data, balance_length=judge.balance_length),
-        augment=augment,
+        augment=AugmentConfig(),
         method=replace(config.method, layers=layers),
         output=replace(
             config.output,

@@ -55,21 +55,25 @@ _Maker = Callable[[random.Random, Pair, _Donors], _Made | None]
 
 def augmented(pairs: Sequence[Pair], config: AugmentConfig, seed: int) -> tuple[Pair, ...]:
     """Pairs that are made from these. Raise `DataError` for a kind that makes none."""
-    pairs = [pair for pair in pairs if _is_editable(pair)]
-    keys, donors = [_key(pair) for pair in pairs], _Donors(pairs)
+    key_of_pair = {pair: _key(pair) for pair in pairs if _is_editable(pair)}
+    of_response: dict[tuple[str, Sample], Pair] = {}
+    for pair in sorted(key_of_pair, key=key_of_pair.__getitem__):
+        of_response.setdefault((pair.head, pair.chosen), pair)  # preferred to twenty others, it is one response
+    pairs = tuple(of_response.values())
+    donors = _Donors(pairs)
     made: list[Pair] = []
     for kind, make in _MAKERS.items():
         rate = float(getattr(config, kind))
         if not rate:
             continue
         n_before = len(made)
-        for pair, key in zip(pairs, keys, strict=True):
-            rng = random.Random(f"{seed} {kind} {key}")
+        for pair in pairs:
+            rng = random.Random(f"{seed} {kind} {key_of_pair[pair]}")
             if rng.random() < rate and (found := make(rng, pair, donors)) is not None:
                 made += _as_pairs(kind, pair, found, config)
         if len(made) == n_before:
             raise DataError(
-                f"augment.{kind} is {rate:g} and makes no pair of {len(pairs)} training pairs whose responses are single texts. "
+                f"augment.{kind} is {rate:g} and makes no pair of {len(pairs)} chosen responses that are single texts. "
                 "Raise it, or leave it out."
             )
     return tuple(made)

@@ -301,7 +301,8 @@ class DataConfig:
 class AugmentConfig:
     """Pairs that are made from training pairs, so that what says nothing of quality does not pay.
 
-    Each kind has a rate: the share of the training pairs of which one such pair is made; 0: none. Held-out pairs are never used.
+    Each kind has a rate: the share of the distinct chosen responses of which one such pair is made; 0: none. Held-out pairs are
+    never used.
     """
 
     weight: float = 1.0

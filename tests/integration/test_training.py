@@ -692,12 +692,14 @@ def test_made_pairs_are_trained_on_counted_apart_and_never_judged(tmp_path, sft,
 
 @pytest.mark.parametrize("method", ["frozen", "full"])
 def test_a_judge_of_other_pairs_and_another_depth_is_trained_beside_the_model(tmp_path, sft, pairs, method):
-    recipe = recipe_for(tmp_path, sft, pairs, **METHODS[method], audit_judge={"n_layers": 1})
+    augment = {"empty": 0.1}
+    recipe = recipe_for(tmp_path, sft, pairs, **METHODS[method], audit_judge={"n_layers": 1}, augment=augment)
     assert main(["train", "--config", str(recipe)]) == 0
     out = tmp_path / "out"
     model, judge = report_of(out), json.loads((out / "checkpoint/audit_judge/training_report.json").read_text())
     assert judge["training pairs"] == model["held-out pairs"] > 0
     assert judge["held-out pairs"] == model["training pairs"]
+    assert (list(model["pairs made"]), judge["pairs made"]) == (["empty"], {})
     assert judge["recipe"]["seed"] != model["recipe"]["seed"]
     read_back = read(str(out / "checkpoint" / "audit_judge"))
     assert read_back.network.config.num_hidden_layers == 1

@@ -123,15 +123,25 @@ def test_what_says_nothing_of_quality_is_added_to_either_response():
 
 
 def test_the_same_seed_makes_the_same_pairs_whatever_the_file_the_order_and_the_other_kinds():
-    alone = made("repeated")
     elsewhere = [replace(p, id=f"other:{p.id}") for p in reversed(PAIRS)]
-    both = augmented(elsewhere, AugmentConfig(repeated=1.0, empty=0.5), 0)
-    again = {(p.chosen_text, p.rejected_text) for p in both if p.made == "repeated"}
-    assert again == {(p.chosen_text, p.rejected_text) for p in alone}
-    assert made("repeated", seed=1) != alone
+    for kind in ("repeated", "other_prompt"):
+        alone = made(kind)
+        both = augmented(elsewhere, AugmentConfig(**{kind: 1.0}, empty=0.5), 0)
+        assert [(p.chosen, p.rejected) for p in both if p.made == kind] == [(p.chosen, p.rejected) for p in alone]
+        assert made(kind, seed=1) != alone
 
 
-def test_the_rate_is_a_share_of_the_training_pairs():
+def test_a_response_that_was_preferred_to_many_is_one_response():
+    many = [
+        replace(
+            PAIRS[0], id=f"f:{i}", rejected=replace(PAIRS[0].rejected, response=f"No {i}."), rejected_text=f"No {i}."
+        )
+        for i in range(9)
+    ]
+    assert len(made("empty", many)) == 1
+
+
+def test_the_rate_is_a_share_of_the_chosen_responses():
     pairs = [pair(i) for i in range(1000)]
     n = len(augmented(pairs, AugmentConfig(empty=0.2), 0))
     assert 150 < n < 250
@@ -173,10 +183,10 @@ def test_messages_and_joined_text_are_edited_at_their_end():
 
 
 def test_a_kind_that_makes_no_pair_is_refused_with_its_name():
-    with pytest.raises(DataError, match=r"augment\.other_prompt is 1 and makes no pair of 1 training pairs"):
+    with pytest.raises(DataError, match=r"augment\.other_prompt is 1 and makes no pair of 1 chosen responses"):
         made("other_prompt", PAIRS[:1])
     rendered = replace(pair(0), chosen=Sample(text="Q:a"), rejected=Sample(text="Q:b"))
-    with pytest.raises(DataError, match="of 0 training pairs whose responses are single texts"):
+    with pytest.raises(DataError, match="of 0 chosen responses that are single texts"):
         made("empty", [rendered])
 
 
