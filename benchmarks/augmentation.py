@@ -26,7 +26,7 @@ from rewardserve.service.tripwires.io import canaries
 from rewardserve.training import augment, evaluate, folds, leakage, methods, recipe, scoring, sequences, workflow
 from rewardserve.training.config import Config, ConfigError
 from rewardserve.training.evaluate import Floats
-from rewardserve.training.sequences import PairTable
+from rewardserve.training.sequences import FeedbackTable
 
 GAP = "\n\n"
 """Between the two copies of an answer that is given twice."""
@@ -94,7 +94,7 @@ def ablate(config: Config, n_folds: int, *, rate: float, n_twice: int) -> list[R
 class _Scored:
     """Scores of one cross-validation: of each fold all sequences, standardised by head."""
 
-    pooled: PairTable
+    pooled: FeedbackTable
     pooled_NH: Floats
     of_fold: Mapping[int, Floats]
 
@@ -102,7 +102,7 @@ class _Scored:
 class _World:
     """Pairs, folds and features that all rows share. Sequences of canaries and of answers given twice come last."""
 
-    def __init__(self, config: Config, start: Checkpoint, table: PairTable, n_folds: int, n_twice: int) -> None:
+    def __init__(self, config: Config, start: Checkpoint, table: FeedbackTable, n_folds: int, n_twice: int) -> None:
         self._heads, self._weights = config.model.heads, np.array(config.model.weight_of_head)
         self._ridges, self._n_bootstrap = config.model.l2_of_head, config.eval.bootstrap
         self._fold_P = folds.assign_folds(table.pairs, n_folds, config.data.salt)
@@ -140,7 +140,7 @@ class _World:
             of_fold[fold] = folds.standardise(scores_NH, held_in, self._heads)
         return _Scored(*folds.pool(self._table, self._fold_P, of_fold), of_fold)
 
-    def _fit(self, fold: int, held_in: PairTable, head: str, ridge: float) -> torch.Tensor:
+    def _fit(self, fold: int, held_in: FeedbackTable, head: str, ridge: float) -> torch.Tensor:
         """Weights of a head; two rows with the same pairs for it share them."""
         made = frozenset(pair.made for pair in held_in.pairs if pair.head == head)
         if (fold, head, made) not in self._fitted:
@@ -217,7 +217,7 @@ class _World:
         return {kind: float(np.mean(each)) for kind, each in won.items()}
 
 
-def _some_chosen(table: PairTable, n: int) -> list[int]:
+def _some_chosen(table: FeedbackTable, n: int) -> list[int]:
     """Numbers of sequences that annotators preferred, those with the lowest digests."""
     found = {
         c for p, c in zip(table.pairs, table.chosen, strict=True) if not p.made and table.sequences[c].sample.response

@@ -404,25 +404,27 @@ class RecipeSection:
 
 def recipe() -> list[RecipeSection]:
     """All sections of a recipe."""
-    return list(_sections("", Config))
+    return list(_sections("", Config, {}))
 
 
-def _sections(name: str, record: type[Any]) -> Iterator[RecipeSection]:
+def _sections(name: str, record: type[Any], known: dict[Any, str]) -> Iterator[RecipeSection]:
+    """The section of a record and those inside it. A kind of section that is `known` from another place is named by it."""
     hints, descriptions = get_type_hints(record), _field_docstrings(record)
     rows: list[RecipeField] = []
     nested: dict[Any, str] = {}
     for each in fields(record):
         path = f"{name}.{each.name}".lstrip(".")
         inner = next((kind for kind in (hints[each.name], *get_args(hints[each.name])) if is_dataclass(kind)), None)
-        if isinstance(inner, type) and inner not in nested:
-            nested[inner] = path
+        if isinstance(inner, type) and inner not in known:
+            nested[inner] = known[inner] = path
         else:
-            kind = _kind_of(hints[each.name]) if inner is None else f"as {nested[inner]}"
+            kind = _kind_of(hints[each.name]) if inner is None else f"as {known[inner]}"
             default = "required" if each.default is MISSING else _shown(each.default)
+            default = default if each.default_factory is MISSING else "empty"
             rows.append(RecipeField(path, kind, default, str(RANGES.get(path, "")), descriptions.get(each.name, "")))
     yield RecipeSection(name, inspect.getdoc(record) or "", tuple(rows))
     for inner, path in nested.items():
-        yield from _sections(path, inner)
+        yield from _sections(path, inner, known)
 
 
 def _field_docstrings(record: type[Any]) -> dict[str, str]:

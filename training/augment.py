@@ -21,7 +21,7 @@ from rewardserve.model.conversation import Message, Sample
 from rewardserve.training.augment_phrases import EMPTY, FLATTERY, INJECTIONS, OPENERS, ORDERS
 from rewardserve.training.config import AugmentConfig
 from rewardserve.training.data import DataError
-from rewardserve.training.pairs import Pair
+from rewardserve.training.feedback import Pair
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _MAX_DRAWS = 50
@@ -99,6 +99,7 @@ def _as_pairs(kind: str, pair: Pair, found: _Made, config: AugmentConfig) -> Ite
             chosen_text=better,
             rejected_text=worse,
             margin=0.0,
+            flip=0.0,
             weight=pair.weight * config.weight * factor,
             made=kind,
             donor_group=found.donor.group if found.donor else None,

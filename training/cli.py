@@ -106,10 +106,10 @@ def _resume_hint(config: Config | None, verb: str) -> str:
     if config is None or verb != "train":
         return ""
     from rewardserve.training.run_folder import lacks_report
-    from rewardserve.training.step_checkpoints import last_complete
+    from rewardserve.training.stages import newest_step
 
     folder = Path(config.output.folder)
-    if step := last_complete(folder / "steps"):
+    if step := newest_step(config, folder):
         return f" Resume from {step.name} with --set output.resume=true."
     if lacks_report(folder):
         return " The checkpoint is written; `rewardserve finish` with this recipe writes its report."
@@ -212,6 +212,7 @@ def _crossvalidate(config: Config, n_folds: int) -> None:
     from rewardserve.training.console import show
     from rewardserve.training.crossvalidate import crossvalidate, spread
     from rewardserve.training.evaluate import summary_lines
+    from rewardserve.training.graded_metrics import graded_lines
 
     found = crossvalidate(config, n_folds)
     for line, m, by_group in zip(summary_lines(found.metrics), found.metrics, found.by_group, strict=True):
@@ -220,4 +221,6 @@ def _crossvalidate(config: Config, n_folds: int) -> None:
         )
     for m in found.crossed:
         show(f"{m.head} on {m.source}: accuracy {m.accuracy:.3f} [{m.accuracy_low:.3f}, {m.accuracy_high:.3f}]")
+    for text in graded_lines(found.graded):
+        show(text)
     show(f"report: {found.page}")

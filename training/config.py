@@ -6,7 +6,7 @@ Independent of file formats and torch: `recipe` reads YAML and `--set`, the othe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal
@@ -84,6 +84,8 @@ RANGES: dict[str, Range] = {
     "length_head.memory": Range(0, 1e9),
     "consistency.weight": Range(0, 1e3),
     "consistency.twins": Range(1, len(TRANSFORMS)),
+    "loss.tie": Range(1e-6, 1e6),
+    "loss.label_offset": Range(-1e3, 1e3),
     "optim.lr": _RATE,
     "optim.head_lr": _RATE,
     "optim.weight_decay": Range(0, 10),
@@ -198,17 +200,19 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class SourceConfig:
-    """One source of preference pairs: a file, or the name or folder of a `datasets` data set.
+    """One source of feedback: a file, or the name or folder of a `datasets` data set.
 
     Files are .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) and .parquet.
 
-    The keys name columns. A column named in the recipe must be in every row; a default column may be missing (except chosen
-    and rejected). A row with a column that belongs to the prompt and is not read (`system`, `tools`, `chat_template_kwargs`,
-    `images`, ...) is a bad row, unless `ignored_columns` names it.
+    The keys name columns. A column named in the recipe must be in every row; a default column may be missing (except those
+    of the responses and their label). A row with a column that belongs to the prompt and is not read (`system`, `tools`,
+    `chat_template_kwargs`, `images`, ...) is a bad row, unless `ignored_columns` names it.
     """
 
     path: str
-    """File or folder of pairs, or the name of a data set of `datasets` on the hub."""
+    """File or folder, or the name of a data set of `datasets` on the hub."""
+    kind: Literal["auto", "pairs", "rankings", "ratings", "labels"] = "auto"
+    """Kind of feedback in the rows; `auto`: that of the columns which are there."""
     name: str = ""
     """Name of the source in the report; empty: the content of its `source_key` column, else its path."""
     split: str = "train"
@@ -216,23 +220,44 @@ class SourceConfig:
     subset: str | None = None
     """Subset (configuration) of the data set; a file has none."""
     head: str = ""
-    """Head that these pairs train; empty: the first."""
+    """Head that this source trains; empty: the first."""
     weight: float = 1.0
-    """Weight of each pair of this source in the loss."""
+    """Weight of each item of this source (pair, ranking, rating or label) in the loss."""
     max_pairs: int | None = None
-    """Largest number of pairs that are used, chosen by digest; null: all."""
+    """Largest number of items that are used, chosen by digest; null: all."""
     strings: Literal["turn", "raw"] = "turn"
     """A `prompt` that is a text: `turn`: it is one user turn; `raw`: it is joined with the response without a template."""
     context: Literal["ignore", "prepend"] = "ignore"
     """`prepend`: put the passages of the context column before the first user turn; `ignore`: leave them out."""
     prompt_key: str | None = "prompt"
-    """Column of the prompt; null: chosen and rejected are whole conversations."""
+    """Column of the prompt; null: the responses are whole conversations."""
     chosen_key: str = "chosen"
     """Column of the preferred response."""
     rejected_key: str = "rejected"
     """Column of the other response."""
     margin_key: str | None = "margin"
     """Column of the margin between the two responses, for the loss `logsigmoid`; null: not read."""
+    tie_key: str | None = "tie"
+    """Column that is true where annotators preferred neither response of a pair; null: not read."""
+    responses_key: str = "responses"
+    """Column of the list of responses of a ranking."""
+    ranks_key: str = "ranks"
+    """Column of the list of their ranks, equal for ties; the best has rank 1, or the highest number with `better: higher`."""
+    response_key: str = "response"
+    """Column of the response that is rated or labelled. With this default, `completion`, `output` and `messages` are found too."""
+    rating_key: str = "rating"
+    """Column of the rating, a number. With this default, `score` is found too."""
+    label_key: str = "label"
+    """Column that is true for a good response and false for a bad one. With this default, `kto_tag` is found too."""
+    confidence_key: str | None = None
+    """Column of the probability that the label of a row is right, from 0.5 to 1; null: not read."""
+    flip_key: str | None = None
+    """Column of the probability that the label of a row is wrong, below 0.5; null: not read."""
+    better: Literal["auto", "higher", "lower"] = "auto"
+    """Whether the higher or the lower number is better; `auto`: the lower rank, the higher rating."""
+    rating_scale: Literal["source", "prompt"] = "source"
+    """`source`: ratings are standardised over the source; `prompt`: less the mean of their prompt first, where they can be compared
+    within a prompt only."""
     group_key: str | None = "group"
     """Column of the group, which is held out as a whole; null: not read."""
     source_key: str | None = "source"
@@ -248,6 +273,8 @@ class SourceConfig:
         """Raise `ConfigError` naming field and value."""
         _require_ranges("data.sources", self)
         _require(bool(self.path), "data.sources.path", self.path, "a file, a folder or a hub name")
+        both = self.confidence_key is not None and self.flip_key is not None
+        _require(not both, "data.sources.flip_key", self.flip_key, "left out with confidence_key, which says the same")
         if self.context == "prepend":
             _require(self.context_key is not None, "data.sources.context_key", None, "a column, with context: prepend")
         elif self.context_key not in (None, "context"):
@@ -355,14 +382,21 @@ class EncodingConfig:
 
 @dataclass(frozen=True, slots=True)
 class LossConfig:
-    """Loss of a pair, and its coefficients."""
+    """Loss of each kind of feedback, and its coefficients. Rankings have Plackett-Luce's, labels the binary cross-entropy."""
 
     name: str = "logsigmoid"
-    """Name of a loss in `losses.LOSSES`: `logsigmoid` (Bradley-Terry with margins) or `logexp` (without)."""
+    """Loss of a pair, by its name in `losses.LOSSES`: `logsigmoid` (Bradley-Terry with margins) or `logexp` (without)."""
     label_smoothing: float = 0.0
-    """Probability that a label was reversed, as in cDPO."""
+    """Probability that a pair or a good or bad label was reversed, as in cDPO; a flip rate of the row adds to it."""
     centring: float = 0.0
-    """Weight of `(chosen + rejected)^2`; 0.01 keeps rewards near zero (TRL, Eisenstein)."""
+    """Weight of `(chosen + rejected)^2` of a pair; 0.01 keeps rewards near zero (TRL, Eisenstein)."""
+    tie: float | None = None
+    """Parameter nu of Davidson's model of ties, if pairs have ties: two equal responses tie with probability `nu / (2 + nu)`; null:
+    from the share of ties among the training pairs."""
+    ratings: Literal["mse", "huber"] = "mse"
+    """Loss of a standardised rating: squared error, or Huber's, which is linear beyond one standard deviation."""
+    label_offset: float | None = None
+    """Score at which a response is as likely good as bad, for labels; null: `-log(p / (1 - p))` with p the share of good ones."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
@@ -523,6 +557,25 @@ class OptimConfig:
                 f"optim.warmup is {self.warmup:g} steps, and the run has {n_steps}: the learning rate would never reach optim.lr. "
                 "Lower it, or set a share of the run, such as 0.03."
             )
+
+
+@dataclass(frozen=True, slots=True)
+class StageConfig:
+    """One stage of a run: the kinds of feedback it trains on, and what it changes of the sections `loss` and `optim`."""
+
+    kinds: tuple[Literal["pairs", "rankings", "ratings", "labels"], ...]
+    """Kinds of feedback that this stage trains on."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Settings of `loss`; those that are left out are those of the run."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Settings of `optim`; those that are left out are those of the run."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming field and value."""
+        _require(len(self.kinds) > 0, "stages.kinds", self.kinds, "at least one kind")
+        _require(
+            self.optim.epochs > 0, "stages.optim.epochs", self.optim.epochs, "above zero: leave the stage out instead"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -690,6 +743,8 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    stages: tuple[StageConfig, ...] = ()
+    """Stages of the training, such as ratings before pairs; empty: one, over all kinds of feedback."""
     audit_judge: AuditJudgeConfig | None = None
     """The audit judge that is trained before the model; null: none. It learns from no counterexamples."""
     counterexamples: CounterexamplesConfig | None = None
@@ -700,6 +755,10 @@ class Config:
     def __post_init__(self) -> None:
         """Raise `ConfigError` where two sections contradict each other."""
         _require_ranges("", self)
+        for stage in self.stages:
+            replace(
+                self, stages=(), loss=stage.loss, optim=stage.optim
+            )  # raises for a stage that contradicts the recipe
         for idle in _UNUSED:
             idle.refuse(self)
         for source in (*self.data.sources, *self.data.eval_sources):

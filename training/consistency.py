@@ -14,11 +14,11 @@ from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.encoding import Encoder
 from rewardserve.training.config import ConfigError, ConsistencyConfig
 from rewardserve.training.invariance import with_known_response
-from rewardserve.training.sequences import Ids, PairTable, TokenSequence
+from rewardserve.training.sequences import FeedbackTable, Ids, TokenSequence
 from rewardserve.training.transforms import TRANSFORMS, with_response
 
 
-def with_twins(table: PairTable, encoder: Encoder, config: ConsistencyConfig, salt: str) -> PairTable:
+def with_twins(table: FeedbackTable, encoder: Encoder, config: ConsistencyConfig, salt: str) -> FeedbackTable:
     """The table with the twins of its responses. Raise `ConfigError` if no response has one."""
     if not config.weight:
         return table
@@ -52,23 +52,25 @@ def _encode(encoder: Encoder, sample: Sample) -> TokenSequence | None:
     return TokenSequence(encoded.ids, len(encoded.ids) - encoded.n_prompt, sample, encoded.truncated)
 
 
-def _wanted(table: PairTable, config: ConsistencyConfig, salt: str, encoder: Encoder) -> Iterator[tuple[int, Sample]]:
+def _wanted(
+    table: FeedbackTable, config: ConsistencyConfig, salt: str, encoder: Encoder
+) -> Iterator[tuple[int, Sample]]:
     """Sequences with their changed samples: paraphrases of the data, and `config.twins` transforms of each response."""
     seen: set[int] = set()
-    for i, pair in enumerate(table.pairs):
+    for pair, (chosen_row, rejected_row) in zip(table.items, table.rows, strict=True):
         chosen = with_known_response(pair, 0)
         if pair.paraphrase and not pair.made:  # augmentation may have changed the response
             paraphrase = pair.paraphrase
             if (twin := with_response(chosen, lambda _, text=paraphrase: text)) is not None:  # type: ignore[misc]
-                yield table.chosen[i], twin
-        for number, sample in ((table.chosen[i], chosen), (table.rejected[i], with_known_response(pair, 1))):
+                yield chosen_row, twin
+        for number, sample in ((chosen_row, chosen), (rejected_row, with_known_response(pair, 1))):
             if number not in seen:
                 seen.add(number)
                 yield from ((number, twin) for twin in _transformed(sample, number, config, salt, table, encoder))
 
 
 def _transformed(
-    sample: Sample, number: int, config: ConsistencyConfig, salt: str, table: PairTable, encoder: Encoder
+    sample: Sample, number: int, config: ConsistencyConfig, salt: str, table: FeedbackTable, encoder: Encoder
 ) -> list[Sample]:
     """At most `config.twins` transforms of a sample that give it other ids, in an order that depends on its ids alone."""
     ids = table.sequences[number].ids

@@ -18,11 +18,13 @@ from typing import Any
 from rewardserve.model.text.nearest_word import did_you_mean
 from rewardserve.training import data, source_columns, sources
 from rewardserve.training.config import ConfigError, CounterexamplesConfig, DataConfig, SourceConfig, shown
+from rewardserve.training.conversations import FieldError
 from rewardserve.training.data import BadRow, DataError, Split
+from rewardserve.training.feedback import Pair
 from rewardserve.training.leakage import prompt_key
-from rewardserve.training.pairs import FieldError, Pair, to_pair
+from rewardserve.training.pairs import to_pair
 from rewardserve.training.row_counts import N_ROWS
-from rewardserve.training.sequences import PairTable
+from rewardserve.training.sequences import FeedbackTable
 from rewardserve.training.sources import SourceRow
 
 SOURCE = "counterexamples"
@@ -113,7 +115,7 @@ def mined_accuracy(labelled: Labelled, held_out: Sequence[Pair]) -> float | None
     return sum((m > 0) + 0.5 * (m == 0) for m in margins) / len(margins) if margins else None
 
 
-def unused_rows(labelled: Labelled, held_out: PairTable) -> dict[str, int]:
+def unused_rows(labelled: Labelled, held_out: FeedbackTable) -> dict[str, int]:
     """Rows by what becomes of them other than training, and all rows under `row_counts.N_ROWS`."""
     counts = {"held out": len(held_out), **labelled.left_out}
     counts["that cannot be compared"] = sum(held_out.dropped.values())

@@ -28,11 +28,13 @@ from rewardserve.training import (
     run_folder,
     workflow,
 )
+from rewardserve.training.comparisons import comparisons
 from rewardserve.training.config import Config, ConfigError
 from rewardserve.training.console import say
 from rewardserve.training.evaluate import Floats, SliceMetrics
 from rewardserve.training.finish import EncodedData
-from rewardserve.training.sequences import PairTable
+from rewardserve.training.graded_metrics import GradedMetrics, grade
+from rewardserve.training.sequences import FeedbackTable
 from rewardserve.training.trainer import check_optimizer
 
 _MOST_FOLDS = 10_000
@@ -46,6 +48,7 @@ class CrossValidationResult:
     crossed: tuple[SliceMetrics, ...]
     by_group: tuple[tuple[float, ...], ...]
     page: Path
+    graded: tuple[GradedMetrics, ...] = ()
 
 
 def crossvalidate(config: Config, n_folds: int) -> CrossValidationResult:
@@ -69,7 +72,7 @@ def _crossvalidate(config: Config, n_folds: int) -> CrossValidationResult:
     notes = {"notes": list(start.notes)} if start.notes else {}
     tables = workflow.encode(config, start, in_folds=True)
     table = tables.train
-    fold_P = folds.assign_folds(table.pairs, n_folds, config.data.salt)
+    fold_P = folds.assign_folds(table.items, n_folds, config.data.salt)
     folds.refuse_heads_in_one_fold(table, fold_P, config.model.heads)
     features = workflow.features(config, start, table)
     fresh = _restored(start) if _is_cached(config) else _read_again(config)
@@ -83,7 +86,7 @@ def _crossvalidate(config: Config, n_folds: int) -> CrossValidationResult:
         row_counts.refuse_fold(n_before, overlap, config.data.max_dropped)
         n_leaked += overlap.n_dropped
         folds.refuse_empty(held_in, config.model.heads)
-        scores_NH = _scores(config, fresh(), replace(tables, train=held_in, held_out=held_out), table, features)
+        scores_NH = _scores(config, fresh(), tables.with_tables(held_in, held_out), table, features)
         scores_of[fold] = folds.standardise(scores_NH, held_in, config.model.heads)
     pooled, scores_NH = folds.pool(table, fold_P, scores_of)
     facts = _facts(config, tables, n_folds) | notes | {"pairs left out of a fold's training": n_leaked} | timer.facts()
@@ -136,7 +139,7 @@ def _read_again(config: Config) -> Callable[[], Checkpoint]:
 
 
 def _scores(
-    config: Config, start: Checkpoint, tables: EncodedData, table: PairTable, features: torch.Tensor | None
+    config: Config, start: Checkpoint, tables: EncodedData, table: FeedbackTable, features: torch.Tensor | None
 ) -> Floats:
     """Train on the pairs of one fold, and score every sequence, `(N, H)`."""
     workflow.initialise_heads(config, start, tables.train, features)
@@ -157,11 +160,13 @@ def _scores(
 
 
 def _report(
-    config: Config, facts: dict[str, Any], pooled: PairTable, scores_NH: Floats, n_leaked: int
+    config: Config, facts: dict[str, Any], pooled: FeedbackTable, scores_NH: Floats, n_leaked: int
 ) -> CrossValidationResult:
     names, weights = config.model.heads, config.model.weight_of_head
-    judged = evaluate.slices(pooled, scores_NH, names, weights)
-    crossed = finish.figures(config, evaluate.cross_slices(pooled, scores_NH, names, weights))
+    compared = comparisons(pooled)
+    judged = evaluate.slices(compared, scores_NH, names, weights)
+    crossed = finish.figures(config, evaluate.cross_slices(compared, scores_NH, names, weights))
+    graded = grade(pooled, scores_NH, names, n_bootstrap=config.eval.bootstrap)
     by_group = tuple(tuple(evaluate.accuracy_by_group(j).tolist()) for j in judged)
     metrics = finish.figures(config, judged)
     page = Path(config.output.folder) / "crossvalidation.html"
@@ -172,10 +177,12 @@ def _report(
             "Each pair was scored by a model that was trained on no pair of its group, and on no pair with one of its "
             f"responses to the same prompt (ignoring blanks and case; {n_leaked} times a training pair was left out for that)."
         ),
+        graded=graded,
     )  # fmt: skip
     report.write(page, shown)
-    run_folder.write_json(page.with_suffix(".json"), _plain(config, facts, metrics, by_group, crossed))
-    return CrossValidationResult(tuple(metrics), tuple(crossed), by_group, page)
+    plain = _plain(config, facts, metrics, by_group, crossed) | {"graded": [asdict(g) for g in graded]}
+    run_folder.write_json(page.with_suffix(".json"), plain)
+    return CrossValidationResult(tuple(metrics), tuple(crossed), by_group, page, tuple(graded))
 
 
 def _facts(config: Config, tables: EncodedData, n_folds: int) -> dict[str, Any]:
@@ -189,10 +196,10 @@ def _facts(config: Config, tables: EncodedData, n_folds: int) -> dict[str, Any]:
         "pairs": tables.account.n_train,
         "pairs made": tables.account.made,
         "sequences": len(table.sequences),
-        "groups": len({p.group for p in table.pairs}),
+        "groups": len({item.group for item in table.items}),
         "pairs dropped": dict(table.dropped),
         "sequences truncated": sum(s.truncated for s in table.sequences),
-        "data": data.digest(table.pairs),
+        "data": data.digest(table.items),
         "scale": "scores of a fold are divided by the standard deviation over the responses that trained its head",
     }
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewardserve.training.calibrate import sigmoid, temperature
-from rewardserve.training.sequences import PairTable
+from rewardserve.training.sequences import FeedbackTable
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -128,11 +128,11 @@ def _mean_of_both(a: float | None, b: float | None) -> float | None:
 
 
 def slices(
-    table: PairTable, scores_NH: Floats, head_names: Sequence[str], weights: Sequence[float]
+    table: FeedbackTable, scores_NH: Floats, head_names: Sequence[str], weights: Sequence[float]
 ) -> list[ScoredPairs]:
     """Each head on the pairs that train it, by source and together; with several heads, the combined score on all."""
-    heads = np.array([p.head for p in table.pairs])
-    sources = np.array([p.source for p in table.pairs])
+    heads = np.array([p.head for p in table.items])
+    sources = np.array([p.source for p in table.items])
     found: list[ScoredPairs] = []
     for h, head in enumerate(head_names):
         own_P = heads == head
@@ -147,13 +147,13 @@ def slices(
 
 
 def cross_slices(
-    table: PairTable, scores_NH: Floats, head_names: Sequence[str], weights: Sequence[float]
+    table: FeedbackTable, scores_NH: Floats, head_names: Sequence[str], weights: Sequence[float]
 ) -> list[ScoredPairs]:
     """Each head on the pairs of the others, by source; and the combined score on each source."""
     if len(head_names) < 2:
         return []
-    heads = np.array([p.head for p in table.pairs])
-    sources = np.array([p.source for p in table.pairs])
+    heads = np.array([p.head for p in table.items])
+    sources = np.array([p.source for p in table.items])
     found: list[ScoredPairs] = []
     for h, head in enumerate(head_names):
         foreign_P = heads != head
@@ -164,20 +164,20 @@ def cross_slices(
     return found + [_slice(table, score_N, sources == name, COMBINED, name) for name in names]
 
 
-def own_head_accuracy(table: PairTable, scores_NH: Floats, head_names: Sequence[str]) -> float:
+def own_head_accuracy(table: FeedbackTable, scores_NH: Floats, head_names: Sequence[str]) -> float:
     """Accuracy on all pairs of a table, each judged by the head that its source trains. A tie counts half."""
     return float(wins(_own_head_diffs(table, scores_NH, head_names)).mean())
 
 
-def overall(table: PairTable, scores_NH: Floats, head_names: Sequence[str]) -> dict[str, float]:
+def overall(table: FeedbackTable, scores_NH: Floats, head_names: Sequence[str]) -> dict[str, float]:
     """Accuracy and NLL over all pairs, each judged by its own head: the figures by which the best step is chosen."""
     accuracy = own_head_accuracy(table, scores_NH, head_names)
     return {"accuracy": accuracy, "nll": nll(_own_head_diffs(table, scores_NH, head_names))}
 
 
-def _own_head_diffs(table: PairTable, scores_NH: Floats, head_names: Sequence[str]) -> Floats:
+def _own_head_diffs(table: FeedbackTable, scores_NH: Floats, head_names: Sequence[str]) -> Floats:
     number_of_head = {name: h for h, name in enumerate(head_names)}
-    head_P = [number_of_head[pair.head] for pair in table.pairs]
+    head_P = [number_of_head[pair.head] for pair in table.items]
     diff_P: Floats = scores_NH[list(table.chosen), head_P] - scores_NH[list(table.rejected), head_P]
     return diff_P
 
@@ -189,9 +189,10 @@ def accuracy_by_group(judged: ScoredPairs) -> Floats:
     return won_G
 
 
-def _slice(table: PairTable, score_N: Floats, in_P: Floats, head: str, source: str) -> ScoredPairs:
+def _slice(table: FeedbackTable, score_N: Floats, in_P: Floats, head: str, source: str) -> ScoredPairs:
     numbers = np.flatnonzero(in_P).tolist()
-    chosen, rejected = ([side[i] for i in numbers] for side in (table.chosen, table.rejected))
+    pairs = [table.items[i] for i in numbers]
+    chosen, rejected = ([table.rows[i][k] for i in numbers] for k in (0, 1))
     used = sorted({*chosen, *rejected})
     number_of_group: dict[str, int] = {}
     return ScoredPairs(
@@ -199,9 +200,9 @@ def _slice(table: PairTable, score_N: Floats, in_P: Floats, head: str, source: s
         source=source,
         chosen_P=score_N[chosen],
         rejected_P=score_N[rejected],
-        chosen_chars_P=np.array([len(table.pairs[i].chosen_text) for i in numbers]),
-        rejected_chars_P=np.array([len(table.pairs[i].rejected_text) for i in numbers]),
-        group_P=np.array([number_of_group.setdefault(table.pairs[i].group, len(number_of_group)) for i in numbers]),
+        chosen_chars_P=np.array([len(pair.texts[0]) for pair in pairs]),
+        rejected_chars_P=np.array([len(pair.texts[1]) for pair in pairs]),
+        group_P=np.array([number_of_group.setdefault(pair.group, len(number_of_group)) for pair in pairs]),
         score_N=score_N[used],
         tokens_N=np.array([table.sequences[s].n_response for s in used]),
     )

@@ -30,7 +30,7 @@ from rewardserve.model.conversation import Sample
 from rewardserve.model.text.text_files import TextDecodeError
 from rewardserve.training.config import ConfigError
 from rewardserve.training.methods import merge
-from rewardserve.training.sequences import PairTable, TokenSequence
+from rewardserve.training.sequences import FeedbackTable, TokenSequence
 
 REPORT = "training_report.json"
 _VERSIONS = ("torch", "transformers", "tokenizers", "peft", "accelerate", "datasets", "numpy", "rewardserve")
@@ -119,7 +119,7 @@ def export_contract(folder: Path, trained: Checkpoint, probes: Sequence[Sample])
     return written
 
 
-def choose_probes(table: PairTable, n: int = N_PROBES) -> list[Sample]:
+def choose_probes(table: FeedbackTable, n: int = N_PROBES) -> list[Sample]:
     """Choose `n` held-out samples whose lengths are spread evenly from the shortest to the longest."""
     by_length = sorted(table.sequences, key=lambda s: (len(s.ids), s.ids))
     if len(by_length) <= n:

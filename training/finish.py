@@ -42,13 +42,18 @@ from rewardserve.training import (
 from rewardserve.training.audit_judge import copy_judge
 from rewardserve.training.benchmark_files import StyleMatrix
 from rewardserve.training.calibrate import NothingToFit
+from rewardserve.training.comparisons import comparisons
 from rewardserve.training.config import Config, CounterexamplesConfig
 from rewardserve.training.console import say, show
 from rewardserve.training.counterexamples import SOURCE, Labelled, mined_accuracy
 from rewardserve.training.evaluate import Floats, ScoredPairs, SliceMetrics
+from rewardserve.training.feedback import counted, kinds_of, n_ties
+from rewardserve.training.feedback_loss import fitted
+from rewardserve.training.graded_metrics import grade, graded_lines
 from rewardserve.training.invariance import InvarianceReport
+from rewardserve.training.rating_scale import standardised
 from rewardserve.training.row_counts import RowCounts
-from rewardserve.training.sequences import EMPTY, PairTable, TokenSequence
+from rewardserve.training.sequences import EMPTY, FeedbackTable, TokenSequence
 from rewardserve.training.step_checkpoints import BestStep
 
 _N_BAD_SHOWN = 20
@@ -56,18 +61,24 @@ _N_BAD_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class EncodedData:
-    """Encoded pairs of a run, with their sources, row counts and encoding policy.
+    """Encoded feedback of a run, with its sources, row counts and encoding policy.
 
-    `labelled` are the counterexamples, of which `train` has a part and `audited` the held-out rest.
+    `held_out` are the pairs in the held-out feedback, over the same sequences as `held_items`. `labelled` are the
+    counterexamples, of which `train` has a part and `audited` the held-out rest.
     """
 
     split: data.Split
-    train: PairTable
-    held_out: PairTable
+    train: FeedbackTable
+    held_out: FeedbackTable
     account: RowCounts
     policy: EncodingPolicy
+    held_items: FeedbackTable
     labelled: Labelled | None = None
-    audited: PairTable = EMPTY
+    audited: FeedbackTable = EMPTY
+
+    def with_tables(self, train: FeedbackTable, held_items: FeedbackTable) -> EncodedData:
+        """The same run with other items to train on and to hold out."""
+        return replace(self, train=train, held_out=comparisons(held_items), held_items=held_items)
 
 
 class RunTimer:
@@ -127,6 +138,7 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
     calibration = trained.calibration
     heads = network.head_names, network.head_weights
     judged = evaluate.slices(tables.held_out, scores_NH, *heads)
+    graded = grade(tables.held_items, scores_NH, network.head_names, n_bootstrap=config.eval.bootstrap)
     metrics = figures(config, judged)
     crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
     invariant = invariance_report(config, trained, tables.held_out, scores_NH)
@@ -147,6 +159,7 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
     facts |= {"heads": dict(zip(*heads, strict=True))} | made.facts() | made.timer.facts()
     details = {
         "metrics": [asdict(m) for m in metrics],
+        "graded": [asdict(g) for g in graded],
         "cross-use": [asdict(m) for m in crossed],
         "invariance": asdict(invariant) if invariant else None,
         "style": asdict(styles) if styles else None,
@@ -173,10 +186,10 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
         facts |= {"contract": contract.digest}
         shown = report.Page(
             f"Reward model {folder.resolve().name}", facts | {"versions": export.versions()}, metrics, made.before, judged,
-            recipe.plain(config), crossed, made.history, about_pairs, invariant, styles,
+            recipe.plain(config), crossed, made.history, about_pairs, invariant, styles, graded,
         )  # fmt: skip
         report.write(page, shown)
-        for line in (*evaluate.summary_lines(metrics), *about_audited):
+        for line in (*evaluate.summary_lines(metrics), *graded_lines(graded), *about_audited):
             show(line)
         if invariant:
             show(invariance.summary_line(invariant))
@@ -226,7 +239,7 @@ def independence(tables: EncodedData, origins: Sequence[Path], config: Config | 
     if not origins:
         start = " The training data of the reward model from which this run started are not known here."
         return f"These pairs {shared}{start if config and config.model.start == 'reward' else ''}"
-    if _training_data(origins) == data.digest(tables.train.pairs):
+    if _training_data(origins) == data.digest(tables.train.items):
         return f"By its report, this checkpoint was trained on the training pairs of this recipe. These pairs {shared}"
     return "Whether this checkpoint was trained on these pairs is not known: its training data are not those of this recipe."
 
@@ -245,18 +258,18 @@ def _reported_data(checkpoint: Path) -> str | None:
     return digest
 
 
-def score(config: Config, checkpoint: Checkpoint, table: PairTable) -> Floats:
+def score(config: Config, checkpoint: Checkpoint, table: FeedbackTable) -> Floats:
     """Score every distinct sequence of a table with every head, `(N, H)`."""
     return _read(config, checkpoint, table)[0]
 
 
-def _read(config: Config, checkpoint: Checkpoint, table: PairTable) -> tuple[Floats, Tensor]:
+def _read(config: Config, checkpoint: Checkpoint, table: FeedbackTable) -> tuple[Floats, Tensor]:
     """Scores, and the hidden states `(N, D)` that the heads read."""
     rows, budget = [s.ids for s in table.sequences], config.eval.batch_tokens
     return scoring.read(checkpoint.network, rows, pad_id=checkpoint.pad_id, batch_tokens=budget, label="held-out pairs")
 
 
-def score_slices(config: Config, checkpoint: Checkpoint, table: PairTable) -> list[ScoredPairs]:
+def score_slices(config: Config, checkpoint: Checkpoint, table: FeedbackTable) -> list[ScoredPairs]:
     """Scored pairs of a table, slice by slice."""
     network = checkpoint.network
     return evaluate.slices(table, score(config, checkpoint, table), network.head_names, network.head_weights)
@@ -268,7 +281,7 @@ def figures(config: Config, judged: Sequence[ScoredPairs]) -> list[SliceMetrics]
 
 
 def invariance_report(
-    config: Config, checkpoint: Checkpoint, table: PairTable, scores_NH: Floats
+    config: Config, checkpoint: Checkpoint, table: FeedbackTable, scores_NH: Floats
 ) -> InvarianceReport | None:
     """Figures of a sample of held-out responses under changes that keep their meaning; None without pairs."""
     if not config.eval.invariance_pairs or not len(table):
@@ -314,7 +327,7 @@ def audited_lines(before: Sequence[SliceMetrics], after: Sequence[SliceMetrics],
     return lines or ["held-out counterexamples: none, so there is no accuracy on them"]
 
 
-def style_report(config: Config, checkpoint: Checkpoint, table: PairTable, scores_NH: Floats) -> StyleMatrix | None:
+def style_report(config: Config, checkpoint: Checkpoint, table: FeedbackTable, scores_NH: Floats) -> StyleMatrix | None:
     """Matrix of styles: of the recipe's file of RM-Bench, or of a sample of held-out pairs in made styles; None without either."""
     network, encoder, pad_id = checkpoint.network, checkpoint.encoder, checkpoint.pad_id
 
@@ -352,20 +365,34 @@ def facts_of(config: Config, tables: EncodedData) -> dict[str, Any]:
         "pairs with a held-out response": counts.n_leaked,
         "training pairs": counts.n_train,
         "pairs made": counts.made,
-        "training sequences": len({*tables.train.chosen, *tables.train.rejected}),
+        "training sequences": len({number for rows in tables.train.rows for number in rows}),
         **({"twins": len(tables.train.twins)} if tables.train.twins else {}),
         "held-out pairs": counts.n_held_out,
         "held-out groups": counts.n_groups,
+        **_of_kinds(config, tables),
         "contradicting pairs": counts.n_contradicting,
         "duplicate pairs": counts.n_duplicate,
         "sequences truncated": sum(s.truncated for t in (tables.train, tables.held_out) for s in t.sequences),
-        "training data": data.digest(tables.train.pairs),
-        "held-out data": data.digest(tables.held_out.pairs),
+        "training data": data.digest(tables.train.items),
+        "held-out data": data.digest(tables.held_items.items),
     }
 
 
+def _of_kinds(config: Config, tables: EncodedData) -> dict[str, Any]:
+    """Counts by kind, and the numbers that were fitted on the training items, where there are other kinds than decided pairs."""
+    items, held = tables.train.items, tables.held_items.items
+    facts: dict[str, Any] = {}
+    if kinds_of((*items, *held)) != ("pairs",):
+        facts["feedback"] = f"{counted(items)} to train on, {counted(held)} held out"
+    scales = standardised(tables.train)[1]
+    facts |= {"scale of ratings": [str(scale) for scale in scales]} if scales else {}
+    loss = fitted(config.loss, items)
+    facts |= {"ties": f"{n_ties(items):,}, Davidson's nu {loss.tie:.4g}"} if n_ties(items) else {}
+    return facts | ({"offset of labels": loss.label_offset} if "labels" in kinds_of(items) else {})
+
+
 def _calibrated(
-    config: Config, trained: Checkpoint, table: PairTable, scores_NH: Floats, hidden_ND: Tensor, verb: str
+    config: Config, trained: Checkpoint, table: FeedbackTable, scores_NH: Floats, hidden_ND: Tensor, verb: str
 ) -> tuple[Checkpoint, str, str]:
     """Checkpoint with a new calibration, and the reasons for a missing calibration or hidden reference; empty if fitted."""
     if not len(table):
@@ -388,14 +415,14 @@ def _calibrated(
     return replace(trained, calibration=calibration, hidden=reference), "", fitted
 
 
-def _calibrate(config: Config, trained: Checkpoint, table: PairTable, scores_NH: Floats) -> Calibration:
+def _calibrate(config: Config, trained: Checkpoint, table: FeedbackTable, scores_NH: Floats) -> Calibration:
     """Fit the calibration on held-out responses; several heads get their weights first."""
     network = trained.network
     if len(network.head_names) > 1:
         network.head_weights = calibrate.head_weights(scores_NH, config.model.weight_of_head)
     raw_N = scores_NH @ network.head_weights
     chosen, rejected = list(table.chosen), list(table.rejected)
-    diff_PH, label_P = scores_NH[chosen] - scores_NH[rejected], np.array([pair.head for pair in table.pairs])
+    diff_PH, label_P = scores_NH[chosen] - scores_NH[rejected], np.array([pair.head for pair in table.items])
     lexicon, encoder = Lexicon.read(), trained.encoder
     held_out = calibrate.HeldOut(
         raw_N=raw_N,
@@ -407,7 +434,7 @@ def _calibrate(config: Config, trained: Checkpoint, table: PairTable, scores_NH:
         traits_NT=np.array([_traits(s, lexicon, encoder) for s in table.sequences]),
         lexicon=lexicon.version,
     )
-    return calibrate.fit(held_out, data_digest=data.digest(table.pairs))
+    return calibrate.fit(held_out, data_digest=data.digest(table.items))
 
 
 def _traits(sequence: TokenSequence, lexicon: Lexicon, encoder: Encoder) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from rewardserve.model.encoding import Encoder
 from rewardserve.model.traits.traits import foreign_script_share, markup
 from rewardserve.training.config import ConfigError
-from rewardserve.training.sequences import PairTable, TokenSequence
+from rewardserve.training.sequences import FeedbackTable, TokenSequence
 
 VARIABLES: dict[str, Callable[[int, str, str], float]] = {
     "length": lambda n_tokens, prompt, response: log(max(n_tokens, 1)),
@@ -28,7 +28,7 @@ VARIABLES: dict[str, Callable[[int, str, str], float]] = {
 _LEAST_VARIANCE = 1e-12
 
 
-def with_variables(table: PairTable, encoder: Encoder, names: Sequence[str]) -> PairTable:
+def with_variables(table: FeedbackTable, encoder: Encoder, names: Sequence[str]) -> FeedbackTable:
     """The table with the values of these variables in each sequence. Raise `ConfigError` for one in which no pair differs."""
     if not names:
         return table

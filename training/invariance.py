@@ -15,8 +15,8 @@ import numpy as np
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.encoding import Encoder
 from rewardserve.training.evaluate import Floats, Ints, bootstrap_mean
-from rewardserve.training.pairs import Pair
-from rewardserve.training.sequences import Ids, PairTable
+from rewardserve.training.feedback import Item
+from rewardserve.training.sequences import FeedbackTable, Ids
 from rewardserve.training.transforms import TRANSFORMS, Transform, with_response
 
 
@@ -69,10 +69,10 @@ class InvarianceReport:
 
 
 def changed_responses(
-    table: PairTable, encoder: Encoder, n_pairs: int, salt: str, transforms: Mapping[str, Transform] = TRANSFORMS
+    table: FeedbackTable, encoder: Encoder, n_pairs: int, salt: str, transforms: Mapping[str, Transform] = TRANSFORMS
 ) -> ChangedResponses:
     """Choose at most `n_pairs` pairs by digest, and encode their responses changed by each transform."""
-    order = sorted(range(len(table)), key=lambda i: hashlib.sha256(f"{salt}:{table.pairs[i].id}:{i}".encode()).digest())
+    order = sorted(range(len(table)), key=lambda i: hashlib.sha256(f"{salt}:{table.items[i].id}:{i}".encode()).digest())
     chosen = tuple(sorted(order[:n_pairs]))
     rows: dict[Ids, int] = {}
     row_of: dict[str, dict[int, int]] = {name: {} for name in transforms}
@@ -90,25 +90,26 @@ def changed_responses(
     return ChangedResponses(chosen, tuple(rows), row_of, n_refused)
 
 
-def _sides(table: PairTable, i: int) -> tuple[tuple[int, Sample], tuple[int, Sample]]:
-    pair = table.pairs[i]
-    return (table.chosen[i], with_known_response(pair, 0)), (table.rejected[i], with_known_response(pair, 1))
+def _sides(table: FeedbackTable, i: int) -> tuple[tuple[int, Sample], tuple[int, Sample]]:
+    pair = table.items[i]
+    chosen, rejected = table.rows[i]
+    return (chosen, with_known_response(pair, 0)), (rejected, with_known_response(pair, 1))
 
 
-def with_known_response(pair: Pair, side: int) -> Sample:
+def with_known_response(pair: Item, side: int) -> Sample:
     """A side of a pair; where the response begins in a rendered text is taken from the text of the response."""
-    sample, text = ((pair.chosen, pair.chosen_text), (pair.rejected, pair.rejected_text))[side]
+    sample, text = pair.samples[side], pair.texts[side]
     if sample.text is None or sample.n_prompt_chars is not None or not sample.text.endswith(text):
         return sample
     return replace(sample, n_prompt_chars=len(sample.text) - len(text))
 
 
 def pair_scores(
-    changed: ChangedResponses, table: PairTable, scores_NH: Floats, rows_RH: Floats, head_names: Sequence[str]
+    changed: ChangedResponses, table: FeedbackTable, scores_NH: Floats, rows_RH: Floats, head_names: Sequence[str]
 ) -> tuple[Floats, dict[str, Floats]]:
     """Scores `(P, 2)` of the sampled pairs by the head of each, and after each transform; NaN where a response stays as it is."""
-    heads = [head_names.index(table.pairs[i].head) for i in changed.pairs]
-    sides = [(table.chosen[i], table.rejected[i]) for i in changed.pairs]
+    heads = [head_names.index(table.items[i].head) for i in changed.pairs]
+    sides = [table.rows[i] for i in changed.pairs]
     base_P2 = np.array([[scores_NH[s, h] for s in side] for side, h in zip(sides, heads, strict=True)])
     after = {}
     for name, row_of in changed.row_of.items():
@@ -122,14 +123,14 @@ def pair_scores(
 
 
 def figures(
-    changed: ChangedResponses, table: PairTable, base_P2: Floats, after: Mapping[str, Floats], n_bootstrap: int
+    changed: ChangedResponses, table: FeedbackTable, base_P2: Floats, after: Mapping[str, Floats], n_bootstrap: int
 ) -> InvarianceReport | None:
     """Figures of each transform. None if no pair was sampled, or a head gives every response the same score."""
-    pairs = [table.pairs[i] for i in changed.pairs]
+    pairs = [table.items[i] for i in changed.pairs]
     head_P = np.array([pair.head for pair in pairs])
     number_of: dict[str, int] = {}
     group_P = np.array([number_of.setdefault(pair.group, len(number_of)) for pair in pairs])
-    sequence_P2 = np.array([(table.chosen[i], table.rejected[i]) for i in changed.pairs]).reshape(-1, 2)
+    sequence_P2 = np.array([table.rows[i] for i in changed.pairs]).reshape(-1, 2)
     sd_P = np.zeros(len(pairs))
     for head in set(head_P.tolist()):
         own_P = head_P == head

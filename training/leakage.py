@@ -11,8 +11,8 @@ import hashlib
 from dataclasses import dataclass
 
 from rewardserve.model.conversation import Sample
-from rewardserve.training.pairs import Pair
-from rewardserve.training.sequences import PairTable, TokenSequence, subset
+from rewardserve.training.feedback import Item
+from rewardserve.training.sequences import FeedbackTable, TokenSequence, subset
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +30,22 @@ class Overlap:
         )
 
 
-def remove_overlap(train: PairTable, held_out: PairTable, *, renumber: bool = True) -> tuple[PairTable, Overlap]:
+def remove_overlap(
+    train: FeedbackTable, held_out: FeedbackTable, *, renumber: bool = True
+) -> tuple[FeedbackTable, Overlap]:
     """Training pairs that share no response with a held-out pair, and the overlap of both."""
     held = _used_keys(held_out)
     leaks_N = [any(key in held for key in _keys(sequence)) for sequence in train.sequences]
-    keep_P = [not (leaks_N[c] or leaks_N[r]) for c, r in zip(train.chosen, train.rejected, strict=True)]
-    kept = subset(train, keep_P, renumber=renumber)
-    prompts = {prompt_key(pair) for pair in kept.pairs}
-    n_same_prompt = sum(prompt_key(pair) in prompts for pair in held_out.pairs)
+    keep_I = [not any(leaks_N[number] for number in rows) for rows in train.rows]
+    kept = subset(train, keep_I, renumber=renumber)
+    prompts = {prompt_key(item) for item in kept.items}
+    n_same_prompt = sum(prompt_key(item) in prompts for item in held_out.items)
     return kept, Overlap(len(train) - len(kept), n_same_prompt)
 
 
-def _used_keys(table: PairTable) -> set[bytes]:
-    """Keys of the sequences that a pair of this table uses: folds share their sequences."""
-    used = {*table.chosen, *table.rejected}
+def _used_keys(table: FeedbackTable) -> set[bytes]:
+    """Keys of the sequences that an item of this table uses: folds share their sequences."""
+    used = {number for rows in table.rows for number in rows}
     return {key for number in used for key in _keys(table.sequences[number])}
 
 
@@ -58,12 +60,12 @@ def _words(sample: Sample) -> str:
     return "\n".join(f"{m.role}\0{m.content}" for m in sample.conversation())
 
 
-def prompt_key(pair: Pair) -> bytes:
-    """Digest of the prompt of a pair, without blanks and case."""
-    text = pair.chosen.text
-    if text is not None:
-        return _digest(text.removesuffix(pair.chosen_text))
-    return _digest("\n".join(f"{m.role}\0{m.content}" for m in pair.chosen.conversation()[:-1]))
+def prompt_key(item: Item) -> bytes:
+    """Digest of the prompt of an item, without blanks and case."""
+    sample = item.samples[0]
+    if sample.text is not None:
+        return _digest(sample.text.removesuffix(item.texts[0]))
+    return _digest("\n".join(f"{m.role}\0{m.content}" for m in sample.conversation()[:-1]))
 
 
 def _digest(text: str) -> bytes:

@@ -11,7 +11,7 @@ from math import log
 
 import numpy as np
 
-from rewardserve.training.sequences import PairTable
+from rewardserve.training.sequences import FeedbackTable
 
 N_BINS = 8
 """Bins of the difference in length, with equal numbers of pairs."""
@@ -20,22 +20,23 @@ MAX_WEIGHT = 8.0
 """Limit of the weight of a pair, relative to that of others in its bin: a few pairs must not decide alone."""
 
 
-def balanced(table: PairTable) -> PairTable:
+def balanced(table: FeedbackTable) -> FeedbackTable:
     """The table with the weights of its pairs multiplied; the sum of a head's weights stays."""
     factors = np.ones(len(table))
-    for head in {pair.head for pair in table.pairs}:
-        numbers = [i for i, pair in enumerate(table.pairs) if pair.head == head]
-        weights = np.array([table.pairs[i].weight for i in numbers])
+    pairs = table.pairs
+    for head in {pair.head for pair in pairs}:
+        numbers = [i for i, pair in enumerate(pairs) if pair.head == head]
+        weights = np.array([pairs[i].weight for i in numbers])
         factor = _factors(np.array([_difference(table, i) for i in numbers]), weights)
         factors[numbers] = factor * weights.sum() / (factor * weights).sum()
     return replace(
-        table, pairs=tuple(replace(p, weight=p.weight * f) for p, f in zip(table.pairs, factors.tolist(), strict=True))
+        table, items=tuple(replace(p, weight=p.weight * f) for p, f in zip(pairs, factors.tolist(), strict=True))
     )
 
 
-def _difference(table: PairTable, pair: int) -> float:
+def _difference(table: FeedbackTable, pair: int) -> float:
     """Logarithm of the ratio of the lengths, in tokens."""
-    chosen, rejected = (table.sequences[side[pair]].n_response for side in (table.chosen, table.rejected))
+    chosen, rejected = (table.sequences[number].n_response for number in table.rows[pair])
     return log(max(chosen, 1) / max(rejected, 1))
 
 

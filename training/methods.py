@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rewardserve.model.network import NetworkOutput, RewardNetwork
+from rewardserve.training.comparisons import comparisons
 from rewardserve.training.config import ConfigError, MethodConfig
-from rewardserve.training.sequences import PairTable
+from rewardserve.training.sequences import FeedbackTable
 
 _LINEAR = (nn.Linear, Conv1D)
 """Modules selected by `all-linear`: the linear layers of GPT-2 are `Conv1D`."""
@@ -189,19 +190,20 @@ def merge(network: RewardNetwork) -> None:
         network.backbone = network.backbone.merge_and_unload()
 
 
-def fit_logistic(hidden_ND: Tensor, table: PairTable, head: str, *, l2: float) -> Tensor:
+def fit_logistic(hidden_ND: Tensor, table: FeedbackTable, head: str, *, l2: float) -> Tensor:
     """Weights `(D,)` that minimise `mean(weight * softplus(-(h_c - h_r) @ w)) + l2/2 |w * scale|^2`.
 
-    Convex with one solution: LBFGS in float64 from zero. `scale` is the standard deviation of each feature's difference:
-    the penalty does not depend on the unit of a feature.
+    Other kinds of feedback are fitted by the pairs in them, ties left out. Convex with one solution: LBFGS in float64 from
+    zero. `scale` is the standard deviation of each feature's difference: the penalty does not depend on the unit of a feature.
     """
-    numbers = [i for i, pair in enumerate(table.pairs) if pair.head == head]
+    table = comparisons(table)
+    numbers = [i for i, pair in enumerate(table.items) if pair.head == head]
     if not numbers:
         raise ConfigError(f"head {head!r} has no training pair, and model.head_init: logistic needs some")
     chosen, rejected = ([side[i] for i in numbers] for side in (table.chosen, table.rejected))
     diff_PD = (hidden_ND[chosen] - hidden_ND[rejected]).double()
     scale_D = diff_PD.square().mean(0).sqrt().clamp_min(1e-12)
-    weight_P = diff_PD.new_tensor([table.pairs[i].weight for i in numbers])
+    weight_P = diff_PD.new_tensor([table.items[i].weight for i in numbers])
     return _logistic(diff_PD / scale_D, weight_P / weight_P.sum(), l2).div(scale_D).float()
 
 

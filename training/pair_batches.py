@@ -1,12 +1,13 @@
-"""Batch pairs into one left-padded forward with each distinct sequence once, and choose the pairs of a batch.
+"""Batch items into one left-padded forward with each distinct sequence once, and choose the items of a batch.
 
 Chosen and rejected are rows of one rectangle; a text that several pairs of the batch share is one row, and each of them
-reads its score. Shapes: P pairs, B distinct rows, T tokens.
+reads its score. Shapes: P items, B distinct rows, T tokens, K responses of an item.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from torch.utils.data import Dataset, Sampler
 
 from rewardserve.model.padding import left_pad
 from rewardserve.training.config import OptimConfig
-from rewardserve.training.sequences import PairTable
+from rewardserve.training.feedback import Item, kinds_of, n_ties
+from rewardserve.training.sequences import FeedbackTable
 
 Batch = dict[str, Tensor]
 Rows = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
@@ -36,7 +38,7 @@ class PairNumbers(Dataset[int]):
         return number
 
 
-def token_rows(table: PairTable, pad_id: int) -> Rows:
+def token_rows(table: FeedbackTable, pad_id: int) -> Rows:
     """Sequence numbers -> `(input_ids_BT, mask_BT)`, left-padded."""
     return lambda numbers: left_pad([table.sequences[n].ids for n in numbers], pad_id)
 
@@ -48,53 +50,74 @@ def cached_rows(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 class Collator:
-    """Numbers of pairs -> a batch. `chosen` and `rejected` are the row indices of each pair.
+    """Numbers of items -> a batch. `chosen` and `rejected` are the rows of each pair; of another kind, its first and last rows.
 
+    Where the table has other kinds, `rows` are those of all responses (P, K) and `values` their values, -inf beyond the last
+    response; `<kind>` are the places of the items of each kind. `tie` and `flip` are there if an item has one.
     With twins, `twin_original` and `twin` are the rows of each, `twin_pair` the place of its pair in the batch, and `twin_share`
     one over the number of twins of that pair. `variables` has those of each row.
     """
 
-    def __init__(self, table: PairTable, head_names: Sequence[str], rows: Rows) -> None:
+    def __init__(self, table: FeedbackTable, head_names: Sequence[str], rows: Rows) -> None:
         self._table, self._rows = table, rows
         number_of_head = {name: i for i, name in enumerate(head_names)}
-        self._head_of_pair = [number_of_head[pair.head] for pair in table.pairs]
+        self._head_of_item = [number_of_head[item.head] for item in table.items]
+        self._kinds = kinds_of(table.items)
+        self._has_ties = n_ties(table.items) > 0
+        self._has_flips = any(item.flip for item in table.items)
         self._twins_of: dict[int, list[int]] = {}
         for original, twin in table.twins:
             self._twins_of.setdefault(original, []).append(twin)
 
     def __call__(self, numbers: Sequence[int]) -> Batch:
         """Build one batch; every distinct sequence is one row, in the order of first use."""
-        table = self._table
+        items, sides = [self._table.items[n] for n in numbers], [self._table.rows[n] for n in numbers]
         row_of: dict[int, int] = {}
-        chosen = [row_of.setdefault(table.chosen[n], len(row_of)) for n in numbers]
-        rejected = [row_of.setdefault(table.rejected[n], len(row_of)) for n in numbers]
+        chosen = [row_of.setdefault(side[0], len(row_of)) for side in sides]
+        rejected = [row_of.setdefault(side[-1], len(row_of)) for side in sides]
         twins = [
-            (place, row_of[side[n]], row_of.setdefault(twin, len(row_of)))
-            for place, n in enumerate(numbers)
-            for side in (table.chosen, table.rejected)
-            for twin in self._twins_of.get(side[n], ())
+            (place, row_of[number], row_of.setdefault(twin, len(row_of)))
+            for place, side in enumerate(sides)
+            for number in side
+            for twin in self._twins_of.get(number, ())
         ]
+        others = self._others(items, [[row_of.setdefault(s, len(row_of)) for s in side] for side in sides])
         input_ids_BT, mask_BT = self._rows(list(row_of))
         batch = {
             "input_ids": input_ids_BT,
             "attention_mask": mask_BT,
             "chosen": torch.tensor(chosen),
             "rejected": torch.tensor(rejected),
-            "head": torch.tensor([self._head_of_pair[n] for n in numbers]),
-            "margin": torch.tensor([table.pairs[n].margin for n in numbers]),
-            "weight": torch.tensor([table.pairs[n].weight for n in numbers]),
+            "head": torch.tensor([self._head_of_item[n] for n in numbers]),
+            "margin": torch.tensor([item.margin for item in items]),
+            "weight": torch.tensor([item.weight for item in items]),
             "pair": torch.tensor(list(numbers)),
+            **others,
         }
-        if table.twins:
+        if self._table.twins:
             pair_T, original_T, twin_T = torch.tensor(twins, dtype=torch.int64).reshape(-1, 3).unbind(1)
             share_T = 1.0 / torch.bincount(pair_T, minlength=len(numbers))[pair_T]
             batch |= {"twin_pair": pair_T, "twin_original": original_T, "twin": twin_T, "twin_share": share_T}
-        if table.sequences[0].variables:
+        if self._table.sequences[0].variables:
             # A twin that is in no pair has no variables, and no moment reads its row.
-            width = len(table.sequences[0].variables)
-            values = [table.sequences[n].variables or (0.0,) * width for n in row_of]
+            width = len(self._table.sequences[0].variables)
+            values = [self._table.sequences[n].variables or (0.0,) * width for n in row_of]
             batch["variables"] = torch.tensor(values)
         return batch
+
+    def _others(self, items: Sequence[Item], rows: Sequence[Sequence[int]]) -> Batch:
+        found: Batch = {}
+        if self._has_flips:
+            found["flip"] = torch.tensor([item.flip for item in items])
+        if self._has_ties:
+            found["tie"] = torch.tensor([item.values[0] == item.values[-1] for item in items])
+        if self._kinds != ("pairs",):
+            width = max(map(len, rows))
+            found["rows"] = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+            found["values"] = torch.tensor([[*i.values, *[-inf] * (width - len(i.values))] for i in items])
+            for kind in self._kinds:
+                found[kind] = torch.tensor([p for p, i in enumerate(items) if i.kind == kind], dtype=torch.int64)
+        return found
 
 
 class PairBatches(Sampler[list[int]]):
@@ -104,7 +127,7 @@ class PairBatches(Sampler[list[int]]):
     wait for each other for ever.
     """
 
-    def __init__(self, table: PairTable, config: OptimConfig, *, seed: int, n_ranks: int = 1) -> None:
+    def __init__(self, table: FeedbackTable, config: OptimConfig, *, seed: int, n_ranks: int = 1) -> None:
         self._n_pairs, self._config, self._seed = len(table), config, seed
         self._epoch = 0
         self._packed = pack_groups(table, config.batch_sequences, seed) if config.batching == "grouped" else None
@@ -132,15 +155,15 @@ class PairBatches(Sampler[list[int]]):
         return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def pack_groups(table: PairTable, max_sequences: int, seed: int) -> list[list[int]]:
+def pack_groups(table: FeedbackTable, max_sequences: int, seed: int) -> list[list[int]]:
     """Batches that keep the pairs of a group together, at most `max_sequences` distinct sequences each.
 
     Groups are packed into batches one after the other, in a random order. The assignment of groups to batches is fixed;
     from epoch to epoch only the order of the batches changes.
     """
     of_group: dict[str, list[int]] = {}
-    for number, pair in enumerate(table.pairs):
-        of_group.setdefault(pair.group, []).append(number)
+    for number, item in enumerate(table.items):
+        of_group.setdefault(item.group, []).append(number)
     units = [unit for pairs in of_group.values() for unit in _tiles(table, pairs, max_sequences)]
     batches: list[list[int]] = []
     in_batch: set[int] = set()
@@ -155,17 +178,16 @@ def pack_groups(table: PairTable, max_sequences: int, seed: int) -> list[list[in
     return batches
 
 
-def _tiles(table: PairTable, pairs: Sequence[int], max_sequences: int) -> list[list[int]]:
+def _tiles(table: FeedbackTable, pairs: Sequence[int], max_sequences: int) -> list[list[int]]:
     """Split a group that is too large into tiles of its matrix of comparisons, half the budget a side."""
     if len(_sequences_of(table, pairs)) <= max_sequences:
         return [list(pairs)]
     place = {s: i // (max_sequences // 2) for i, s in enumerate(sorted(_sequences_of(table, pairs)))}
-    tiles: dict[tuple[int, int], list[int]] = {}
+    tiles: dict[tuple[int, ...], list[int]] = {}
     for n in pairs:
-        a, b = sorted((place[table.chosen[n]], place[table.rejected[n]]))
-        tiles.setdefault((a, b), []).append(n)
+        tiles.setdefault(tuple(sorted({place[s] for s in table.rows[n]})), []).append(n)
     return list(tiles.values())
 
 
-def _sequences_of(table: PairTable, pairs: Sequence[int]) -> set[int]:
-    return {s for n in pairs for s in (table.chosen[n], table.rejected[n])}
+def _sequences_of(table: FeedbackTable, items: Sequence[int]) -> set[int]:
+    return {s for n in items for s in table.rows[n]}

@@ -14,7 +14,7 @@ from rewardserve.model.checkpoint import Checkpoint
 from rewardserve.model.conversation import Sample
 from rewardserve.model.tokenization.encoding_policy import EncodingPolicy, infer_policy
 from rewardserve.training.config import ConfigError
-from rewardserve.training.pairs import Pair
+from rewardserve.training.feedback import Item, kinds_of, noun
 
 JOINED = (
     "all pairs are plain text that the chat template did not render: it is left out, also in the exported checkpoint, where "
@@ -22,31 +22,32 @@ JOINED = (
 )
 
 
-def count_raw(pairs: Sequence[Pair], policy: EncodingPolicy) -> int:
-    """Number of pairs whose text lacks the template's text before a response; 0 without a template."""
+def count_raw(items: Sequence[Item], policy: EncodingPolicy) -> int:
+    """Number of items whose text lacks the template's text before a response; 0 without a template."""
     mark = policy.response_start.strip()
     if not mark:
         return 0
-    return sum(any(s.text is not None and mark not in s.text for s in (pair.chosen, pair.rejected)) for pair in pairs)
+    return sum(any(s.text is not None and mark not in s.text for s in item.samples) for item in items)
 
 
-def fit_template(start: Checkpoint, pairs: Sequence[Pair], *, is_bound: bool) -> Checkpoint:
-    """Checkpoint with a policy that encodes these pairs as the server will. Raise `ConfigError` if there is none.
+def fit_template(start: Checkpoint, items: Sequence[Item], *, is_bound: bool) -> Checkpoint:
+    """Checkpoint with a policy that encodes these items as the server will. Raise `ConfigError` if there is none.
 
     `is_bound`: the checkpoint is evaluated or calibrated unchanged, so its template stays.
     """
-    n_raw = count_raw(pairs, start.policy)
+    n_raw = count_raw(items, start.policy)
     if not n_raw:
         return start
-    if n_raw < len(pairs):
+    unit = f"{noun(kinds_of(items))}s"
+    if n_raw < len(items):
         raise ConfigError(
-            f"{n_raw} of {len(pairs)} pairs are plain text that the chat template did not render (strings: raw, or rendered "
-            f"otherwise), and {len(pairs) - n_raw} are conversations. One model has one encoding: give all sources one form, "
+            f"{n_raw} of {len(items)} {unit} are plain text that the chat template did not render (strings: raw, or rendered "
+            f"otherwise), and {len(items) - n_raw} are conversations. One model has one encoding: give all sources one form, "
             "or train a model for each."
         )
     if is_bound:
         raise ConfigError(
-            f"all {n_raw} pairs are plain text, and this checkpoint renders conversations with its chat template: the scores "
+            f"all {n_raw} {unit} are plain text, and this checkpoint renders conversations with its chat template: the scores "
             "would differ from the served ones. Give prompt and response in separate columns (strings: turn)."
         )
     policy = start.policy
@@ -62,11 +63,11 @@ def fit_template(start: Checkpoint, pairs: Sequence[Pair], *, is_bound: bool) ->
     return replace(start, policy=joined)
 
 
-def as_served(pairs: Sequence[Pair], policy: EncodingPolicy) -> tuple[Pair, ...]:
-    """Split pairs without a template into prompt and response, if known: in those a control token is text, as served."""
+def as_served(items: Sequence[Item], policy: EncodingPolicy) -> tuple[Item, ...]:
+    """Split items without a template into prompt and response, if known: in those a control token is text, as served."""
     if policy.template:
-        return tuple(pairs)
-    return tuple(replace(pair, chosen=_parted(pair.chosen), rejected=_parted(pair.rejected)) for pair in pairs)
+        return tuple(items)
+    return tuple(item.with_samples([_parted(sample) for sample in item.samples]) for item in items)
 
 
 def _parted(sample: Sample) -> Sample:

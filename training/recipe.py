@@ -141,11 +141,31 @@ def parse(raw: Any, overrides: Sequence[str] = ()) -> Config:
         if not equals:
             raise ConfigError(f"--set {override!r}: write key=value, for instance optim.lr=1e-4")
         raw = _put(raw, key.strip().split("."), _value(value), where="")
+    raw = _with_whole_stages(raw)
     try:
         config: Config = _record(Config, raw, where="")
     except RecursionError:
         raise ConfigError("the recipe is nested too deeply") from None
     return config
+
+
+def _with_whole_stages(raw: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the sections of each stage completed by those of the run."""
+    if not isinstance(raw.get("stages"), list):
+        return raw
+    return raw | {"stages": [_whole_stage(stage, raw) for stage in raw["stages"]]}
+
+
+def _whole_stage(stage: Any, raw: dict[str, Any]) -> Any:
+    if not isinstance(stage, dict):
+        return stage
+    sections = {name: (raw.get(name), stage.get(name)) for name in ("loss", "optim")}
+    whole = {
+        name: {**run, **(own or {})}
+        for name, (run, own) in sections.items()
+        if isinstance(run, dict) and isinstance(own, dict | None)
+    }
+    return stage | whole
 
 
 def plain(config: Config) -> dict[str, Any]:

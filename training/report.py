@@ -20,6 +20,7 @@ from rewardserve.model.text.text_files import write_text
 from rewardserve.training import invariance_table, style_table, yaml12
 from rewardserve.training.benchmark_files import StyleMatrix
 from rewardserve.training.evaluate import PAIRS_A_BIN, ScoredPairs, SliceMetrics, cross_fitted, reliability
+from rewardserve.training.graded_metrics import GradedMetrics
 from rewardserve.training.invariance import InvarianceReport
 
 _CHOSEN, _REJECTED, _LINE = "#2a7f62", "#c4533a", "#3b5b92"
@@ -78,6 +79,7 @@ class Page:
     independence: str = ""
     invariance: InvarianceReport | None = None
     style: StyleMatrix | None = None
+    graded: Sequence[GradedMetrics] = ()
 
 
 def write(path: Path, page: Page) -> None:
@@ -104,7 +106,7 @@ def render(page: Page) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(page.title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
         f"<h1>{html.escape(page.title)}</h1>{_facts(page.facts)}{_curve(page)}<h2>Held-out pairs</h2>{_held_out(page)}"
-        f"{invariance_table.section(page.invariance)}{style_table.section(page.style)}{crossed}{before}{plots}<h2>Recipe</h2>"
+        f"{_graded(page.graded)}{invariance_table.section(page.invariance)}{style_table.section(page.style)}{crossed}{before}{plots}<h2>Recipe</h2>"
         f"<pre>{html.escape(yaml12.dump(dict(page.recipe)))}</pre></body></html>\n"
     )
 
@@ -118,6 +120,20 @@ def _held_out(page: Page) -> str:
         "chosen text is longer and where it is shorter. ECE: error of sigmoid(chosen - rejected) as a probability. The "
         "second figure of NLL and ECE is after a temperature that was fitted on the other half of the groups.</p>"
     )
+
+
+def _graded(graded: Sequence[GradedMetrics]) -> str:
+    if not graded:
+        return ""
+    columns = ("head", "source", "ratings or labels (groups)", "agreement", "within prompts")
+    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
+    rows = "".join(
+        f"<tr><td>{html.escape(g.head)}</td><td>{html.escape(g.source)}</td><td>{g.n} {g.kind} ({g.n_groups})</td>"
+        f"<td>{g.measure} {g.value:.3f} <small>{g.low:.3f}–{g.high:.3f}</small></td>"
+        f"<td>{'' if g.within is None else f'{g.within:.3f}'}</td></tr>"
+        for g in graded
+    )
+    return f'<h2>Ratings and labels</h2><table class="figures"><tr>{head}</tr>{rows}</table>'
 
 
 def _curve(page: Page) -> str:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from rewardserve.training import data
 from rewardserve.training.data import Split
+from rewardserve.training.feedback import Item, counted, kinds_of, noun
 from rewardserve.training.leakage import Overlap
-from rewardserve.training.pairs import Pair
-from rewardserve.training.sequences import PairTable
+from rewardserve.training.sequences import FeedbackTable, Rows
 
 REASONS = {
     "too_long": "longer than encoding.max_tokens",
@@ -32,7 +32,8 @@ class RowCounts:
 
     `n_contradicting` pairs have an opposite: the same two responses, preferred the other way. `n_duplicate` repeat
     another. `made`: numbers of pairs that augmentation made, by kind, which are in none of the other numbers.
-    `counterexamples` counts the rows of a queue that train nothing, by reason.
+    `counterexamples` counts the rows of a queue that train nothing, by reason. `noun` names an item, `train_words` and
+    `held_out_words` name them by kind.
     """
 
     n_rows: int
@@ -48,6 +49,9 @@ class RowCounts:
     n_duplicate: int
     n_same_prompt: int
     n_groups: int
+    noun: str = "pair"
+    train_words: str = ""
+    held_out_words: str = ""
     made: dict[str, int] = field(default_factory=dict)
     counterexamples: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -55,8 +59,8 @@ class RowCounts:
 
 def count_rows(
     split: Split,
-    train: PairTable,
-    held_out: PairTable,
+    train: FeedbackTable,
+    held_out: FeedbackTable,
     overlap: Overlap,
     counterexamples: Mapping[str, int] | None = None,
 ) -> RowCounts:
@@ -76,7 +80,10 @@ def count_rows(
         n_contradicting=sum(_n_contradicting(t) for t in tables),
         n_duplicate=sum(len(t) - len(set(_keys(t))) for t in tables),
         n_same_prompt=overlap.n_same_prompt,
-        n_groups=len({p.group for p in held_out.pairs}),
+        n_groups=len({item.group for item in held_out.items}),
+        noun=noun(tuple({r.kind for r in split.read})),
+        train_words=counted(train.items),
+        held_out_words=counted(held_out.items) if kinds_of(held_out.items) != ("pairs",) else f"{len(held_out):,}",
         counterexamples={reason: n for reason, n in unused.items() if reason != N_ROWS},
         notes=tuple(f"{r.path}: {note}" for r in split.read for note in r.notes),
     )
@@ -84,9 +91,9 @@ def count_rows(
 
 def refuse_losses(
     split: Split,
-    encoded: PairTable,
-    kept: PairTable,
-    held_out: PairTable,
+    encoded: FeedbackTable,
+    kept: FeedbackTable,
+    held_out: FeedbackTable,
     max_dropped: float,
     *,
     counts_held_out: bool = True,
@@ -96,19 +103,21 @@ def refuse_losses(
     `encoded` are the training pairs before those with a held-out response were left out, `kept` the ones after.
     `counts_held_out`: whether pairs left out because of held-out ones count as lost; without training they do not.
     """
-    used, before = _ids(kept.pairs) | _ids(held_out.pairs), _ids(encoded.pairs)
+    used, before = _ids(kept.items) | _ids(held_out.items), _ids(encoded.items)
     made = _ids(split.train) | _ids(split.held_out)
     dropped = ", ".join(REASONS.get(r, r) for r in {**encoded.dropped, **held_out.dropped}) or "dropped"
     for read in split.read:
         lost = Counter(
             _LEAKED if each in before else dropped if each in made else _SAME_GROUP
-            for each in _ids(read.pairs)
+            for each in _ids(read.items)
             if each not in used
         )
         reasons = {r: lost[r] for r in (dropped, *([_SAME_GROUP, _LEAKED] if counts_held_out else []))}
-        data.refuse_loss(f"rows of {read.path!r}", read.n_rows, {"make no pair": len(read.bad), **reasons}, max_dropped)
-        # With max_pairs, the share is relative to the pairs that were taken.
-        data.refuse_loss(f"pairs of {read.path!r}", len(read.pairs), reasons, max_dropped)
+        one = noun((read.kind,))
+        lost_rows = {f"make no {one}": len(read.bad), **reasons}
+        data.refuse_loss(f"rows of {read.path!r}", read.n_rows, lost_rows, max_dropped)
+        # With max_pairs, the share is relative to the items that were taken.
+        data.refuse_loss(f"{one}s of {read.path!r}", len(read.items), reasons, max_dropped)
 
 
 def refuse_fold(n_before: int, overlap: Overlap, max_dropped: float) -> None:
@@ -116,15 +125,15 @@ def refuse_fold(n_before: int, overlap: Overlap, max_dropped: float) -> None:
     data.refuse_loss("training pairs of a fold", n_before, {_LEAKED: overlap.n_dropped}, max_dropped)
 
 
-def _ids(pairs: Iterable[Pair]) -> set[str]:
-    return {pair.id for pair in pairs}
+def _ids(items: Iterable[Item]) -> set[str]:
+    return {item.id for item in items}
 
 
 def lines(found: RowCounts, *, in_folds: bool = False) -> Iterator[str]:
     """Yield the lines of the summary before training. `in_folds`: every pair is held out later, in its fold."""
     yield f"rows read: {found.n_rows:,}"
     lost = {
-        "make no pair": found.n_bad,
+        f"make no {found.noun}": found.n_bad,
         "beyond max_pairs": found.n_spare,
         **{REASONS.get(reason, reason): n for reason, n in found.dropped.items()},
         _SAME_GROUP: found.n_same_group,
@@ -135,9 +144,9 @@ def lines(found: RowCounts, *, in_folds: bool = False) -> Iterator[str]:
         if n:
             yield f"  left out: {n:,} {reason}"
     if in_folds:
-        yield f"  used: {found.n_train:,} pairs, each held out in one fold"
+        yield f"  used: {found.train_words}, each held out in one fold"
     else:
-        yield f"  used: {found.n_train:,} pairs to train on, {found.n_held_out:,} held out ({found.n_groups:,} groups)"
+        yield f"  used: {found.train_words} to train on, {found.held_out_words} held out ({found.n_groups:,} groups)"
     yield (
         f"  of these: {found.n_truncated:,} truncated, {found.n_contradicting:,} contradicting, {found.n_duplicate:,} duplicate"
     )
@@ -145,22 +154,23 @@ def lines(found: RowCounts, *, in_folds: bool = False) -> Iterator[str]:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in found.made.items())
         yield f"  made of these: {sum(found.made.values()):,} more pairs to train on ({kinds})"
     if found.n_same_prompt:
-        yield f"  {found.n_same_prompt:,} held-out pairs share a prompt with training, with other responses"
+        yield f"  {found.n_same_prompt:,} held-out {found.noun}s share a prompt with training, with other responses"
     if not found.n_held_out and not in_folds:
-        yield "  no pairs are held out: there will be no accuracy and no calibration"
+        yield f"  no {found.noun}s are held out: there will be no accuracy and no calibration"
     yield from (f"  {note}" for note in found.notes)
 
 
-def _keys(table: PairTable) -> list[tuple[int, int, str]]:
-    return [(c, r, p.head) for c, r, p in zip(table.chosen, table.rejected, table.pairs, strict=True)]
+def _keys(table: FeedbackTable) -> list[tuple[Rows, tuple[float, ...], str]]:
+    return [(rows, item.values, item.head) for rows, item in zip(table.rows, table.items, strict=True)]
 
 
-def _n_contradicting(table: PairTable) -> int:
+def _n_contradicting(table: FeedbackTable) -> int:
+    """Number of decided pairs (and rankings of two) with the opposite of another."""
     keys = _keys(table)
     known = set(keys)
-    return sum((r, c, head) in known for c, r, head in keys)
+    return sum(len(set(values)) == 2 and (rows[::-1], values, head) in known for rows, values, head in keys)
 
 
-def _n_truncated(table: PairTable) -> int:
+def _n_truncated(table: FeedbackTable) -> int:
     cut_N = [s.truncated for s in table.sequences]
-    return sum(cut_N[c] or cut_N[r] for c, r in zip(table.chosen, table.rejected, strict=True))
+    return sum(any(cut_N[number] for number in rows) for rows in table.rows)

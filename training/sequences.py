@@ -1,4 +1,4 @@
-"""Encode pairs of conversations to pairs of token sequences, each distinct sequence once.
+"""Encode the conversations of feedback to token sequences, each distinct sequence once.
 
 Nine thousand pairs may compare a thousand texts; equal sequences are encoded, forwarded and cached once. Depends on the
 encoder, not on torch.
@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 from rewardserve.model.conversation import EmptyResponse, InputTooLong, Sample, SampleError
 from rewardserve.model.encoding import Encoded, Encoder
 from rewardserve.training.console import progress
-from rewardserve.training.pairs import Pair
+from rewardserve.training.feedback import Item, Pair, kinds_of, noun
 
 Ids = tuple[int, ...]
+Rows = tuple[int, ...]
+"""Numbers of the sequences of one item, in the order of its samples."""
 
 
 class PairEncodingError(Exception):
-    """Pairs that the encoder refuses for a reason other than their length or an empty response."""
+    """Items that the encoder refuses for a reason other than their length or an empty response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,79 +37,98 @@ class TokenSequence:
 
 
 @dataclass(frozen=True, slots=True)
-class PairTable:
-    """Pairs over distinct sequences: pair `i` compares `sequences[chosen[i]]` with `sequences[rejected[i]]`.
+class FeedbackTable:
+    """Items of feedback over distinct sequences: the samples of item `i` are the sequences with the numbers `rows[i]`.
 
-    `dropped` counts, by reason, the pairs that were left out. `twins`: numbers of a sequence and of one that says the same.
+    `dropped` counts, by reason, the items that were left out. `twins`: numbers of a sequence and of one that says the same.
     """
 
-    pairs: tuple[Pair, ...]
+    items: tuple[Item, ...]
     sequences: tuple[TokenSequence, ...]
-    chosen: tuple[int, ...]
-    rejected: tuple[int, ...]
+    rows: tuple[Rows, ...]
     dropped: dict[str, int]
     twins: tuple[tuple[int, int], ...] = ()
 
+    @classmethod
+    def of_pairs(
+        cls,
+        pairs: Sequence[Pair],
+        sequences: Sequence[TokenSequence],
+        chosen: Sequence[int],
+        rejected: Sequence[int],
+        dropped: dict[str, int],
+    ) -> FeedbackTable:
+        """A table of pairs: pair `i` compares `sequences[chosen[i]]` with `sequences[rejected[i]]`."""
+        return cls(tuple(pairs), tuple(sequences), tuple(zip(chosen, rejected, strict=True)), dropped)
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Items of a table that has pairs alone."""
+        return tuple(item for item in self.items if isinstance(item, Pair))
+
+    @property
+    def chosen(self) -> Rows:
+        """Sequence of the first sample of each item: of a pair, the chosen one."""
+        return tuple(rows[0] for rows in self.rows)
+
+    @property
+    def rejected(self) -> Rows:
+        """Sequence of the last sample of each item: of a pair, the rejected one."""
+        return tuple(rows[-1] for rows in self.rows)
+
     def __len__(self) -> int:
-        """Number of pairs."""
-        return len(self.pairs)
+        """Number of items."""
+        return len(self.items)
 
 
-EMPTY = PairTable((), (), (), (), {})
-"""A table without pairs."""
+EMPTY = FeedbackTable((), (), (), {})
+"""A table without items."""
 
 
-def encode(pairs: Sequence[Pair], encoder: Encoder, label: str = "pairs") -> PairTable:
-    """Encode every distinct sample once. Raise `PairEncodingError` naming the first pairs the encoder refuses."""
+def encode(items: Sequence[Item], encoder: Encoder, label: str = "pairs") -> FeedbackTable:
+    """Encode every distinct sample once. Raise `PairEncodingError` naming the first items the encoder refuses."""
     shelf = _SequenceIndex(encoder)
-    kept: list[tuple[Pair, int, int]] = []
+    kept: list[tuple[Item, Rows]] = []
     dropped: Counter[str] = Counter()
     refused: list[str] = []
-    for pair in progress(pairs, f"encoding {label}", len(pairs), unit=" pairs"):
+    unit = f" {noun(kinds_of(items))}s"
+    for item in progress(items, f"encoding {label}", len(items), unit=unit):
         try:
-            chosen, rejected = shelf.place(pair.chosen), shelf.place(pair.rejected)
+            rows = tuple(shelf.place(sample) for sample in item.samples)
         except InputTooLong:
             dropped["too_long"] += 1
         except EmptyResponse:
             dropped["empty"] += 1
         except SampleError as error:
-            refused.append(f"{pair.id}: {error.message}")
+            refused.append(f"{item.id}: {error.message}")
         else:
-            if chosen == rejected:
+            if len(set(rows)) < len(rows):
                 dropped["same_tokens"] += 1
             else:
-                kept.append((pair, chosen, rejected))
+                kept.append((item, rows))
     if refused:
-        raise PairEncodingError(f"{len(refused)} pairs cannot be encoded:\n  " + "\n  ".join(refused[:20]))
+        raise PairEncodingError(f"{len(refused)}{unit} cannot be encoded:\n  " + "\n  ".join(refused[:20]))
     return _table(kept, shelf.sequences, dict(dropped))
 
 
-def subset(table: PairTable, keep_P: Sequence[bool], *, renumber: bool = True) -> PairTable:
-    """Select pairs of a table; without `renumber` over the same numbered sequences, so that features keep their rows."""
-    kept = [
-        (pair, c, r) for pair, c, r, keep in zip(table.pairs, table.chosen, table.rejected, keep_P, strict=True) if keep
-    ]
+def subset(table: FeedbackTable, keep_I: Sequence[bool], *, renumber: bool = True) -> FeedbackTable:
+    """Select items of a table; without `renumber` over the same numbered sequences, so that features keep their rows."""
+    kept = [(item, rows) for item, rows, keep in zip(table.items, table.rows, keep_I, strict=True) if keep]
     if renumber:
         return _table(kept, table.sequences, table.dropped)
-    return replace(
-        table,
-        pairs=tuple(p for p, _, _ in kept),
-        chosen=tuple(c for _, c, _ in kept),
-        rejected=tuple(r for _, _, r in kept),
-    )
+    return replace(table, items=tuple(item for item, _ in kept), rows=tuple(rows for _, rows in kept))
 
 
-def joined(first: PairTable, second: PairTable) -> PairTable:
-    """The pairs of both tables over common sequences; the sequences of the first keep their numbers."""
+def joined(first: FeedbackTable, second: FeedbackTable) -> FeedbackTable:
+    """The items of both tables over common sequences; the sequences of the first keep their numbers."""
     number = {s.ids: i for i, s in enumerate(first.sequences)}
     new = [s for s in second.sequences if s.ids not in number]
     number |= {s.ids: i for i, s in enumerate(new, start=len(first.sequences))}
     place = [number[s.ids] for s in second.sequences]
-    return PairTable(
-        pairs=(*first.pairs, *second.pairs),
+    return FeedbackTable(
+        items=(*first.items, *second.items),
         sequences=(*first.sequences, *new),
-        chosen=(*first.chosen, *(place[i] for i in second.chosen)),
-        rejected=(*first.rejected, *(place[i] for i in second.rejected)),
+        rows=(*first.rows, *(tuple(place[i] for i in rows) for rows in second.rows)),
         dropped=first.dropped,
     )
 
@@ -143,15 +164,14 @@ class _SequenceIndex:
 
 
 def _table(
-    kept: Sequence[tuple[Pair, int, int]], sequences: Sequence[TokenSequence], dropped: dict[str, int]
-) -> PairTable:
-    """Build a table with only the sequences that a kept pair uses, renumbered."""
-    used = sorted({s for _, c, r in kept for s in (c, r)})
+    kept: Sequence[tuple[Item, Rows]], sequences: Sequence[TokenSequence], dropped: dict[str, int]
+) -> FeedbackTable:
+    """Build a table with only the sequences that a kept item uses, renumbered."""
+    used = sorted({number for _, rows in kept for number in rows})
     number = {old: new for new, old in enumerate(used)}
-    return PairTable(
-        pairs=tuple(p for p, _, _ in kept),
+    return FeedbackTable(
+        items=tuple(item for item, _ in kept),
         sequences=tuple(sequences[old] for old in used),
-        chosen=tuple(number[c] for _, c, _ in kept),
-        rejected=tuple(number[r] for _, _, r in kept),
+        rows=tuple(tuple(number[old] for old in rows) for _, rows in kept),
         dropped=dropped,
     )

@@ -1,7 +1,7 @@
-"""Check the columns of a source's rows against those that the recipe names.
+"""Find which kind of feedback a source holds, and check its columns against those that the recipe names.
 
 A column that the recipe names must be in every row, or the source is refused. Depends on the rows of one source, not on
-files or pairs.
+files or items.
 """
 
 from __future__ import annotations
@@ -15,10 +15,41 @@ from rewardserve.model.conversation import Message
 from rewardserve.model.text.nearest_word import nearest_word
 from rewardserve.training import turns
 from rewardserve.training.config import ConfigError, SourceConfig
+from rewardserve.training.feedback import KINDS, Kind
 from rewardserve.training.sources import SourceRow
 
 _DEFAULT = {f.name: f.default for f in fields(SourceConfig) if f.name.endswith("_key")}
-_REQUIRED = ("chosen_key", "rejected_key")
+
+
+@dataclass(frozen=True, slots=True)
+class _KindColumns:
+    """Settings that name the columns of one kind: of its responses, of its label, and those that may be missing."""
+
+    responses: tuple[str, ...]
+    label: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        return (*self.responses, *self.label)
+
+
+_OF_KIND: dict[Kind, _KindColumns] = {
+    "pairs": _KindColumns(
+        ("chosen_key", "rejected_key"), (), ("margin_key", "tie_key", "confidence_key", "flip_key", "paraphrase_key")
+    ),
+    "rankings": _KindColumns(("responses_key",), ("ranks_key",)),
+    "ratings": _KindColumns(("response_key",), ("rating_key",)),
+    "labels": _KindColumns(("response_key",), ("label_key",), ("confidence_key", "flip_key")),
+}
+_OF_ALL = ("prompt_key", "group_key", "source_key", "context_key")
+OTHER_NAMES: dict[str, tuple[str, ...]] = {
+    "response_key": ("completion", "output", "messages"),
+    "responses_key": ("completions",),
+    "rating_key": ("score",),
+    "label_key": ("kto_tag",),
+}
+"""Names of these columns in the formats of TRL, OpenRLHF and LLaMA-Factory."""
 _PROMPT_NAMES = ("instruction", "question", "query", "input", "context", "messages", "conversation", "text", "post")
 """Names of the prompt column in other data sets."""
 _N_NAMES = 12
@@ -26,7 +57,7 @@ _N_NAMES = 12
 
 @dataclass(frozen=True, slots=True)
 class SourceColumns:
-    """Columns of one source. `source` has None for a column that is not read.
+    """Columns of one source, which holds feedback of one `kind`. `source` has None for a column that is not read.
 
     `implicit`: without a prompt column, whole conversations are `declared` by the recipe or were `found` in the rows.
     `repeats`: every response is a text that begins with its prompt. `unread`: columns that are not read.
@@ -38,6 +69,43 @@ class SourceColumns:
     implicit: Literal["", "declared", "found"] = ""
     repeats: bool = False
     unread: tuple[str, ...] = ()
+    kind: Kind = "pairs"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Columns of the responses."""
+        return tuple(str(getattr(self.source, key)) for key in _OF_KIND[self.kind].responses)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether one column has a list of all responses."""
+        return self.kind == "rankings"
+
+    @property
+    def words(self) -> str:
+        """The responses in error messages."""
+        return _words(self.kind)
+
+    @property
+    def no_user(self) -> str:
+        """The fault of a row that has neither a prompt nor whole conversations."""
+        shared = " that they share" if self.kind == "pairs" else ""
+        return f"there is no prompt, and {self.words} begin with no turn of a user{shared}"
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """Columns that are read."""
+        keys = (*_OF_ALL, *_OF_KIND[self.kind].required, *_OF_KIND[self.kind].optional)
+        return tuple(name for key in keys if (name := getattr(self.source, key)))
+
+    def responses(self, row: Mapping[str, Any]) -> list[Any]:
+        """Values of a row's responses, unchecked."""
+        found = [row.get(name) for name in self.fields]
+        return found[0] if self.is_list and isinstance(found[0], list) else found
+
+
+def _words(kind: Kind) -> str:
+    return "chosen and rejected" if kind == "pairs" else "the responses"
 
 
 def find_columns(rows: Sequence[SourceRow], source: SourceConfig) -> SourceColumns:
@@ -46,57 +114,93 @@ def find_columns(rows: Sequence[SourceRow], source: SourceConfig) -> SourceColum
     n_with = Counter(key for row in values for key, value in row.items() if value is not None)
     if not values:
         return SourceColumns(source, 0, n_with)
-    keys: dict[str, Any] = {
-        name: _present(name, getattr(source, name), n_with, len(values), source) for name in _DEFAULT
-    }
+    kind = find_kind(n_with, source)
+    own = (*_OF_ALL, *_OF_KIND[kind].required, *_OF_KIND[kind].optional)
+    _refuse_other_keys(source, kind, own)
+    keys: dict[str, Any] = {name: _present(name, kind, n_with, len(values), source) for name in own}
     if source.context == "ignore":
         keys["context_key"] = None
-    found = replace(source, **keys)
+    found = SourceColumns(replace(source, **keys), len(values), n_with, kind=kind)
     implicit: Literal["", "declared", "found"] = ""
-    if found.prompt_key is None:
+    if found.source.prompt_key is None:
         implicit = "declared" if source.prompt_key is None else "found"
         if implicit == "found" and not any(_is_whole(row, found) for row in values):
-            raise ConfigError(_no_prompt(n_with, len(values), source))
+            raise ConfigError(_no_prompt(n_with, len(values), source, kind))
     unread = tuple(sorted(set(map(str, n_with)) - {key for key in keys.values() if key}))
-    return SourceColumns(found, len(values), n_with, implicit, _repeats(values, found), unread)
+    return replace(found, implicit=implicit, repeats=_repeats(values, found), unread=unread)
+
+
+def find_kind(columns: Mapping[str, int], source: SourceConfig) -> Kind:
+    """The kind that the recipe names, or the only one whose columns are there; pairs if there is none. Raise `ConfigError`."""
+    if source.kind != "auto":
+        return source.kind
+    found: list[Kind] = [
+        kind for kind in KINDS if all(_named(key, columns, source) in columns for key in _OF_KIND[kind].required)
+    ]
+    if len(found) > 1:
+        raise ConfigError(
+            f"data source {source.path!r} has the columns of {' and of '.join(found)}: set kind to one of them. Its columns: "
+            f"{_names(columns)}."
+        )
+    return found[0] if found else "pairs"
+
+
+def _named(key: str, columns: Mapping[str, int], source: SourceConfig) -> Any:
+    """Column of a setting: with its default, the first of the known names that is there."""
+    name = getattr(source, key)
+    names = (name, *OTHER_NAMES.get(key, ())) if name == _DEFAULT[key] else (name,)
+    return next((each for each in names if columns.get(each)), name)
+
+
+def _refuse_other_keys(source: SourceConfig, kind: Kind, own: Sequence[str]) -> None:
+    for key, default in _DEFAULT.items():
+        if key not in own and getattr(source, key) != default:
+            raise ConfigError(
+                f"data source {source.path!r}: {key} is {getattr(source, key)!r}, which has no effect with {kind}: leave it out, "
+                "or set kind."
+            )
 
 
 def notes(found: SourceColumns) -> Iterator[str]:
     """Yield notes on columns whose reading does not follow from their names."""
     if found.implicit:
-        yield f"no prompt column: chosen and rejected are read whole ({found.implicit})"
+        yield f"no prompt column: {found.words} are read whole ({found.implicit})"
     if found.repeats:
-        yield "chosen and rejected begin with their prompt: the prompt is removed from them"
+        yield f"{found.words} begin with their prompt: the prompt is removed from them"
+    if found.kind != "pairs":
+        yield f"read as {found.kind}, by the columns {', '.join(found.read)}"
     if found.unread:
         yield f"columns that are not read: {', '.join(found.unread[:_N_NAMES])}{', ...' * (len(found.unread) > _N_NAMES)}"
 
 
-def _present(name: str, key: str | None, n_with: Counter[str], n_rows: int, source: SourceConfig) -> str | None:
+def _present(name: str, kind: Kind, n_with: Counter[str], n_rows: int, source: SourceConfig) -> str | None:
     """Column to read; None for a default name that no row has. Raise `ConfigError` for one named in the recipe."""
+    key = _named(name, n_with, source)
     if key is None or n_with[key]:
-        return key
-    needed = name in _REQUIRED or (name == "context_key" and source.context == "prepend")
+        return None if key is None else str(key)
+    required = _OF_KIND[kind].required
+    needed = name in required or (name == "context_key" and source.context == "prepend")
     if key == _DEFAULT[name] and not needed:
         return None
     if name == "context_key" and source.context == "ignore":
         return None
     near = nearest_word(key, map(str, n_with))
     hint = f"; did you mean {near!r}?" if near else "."
-    null = "" if name in _REQUIRED else f" ({name}: null reads no such column.)"
+    null = "" if name in required else f" ({name}: null reads no such column.)"
     raise ConfigError(
         f"data source {source.path!r}: {name} is {key!r}, and none of the {n_rows} rows has it{hint} "
         f"Their columns: {_names(n_with)}.{null}"
     )
 
 
-def _no_prompt(n_with: Counter[str], n_rows: int, source: SourceConfig) -> str:
+def _no_prompt(n_with: Counter[str], n_rows: int, source: SourceConfig, kind: Kind) -> str:
     near = next((name for name in _PROMPT_NAMES if n_with[name]), None)
     near = near or nearest_word(str(source.prompt_key), map(str, n_with))
     name_it = f"Name it (prompt_key: {near})" if near else "Name it (prompt_key)"
     return (
-        f"data source {source.path!r}: none of the {n_rows} rows has the column {source.prompt_key!r}, and chosen and "
-        f"rejected do not begin with the turns of one user: responses would be trained without their prompt. {name_it}, "
-        f"or set prompt_key: null if chosen and rejected are whole conversations. Their columns: {_names(n_with)}."
+        f"data source {source.path!r}: none of the {n_rows} rows has the column {source.prompt_key!r}, and {_words(kind)} "
+        f"do not begin with the turns of one user: responses would be trained without their prompt. {name_it}, "
+        f"or set prompt_key: null if {_words(kind)} are whole conversations. Their columns: {_names(n_with)}."
     )
 
 
@@ -104,11 +208,11 @@ def _names(n_with: Mapping[str, int]) -> str:
     return ", ".join(sorted(map(str, n_with)))
 
 
-def _is_whole(row: dict[str, Any], source: SourceConfig) -> bool:
-    chosen, rejected = row.get(str(source.chosen_key)), row.get(str(source.rejected_key))
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        return turns.is_rendered(common_text(chosen, rejected))
-    sides = [_as_messages(side) for side in (chosen, rejected)]
+def _is_whole(row: dict[str, Any], found: SourceColumns) -> bool:
+    responses = found.responses(row)
+    if all(isinstance(each, str) for each in responses):
+        return len(responses) > 1 and turns.is_rendered(common_text(*responses))
+    sides = [_as_messages(side) for side in responses]
     return all(sides) and turns.is_conversation(*sides)
 
 
@@ -120,21 +224,20 @@ def _as_messages(value: Any) -> tuple[Message, ...]:
     return tuple(Message(i["role"], str(i.get("content"))) for i in items)
 
 
-def common_text(a: str, b: str) -> str:
-    """Longest common beginning of both texts."""
-    n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return a[:n]
+def common_text(*texts: str) -> str:
+    """Longest common beginning of the texts."""
+    low, high = min(texts), max(texts)  # where these two agree, so do all between them
+    return low[: next((i for i, (x, y) in enumerate(zip(low, high, strict=False)) if x != y), len(low))]
 
 
-def _repeats(values: Sequence[dict[str, Any]], source: SourceConfig) -> bool:
-    """Whether chosen and rejected are texts in every row, and begin with the prompt or its last user turn."""
+def _repeats(values: Sequence[dict[str, Any]], found: SourceColumns) -> bool:
+    """Whether the responses are texts in every row, and begin with the prompt or its last user turn."""
     some_long = False
     for row in values:
-        sides = [row.get(str(key)) for key in (source.chosen_key, source.rejected_key)]
-        chosen, rejected = (side if isinstance(side, str) else "" for side in sides)
-        prompt = row.get(str(source.prompt_key))
+        prompt = row.get(str(found.source.prompt_key))
         prompt = prompt if isinstance(prompt, str) else turns.last_user_turn(_as_messages(prompt))
-        if turns.cut(prompt, chosen) is None or turns.cut(prompt, rejected) is None:
+        answers = [each if isinstance(each, str) else "" for each in found.responses(row)]
+        if any(turns.cut(prompt, answer) is None for answer in answers):
             return False
         some_long = some_long or turns.is_long(prompt)
     return some_long

@@ -277,12 +277,16 @@ def _decoded(path: Path, number: int, line: bytes) -> str:
 
 
 def _with_numbers(values: dict[str, Any], source: SourceConfig) -> dict[str, Any]:
-    """Convert the margin of a table, where all cells are text, to a number."""
-    text = values.get(source.margin_key or "")
+    """Convert the numbers of a table, where all cells are text."""
+    names = (source.margin_key, source.rating_key, "score", source.confidence_key, source.flip_key)
+    return values | {name: _number(values[name]) for name in names if name and values.get(name) is not None}
+
+
+def _number(text: str) -> float | str:
     try:
-        return values if text is None else {**values, str(source.margin_key): float(text)}
+        return float(text)
     except ValueError:
-        return values
+        return text
 
 
 def _parquet(path: Path, source: SourceConfig) -> Iterator[SourceRow]:

@@ -17,7 +17,7 @@ from rewardserve.training.benchmark_files import RM_BENCH, STYLES, Benchmark, St
 from rewardserve.training.config import ConfigError
 from rewardserve.training.evaluate import Floats
 from rewardserve.training.invariance import ChangedResponses
-from rewardserve.training.sequences import Ids, PairTable
+from rewardserve.training.sequences import FeedbackTable, Ids
 from rewardserve.training.transforms import TRANSFORMS, Transform
 
 MADE = "held-out pairs, each response in three made styles"
@@ -71,13 +71,13 @@ def file_matrix(
     return style_matrix([(tuple(row[:n]), tuple(row[n:])) for row in raw_P], origin)
 
 
-def made_styles(table: PairTable, encoder: Encoder, n_pairs: int, salt: str) -> ChangedResponses:
+def made_styles(table: FeedbackTable, encoder: Encoder, n_pairs: int, salt: str) -> ChangedResponses:
     """The responses of at most `n_pairs` pairs in each made style."""
     return invariance.changed_responses(table, encoder, n_pairs, salt, _STYLES)
 
 
 def made_matrix(
-    changed: ChangedResponses, table: PairTable, scores_NH: Floats, rows_RH: Floats, heads: Sequence[str]
+    changed: ChangedResponses, table: FeedbackTable, scores_NH: Floats, rows_RH: Floats, heads: Sequence[str]
 ) -> StyleMatrix | None:
     """The matrix of pairs in made styles, each judged by its head; None without a pair in all styles."""
     base_P2, after = invariance.pair_scores(changed, table, scores_NH, rows_RH, heads)

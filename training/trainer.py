@@ -1,7 +1,7 @@
-"""Training step: scores of a batch, one loss a pair, reduced here and nowhere else. On `transformers.Trainer`.
+"""Training step: scores of a batch, one loss an item, reduced here and nowhere else. On `transformers.Trainer`.
 
 Distributed training (DDP, FSDP, DeepSpeed) is handled by the Trainer through accelerate; there is no cluster code here.
-Depends on batches and networks, not on text; writes no files but the step checkpoints. Shapes: P pairs, B rows, H
+Depends on batches and networks, not on text; writes no files but the step checkpoints. Shapes: P items, B rows, H
 heads.
 """
 
@@ -27,10 +27,11 @@ from transformers.trainer_callback import PrinterCallback
 from rewardserve.training.config import Config, ConfigError, OptimConfig
 from rewardserve.training.console import say
 from rewardserve.training.errors import NonFiniteLoss, Stopped
-from rewardserve.training.losses import PairLoss, pair_loss
+from rewardserve.training.feedback import kinds_of, noun
+from rewardserve.training.feedback_loss import FeedbackLoss, fitted
 from rewardserve.training.pair_batches import Batch, Collator, PairBatches, PairNumbers
 from rewardserve.training.regularisers import Regularisers
-from rewardserve.training.sequences import PairTable
+from rewardserve.training.sequences import FeedbackTable
 from rewardserve.training.step_checkpoints import (
     WEIGHTS,
     EpochOrder,
@@ -63,15 +64,15 @@ class LoggedMeans:
         self.n_pairs += len(chosen_P)
 
     def packed(self) -> Tensor | None:
-        """Sums and count as one vector, for a sum over ranks; None if empty."""
-        if not self.n_pairs:
+        """Sums and count as one vector, for a sum over ranks; None before the first batch."""
+        if not self.sums:
             return None
         sums = [self.sums[name].double() for name in _LOGGED]
         return torch.stack([*sums, sums[0].new_tensor(self.n_pairs)])
 
 
 class RewardTrainer(Trainer):
-    """`transformers.Trainer` for pairs. `evaluate_held_out` computes the held-out metrics at the steps of the recipe."""
+    """`transformers.Trainer` for feedback. `evaluate_held_out` computes the held-out metrics at the steps of the recipe."""
 
     optimizer: torch.optim.Optimizer | None
     control: TrainerControl
@@ -81,7 +82,7 @@ class RewardTrainer(Trainer):
     def __init__(
         self,
         network: nn.Module,
-        table: PairTable,
+        table: FeedbackTable,
         collator: Collator,
         config: Config,
         *,
@@ -90,7 +91,9 @@ class RewardTrainer(Trainer):
     ) -> None:
         args = arguments(config, steps, evaluates=evaluate_held_out is not None)
         self.table, self.recipe, self.evaluate_held_out = table, config, evaluate_held_out
-        self._loss: PairLoss = pair_loss(config.loss)
+        kinds = kinds_of(table.items)
+        self._loss = FeedbackLoss(fitted(config.loss, table.items), kinds)
+        self._has_pairs, self._is_mixed = "pairs" in kinds, kinds != ("pairs",)
         self._watch = LoggedMeans()
         super().__init__(
             model=network,
@@ -135,7 +138,7 @@ class RewardTrainer(Trainer):
         return prepared
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
-        """Weight of all pairs of this step: every micro-batch, every rank."""
+        """Weight of all items of this step: every micro-batch, every rank."""
         weight = torch.stack([b["weight"].sum() for b in batch_samples]).sum().to(device)
         total: Tensor = self.accelerator.gather(weight.reshape(1)).sum()
         return total
@@ -150,15 +153,11 @@ class RewardTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
     ) -> Any:
-        """Weighted mean of the pair losses over the whole step, plus a MoE's load-balancing loss."""
+        """Weighted mean of the losses of the items over the whole step, plus a MoE's load-balancing loss."""
         out = model(inputs["input_ids"], inputs["attention_mask"])
-        ranked_BH = self._regularisers.ranked(out.scores_BH)
-        chosen_P = ranked_BH[inputs["chosen"], inputs["head"]]
-        rejected_P = ranked_BH[inputs["rejected"], inputs["head"]]
-        loss_P = self._loss(chosen_P, rejected_P, inputs["margin"])
+        loss_P = self._loss(self._regularisers.ranked(out.scores_BH), inputs)
         self._refuse_non_finite(loss_P, inputs)
-        served = [out.scores_BH.detach()[inputs[side], inputs["head"]] for side in ("chosen", "rejected")]
-        self._watch.add(*served)  # without length heads
+        self._watch.add(*self._pair_scores(out.scores_BH.detach(), inputs))  # without length heads
         weight_P = inputs["weight"]
         total = weight_P.sum() if num_items_in_batch is None else num_items_in_batch
         loss = (loss_P * weight_P).sum() / total
@@ -169,11 +168,18 @@ class RewardTrainer(Trainer):
         loss = loss * self.accelerator.num_processes
         return (loss, out) if return_outputs else loss
 
+    def _pair_scores(self, scores_BH: Tensor, inputs: Batch) -> tuple[Tensor, Tensor]:
+        """Scores of chosen and rejected of the pairs of a batch, which may have other items."""
+        sides = [scores_BH[inputs[side], inputs["head"]] for side in ("chosen", "rejected")]
+        if self._is_mixed:
+            sides = [side[inputs["pairs"]] if self._has_pairs else side[:0] for side in sides]
+        return sides[0], sides[1]
+
     def _refuse_non_finite(self, loss_P: Tensor, inputs: Batch) -> None:
         bad_P = ~torch.isfinite(loss_P.detach())
         if not bool(bad_P.any()):
             return
-        rows = [self.table.pairs[int(n)].id for n in inputs["pair"][bad_P].tolist()]
+        rows = [self.table.items[int(n)].id for n in inputs["pair"][bad_P].tolist()]
         broken = [n for n, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
         cause = (
             f"weights are already not finite ({', '.join(broken[:3])}): the previous step corrupted them. "
@@ -181,7 +187,7 @@ class RewardTrainer(Trainer):
             else ""
         )
         raise NonFiniteLoss(
-            f"step {self.state.global_step + 1}: the loss of {len(rows)} pairs is not finite. {cause}"
+            f"step {self.state.global_step + 1}: the loss of {len(rows)} {noun(kinds_of(self.table.items))}s is not finite. {cause}"
             f"Rows: {', '.join(rows[:20])}. {self._remedy_for_overflow()}"
         )
 
@@ -223,7 +229,8 @@ class RewardTrainer(Trainer):
         packed = self._watch.packed() if "loss" in logs else None
         if packed is not None:
             *sums, n_pairs = self.accelerator.reduce(packed, reduction="sum").tolist()
-            logs = {**logs, **{name: s / n_pairs for name, s in zip(_LOGGED, sums, strict=True)}}
+            if n_pairs:
+                logs = {**logs, **{name: s / n_pairs for name, s in zip(_LOGGED, sums, strict=True)}}
             logs |= {name: float(value) for name, value in self._regularisers.logged.items()}
             self._watch = LoggedMeans()
         super().log(logs, start_time)
@@ -259,6 +266,10 @@ class RewardTrainer(Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Print nothing: frozen weights are left out of a step checkpoint on purpose."""
+
+    def refuse_sharded_stages(self) -> None:
+        """Raise `ConfigError` for several stages of sharded weights."""
+        self._refuse_sharded("stages")
 
     def _refuse_sharded(self, setting: str) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -299,7 +310,7 @@ def check_optimizer(config: Config) -> None:
         ) from error
 
 
-def check_warmup(config: Config, table: PairTable, n_ranks: int) -> None:
+def check_warmup(config: Config, table: FeedbackTable, n_ranks: int) -> None:
     """Raise `ConfigError` if the warm-up is as long as the run; print a note if rounding up a share makes it so."""
     optim, n = config.optim, n_steps(config, table, n_ranks)
     optim.refuse_long_warmup(n)
@@ -307,7 +318,7 @@ def check_warmup(config: Config, table: PairTable, n_ranks: int) -> None:
         say(f"optim.warmup {optim.warmup:g} of {n} steps is all of them: the learning rate never reaches optim.lr")
 
 
-def n_steps(config: Config, table: PairTable, n_ranks: int) -> int:
+def n_steps(config: Config, table: FeedbackTable, n_ranks: int) -> int:
     """Number of optimizer steps, counted as the Trainer does."""
     if config.optim.max_steps > 0:
         return config.optim.max_steps

@@ -28,20 +28,22 @@ class TurnsMismatch(Exception):
     """The responses contain a conversation other than the prompt's; the message describes the difference."""
 
 
-def split(prompt: str | Messages, chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
+def split(prompt: str | Messages, *answers: Messages) -> tuple[Messages, ...]:
     """Turns of the prompt, once, and the turns of each response after it. Raise `TurnsMismatch`."""
-    (own, chosen_rest), (other, rejected_rest) = _place(prompt, chosen), _place(prompt, rejected)
-    if not _same(own, other):
+    placed = [_place(prompt, answer) for answer in answers]
+    own = placed[0][0]
+    if not all(_same(own, other) for other, _ in placed):
         raise TurnsMismatch("chosen and rejected repeat the prompt with different turns before or in it")
-    return own, chosen_rest, rejected_rest
+    return (own, *(rest for _, rest in placed))
 
 
-def is_conversation(chosen: Messages, rejected: Messages) -> bool:
-    """Whether both begin with the same turns, a user's among them, so that they certainly contain the prompt."""
-    n = next(
-        (i for i, (x, y) in enumerate(zip(chosen, rejected, strict=False)) if x != y), min(len(chosen), len(rejected))
-    )
-    return chosen[0].role in ("system", "user") and any(m.role == "user" for m in chosen[:n])
+def is_conversation(*whole: Messages) -> bool:
+    """Whether all begin with the same turns, a user's among them, so that they certainly contain the prompt."""
+    first, shortest = whole[0], min(map(len, whole))
+    if len(whole) == 1:
+        shortest -= first[-1].role == "assistant"  # the turn that is scored is no part of its prompt
+    n = next((i for i in range(shortest) if any(one[i] != first[i] for one in whole)), shortest)
+    return first[0].role in ("system", "user") and any(m.role == "user" for m in first[:n])
 
 
 def is_rendered(common: str) -> bool:

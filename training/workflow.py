@@ -53,12 +53,14 @@ from rewardserve.training import (
     sequences,
 )
 from rewardserve.training.audit_judge import judge_config
-from rewardserve.training.config import AuditJudgeConfig, Config, ConfigError
+from rewardserve.training.comparisons import comparisons
+from rewardserve.training.config import AuditJudgeConfig, Config, ConfigError, LossConfig
 from rewardserve.training.console import say, show
 from rewardserve.training.counterexamples import Labelled
 from rewardserve.training.errors import ModelUnusable
 from rewardserve.training.evaluate import SliceMetrics
 from rewardserve.training.export import read_probes
+from rewardserve.training.feedback import Item, Kind, kinds_of, n_ties, noun
 from rewardserve.training.finish import (
     EncodedData,
     RunTimer,
@@ -76,13 +78,25 @@ from rewardserve.training.finish import (
     style_report,
     summary,
 )
+from rewardserve.training.graded_metrics import grade, graded_lines
 from rewardserve.training.invariance import InvarianceReport
 from rewardserve.training.length_head import add_length_heads, drop_length_heads
 from rewardserve.training.losses import USES_MARGIN, pair_loss
 from rewardserve.training.methods import CachedNetwork, adapt, check_targets, disable_dropout, fit_logistic, not_adapted
 from rewardserve.training.pair_batches import Collator, Rows, cached_rows, token_rows
+from rewardserve.training.rating_scale import standardised
 from rewardserve.training.reporting import check_trackers, reports
-from rewardserve.training.sequences import PairTable
+from rewardserve.training.sequences import FeedbackTable
+from rewardserve.training.stages import (
+    TrainingStage,
+    continued,
+    is_finished,
+    mark_finished,
+    newest_step,
+    stage_configs,
+    stages_of,
+    step_folders,
+)
 from rewardserve.training.step_checkpoints import (
     BEST,
     COMPLETE,
@@ -128,9 +142,10 @@ def _train(config: Config) -> Path:
     timer = RunTimer()
     with _lock_folder(folder):
         resume_from = _step_to_resume(config, folder)
-        check_optimizer(config)
+        for each in stage_configs(config):
+            check_optimizer(each)
+            pair_loss(each.loss)
         check_trackers(config)
-        pair_loss(config.loss)
         if config.eval.style_file:
             read_styles(Path(config.eval.style_file))
         if config.export.probes:
@@ -141,7 +156,8 @@ def _train(config: Config) -> Path:
         tables = encode(config, start)
         _refuse_other_inputs(config, folder, start, tables.train, resume_from)
         _refuse_untrained_heads(config, tables.train)
-        check_warmup(config, tables.train, n_processes())
+        for stage in stages_of(config, tables.train):
+            check_warmup(stage.config, stage.table, n_processes())
         _refuse_best_of_nothing(config, tables)
         start = replace(start, policy=tables.policy)
         # A fresh head has no earlier figures to compare with.
@@ -151,7 +167,7 @@ def _train(config: Config) -> Path:
         initialise_heads(config, start, tables.train, hidden_ND)
         trained, history = fit(config, start, tables, hidden_ND, folder, resume_from)
         if trained is not None:
-            best = read_best(folder / "steps", config.eval.best_by)
+            best = read_best(step_folders(config, folder)[-1], config.eval.best_by)
             made = TrainingRecord(
                 "train", timer, tuple(before), tuple(history), best=best, audited_before=tuple(audited_before)
             )
@@ -191,6 +207,7 @@ def _write_report(
     judged = evaluate.slices(tables.held_out, scores_NH, *heads)
     metrics = figures(config, judged)
     crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
+    graded = grade(tables.held_items, scores_NH, heads[0], n_bootstrap=config.eval.bootstrap)
     invariant = invariance_report(config, checkpoint, tables.held_out, scores_NH)
     facts = {"made by": f"rewardserve {made.verb}", **facts_of(config, tables), **made.facts(), **made.timer.facts()}
     for line in (about := audited_lines(made.audited_before, audited_figures(config, checkpoint, tables), tables)):
@@ -199,8 +216,11 @@ def _write_report(
     shown = report.Page(
         title, facts, metrics, made.before, judged, recipe.plain(config), crossed, made.history,
         independence(tables, (checkpoint.folder,)), invariant, style_report(config, checkpoint, tables.held_out, scores_NH),
+        graded,
     )  # fmt: skip
     report.write(page, shown)
+    for line in graded_lines(graded):
+        show(line)
     return metrics, invariant
 
 
@@ -247,7 +267,7 @@ def average_checkpoints(config: Config, paths: Sequence[str]) -> Path:
         return finish(own, mean, tables, folder, made)
 
 
-def _accuracy(config: Config, table: PairTable, checkpoint: Checkpoint) -> float:
+def _accuracy(config: Config, table: FeedbackTable, checkpoint: Checkpoint) -> float:
     """Accuracy on all held-out pairs, each judged by the head that its source trains."""
     return evaluate.own_head_accuracy(table, score(config, checkpoint, table), checkpoint.network.head_names)
 
@@ -257,10 +277,10 @@ def export_last_step(config: Config) -> Path:
     folder = Path(config.output.folder)
     timer = RunTimer()
     with _lock_folder(folder):
-        step = last_complete(folder / "steps")
+        step = newest_step(config, folder)
         if run_folder.lacks_report(folder):
             _refuse_other_recipe(config, folder)
-            best = read_best(folder / "steps", config.eval.best_by)
+            best = read_best(step_folders(config, folder)[-1], config.eval.best_by)
             made = TrainingRecord("finish", timer, history=_history(step), best=best)
             return _report_missing(config, folder, made)
         if step is None:
@@ -272,11 +292,8 @@ def export_last_step(config: Config) -> Path:
         _refuse_other_inputs(config, folder, start, tables.train, step)
         start = replace(start, policy=tables.policy)
         _wrap(config, start)
-        best = read_best(folder / "steps", config.eval.best_by)
-        if best is None:
-            load_weights(start.network, step)
-        else:
-            load_trained(start.network, folder / "steps" / BEST)
+        best = read_best(step.parent, config.eval.best_by)
+        _load_newest(config, start.network, step.parent)
         drop_length_heads(start.network)
         return finish(config, start, tables, folder, TrainingRecord("finish", timer, history=_history(step), best=best))
 
@@ -372,15 +389,15 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_fold
     """
     split = data.load(config.data, default_head=config.model.heads[0])
     labelled, extra = _counterexamples(config, split)
-    pairs = (*split.train, *extra.train, *split.held_out, *extra.held_out)
-    fitted = raw_text.fit_template(start, pairs, is_bound=is_bound)
+    items = (*split.train, *extra.train, *split.held_out, *extra.held_out)
+    fitted = raw_text.fit_template(start, items, is_bound=is_bound)
     if fitted is not start:
         say(raw_text.JOINED)
     parts = split.train, split.held_out, extra.train, extra.held_out
     train, held, added, audited = (raw_text.as_served(part, fitted.policy) for part in parts)
     split, encoder = replace(split, train=train, held_out=held), fitted.encoder
-    train_table = sequences.encode((*train, *added), encoder, "training pairs")
-    held_out = sequences.encode(split.held_out, encoder, "held-out pairs")
+    train_table = sequences.encode((*train, *added), encoder, f"training {_nouns(train)}")
+    held_out = sequences.encode(split.held_out, encoder, f"held-out {_nouns(held)}")
     audited_table = sequences.encode(audited, encoder, "held-out counterexamples") if audited else sequences.EMPTY
     kept, overlap = leakage.remove_overlap(train_table, held_out)
     kept, of_audited = leakage.remove_overlap(kept, audited_table)
@@ -395,6 +412,7 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_fold
             f"none of {len(train_table)} training pairs is left: each has a response that is held out, under another group. "
             "Hold out other pairs."
         )
+    _refuse_settings_of_pairs(config, kept)
     if config.data.balance_length:
         kept = length_balance.balanced(kept)
     unused = None if labelled is None else counterexamples.unused_rows(labelled, audited_table)
@@ -409,7 +427,7 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_fold
         show(line)
     if kept.twins:
         show(f"  twins: {len(kept.twins):,}, which say the same as a training response")
-    tables = EncodedData(split, kept, held_out, counts, fitted.policy, labelled, audited_table)
+    tables = EncodedData(split, kept, comparisons(held_out), counts, fitted.policy, held_out, labelled, audited_table)
     if config.counterexamples is not None:
         show(f"counterexamples: {about_counterexamples(config.counterexamples, tables)}")
     return tables
@@ -423,16 +441,38 @@ def _counterexamples(config: Config, main: data.Split) -> tuple[Labelled | None,
     return labelled, counterexamples.split(labelled, config.counterexamples, config.data, main)
 
 
-def _augmented(config: Config, train: PairTable, held_out: Sequence[PairTable], encoder: Encoder) -> PairTable:
+def _augmented(
+    config: Config, train: FeedbackTable, held_out: Sequence[FeedbackTable], encoder: Encoder
+) -> FeedbackTable:
     """Training pairs, and those that are made of them; one that has a held-out response is left out.
 
     None is made of a counterexample, whose preferred response may be a poor one too.
     """
-    of_data = [pair for pair in train.pairs if pair.source != counterexamples.SOURCE]
+    of_data = [pair for pair in train.pairs if pair.source != counterexamples.SOURCE and not pair.tie]
     made = sequences.encode(augment.augmented(of_data, config.augment, config.seed), encoder, "made pairs")
     for each in held_out:
         made, _ = leakage.remove_overlap(made, each)
     return sequences.joined(train, made)
+
+
+def _nouns(items: Sequence[Item]) -> str:
+    return f"{noun(kinds_of(items))}s"
+
+
+def _refuse_settings_of_pairs(config: Config, table: FeedbackTable) -> None:
+    """Raise `ConfigError` for settings that are about pairs, where there are other kinds."""
+    kinds = kinds_of(table.items)
+    of_pairs = {
+        "data.balance_length": config.data.balance_length,
+        "consistency": config.consistency.weight,
+        "indifference": config.indifference.variables,
+        "length_head": config.length_head.correlation,
+    }
+    idle = [name for name, value in of_pairs.items() if value]
+    if idle and kinds != ("pairs",):
+        raise ConfigError(
+            f"{idle[0]} is about pairs, and these sources have {', '.join(kinds)}: train on pairs alone, or leave it out."
+        )
 
 
 def _read(config: Config, path: str) -> Checkpoint:
@@ -519,8 +559,7 @@ def n_processes() -> int:
 
 def _step_to_resume(config: Config, folder: Path) -> Path | None:
     """Step checkpoint to resume from. A folder in use is never overwritten, nor resumed by another recipe."""
-    steps = folder / "steps"
-    found = last_complete(steps)
+    found = newest_step(config, folder)
     if found is not None and not config.output.resume:
         run_folder.refuse_finished(folder)
         raise ConfigError(
@@ -533,7 +572,7 @@ def _step_to_resume(config: Config, folder: Path) -> Path | None:
         _refuse_other_recipe(config, folder)
     if _process().is_main_process:
         begins = f"the run resumes from {found.name}" if found else "the run starts from the beginning"
-        for step, why in damaged(steps):
+        for step, why in (one for steps in step_folders(config, folder) for one in damaged(steps)):
             say(f"{step} is damaged ({why}) and left out: {begins}")
             (step / COMPLETE).unlink(missing_ok=True)
         run_folder.write_json(folder / run_folder.RECIPE, _identity(config))
@@ -560,7 +599,9 @@ def _refuse_other_recipe(config: Config, folder: Path) -> None:
         )
 
 
-def _refuse_other_inputs(config: Config, folder: Path, start: Checkpoint, table: PairTable, step: Path | None) -> None:
+def _refuse_other_inputs(
+    config: Config, folder: Path, start: Checkpoint, table: FeedbackTable, step: Path | None
+) -> None:
     """Raise `ConfigError` if the step was made with other training pairs or over another model; without a step, record both.
 
     Otherwise the rest of the epoch would have other pairs than its first part has left, adapters and heads would continue
@@ -571,7 +612,7 @@ def _refuse_other_inputs(config: Config, folder: Path, start: Checkpoint, table:
     kept = folder / "steps" / _DATA
     # Steps of full training contain all weights.
     model = source_digests(start, weights_too=config.method.name != "full")
-    now = {_PAIRS: data.digest(table.pairs)} | {_OF_MODEL + name: digest for name, digest in model.items()}
+    now = {_PAIRS: data.digest(table.items)} | {_OF_MODEL + name: digest for name, digest in model.items()}
     if step is None:
         run_folder.write_json(kept, now)
         return
@@ -600,14 +641,14 @@ def _identity(config: Config) -> dict[str, Any]:
 # -- train ------------------------------------------------------------------------------------------------
 
 
-def features(config: Config, start: Checkpoint, table: PairTable) -> torch.Tensor | None:
+def features(config: Config, start: Checkpoint, table: FeedbackTable) -> torch.Tensor | None:
     """Hidden states of every distinct training sequence, if a fit needs them."""
     if config.method.name != "frozen" and config.model.head_init == "random":
         return None
     return scoring.last_hidden(start.network, _rows(table), pad_id=start.pad_id, batch_tokens=config.eval.batch_tokens)
 
 
-def initialise_heads(config: Config, start: Checkpoint, table: PairTable, features: torch.Tensor | None) -> None:
+def initialise_heads(config: Config, start: Checkpoint, table: FeedbackTable, features: torch.Tensor | None) -> None:
     """Initialise the heads with the convex solution on these pairs, in place, if the recipe sets it."""
     if config.model.head_init == "random" or features is None:
         return
@@ -624,30 +665,78 @@ def fit(
     folder: Path,
     resume_from: Path | None,
 ) -> tuple[Checkpoint | None, list[dict[str, float]]]:
-    """Train; with `epochs: 0` take no step. The first process gets the whole weights, the others None; also return the log."""
-    network, table = start.network, tables.train
-    _refuse_lost_margins(config, table)
+    """Train, stage by stage; with `epochs: 0` take no step. The first process gets the whole weights; also return the log."""
+    network, stages = start.network, stages_of(config, tables.train)
+    for stage in stages:
+        _refuse_lost_labels(stage.config, stage.table)
+        _refuse_idle_losses(stage.config, tables.train)
     if config.optim.epochs == 0:
         return (start if _process().is_main_process else None), []
-    rows: Rows
-    if config.method.name == "frozen" and features is not None:
-        _add_length_heads(config, network)
-        module: torch.nn.Module = CachedNetwork(network, features)
-        rows = cached_rows
-    else:
-        _wrap(config, start)
-        module, rows = network, token_rows(table, start.pad_id)
+    module, rows = _module(config, start, tables.train, features)
     _refuse_low_precision(module)
-    collator = Collator(table, network.head_names, rows)
-    evaluate_now = partial(_evaluate_held_out, config, start, tables.held_out) if len(tables.held_out) else None
-    trainer = RewardTrainer(module, table, collator, config, evaluate_held_out=evaluate_now, steps=folder / "steps")
-    with stops_at_signals(trainer), reports(trainer, config.output.report_to, folder / "logs"):
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    trained = start if _process().is_main_process else None
+    history: list[dict[str, float]] = []
+    for stage in stages:
+        if stage.name:
+            show(str(stage))
+        steps = stage.steps(folder)
+        if resume_from and is_finished(steps):
+            _load_newest(config, network, steps)
+            history += continued(_history(last_complete(steps)), history)
+            continue
+        trained, log = _fit_stage(
+            config, start, stage, module, rows, tables.held_out, folder, resumes=bool(resume_from)
+        )
+        history += continued(log, history)
+        if stage.name and _process().is_main_process:
+            mark_finished(steps)
+    drop_length_heads(network)
+    return trained, history
+
+
+def _fit_stage(
+    config: Config,
+    start: Checkpoint,
+    stage: TrainingStage,
+    module: torch.nn.Module,
+    rows: Rows,
+    held_out: FeedbackTable,
+    folder: Path,
+    *,
+    resumes: bool,
+) -> tuple[Checkpoint | None, list[dict[str, float]]]:
+    table, _ = standardised(stage.table)
+    collator, steps = Collator(table, start.network.head_names, rows), stage.steps(folder)
+    evaluate_now = partial(_evaluate_held_out, config, start, held_out) if len(held_out) else None
+    trainer = RewardTrainer(module, table, collator, stage.config, evaluate_held_out=evaluate_now, steps=steps)
+    if stage.name:
+        trainer.refuse_sharded_stages()
+    step = last_complete(steps) if resumes else None
+    with stops_at_signals(trainer), reports(trainer, config.output.report_to, folder / "logs" / stage.name):
+        trainer.train(resume_from_checkpoint=str(step) if step else None)
     trained = _whole(config, start, trainer)
-    if trained is not None and read_best(folder / "steps", config.eval.best_by) is not None:
-        load_trained(trained.network, folder / "steps" / BEST)
-    drop_length_heads(start.network)
+    if trained is not None and read_best(steps, config.eval.best_by) is not None:
+        load_trained(trained.network, steps / BEST)
     return trained, list(trainer.state.log_history)
+
+
+def _load_newest(config: Config, network: RewardNetwork, steps: Path) -> None:
+    """Load the weights of the best step of a folder, if one was chosen, or else of the last one."""
+    if read_best(steps, config.eval.best_by) is not None:
+        load_trained(network, steps / BEST)
+    elif (step := last_complete(steps)) is not None:
+        load_weights(network, step)
+
+
+def _module(
+    config: Config, start: Checkpoint, table: FeedbackTable, features: torch.Tensor | None
+) -> tuple[torch.nn.Module, Rows]:
+    """The network that is trained, and the rows that it reads: of a frozen backbone, the heads over cached features."""
+    if config.method.name == "frozen" and features is not None:
+        _add_length_heads(config, start.network)
+        return CachedNetwork(start.network, features), cached_rows
+    _wrap(config, start)
+    return start.network, token_rows(table, start.pad_id)
 
 
 def _whole(config: Config, start: Checkpoint, trainer: RewardTrainer) -> Checkpoint | None:
@@ -686,20 +775,20 @@ def _add_length_heads(config: Config, network: RewardNetwork) -> None:
         add_length_heads(network, config.seed)
 
 
-def _evaluate_held_out(config: Config, start: Checkpoint, table: PairTable) -> dict[str, float]:
+def _evaluate_held_out(config: Config, start: Checkpoint, table: FeedbackTable) -> dict[str, float]:
     network, scores_NH = start.network, score(config, start, table)
     judged = evaluate.slices(table, scores_NH, network.head_names, network.head_weights)
     by_slice = summary([evaluate.slice_metrics(j, n_bootstrap=1) for j in judged])
     return {**evaluate.overall(table, scores_NH, network.head_names), **by_slice}
 
 
-def _rows(table: PairTable) -> list[tuple[int, ...]]:
+def _rows(table: FeedbackTable) -> list[tuple[int, ...]]:
     return [s.ids for s in table.sequences]
 
 
-def _refuse_untrained_heads(config: Config, table: PairTable) -> None:
+def _refuse_untrained_heads(config: Config, table: FeedbackTable) -> None:
     """Raise `ConfigError` for a fresh head that no pair trains: it would add noise to every reward."""
-    read = [pair.head for pair in table.pairs if not pair.made]
+    read = [item.head for item in table.items if not item.made]
     idle = [name for name in config.model.heads if name not in read]
     if idle and config.model.start == "backbone":
         n_of = {name: read.count(name) for name in config.model.heads}
@@ -726,15 +815,44 @@ def _refuse_low_precision(module: torch.nn.Module) -> None:
         )
 
 
-def _refuse_lost_margins(config: Config, table: PairTable) -> None:
-    n = sum(p.margin != 0 for p in table.pairs)
+def _refuse_lost_labels(config: Config, table: FeedbackTable) -> None:
+    """Raise `ConfigError` for what the rows say and the training would not use."""
+    n = sum(item.margin != 0 for item in table.items)
+    n_flips = sum(item.flip != 0 for item in table.items)
     if n and config.optim.epochs == 0:
         raise ConfigError(
             f"{n} pairs have a margin, and head_init: logistic, the only training with optim.epochs: 0, ignores margins. Take "
             "steps, or set margin_key: null in the source, which leaves margins out."
+        )
+    if n_flips and config.optim.epochs == 0:
+        raise ConfigError(
+            f"{n_flips} rows have a flip rate, and head_init: logistic, the only training with optim.epochs: 0, ignores it. Take "
+            "steps, or leave confidence_key and flip_key out of the source."
         )
     if n and config.loss.name not in USES_MARGIN:
         raise ConfigError(
             f"{n} pairs have a margin, but loss.name: {config.loss.name} ignores margins. Use {', '.join(USES_MARGIN)}, or "
             "set margin_key: null in the source, which leaves margins out."
         )
+
+
+_OF_KINDS: dict[str, tuple[Kind, ...]] = {
+    "name": ("pairs",),
+    "centring": ("pairs",),
+    "label_smoothing": ("pairs", "labels"),
+    "tie": ("pairs",),
+    "ratings": ("ratings",),
+    "label_offset": ("labels",),
+}
+"""Kinds of feedback for which each setting of a loss counts."""
+
+
+def _refuse_idle_losses(config: Config, table: FeedbackTable) -> None:
+    """Raise `ConfigError` for settings of kinds that no row has."""
+    kinds, default = kinds_of(table.items), LossConfig()
+    for setting, of_kinds in _OF_KINDS.items():
+        value = getattr(config.loss, setting)
+        idle = not set(of_kinds) & set(kinds) or (setting == "tie" and not n_ties(table.items))
+        if value != getattr(default, setting) and idle:
+            without = "ties" if setting == "tie" else " or ".join(of_kinds)
+            raise ConfigError(f"loss.{setting} is {value}, which has no effect without {without}; leave it out")

@@ -7,7 +7,8 @@ import pytest
 from rewardserve.model.conversation import UnsupportedField, is_empty_value
 from rewardserve.service.api.dialects.turns import turns_of
 from rewardserve.training.config import SourceConfig
-from rewardserve.training.pairs import FieldError, to_pair
+from rewardserve.training.conversations import FieldError
+from rewardserve.training.pairs import to_pair
 from rewardserve.training.source_columns import find_columns
 from rewardserve.training.sources import SourceRow
 from rewardserve_client.errors import Misconfigured

@@ -16,7 +16,7 @@ from rewardserve.training import augment, augment_phrases, data, folds, leakage,
 from rewardserve.training.augment import KINDS, augmented
 from rewardserve.training.config import AugmentConfig, ConfigError
 from rewardserve.training.data import DataError
-from rewardserve.training.pairs import Pair
+from rewardserve.training.feedback import Pair
 from tests.support.tiny import tiny_tokenizer
 from tests.unit.training.test_leakage import encoder
 

@@ -14,7 +14,7 @@ from rewardserve.model.tokenization.encoding_policy import infer_policy
 from rewardserve.training import pairs, sequences, source_columns, sources
 from rewardserve.training.config import OptimConfig, SourceConfig
 from rewardserve.training.pair_batches import Collator, PairBatches, cached_rows, pack_groups, token_rows
-from rewardserve.training.sequences import PairEncodingError, PairTable, TokenSequence
+from rewardserve.training.sequences import FeedbackTable, PairEncodingError, TokenSequence
 from tests.support.planted_pairs import planted_rows, tokenizer
 
 
@@ -36,7 +36,7 @@ def table_of(comparisons, groups=None, n=None):
     rows = planted_rows(len(comparisons))
     for row, group in zip(rows, groups or [0] * len(rows), strict=True):
         row["group"] = group
-    return PairTable(
+    return FeedbackTable.of_pairs(
         pairs=tuple(pairs_of(rows)),
         sequences=tuple(TokenSequence(tuple(range(1, 3 + i)), 1, Sample(text=str(i))) for i in range(n)),
         chosen=tuple(c for c, _ in comparisons),
@@ -159,7 +159,7 @@ def test_heads_margins_and_weights_travel_with_their_pairs():
     a = pairs.to_pair(first, source_columns.find_columns([first], SourceConfig("f", weight=3.0)), "harmless")
     b = pairs.to_pair(second, source_columns.find_columns([second], SourceConfig("f")), "convincing")
     plain = table_of([(0, 1), (1, 2)])
-    table = PairTable((a, b), plain.sequences, plain.chosen, plain.rejected, {})
+    table = FeedbackTable.of_pairs((a, b), plain.sequences, plain.chosen, plain.rejected, {})
     batch = Collator(table, ("convincing", "harmless"), token_rows(table, 0))([1, 0])
     assert batch["head"].tolist() == [0, 1]
     assert torch.equal(batch["margin"], torch.tensor([0.0, 2.0]))

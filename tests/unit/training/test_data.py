@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from rewardserve.model.conversation import Message, Sample
 from rewardserve.training import data, source_columns, sources
 from rewardserve.training.config import ConfigError, DataConfig, SourceConfig
+from rewardserve.training.conversations import FieldError
 from rewardserve.training.data import DataError, is_held_out
-from rewardserve.training.pairs import FieldError, to_pair
+from rewardserve.training.pairs import to_pair
 from tests.support.planted_pairs import planted_rows, write_jsonl
 
 USER, CHOSEN, REJECTED = (

@@ -14,8 +14,8 @@ from rewardserve.model.conversation import Sample
 from rewardserve.training import evaluate, folds
 from rewardserve.training.calibrate import NothingToFit
 from rewardserve.training.config import ConfigError
-from rewardserve.training.pairs import Pair
-from rewardserve.training.sequences import PairTable, TokenSequence
+from rewardserve.training.feedback import Pair
+from rewardserve.training.sequences import FeedbackTable, TokenSequence
 
 PLACES = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), min_size=1, max_size=60)
 
@@ -29,7 +29,7 @@ def pairs_at(places, head="score"):
 def table_at(places, n_sequences=7):
     pairs = pairs_at(places)
     numbers = range(len(pairs))
-    return PairTable(
+    return FeedbackTable.of_pairs(
         pairs=tuple(pairs),
         sequences=tuple(TokenSequence((1, i + 2), 1, Sample(text=str(i))) for i in range(n_sequences)),
         chosen=tuple(i % n_sequences for i in numbers),
@@ -119,7 +119,7 @@ def test_a_head_whose_pairs_are_one_group_cannot_be_cross_validated():
 def test_cross_use_is_every_head_on_the_pairs_of_the_others_and_the_sum_on_each_source():
     table = table_at([("kind", 0), ("kind", 1), ("brief", 2)], n_sequences=4)
     pairs = tuple(replace(p, head=p.source) for p in table.pairs)
-    table = replace(table, pairs=pairs, chosen=(0, 1, 2), rejected=(1, 2, 3))
+    table = replace(table, items=pairs, rows=((0, 1), (1, 2), (2, 3)))
     scores_NH = np.array([[4.0, 0.0], [3.0, 1.0], [2.0, 2.0], [3.0, 0.0]])
     found = {(j.head, j.source): j for j in evaluate.cross_slices(table, scores_NH, ("kind", "brief"), (1.0, 10.0))}
     assert set(found) == {
@@ -133,6 +133,6 @@ def test_cross_use_is_every_head_on_the_pairs_of_the_others_and_the_sum_on_each_
 
 def test_the_accuracy_of_a_group_is_of_its_own_pairs():
     table = table_at([("a", 0), ("a", 0), ("a", 1)], n_sequences=4)
-    table = replace(table, chosen=(0, 1, 2), rejected=(1, 0, 3))
+    table = replace(table, rows=((0, 1), (1, 0), (2, 3)))
     (judged,) = evaluate.slices(table, np.array([[4.0], [3.0], [2.0], [1.0]]), ("score",), (1.0,))
     assert evaluate.accuracy_by_group(judged).tolist() == [0.5, 1.0]

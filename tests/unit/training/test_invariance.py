@@ -10,8 +10,8 @@ import pytest
 from rewardserve.model.conversation import InputTooLong, Sample
 from rewardserve.model.encoding import Encoded
 from rewardserve.training import invariance, invariance_table
-from rewardserve.training.pairs import Pair
-from rewardserve.training.sequences import PairTable, TokenSequence
+from rewardserve.training.feedback import Pair
+from rewardserve.training.sequences import FeedbackTable, TokenSequence
 from rewardserve.training.transforms import TRANSFORMS, Transform
 
 LONGER = {"longer": Transform("longer", "for the test", lambda text: text if "fixed" in text else text + "!")}
@@ -38,7 +38,9 @@ def table_of(*rows, groups=None, heads=None):
         for i, (c, r) in enumerate(rows)
     )  # fmt: skip
     sequences = tuple(TokenSequence(tuple(map(ord, t)), len(t), Sample(prompt="q", response=t)) for t in number)
-    return PairTable(pairs, sequences, tuple(number[c] for c, _ in rows), tuple(number[r] for _, r in rows), {})
+    return FeedbackTable.of_pairs(
+        pairs, sequences, tuple(number[c] for c, _ in rows), tuple(number[r] for _, r in rows), {}
+    )
 
 
 def report_of(table, score, heads=("score",), n_pairs=100):

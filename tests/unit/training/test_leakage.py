@@ -112,7 +112,7 @@ def test_every_row_is_counted_once(tmp_path):
 def test_contradicting_and_duplicate_pairs_are_counted():
     same, opposite = row("q", "x", "y"), row("q", "y", "x")
     whole = table(same, same, opposite, row("q", "x", "z"))
-    split = data.Split(whole.pairs, (), (data.SourcePairs("f", whole.pairs, 4),))
+    split = data.Split(whole.pairs, (), (data.SourceItems("f", whole.pairs, 4),))
     found = row_counts.count_rows(split, whole, table(HELD), leakage.Overlap())
     assert (found.n_contradicting, found.n_duplicate) == (3, 1)
 
@@ -122,7 +122,7 @@ def test_a_source_whose_pairs_do_not_fit_is_refused_with_the_reason():
     assert (len(whole), whole.dropped) == (2, {"too_long": 3})
     made = tuple(to_pair(r, source_columns.find_columns([r], SourceConfig("f")), "score") for r in [
         sources.SourceRow("f", i, row(f"q{i}", "a", "b")) for i in range(1, 6)])  # fmt: skip
-    split = data.Split(made, (), (data.SourcePairs("f", made, 5),))
+    split = data.Split(made, (), (data.SourceItems("f", made, 5),))
     with pytest.raises(DataError, match=r"3 of the 5 rows of 'f' are lost: 3 longer than encoding\.max_tokens"):
         row_counts.refuse_losses(split, whole, whole, table(), 0.5)
     row_counts.refuse_losses(split, whole, whole, table(), 0.6)
@@ -161,7 +161,7 @@ def test_a_loss_is_not_thinned_out_by_rows_that_were_never_wanted():
     """Of 100 rows ten are wanted, and nine of these are lost."""
     made = table(*(row(f"q{i}", f"a{i}", f"b{i}") for i in range(10)))
     kept = sequences.subset(made, [True] + [False] * 9)
-    split = data.Split(made.pairs, (), (data.SourcePairs("f", made.pairs, 100, n_spare=90),))
+    split = data.Split(made.pairs, (), (data.SourceItems("f", made.pairs, 100, n_spare=90),))
     with pytest.raises(DataError, match="9 of the 10 pairs of 'f' are lost: 9 with a response that is held out"):
         row_counts.refuse_losses(split, made, kept, table(), 0.5)
 

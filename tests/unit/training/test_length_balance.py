@@ -7,9 +7,9 @@ import random
 import pytest
 
 from rewardserve.model.conversation import Sample
+from rewardserve.training.feedback import Pair
 from rewardserve.training.length_balance import MAX_WEIGHT, balanced
-from rewardserve.training.pairs import Pair
-from rewardserve.training.sequences import PairTable, TokenSequence
+from rewardserve.training.sequences import FeedbackTable, TokenSequence
 
 
 def table(lengths, heads=(), weights=()):
@@ -23,7 +23,7 @@ def table(lengths, heads=(), weights=()):
         )
         for i in range(len(lengths))
     )  # fmt: skip
-    return PairTable(pairs, sequences, tuple(range(0, len(flat), 2)), tuple(range(1, len(flat), 2)), {})
+    return FeedbackTable.of_pairs(pairs, sequences, tuple(range(0, len(flat), 2)), tuple(range(1, len(flat), 2)), {})
 
 
 def won_by_length(found, head="score"):

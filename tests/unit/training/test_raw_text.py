@@ -13,7 +13,7 @@ from rewardserve.model.contract import sample_from_dict
 from rewardserve.model.conversation import Message, Sample
 from rewardserve.training import export, raw_text
 from rewardserve.training.config import ConfigError
-from rewardserve.training.pairs import Pair
+from rewardserve.training.feedback import Pair
 from tests.support.checkpoints import language_model
 from tests.support.tiny import CHATML, LLAMA3_LIKE
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rewardserve.training import recipe, yaml12
-from rewardserve.training.config import RANGES, Config, ConfigError, SourceConfig
+from rewardserve.training.config import RANGES, Config, ConfigError, SourceConfig, StageConfig
 
 MINIMAL = {"model": {"path": "m"}, "data": {"sources": [{"path": "a.jsonl"}]}, "output": {"folder": "o"}}
 
@@ -148,6 +148,8 @@ def numbers():
             place, name = f"{where}.{f.name}".lstrip("."), f"{key}.{f.name}".lstrip(".")
             if inner is SourceConfig:
                 yield from walk(inner, f"{place}.0", "data.sources") if place == "data.sources" else ()
+            elif inner is StageConfig:
+                continue  # its sections are those of the recipe
             elif inner:
                 yield from walk(inner, place, name)
             elif int in kinds or float in kinds:

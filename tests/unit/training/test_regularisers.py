@@ -14,10 +14,10 @@ from rewardserve.model.encoding import Encoded
 from rewardserve.model.network import RewardNetwork
 from rewardserve.training import consistency, indifference, recipe
 from rewardserve.training.config import ConfigError, ConsistencyConfig
+from rewardserve.training.feedback import Pair
 from rewardserve.training.indifference import MovingMoments
 from rewardserve.training.length_head import add_length_heads, drop_length_heads
-from rewardserve.training.pairs import Pair
-from rewardserve.training.sequences import PairTable, TokenSequence
+from rewardserve.training.sequences import FeedbackTable, TokenSequence
 from rewardserve.training.transforms import TRANSFORMS
 from tests.unit.training.test_batches import table_of
 from tests.unit.training.test_trainer import COMPARISONS, Linear, config, trainer_of, weights, with_pairs
@@ -343,7 +343,7 @@ def text_table(*rows, paraphrases=()):
         for i, (c, r) in enumerate(rows)
     )
     sequences = tuple(TokenSequence(tuple(map(ord, t)), len(t), samples[t]) for t in texts)
-    return PairTable(
+    return FeedbackTable.of_pairs(
         pairs, sequences, tuple(texts.index(c) for c, _ in rows), tuple(texts.index(r) for _, r in rows), {}
     )
 

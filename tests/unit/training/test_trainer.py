@@ -16,7 +16,7 @@ from rewardserve.training.errors import NonFiniteLoss
 from rewardserve.training.losses import logsigmoid, pair_loss
 from rewardserve.training.methods import CachedNetwork, adapt, check_targets, disable_dropout, fit_logistic, merge
 from rewardserve.training.pair_batches import Collator, PairBatches, cached_rows, token_rows
-from rewardserve.training.sequences import PairTable
+from rewardserve.training.sequences import FeedbackTable
 from rewardserve.training.step_checkpoints import EpochOrder, WeightAverage, damaged, last_complete, load_weights
 from rewardserve.training.trainer import RewardTrainer, check_optimizer, check_warmup, n_steps
 from tests.unit.training.test_batches import table_of
@@ -53,7 +53,7 @@ def with_pairs(table, **values):
     from dataclasses import replace
 
     changed = tuple(replace(p, **{k: v[i] for k, v in values.items()}) for i, p in enumerate(table.pairs))
-    return PairTable(changed, table.sequences, table.chosen, table.rejected, {})
+    return FeedbackTable.of_pairs(changed, table.sequences, table.chosen, table.rejected, {})
 
 
 def trainer_of(network, table, cfg, tmp_path, heads=("score",), evaluate_held_out=None):

@@ -1,0 +1,199 @@
+"""`rewardserve train` on every kind of feedback: what it learns, with every method, in stages, and after an interruption."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+
+from rewardserve.cli import main
+from rewardserve.model.checkpoint import ReadOptions, read
+from rewardserve.training import workflow
+from rewardserve.training.recipe import load
+from tests.support import planted_pairs as world
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+STEPS = {"lr": 3e-3, "epochs": 3, "batch_pairs": 16}
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory):
+    return world.language_model(tmp_path_factory.mktemp("sft"))
+
+
+def rows_of(kind, n=240, seed=0):
+    """Rows in which the number of `kindly` less that of `rudely` is the quality."""
+    rng, made = random.Random(seed), []
+    for i in range(n):
+        base = {"source": kind, "group": f"g{i % 40}", "prompt": f"say {world.NEUTRAL[i % 10]} {i % 40}"}
+        graded = [(q, world._response(rng, world.GOOD if q > 0 else world.BAD) + (" kindly" if q > 1 else ""))
+                  for q in (rng.choice([-1, 1, 2]) for _ in range(4))]  # fmt: skip
+        (q, text), responses = graded[0], [t for _, t in graded]
+        made.append(base | {
+            "ratings": {"response": text, "rating": 3.0 + q},
+            "labels": {"completion": text, "label": q > 0},
+            "rankings": {"responses": responses, "ranks": [3 - q for q, _ in graded]},
+        }[kind])  # fmt: skip
+    return made
+
+
+def recipe_for(folder, sft, sources, **sections):
+    data = {"sources": [{"path": str(path)} for path in sources], "eval_fraction": 0.25}
+    base = {
+        "model": {"path": str(sft)}, "data": data, "encoding": {"max_tokens": 128}, "optim": STEPS,
+        "output": {"folder": str(folder / "out"), "log_steps": 5}, "eval": {"bootstrap": 50, "invariance_pairs": 0},
+    }  # fmt: skip
+    for name, own in sections.items():
+        base[name] = base.get(name, {}) | own if isinstance(own, dict) else own
+    return world.recipe_file(folder / "recipe.yaml", **base)
+
+
+def report_of(out):
+    return json.loads((out / "checkpoint" / "training_report.json").read_text())
+
+
+def train(recipe, *overrides):
+    return main(["train", "--config", str(recipe), *(f"--set={o}" for o in overrides)])
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "frozen"])
+@pytest.mark.parametrize("kind", ["rankings", "ratings", "labels"])
+def test_each_kind_trains_by_each_method(kind, method, sft, tmp_path, capsys):
+    source = world.write_jsonl(tmp_path / "rows.jsonl", rows_of(kind))
+    lr = {"full": 3e-3, "lora": 1e-2, "frozen": 3e-2}[method]
+    assert train(recipe_for(tmp_path, sft, [source], method={"name": method}, optim={"lr": lr})) == 0
+    report, out = report_of(tmp_path / "out"), capsys.readouterr().out
+    (line,) = report["metrics"]
+    assert line["accuracy"] > (0.6 if method == "frozen" else 0.85)
+    assert f"180 {kind} to train on, 60 {kind} held out" in out
+    if kind == "rankings":
+        assert report["graded"] == []
+    else:
+        (graded,) = report["graded"]
+        assert graded["measure"] == {"ratings": "Spearman", "labels": "AUC"}[kind]
+        assert graded["value"] > (0.2 if method == "frozen" else 0.7)
+    assert report["feedback"].startswith(f"180 {kind}")
+    assert ("scale of ratings" in report, "offset of labels" in report) == (kind == "ratings", kind == "labels")
+
+
+def test_the_convex_start_reads_the_pairs_of_rankings_and_ratings(sft, tmp_path):
+    for kind in ("rankings", "ratings"):
+        source = world.write_jsonl(tmp_path / kind / "rows.jsonl", rows_of(kind))
+        sections = {"model": {"head_init": "logistic"}, "method": {"name": "frozen"}, "optim": {"epochs": 0}}
+        path = recipe_for(tmp_path / kind, sft, [source], **sections)
+        settings = json.loads(json.dumps(world.yaml.safe_load(path.read_text())))
+        settings["optim"] = {"epochs": 0}
+        assert train(world.recipe_file(path, **settings)) == 0
+        assert report_of(tmp_path / kind / "out")["metrics"][0]["accuracy"] > 0.6
+
+
+def test_ties_and_kinds_train_together_and_are_counted(sft, tmp_path, capsys):
+    pairs = world.planted_rows(200)
+    for i, row in enumerate(pairs):
+        row["tie"], row["sure"] = i % 5 == 0, 0.9
+        if row["tie"]:
+            row["rejected"] = row["chosen"].replace("kindly", "kindly kindly")
+    sources = [
+        world.write_jsonl(tmp_path / "pairs.jsonl", pairs),
+        world.write_jsonl(tmp_path / "labels.jsonl", rows_of("labels")),
+    ]
+    recipe = recipe_for(tmp_path, sft, sources)
+    assert train(recipe, "data.sources.0.confidence_key=sure") == 0
+    report, out = report_of(tmp_path / "out"), capsys.readouterr().out
+    assert "150 pairs and 180 labels to train on, 50 pairs and 60 labels held out" in out
+    assert report["ties"].startswith("30, Davidson's nu 0.5")
+    assert {m["source"]: m["n_pairs"] for m in report["metrics"]}["planted"] == 40, "a tie has no accuracy"
+    assert all(m["accuracy"] > 0.85 for m in report["metrics"])
+
+
+STAGES = [{"kinds": ["ratings"], "loss": {"ratings": "huber"}, "optim": {"epochs": 1}},
+          {"kinds": ["pairs"], "optim": {"lr": 1e-3}}]  # fmt: skip
+
+
+@pytest.fixture
+def two_sources(tmp_path):
+    pairs = world.write_jsonl(tmp_path / "pairs.jsonl", world.planted_rows(160))
+    return [pairs, world.write_jsonl(tmp_path / "ratings.jsonl", rows_of("ratings", 160))]
+
+
+def test_stages_train_one_after_the_other_each_with_its_settings(sft, tmp_path, two_sources, capsys):
+    recipe = recipe_for(tmp_path, sft, two_sources, stages=STAGES)
+    config = load(recipe)
+    assert [(s.optim.epochs, s.optim.lr, s.optim.batch_pairs, s.loss.ratings) for s in config.stages] == [
+        (1, 3e-3, 16, "huber"), (3, 1e-3, 16, "mse")]  # fmt: skip
+    assert train(recipe) == 0
+    out = capsys.readouterr().out
+    assert out.index("stage 1: 120 ratings") < out.index("stage 2: 120 pairs")
+    steps = [sorted(p.name for p in (tmp_path / "out" / "steps" / f"stage-{i}").glob("checkpoint-*")) for i in (1, 2)]
+    assert steps == [["checkpoint-8"], ["checkpoint-24"]]
+    assert all(m["accuracy"] > 0.85 for m in report_of(tmp_path / "out")["metrics"])
+
+
+@pytest.mark.parametrize("stop", [5, 12], ids=["within the first stage", "within the second"])
+def test_a_run_stopped_in_any_stage_ends_with_the_same_weights(stop, sft, tmp_path, two_sources, monkeypatch):
+    """The step is counted over both stages: 8 and 24 of them."""
+    whole, cut = (tmp_path / name for name in ("whole", "cut"))
+    for folder in (whole, cut):
+        folder.mkdir()
+        recipe_for(folder, sft, two_sources, stages=STAGES, output={"save_steps": 3})
+    assert train(whole / "recipe.yaml") == 0
+
+    from rewardserve.training.trainer import RewardTrainer
+
+    taken, compute_loss = [0], RewardTrainer.compute_loss
+
+    def counting(self, *args, **kwargs):
+        taken[0] += 1
+        if taken[0] > stop:
+            raise KeyboardInterrupt
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(RewardTrainer, "compute_loss", counting)
+    assert train(cut / "recipe.yaml") == 130
+    monkeypatch.setattr(RewardTrainer, "compute_loss", compute_loss)
+    assert train(cut / "recipe.yaml", "output.resume=true") == 0
+    weights = [read(str(folder / "out" / "checkpoint"), ReadOptions()).network.state_dict() for folder in (whole, cut)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def refused(recipe, capsys, *overrides):
+    assert train(recipe, *overrides) == 2
+    return capsys.readouterr().err
+
+
+def test_stages_and_settings_that_would_do_nothing_are_refused(sft, tmp_path, two_sources, capsys):
+    def err(stages, *overrides, sources=two_sources):
+        return refused(recipe_for(tmp_path, sft, sources, stages=stages), capsys, *overrides)
+
+    assert "no stage trains on the ratings of the data" in err([{"kinds": ["pairs"]}])
+    assert "stages.1 trains on labels, and the training data have only pairs, ratings" in err(
+        [{"kinds": ["pairs", "ratings"]}, {"kinds": ["labels"]}])  # fmt: skip
+    assert "loss.label_offset is 0.5, which has no effect without labels" in err(STAGES, "loss.label_offset=0.5")
+    assert "loss.tie is 1.0, which has no effect without ties" in err([], "loss.tie=1")
+    assert "stages.optim.epochs is 0" in err([{"kinds": ["pairs"], "optim": {"epochs": 0}}])
+    assert "data.balance_length is about pairs, and these sources have pairs, ratings" in err(
+        [], "data.balance_length=true"
+    )
+    assert "rating_key is 'stars'" in err([], "data.sources.1.rating_key=stars", "data.sources.1.kind=ratings")
+
+
+def test_crossvalidation_holds_out_ratings_too(sft, tmp_path, two_sources, capsys):
+    recipe = recipe_for(tmp_path, sft, two_sources, method={"name": "frozen"}, optim={"lr": 3e-2})
+    assert main(["crossvalidate", "--config", str(recipe), "--folds", "3"]) == 0
+    found = json.loads((tmp_path / "out" / "crossvalidation.json").read_text())
+    assert [(g["kind"], g["n"]) for g in found["graded"]] == [("ratings", 160)]
+    assert "Spearman" in capsys.readouterr().out
+
+
+def test_the_first_stage_changes_what_the_second_starts_from(sft, tmp_path, two_sources):
+    """A stage of no effect would leave the weights of pairs alone."""
+    alone = workflow.train(load(recipe_for(tmp_path, sft, two_sources[:1])))
+    scores = [read(str(alone), ReadOptions()).network.heads.weight.clone()]
+    staged = workflow.train(
+        load(recipe_for(tmp_path, sft, two_sources, stages=STAGES), [f"output.folder={tmp_path}/two"])
+    )
+    scores.append(read(str(staged), ReadOptions()).network.heads.weight)
+    assert not torch.allclose(*scores)
