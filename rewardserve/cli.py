@@ -67,7 +67,7 @@ COMMANDS = {
     "Train": (
         Command("train", "--config RECIPE", "train a reward model", "rewardserve.training.cli:train"),
         Command("finish", "--config RECIPE", "make a stopped training a checkpoint", "rewardserve.training.cli:finish"),
-        Command("evaluate", "--config RECIPE", "judge a checkpoint on held-out pairs", "rewardserve.training.cli:evaluate"),
+        Command("evaluate", "--config RECIPE", "judge a checkpoint on pairs or a benchmark", "rewardserve.training.cli:evaluate"),
         Command("calibrate", "--config RECIPE", "fit the calibration of a checkpoint", "rewardserve.training.cli:calibrate"),
         Command("average", "--config RECIPE", "average reward models of one origin", "rewardserve.training.cli:average"),
         Command("crossvalidate", "--config RECIPE", "judge a recipe on every pair", "rewardserve.training.cli:crossvalidate"),

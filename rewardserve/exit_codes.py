@@ -51,7 +51,11 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
     },
     "train": {0: "the checkpoint is written", **_TRAINING},
     "finish": {0: "the checkpoint, or its missing report, is written", **_TRAINING},
-    "evaluate": {0: "the report is written", **_TRAINING},
+    "evaluate": {
+        0: "the report, or the results of the benchmark, are written",
+        **_TRAINING,
+        SOME_FAILED: "some rows of the benchmark have a response without a score",
+    },
     "calibrate": {0: "the checkpoint is written", **_TRAINING},
     "average": {0: "the checkpoint is written", **_TRAINING},
     "crossvalidate": {0: "the report is written", **_TRAINING},

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from rewardserve.arguments import Parser, respell
-from rewardserve.exit_codes import FAILED, INTERRUPTED, USAGE_ERROR
+from rewardserve.exit_codes import FAILED, INTERRUPTED, SOME_FAILED, USAGE_ERROR
 from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.checkpoint import CheckpointError
 from rewardserve.model.templates.chat_template import EncodingPolicyError
@@ -34,7 +34,8 @@ _SUMMARIES = {
     "train": "Train a reward model, and write it as a checkpoint.",
     "finish": "Finish a stopped training: turn its newest complete step into a checkpoint. A run that ended between its "
     "checkpoint and its report gets its report.",
-    "evaluate": "Evaluate a checkpoint on the held-out pairs of a recipe, and write a report.",
+    "evaluate": "Evaluate a checkpoint on the held-out pairs of a recipe, and write a report; or score a benchmark file with a "
+    "checkpoint or a running server.",
     "calibrate": "Fit the calibration of a checkpoint on the held-out pairs of a recipe, and write the checkpoint with it into "
     "output.folder, with calibration.html. A checkpoint that is read from there is replaced; one from elsewhere stays as it "
     "is, and output.folder must hold no finished run.",
@@ -50,10 +51,13 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         parser.error(f"the recipe is an option: write --config {arguments[0]}")
     options = parser.parse_args(arguments)
+    _check_options(verb, options, parser)
     config: Config | None = None
     try:
         with _without_tracebacks_of_threads(), sigterm_as_sigint():
             require_packages()
+            if getattr(options, "benchmark", None):
+                return _benchmark(options)
             config = recipe.load(Path(options.config), [*_of_options(options), *options.set])
             # A cross-validation reads no eval_sources; it refuses them itself.
             held_out = () if verb == "crossvalidate" else config.data.eval_sources
@@ -138,7 +142,10 @@ def _parser(verb: str) -> Parser:
         _SUMMARIES[verb],
         more="--set output.resume=true resumes from the last step checkpoint." * (verb == "train"),
     )
-    parser.add_argument("--config", required=True, metavar="RECIPE", help="the recipe, a YAML file")
+    of_benchmark = "; default: none, with --benchmark" if verb == "evaluate" else ""
+    parser.add_argument(
+        "--config", required=not of_benchmark, metavar="RECIPE", help=f"the recipe, a YAML file{of_benchmark}"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -163,6 +170,21 @@ def _parser(verb: str) -> Parser:
             help="also score held-out responses under twelve changes that keep their meaning, as every training does; "
             "eval.invariance_pairs sets the number of pairs",
         )
+        parser.add_argument(
+            "--benchmark",
+            type=Path,
+            metavar="FILE",
+            help="score a file of RewardBench, RewardBench 2 or RM-Bench, and write its result files; default: a recipe's pairs",
+        )
+        parser.add_argument(
+            "--url", help="with --benchmark: score with this running server; default: with --checkpoint"
+        )
+        parser.add_argument(
+            "--key-file", type=Path, metavar="FILE", help="file with the API key for --url; default: no key"
+        )
+        parser.add_argument(
+            "--output", type=Path, metavar="FOLDER", help="folder of the result files; default: results"
+        )
     if verb == "average":
         parser.add_argument(
             "--checkpoint",
@@ -171,6 +193,46 @@ def _parser(verb: str) -> Parser:
             help="reward model to average; given once for each, two or more",
         )
     return parser
+
+
+def _check_options(verb: str, options: Namespace, parser: Parser) -> None:
+    """End with an error of usage for options of `evaluate` that contradict each other."""
+    if verb != "evaluate":
+        return
+    if options.benchmark is None:
+        for name in ("url", "key_file", "output"):
+            if getattr(options, name) is not None:
+                parser.error(f"--{name.replace('_', '-')} is for --benchmark FILE")
+        if options.config is None:
+            parser.error("write --config RECIPE, or --benchmark FILE")
+        return
+    idle = [name for name in ("config", "set", "counterexamples", "invariance") if getattr(options, name)]
+    if idle:
+        parser.error(f"--{idle[0]} has no effect with --benchmark; leave it out")
+    if (options.url is None) == (options.checkpoint is None):
+        parser.error("--benchmark takes either --checkpoint CHECKPOINT or --url URL")
+    if options.key_file is not None and options.url is None:
+        parser.error("--key-file is for --url")
+
+
+def _benchmark(options: Namespace) -> int:
+    from rewardserve.training import benchmark, workflow
+    from rewardserve.training.benchmark_files import read_benchmark
+    from rewardserve.training.console import show
+    from rewardserve.training.run_folder import require_writable
+
+    folder = options.output or Path("results")
+    rows = read_benchmark(options.benchmark)
+    require_writable(folder)
+    if options.url:
+        key = options.key_file.read_text().strip() if options.key_file else ""
+        scored = benchmark.score_with_server(options.url.rstrip("/"), key, rows.samples())
+    else:
+        scored = workflow.score_benchmark(rows, options.checkpoint)
+    lines, n_left_out = benchmark.write_results(folder, rows, scored)
+    for line in lines:
+        show(line)
+    return SOME_FAILED if n_left_out else 0
 
 
 def _of_options(options: Namespace) -> list[str]:

@@ -53,6 +53,8 @@ from rewardserve.training import (
     sequences,
 )
 from rewardserve.training.audit_judge import judge_config
+from rewardserve.training.benchmark import Scored, score_with_checkpoint
+from rewardserve.training.benchmark_files import Benchmark
 from rewardserve.training.comparisons import comparisons
 from rewardserve.training.config import AuditJudgeConfig, Config, ConfigError, LossConfig
 from rewardserve.training.console import say, show
@@ -196,6 +198,14 @@ def evaluate_checkpoint(
     if invariant is not None:
         run_folder.write_json(folder / "invariance.json", asdict(invariant))
     return metrics, invariant, page
+
+
+def score_benchmark(benchmark: Benchmark, path: str) -> Scored:
+    """Score a benchmark file with a checkpoint."""
+    with _name_setting("--checkpoint", path, how="--checkpoint=PATH"):
+        checkpoint = read(path, ReadOptions(dtype="float32"), device=str(_process().device))
+    name = path if hub.is_hub_model(path) else Path(path).resolve().name
+    return score_with_checkpoint(_require_padding_safe(checkpoint), benchmark.samples(), name)
 
 
 def _write_report(

@@ -38,4 +38,7 @@ def test_an_option_with_a_value_has_its_default_or_is_required(name):
         assert not takes_value or option in REQUIRED or re.search(r"default: |\[[^]]+\]$", option), option
 
 
-REQUIRED = ("--config RECIPE the recipe, a YAML file",)
+REQUIRED = (
+    "--config RECIPE the recipe, a YAML file",
+    "--checkpoint CHECKPOINT reward model to average; given once for each, two or more",
+)
