@@ -1,19 +1,24 @@
 """Audited labels for a reward model: of responses that a policy finds by climbing that model, or of earlier responses.
 
 The auditor makes the labeller's mistakes, but has none of the biases. Each round fits the model, trains a policy on it
-for a while through the reward pipeline, labels pairs of that policy's responses, and adds them to the rest.
+for a while through the reward pipeline, mines that policy's responses with `rewardserve mine`, labels the queue, and adds
+the pairs that `rewardserve train --counterexamples` reads to the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import numpy as np
 
 from gym.labeller import PLANTED, LabelledPairs, label
+from gym.mining import WEIGHT, label_queue, mine_round, read_labelled
 from gym.policy import Policy
-from gym.proxy import Backbone, MultiModelScorer, reward_model
+from gym.proxy import Backbone, MultiModelScorer, RewardModel, reward_model
 from gym.responses import joined
 from gym.rewards import CalibrationData, one_model, pipeline_reward
 from gym.training import train
@@ -22,8 +27,8 @@ from rewardserve.model.reward import RewardSettings, build_pipeline
 N_ROUNDS: Final = 3
 PER_ROUND: Final = 300
 N_AUDITED: Final = N_ROUNDS * PER_ROUND
-# Steps of a round: half a run, when exploits are frequent. The value matters: with seeds 0 to 3 the row `mined` ends at
-# a gold of .9 for 40 steps (too few exploits found), 1.6 for 80, 1.8 for 120, 1.3 for 240 (pairs have become alike).
+# Steps of a round: half a run, when exploits are frequent. The value matters: too few find few exploits, and with too many
+# pairs have become alike.
 CLIMB: Final = 120
 AUDITOR: Final = PLANTED["none"]
 
@@ -35,15 +40,30 @@ def audited_pairs(policy: Policy, n: int, rng: np.random.Generator) -> LabelledP
 
 
 def find_counterexamples(
-    base: Policy, network: Backbone, labelled: LabelledPairs, against: CalibrationData, seed: int, climb: int = CLIMB
+    base: Policy,
+    network: Backbone,
+    labelled: LabelledPairs,
+    judge: RewardModel,
+    against: CalibrationData,
+    seed: int,
+    *,
+    climb: int = CLIMB,
+    per_round: int = PER_ROUND,
+    weight: float = WEIGHT,
 ) -> LabelledPairs:
-    """Counterexamples of all rounds; each round trains from `base` on the raw reward of this network."""
+    """Counterexamples of all rounds; each round trains from `base` on the raw reward of this network.
+
+    Of the `per_round` labels of a round, those that training holds out are left out.
+    """
     found: list[LabelledPairs] = []
     for index in range(N_ROUNDS):
-        policy = climb_policy(
-            base, network, concatenate([labelled, *found]), against, climb, seed=1_000 + 10 * seed + index
-        )
-        found.append(audited_pairs(policy, PER_ROUND, np.random.default_rng([seed, 11, index])))
+        known = concatenate([labelled, *found])
+        policy = climb_policy(base, network, known, against, climb, seed=1_000 + 10 * seed + index)
+        rng = np.random.default_rng([seed, 11, index])
+        with TemporaryDirectory() as folder:
+            queue = mine_round(policy, reward_model(network, known), judge, per_round, rng, Path(folder))
+            label_queue(queue, AUDITOR, rng)
+            found.append(read_labelled(queue, weight))
     return concatenate(found)
 
 
@@ -57,6 +77,11 @@ def climb_policy(
     return last.policy
 
 
+def weighted(labelled: LabelledPairs, weight: float) -> LabelledPairs:
+    """The same pairs, of this weight each."""
+    return replace(labelled, given_weight_N=np.full(len(labelled.left), weight))
+
+
 def concatenate(parts: Sequence[LabelledPairs]) -> LabelledPairs:
     """Concatenate several sets of pairs, in order."""
     return LabelledPairs(
@@ -64,6 +89,7 @@ def concatenate(parts: Sequence[LabelledPairs]) -> LabelledPairs:
         joined([part.right for part in parts]),
         np.concatenate([part.left_won_N for part in parts]),
         np.concatenate([part.left_meant_N for part in parts]),
+        np.concatenate([part.weight_N for part in parts]),
     )
 
 
@@ -75,4 +101,5 @@ def bootstrap(labelled: LabelledPairs, rng: np.random.Generator) -> LabelledPair
         labelled.right.take(index_N),
         labelled.left_won_N[index_N],
         labelled.left_meant_N[index_N],
+        labelled.weight_N[index_N],
     )

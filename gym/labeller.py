@@ -57,12 +57,18 @@ PLANTED: Final[dict[str, Biases]] = {
 
 @dataclass(frozen=True)
 class LabelledPairs:
-    """Labelled pairs: the labelled preference, and the preference before the random flips."""
+    """Labelled pairs: the labelled preference, and the preference before the random flips. Without weights, each counts 1."""
 
     left: Responses
     right: Responses
     left_won_N: BoolArray
     left_meant_N: BoolArray
+    given_weight_N: FloatArray | None = None
+
+    @property
+    def weight_N(self) -> FloatArray:
+        """Weight of each pair in a fit."""
+        return np.ones(len(self.left)) if self.given_weight_N is None else self.given_weight_N
 
 
 def label(left: Responses, right: Responses, biases: Biases, rng: np.random.Generator) -> LabelledPairs:

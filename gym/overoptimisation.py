@@ -23,6 +23,7 @@ from statistics import fmean
 from typing import Any, Final
 
 from gym.labeller import PLANTED
+from gym.mining import WEIGHT
 from gym.outcomes import GymRun, paired_difference, record_run, scaling_of
 from gym.policy import base_policy
 from gym.reward_models import REWARD_MODELS, SeedData
@@ -171,7 +172,12 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     variants = [v for v in VARIANTS if v.name in given.rows] if given.rows else list(VARIANTS)
     one_seed = partial(
-        _one_seed, variants=variants, bias=given.bias, steps=given.steps, group_advantages=given.group_advantages
+        _one_seed,
+        variants=variants,
+        bias=given.bias,
+        weight=given.weight,
+        steps=given.steps,
+        group_advantages=given.group_advantages,
     )
     with ProcessPoolExecutor(given.processes) as pool:
         by_seed = list(pool.map(one_seed, range(*given.seeds)))
@@ -195,6 +201,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=[v.name for v in VARIANTS], metavar="ROW", help="default: all")
     parser.add_argument("--against", default=RAW.name, metavar="ROW", help="row that the others are compared with")
     parser.add_argument("--bias", choices=sorted(PLANTED), default="human", help="bias of the labels")
+    parser.add_argument("--weight", type=float, default=WEIGHT, help="weight of an audited label")
     parser.add_argument(
         "--group-advantages",
         action="store_true",
@@ -209,11 +216,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _one_seed(
-    seed: int, *, variants: Sequence[RewardVariant], bias: str, steps: int, group_advantages: bool
+    seed: int, *, variants: Sequence[RewardVariant], bias: str, weight: float, steps: int, group_advantages: bool
 ) -> dict[str, GymRun]:
     base = base_policy()
     against = calibration_data(base, PLANTED[bias])
-    data = SeedData(base, against, seed, PLANTED[bias])
+    data = SeedData(base, against, seed, PLANTED[bias], weight=weight)
     return runs_of(data, variants, steps, group_advantages=group_advantages)
 
 

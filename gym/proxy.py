@@ -58,17 +58,20 @@ def backbone(seed: int | Sequence[int]) -> Backbone:
 
 
 def fit_head_D(network: Backbone, labelled: LabelledPairs, ridge: float = RIDGE, max_steps: int = 50) -> FloatArray:
-    """Head that maximises the Bradley-Terry log likelihood less ridge/2 times its squared norm, by Newton's method.
+    """Head that maximises the weighted Bradley-Terry log likelihood less ridge/2 times its squared norm, by Newton's method.
 
     Raise RuntimeError if Newton does not converge within `max_steps`.
     """
     won_N1 = np.where(labelled.left_won_N, 1.0, -1.0)[:, None]
     margin_ND = won_N1 * (network.hidden_BD(labelled.left) - network.hidden_BD(labelled.right))
+    weight_N = labelled.weight_N
     head_D = np.zeros(margin_ND.shape[1])
     for _ in range(max_steps):
         p_lost_N = 1.0 / (1.0 + np.exp(margin_ND @ head_D))
-        gradient_D = margin_ND.T @ p_lost_N - ridge * head_D
-        curvature_DD = (margin_ND.T * (p_lost_N * (1.0 - p_lost_N))) @ margin_ND + ridge * np.eye(len(head_D))
+        gradient_D = margin_ND.T @ (weight_N * p_lost_N) - ridge * head_D
+        curvature_DD = (margin_ND.T * (weight_N * p_lost_N * (1.0 - p_lost_N))) @ margin_ND + ridge * np.eye(
+            len(head_D)
+        )
         change_D = np.linalg.solve(curvature_DD, gradient_D)
         head_D = head_D + change_D
         if np.abs(change_D).max() < 1e-9:

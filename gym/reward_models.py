@@ -13,27 +13,41 @@ from typing import Final
 
 import numpy as np
 
-from gym.counterexamples import AUDITOR, N_AUDITED, audited_pairs, bootstrap, concatenate, find_counterexamples
+from gym.counterexamples import (
+    AUDITOR,
+    N_AUDITED,
+    audited_pairs,
+    bootstrap,
+    concatenate,
+    find_counterexamples,
+    weighted,
+)
 from gym.gold import gold
 from gym.labeller import PLANTED, Biases, LabelledPairs, pairs
+from gym.mining import WEIGHT
 from gym.policy import Policy
-from gym.proxy import Backbone, MultiModelScorer, backbone, reward_model
+from gym.proxy import Backbone, MultiModelScorer, RewardModel, backbone, reward_model
 from gym.responses import FloatArray, Responses
 from gym.rewards import CalibrationData, RewardModels, one_model, several_models
 
 N_MEMBERS: Final = 4
 N_PAIRS: Final = 6_000
+N_JUDGE: Final = 400
 
 
 @dataclass(frozen=True)
 class SeedData:
-    """One seed: its labelled pairs, its backbones, and additional audited labels."""
+    """One seed: its labelled pairs, its backbones, and additional audited labels.
+
+    `weight`: that of an audited label in a fit.
+    """
 
     base: Policy
     against: CalibrationData
     seed: int
     biases: Biases = PLANTED["human"]
     n_pairs: int = N_PAIRS
+    weight: float = WEIGHT
 
     @cached_property
     def labelled(self) -> LabelledPairs:
@@ -43,17 +57,24 @@ class SeedData:
     @cached_property
     def mined(self) -> LabelledPairs:
         """Audited labels of responses that a policy found on the first backbone."""
-        return find_counterexamples(self.base, self.network(0), self.labelled, self.against, self.seed)
+        return find_counterexamples(
+            self.base, self.network(0), self.labelled, self.judge, self.against, self.seed, weight=self.weight
+        )
+
+    @cached_property
+    def judge(self) -> RewardModel:
+        """Audit judge: on another backbone, fitted to a few pairs without the bias."""
+        return reward_model(self.network(5), pairs(self.base, N_JUDGE, AUDITOR, np.random.default_rng([self.seed, 15])))
 
     @cached_property
     def audited_base(self) -> LabelledPairs:
         """As many audited labels of the base policy's responses."""
-        return audited_pairs(self.base, N_AUDITED, np.random.default_rng([self.seed, 12]))
+        return weighted(audited_pairs(self.base, N_AUDITED, np.random.default_rng([self.seed, 12])), self.weight)
 
     @cached_property
     def audited_variants(self) -> LabelledPairs:
         """As many audited labels of pairs by variants of the base policy, which are further apart."""
-        return pairs(self.base, N_AUDITED, AUDITOR, np.random.default_rng([self.seed, 14]))
+        return weighted(pairs(self.base, N_AUDITED, AUDITOR, np.random.default_rng([self.seed, 14])), self.weight)
 
     def network(self, index: int) -> Backbone:
         """Backbone of a member."""

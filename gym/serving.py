@@ -25,6 +25,7 @@ from gym.run_setup import RunSetup, set_up_run
 from gym.vocabulary import EOS, SIZE
 from rewardserve.cli import main as rewardserve
 from rewardserve.model.backends import BACKENDS, Identity, LoadedModel, LoadError, ModelSpec, SampleEncoder, encode_each
+from rewardserve.model.calibration import Calibration
 from rewardserve.model.contract import ContractReport, ScoringContract
 from rewardserve.model.conversation import EmptyResponse, InputTooLong, Sample, SampleError
 from rewardserve.model.encoding import Encoded
@@ -96,14 +97,20 @@ class ResponseScorer:
 def load(spec: ModelSpec) -> LoadedModel:
     """Load `ModelSpec(model="40:human:reward")`. Raise `LoadError` for a name not of this form."""
     setup, head = _named(spec.model)
-    name, model = f"gym {spec.model}", setup.models.models[head]
+    model = setup.models.models[head]
     assert isinstance(model, RewardModel)
+    return loaded_model(spec.model, head, model, setup.calibration(head))
+
+
+def loaded_model(called: str, head: str, model: RewardModel, calibration: Calibration) -> LoadedModel:
+    """A model of the gym as the server loads it; `called` is its name in settings."""
+    name = f"gym {called}"
     n_parameters = sum(array.size for array in (*vars(model.network).values(), model.head_D))
     heads = ((head, 1.0),)
     contract = ScoringContract(
         template="", template_digest="", bos_id=None, end_text="", end_ids=(EOS,), template_tail="",
         ending="end_token", reads_at="last", skip_id=None, bos_without_template="none", tokenizes="whole", truncation="error",
-        max_tokens=MAX_TOKENS, pad_id=EOS, tokenizer_digest="gym", weights_digest=spec.model, head_digest=spec.model,
+        max_tokens=MAX_TOKENS, pad_id=EOS, tokenizer_digest="gym", weights_digest=called, head_digest=called,
         dtype="float64", heads=heads, origin="inferred",
     )  # fmt: skip
     return LoadedModel(
@@ -112,7 +119,7 @@ def load(spec: ModelSpec) -> LoadedModel:
         encode=TextEncoder(),
         contract=contract,
         report=ContractReport("inferred", (), 0, None),
-        calibration=setup.calibration(head),
+        calibration=calibration,
     )
 
 

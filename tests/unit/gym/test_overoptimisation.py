@@ -1,5 +1,7 @@
 """The table of over-optimisation: its rewards are the pipeline's, its audited labels have no bias, its seeds repeat."""
 
+import json
+from itertools import pairwise
 from math import log
 
 import numpy as np
@@ -8,25 +10,28 @@ import pytest
 from gym import overoptimisation
 from gym.counterexamples import (
     N_AUDITED,
-    PER_ROUND,
     audited_pairs,
     bootstrap,
     climb_policy,
     concatenate,
     find_counterexamples,
+    weighted,
 )
 from gym.gold import gold
 from gym.labeller import PLANTED, label
+from gym.mining import label_queue, mine_round, read_labelled, read_texts
 from gym.outcomes import GymRun, paired_difference, scaling_of
 from gym.overoptimisation import VARIANTS, reward_of, runs_of
 from gym.policy import Policy
-from gym.proxy import seed_models
+from gym.proxy import fit_head_D, reward_model, seed_models
 from gym.responses import joined
 from gym.reward_models import REWARD_MODELS, SeedData
 from gym.rewards import batch_of, calibration_data
 from gym.scaling import Scaling, fit_scaling
 from gym.training import gold_reward
 from gym.vocabulary import EOS, ids
+from rewardserve.training.config import CounterexamplesConfig
+from rewardserve.training.counterexamples import scores_path
 
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 
@@ -180,6 +185,12 @@ def test_audited_pairs_are_of_the_policy_that_was_asked(base):
     assert min(found.left.count_B("flattery").mean(), found.right.count_B("flattery").mean()) > 5.0
 
 
+def mine(data, seed=5, climb=2):
+    return find_counterexamples(
+        data.base, data.network(0), data.labelled, data.judge, data.against, seed, climb=climb, per_round=50
+    )
+
+
 def test_every_round_of_mining_climbs_the_model_that_the_last_one_corrected(data, monkeypatch):
     seen = []
 
@@ -188,23 +199,57 @@ def test_every_round_of_mining_climbs_the_model_that_the_last_one_corrected(data
         return climb_policy(base, network, labelled, *rest, **named)
 
     monkeypatch.setattr("gym.counterexamples.climb_policy", spy)
-    found = find_counterexamples(data.base, data.network(0), data.labelled, data.against, seed=5, climb=2)
-    assert [n for n, _ in seen] == [1_500, 1_500 + PER_ROUND, 1_500 + 2 * PER_ROUND]
+    found = mine(data)
+    sizes = [n for n, _ in seen]
+    assert sizes[0] == 1_500
+    assert all(25 <= after - before <= 50 for before, after in pairwise([*sizes, 1_500 + len(found.left)]))
     assert len({seed for _, seed in seen}) == 3
-    assert len(found.left) == len(found.left_won_N) == N_AUDITED == len(data.audited_base.left)
-    assert len(data.audited_variants.left) == N_AUDITED
+    assert len(data.audited_variants.left) == N_AUDITED == len(data.audited_base.left)
 
 
-def test_mining_finds_responses_that_the_base_policy_does_not_write(base, data):
-    found = find_counterexamples(base, data.network(0), data.labelled, data.against, seed=5, climb=60)
-    last = found.left.take(np.arange(2 * PER_ROUND, N_AUDITED))
+def test_mined_labels_weigh_as_much_as_in_training_and_the_others_1(data):
+    found = mine(data)
+    assert set(found.weight_N) == {CounterexamplesConfig("queue").weight} == {data.weight}
+    assert set(data.audited_base.weight_N) == {data.weight}
+    assert set(data.labelled.weight_N) == {1.0}
+
+
+def test_a_weight_counts_as_so_many_pairs(data):
+    some = data.audited_base
+    thrice = concatenate([weighted(some, 1.0)] * 3)
+    fitted = [fit_head_D(data.network(0), each) for each in (weighted(some, 3.0), thrice, weighted(some, 1.0))]
+    assert fitted[0] == pytest.approx(fitted[1])
+    assert fitted[0] != pytest.approx(fitted[2], abs=1e-3)
+
+
+def test_mining_finds_responses_that_the_base_policy_does_not_write(data):
+    found = mine(data, climb=60)
+    last = found.left.take(np.arange(len(found.left) * 2 // 3, len(found.left)))
     assert last.lengths_B.mean() > 1.3 * data.audited_base.left.lengths_B.mean()
 
 
-def test_mining_is_determined_by_its_seed(base, data):
+def test_mined_pairs_are_those_that_the_command_writes_and_a_labeller_has_seen(data, tmp_path):
+    policy = climb_policy(data.base, data.network(0), data.labelled, data.against, 60, seed=1)
+    model, rng = reward_model(data.network(0), data.labelled), np.random.default_rng(3)
+    queue = mine_round(policy, model, data.judge, 50, rng, tmp_path)
+    rows = [json.loads(line) for line in queue.read_text().splitlines()]
+    assert (len(rows), {row["verdict"] for row in rows}) == (50, {None})
+    label_queue(queue, PLANTED["none"], rng)
+    scores = {row["id"]: row for row in map(json.loads, scores_path(queue).read_text().splitlines())}
+    for row in rows[:5]:
+        assert scores[row["id"]]["a"]["model"] == pytest.approx(model.scores_B(read_texts([row["a"]]))[0])
+    found = read_labelled(queue)
+    texts = {(chosen, rejected) for chosen, rejected in zip(found.left.texts(), found.right.texts(), strict=True)}
+    verdicts = [json.loads(line) for line in queue.read_text().splitlines()]
+    labelled = {(row[row["verdict"]], row["b" if row["verdict"] == "a" else "a"]) for row in verdicts}
+    assert 25 <= len(texts) < 50
+    assert texts <= labelled
+
+
+def test_mining_is_determined_by_its_seed(data):
     def tokens(seed):
-        found = find_counterexamples(base, data.network(0), data.labelled, data.against, seed, climb=2)
-        return found.left.tokens_BT.tobytes(), found.left_won_N.tobytes()
+        found = mine(data, seed)
+        return found.left.tokens_BT.tobytes(), found.right.tokens_BT.tobytes()
 
     assert tokens(5) == tokens(5)
     assert tokens(5)[0] != tokens(6)[0]
