@@ -16,7 +16,7 @@ Severity = Literal["note", "warn", "page"]
 Cause = Literal["policy", "client", "model"]
 """Cause of an alert: a policy that exploits the reward, a client that uses an id twice, or a changed model. Alerts of one run
 and one cause are one incident: the first is a notification, later ones are updates of it. `probing` counts as policy, because
-a policy that has collapsed onto one text looks the same."""
+a policy that has collapsed onto one text for a prompt looks the same."""
 
 
 class Alert(NamedTuple):

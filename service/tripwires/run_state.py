@@ -72,7 +72,7 @@ class Run:
     another model scored the run before; sums over rewards of the earlier model are in `earlier`. `owner` is the name of the API
     key, "" without keys; `name` is "" for samples without a run, which `client` sends.
 
-    `texts` has the prompt, the number and the latest window of each text.
+    `texts` has the latest prompt of each text, the number of times in a row that it had it, and the latest window.
 
     All fields but the source are written to the state file (`io.run_records`): a new one needs a default, and a type of builtins,
     tuples and dataclasses, with an `OrderedDict` only as the field itself. Times are monotonic. `revision` grows with each change.

@@ -27,7 +27,7 @@ ENTRIES: tuple[str, ...] = (
 """`prompts` are the different prompts of each window. `responses` are samples of which it is known where the response begins,
 `texts` those whose text is. `duplicate_within_prompt` are texts that the run sent before for the same prompt,
 `duplicate_across_prompts` those that it sent for another one in the same window or the one before, `probing` those that it sent
-very often. `ids` are ids of samples, retries left out,
+very often for one prompt. `ids` are ids of samples, retries left out,
 `id_reuse` those of them that stood for another sample before. `flat_groups` are groups of responses to one prompt that all have
 the same reward. `honeypot_hits` are responses to planted prompts (`honeypots`) that do what no honest response does. `_clustered`
 are the squares of (sum - mean * number) of each prompt of a window, times prompts / (prompts - 1): their root over the number of

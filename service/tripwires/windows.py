@@ -23,7 +23,7 @@ from rewardserve.service.tripwires.wires import FLAGGED_TRAITS
 V = TypeVar("V")
 
 PROBING_COUNT = 64
-"""Scorings of one text that do not occur by chance."""
+"""Scorings of one text for one prompt that do not occur by chance."""
 
 _WINDOW_GROUP, _WARM_UP_GROUP = 16, 8
 """Samples of a window, and of a warm-up, for each of its prompts: with larger groups they take longer."""
@@ -130,6 +130,7 @@ class WindowCounter:
 
     def _count_duplicate(self, run: Run, window: RunningSums, text: int, sample: SampleFeatures) -> tuple[str, bool]:
         before, n, at = run.texts.get(text, (None, 0, 0))
+        n = n if before == sample.prompt_hash else 0  # a policy's fixed answers go to many prompts
         kind, is_probing = "", n >= PROBING_COUNT
         if before == sample.prompt_hash:
             kind = "duplicate_within_prompt"

@@ -276,11 +276,11 @@ WIRES: tuple[Wire, ...] = (
     Wire(
         "probing", Mean("probing", 200), 0.005,
         text=AlertText(
-            summary="one text is scored so often that a client may be probing the model",
+            summary="one text is scored so often for one prompt that a client may be probing the model",
             confidence=_COUNTED,
             action="Find the client that repeats one text: an exploit search, or a health check that scores a fixed sample.",
         ),
-        chart=Chart("duplicates", "Probing", "Share of texts that the run has sent more than 64 times."),
+        chart=Chart("duplicates", "Probing", "Share of texts that the run has sent more than 64 times for one prompt."),
     ),
     Wire(
         "id_reuse", ExcessMean("id_reuse"), 0.02,

@@ -101,8 +101,10 @@ def test_a_text_that_was_sent_before_is_shown_and_from_the_65th_time_on_as_one_t
         SAMPLE._replace(text_digest=7, prompt_hash=prompt_hash if i % 2 else 1, evidence=f"{i}") for i in range(1, 66)
     ]
     run = monitor_of(first, *samples, evidence=3).runs["a"]
-    assert (run.window[kind], run.window["probing"]) == (65.0, 2.0)
-    assert run.wire_evidence == {kind: deque(["63", "64", "65"]), "probing": deque(["64", "65"])}
+    is_probing = kind == "duplicate_within_prompt"  # fixed answers go to many prompts
+    assert (run.window[kind], run.window["probing"]) == (65.0, 2.0 * is_probing)
+    searched = {"probing": deque(["64", "65"])} if is_probing else {}
+    assert run.wire_evidence == {kind: deque(["63", "64", "65"]), **searched}
     assert run.recent_evidence == deque(["63", "64", "65"])
 
 
