@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from rewardserve.model.padding import last_index, position_ids
 
 SINGLE_HEAD = ("score",)
+
+PACKED_ROWS = "rewardserve_packed_rows"
+"""The keyword argument that carries `PackedSequences` from the model's forward to its attention."""
 
 _N_BEFORE, _N_AFTER = 34, 6
 """Tokens of the rows that test whether a model is causal: up to the scored one, and after it."""
@@ -34,6 +37,20 @@ class NetworkOutput:
     scores_BH: Tensor
     last_hidden_BD: Tensor
     aux_loss: Tensor | None
+
+
+class PackedSequences(Protocol):
+    """Sequences one after the other in one row, which the installed attention function keeps apart."""
+
+    @property
+    def position_ids_1N(self) -> Tensor:
+        """The position of every token in its sequence."""
+        ...
+
+    @property
+    def last_B(self) -> Tensor:
+        """Index of each sequence's last token."""
+        ...
 
 
 class RewardNetwork(nn.Module):
@@ -86,7 +103,9 @@ class RewardNetwork(nn.Module):
         """Device of the head; the backbone may be spread over several."""
         return self.heads.weight.device
 
-    def hidden(self, input_ids_BT: Tensor, mask_BT: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    def hidden(
+        self, input_ids_BT: Tensor, mask_BT: Tensor | None, packed: PackedSequences | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """The last hidden state at every token, `(B, T, D)`, and the router logits of a MoE in training."""
         routed = self.training and router_loss_weight(self.config) > 0
         options: dict[str, Any] = {"use_cache": False, **({"output_router_logits": True} if routed else {})}
@@ -94,6 +113,8 @@ class RewardNetwork(nn.Module):
         # not begin at 0 computes them.
         if mask_BT is not None:
             options |= {"attention_mask": mask_BT, "position_ids": position_ids(mask_BT)}
+        if packed is not None:
+            options |= {"position_ids": packed.position_ids_1N, PACKED_ROWS: packed}
         out = self.backbone(input_ids=input_ids_BT, **options)
         return out.last_hidden_state, getattr(out, "router_logits", None) if routed else None
 
@@ -102,12 +123,20 @@ class RewardNetwork(nn.Module):
         hidden_BTD, _ = self.hidden(input_ids_BT, mask_BT)
         return self.values_of(hidden_BTD)
 
-    def forward(self, input_ids_BT: Tensor, mask_BT: Tensor | None = None) -> NetworkOutput:
-        """Score each row at its last real token. `mask_BT` None: no row is padded. Padding may be on either side."""
-        hidden_BTD, router_logits = self.hidden(input_ids_BT, mask_BT)
-        rows_B = torch.arange(len(hidden_BTD), device=hidden_BTD.device)
-        last_B = last_index(mask_BT).to(hidden_BTD.device) if mask_BT is not None else -1
-        last_BD = hidden_BTD[rows_B, last_B]
+    def forward(
+        self, input_ids_BT: Tensor, mask_BT: Tensor | None = None, packed: PackedSequences | None = None
+    ) -> NetworkOutput:
+        """Score each row at its last real token. `mask_BT` None: no row is padded. Padding may be on either side.
+
+        `packed`: the one row of `input_ids_BT` is many sequences, and each of them is scored.
+        """
+        hidden_BTD, router_logits = self.hidden(input_ids_BT, mask_BT, packed)
+        if packed is not None:
+            last_BD = hidden_BTD[0, packed.last_B.to(hidden_BTD.device)]
+        else:
+            rows_B = torch.arange(len(hidden_BTD), device=hidden_BTD.device)
+            last_B = last_index(mask_BT).to(hidden_BTD.device) if mask_BT is not None else -1
+            last_BD = hidden_BTD[rows_B, last_B]
         return NetworkOutput(self.values_of(last_BD), last_BD, self._aux_loss(router_logits, mask_BT))
 
     def raw(self, scores_BH: Tensor) -> Tensor:

@@ -1,26 +1,29 @@
-"""Batch items into one left-padded forward with each distinct sequence once, and choose the items of a batch.
+"""Batch items into one forward with each distinct sequence once, and choose the items of a batch.
 
-Chosen and rejected are rows of one rectangle; a text that several pairs of the batch share is one row, and each of them
-reads its score. Shapes: P items, B distinct rows, T tokens, K responses of an item.
+A text that several items of the batch share is one sequence, and each of them reads its score. The sequences lie in one packed
+row, or are the rows of a left-padded rectangle. Shapes: P items, B distinct sequences, T tokens, K responses of an item.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from math import inf
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from rewardserve.model.padding import left_pad
 from rewardserve.training.config import OptimConfig
 from rewardserve.training.feedback import Item, kinds_of, n_ties
+from rewardserve.training.packed_rows import pack
 from rewardserve.training.sequences import FeedbackTable
 
-Batch = dict[str, Tensor]
-Rows = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
+Batch = dict[str, Any]
+"""Tensors by name; `packed` is a `PackedRows`."""
+Rows = Callable[[Sequence[int]], Batch]
+"""Sequence numbers -> inputs of the network: `input_ids` with `attention_mask` or with `packed`."""
 
 
 class PairNumbers(Dataset[int]):
@@ -39,14 +42,29 @@ class PairNumbers(Dataset[int]):
 
 
 def token_rows(table: FeedbackTable, pad_id: int) -> Rows:
-    """Sequence numbers -> `(input_ids_BT, mask_BT)`, left-padded."""
-    return lambda numbers: left_pad([table.sequences[n].ids for n in numbers], pad_id)
+    """Sequences as the rows of a rectangle, padded on the left."""
+
+    def rows(numbers: Sequence[int]) -> Batch:
+        ids_BT, mask_BT = left_pad([table.sequences[n].ids for n in numbers], pad_id)
+        return {"input_ids": ids_BT, "attention_mask": mask_BT}
+
+    return rows
 
 
-def cached_rows(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+def packed_rows(table: FeedbackTable, *, shares_prefixes: bool) -> Rows:
+    """Sequences in one row without padding, their common prefixes once."""
+
+    def rows(numbers: Sequence[int]) -> Batch:
+        ids_1N, packed = pack([table.sequences[n].ids for n in numbers], shares_prefixes=shares_prefixes)
+        return {"input_ids": ids_1N, "packed": packed}
+
+    return rows
+
+
+def cached_rows(numbers: Sequence[int]) -> Batch:
     """Sequence numbers as rows of one, for a network over cached features."""
     rows_B1 = torch.tensor(numbers, dtype=torch.int64)[:, None]
-    return rows_B1, torch.ones_like(rows_B1)
+    return {"input_ids": rows_B1, "attention_mask": torch.ones_like(rows_B1)}
 
 
 class Collator:
@@ -82,10 +100,8 @@ class Collator:
             for twin in self._twins_of.get(number, ())
         ]
         others = self._others(items, [[row_of.setdefault(s, len(row_of)) for s in side] for side in sides])
-        input_ids_BT, mask_BT = self._rows(list(row_of))
         batch = {
-            "input_ids": input_ids_BT,
-            "attention_mask": mask_BT,
+            **self._rows(list(row_of)),
             "chosen": torch.tensor(chosen),
             "rejected": torch.tensor(rejected),
             "head": torch.tensor([self._head_of_item[n] for n in numbers]),

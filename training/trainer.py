@@ -29,6 +29,7 @@ from rewardserve.training.console import say
 from rewardserve.training.errors import NonFiniteLoss, Stopped
 from rewardserve.training.feedback import kinds_of, noun
 from rewardserve.training.feedback_loss import FeedbackLoss, fitted
+from rewardserve.training.packed_attention import packs
 from rewardserve.training.pair_batches import Batch, Collator, PairBatches, PairNumbers
 from rewardserve.training.regularisers import Regularisers
 from rewardserve.training.sequences import FeedbackTable
@@ -150,11 +151,18 @@ class RewardTrainer(Trainer):
 
     # -- loss ---------------------------------------------------------------------------------------------
 
+    def training_step(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward; checkpointed layers of a packed row run again in the backward, with its attention."""
+        with packs(self.model) if "packed" in inputs else nullcontext():
+            loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
+
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
     ) -> Any:
         """Weighted mean of the losses of the items over the whole step, plus a MoE's load-balancing loss."""
-        out = model(inputs["input_ids"], inputs["attention_mask"])
+        packed = (inputs["packed"],) if "packed" in inputs else ()
+        out = model(inputs["input_ids"], inputs.get("attention_mask"), *packed)
         loss_P = self._loss(self._regularisers.ranked(out.scores_BH), inputs)
         self._refuse_non_finite(loss_P, inputs)
         self._watch.add(*self._pair_scores(out.scores_BH.detach(), inputs))  # without length heads

@@ -85,7 +85,8 @@ from rewardserve.training.invariance import InvarianceReport
 from rewardserve.training.length_head import add_length_heads, drop_length_heads
 from rewardserve.training.losses import USES_MARGIN, pair_loss
 from rewardserve.training.methods import CachedNetwork, adapt, check_targets, disable_dropout, fit_logistic, not_adapted
-from rewardserve.training.pair_batches import Collator, Rows, cached_rows, token_rows
+from rewardserve.training.packed_attention import may_share_prefixes, packing_objection
+from rewardserve.training.pair_batches import Collator, Rows, cached_rows, packed_rows, token_rows
 from rewardserve.training.rating_scale import standardised
 from rewardserve.training.reporting import check_trackers, reports
 from rewardserve.training.sequences import FeedbackTable
@@ -682,7 +683,7 @@ def fit(
         _refuse_idle_losses(stage.config, tables.train)
     if config.optim.epochs == 0:
         return (start if _process().is_main_process else None), []
-    module, rows = _module(config, start, tables.train, features)
+    module, rows = network_and_rows(config, start, tables.train, features)
     _refuse_low_precision(module)
     trained = start if _process().is_main_process else None
     history: list[dict[str, float]] = []
@@ -738,7 +739,7 @@ def _load_newest(config: Config, network: RewardNetwork, steps: Path) -> None:
         load_weights(network, step)
 
 
-def _module(
+def network_and_rows(
     config: Config, start: Checkpoint, table: FeedbackTable, features: torch.Tensor | None
 ) -> tuple[torch.nn.Module, Rows]:
     """The network that is trained, and the rows that it reads: of a frozen backbone, the heads over cached features."""
@@ -746,7 +747,21 @@ def _module(
         _add_length_heads(config, start.network)
         return CachedNetwork(start.network, features), cached_rows
     _wrap(config, start)
-    return start.network, token_rows(table, start.pad_id)
+    return start.network, _token_rows(config, start, table)
+
+
+def _token_rows(config: Config, start: Checkpoint, table: FeedbackTable) -> Rows:
+    """Packed rows where the network computes them right, else padded ones, which is printed."""
+    network = start.network
+    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.optim.precision)
+    with torch.autocast(network.device.type, dtype=precision, enabled=precision is not None):
+        objection = packing_objection(network, pad_id=start.pad_id)
+    if objection is None:
+        return packed_rows(table, shares_prefixes=may_share_prefixes(network))
+    say(
+        f"training pads its batches, which takes longer: {type(network.backbone).__name__} cannot be packed ({objection})"
+    )
+    return token_rows(table, start.pad_id)
 
 
 def _whole(config: Config, start: Checkpoint, trainer: RewardTrainer) -> Checkpoint | None:

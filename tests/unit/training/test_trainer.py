@@ -288,7 +288,7 @@ def test_cached_features_give_the_scores_of_the_network():
     network = llama()
     hidden = scoring.last_hidden(network, ROWS, pad_id=0, batch_tokens=8)
     cached = CachedNetwork(network, hidden)
-    out = cached(*cached_rows([2, 0]))
+    out = cached(*cached_rows([2, 0]).values())
     expected = scoring.score(network, ROWS, pad_id=0, batch_tokens=8)
     assert out.scores_BH[:, 0].tolist() == pytest.approx([expected[2, 0], expected[0, 0]], abs=1e-5)
 
