@@ -71,6 +71,7 @@ COMMANDS = {
         Command("calibrate", "--config RECIPE", "fit the calibration of a checkpoint", "rewardserve.training.cli:calibrate"),
         Command("average", "--config RECIPE", "average reward models of one origin", "rewardserve.training.cli:average"),
         Command("crossvalidate", "--config RECIPE", "judge a recipe on every pair", "rewardserve.training.cli:crossvalidate"),
+        Command("sweep", "--config RECIPE", "search the settings of a recipe", "rewardserve.training.cli:sweep"),
         Command(
             "mine", "CHECKPOINT INPUT --out QUEUE", "find exploits of a model, and queue them for labelling",
             "rewardserve.mine.command:main", has_threads=True,

@@ -42,6 +42,8 @@ _SUMMARIES = {
     "average": "Average the weights of several trainings of one model (WARM), and write the mean as a checkpoint with its "
     "calibration and report. Refused where the path between them loses accuracy on the held-out pairs of the recipe.",
     "crossvalidate": "Evaluate a recipe on every pair, each held out once with its whole group.",
+    "sweep": "Search settings of a recipe for the highest cross-validated accuracy, and write the best recipe. The same command "
+    "continues a stopped sweep.",
 }
 
 
@@ -60,7 +62,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
                 return _benchmark(options)
             config = recipe.load(Path(options.config), [*_of_options(options), *options.set])
             # A cross-validation reads no eval_sources; it refuses them itself.
-            held_out = () if verb == "crossvalidate" else config.data.eval_sources
+            held_out = () if verb in ("crossvalidate", "sweep") else config.data.eval_sources
             for source in (*config.data.sources, *held_out):
                 sources.find_reader(source)  # a missing file is reported before the model is loaded
             if config.counterexamples is not None:
@@ -85,7 +87,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-train, finish, evaluate, calibrate, average, crossvalidate = (partial(main, verb) for verb in _SUMMARIES)
+train, finish, evaluate, calibrate, average, crossvalidate, sweep = (partial(main, verb) for verb in _SUMMARIES)
 
 
 def _leave_process_group() -> None:
@@ -159,8 +161,17 @@ def _parser(verb: str) -> Parser:
             metavar="FILE",
             help="labelled queue of rewardserve mine, trained on beside the data; sets counterexamples.path; default: none",
         )
-    if verb == "crossvalidate":
+    if verb in ("crossvalidate", "sweep"):
         parser.add_argument("--folds", type=int, default=5, help="number of folds; as many as groups leaves one out")
+    if verb == "sweep":
+        parser.add_argument(
+            "--space",
+            action="append",
+            required=True,
+            metavar="KEY=VALUES",
+            help="setting: optim.lr=1e-5..1e-3:log, optim.batch_pairs=8..64 or method.rank=8|16|32; may be repeated",
+        )
+        parser.add_argument("--trials", type=int, default=20, help="number of trials, with those of a stopped sweep")
     if verb in ("evaluate", "calibrate"):
         parser.add_argument("--checkpoint", help="reward model to read; default: the one in the recipe's output.folder")
     if verb == "evaluate":
@@ -255,6 +266,8 @@ def _run(verb: str, config: Config, options: Namespace) -> None:
         print(f"checkpoint: {workflow.export_last_step(config)}")
     elif verb == "crossvalidate":
         _crossvalidate(config, options.folds)
+    elif verb == "sweep":
+        _sweep(options)
     elif verb == "calibrate":
         print(f"checkpoint: {workflow.calibrate_checkpoint(config, checkpoint)}")
     elif verb == "average":
@@ -268,6 +281,24 @@ def _run(verb: str, config: Config, options: Namespace) -> None:
         if invariant is not None:
             show(summary_line(invariant))
         show(f"report: {page}")
+
+
+def _sweep(options: Namespace) -> None:
+    from rewardserve.training.console import show
+    from rewardserve.training.crossvalidate import crossvalidate
+    from rewardserve.training.sweep import parse_space, sweep
+
+    lines, best = sweep(
+        Path(options.config),
+        options.set,
+        parse_space(options.space),
+        options.trials,
+        options.folds,
+        lambda config, n_folds: crossvalidate(config, n_folds).metrics,
+    )
+    for line in lines:
+        show(line)
+    show(f"best recipe: {best}")
 
 
 def _crossvalidate(config: Config, n_folds: int) -> None:

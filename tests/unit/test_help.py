@@ -41,4 +41,5 @@ def test_an_option_with_a_value_has_its_default_or_is_required(name):
 REQUIRED = (
     "--config RECIPE the recipe, a YAML file",
     "--checkpoint CHECKPOINT reward model to average; given once for each, two or more",
+    "--space KEY=VALUES setting: optim.lr=1e-5..1e-3:log, optim.batch_pairs=8..64 or method.rank=8|16|32; may be repeated",
 )
