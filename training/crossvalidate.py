@@ -75,8 +75,26 @@ def _crossvalidate(config: Config, n_folds: int) -> CrossValidationResult:
     fold_P = folds.assign_folds(table.items, n_folds, config.data.salt)
     folds.refuse_heads_in_one_fold(table, fold_P, config.model.heads)
     features = workflow.features(config, start, table)
-    fresh = _restored(start) if _is_cached(config) else _read_again(config)
+    fresh = restored(start) if _is_cached(config) else _read_again(config)
     del start
+    scores_of, n_leaked = score_folds(config, fresh, tables, fold_P, features)
+    pooled, scores_NH = folds.pool(table, fold_P, scores_of)
+    facts = _facts(config, tables, n_folds) | notes | {"pairs left out of a fold's training": n_leaked} | timer.facts()
+    return _report(config, facts, pooled, scores_NH, n_leaked)
+
+
+def score_folds(
+    config: Config,
+    fresh: Callable[[], Checkpoint],
+    tables: EncodedData,
+    fold_P: Sequence[int],
+    features: torch.Tensor | None,
+) -> tuple[dict[int, Floats], int]:
+    """Scores `(N, H)` of every sequence by the model of each fold, and how often a training pair was left out as held out.
+
+    `fresh` returns the initial checkpoint. Scores are divided by the deviation over the responses that trained the head.
+    """
+    table = tables.train
     scores_of: dict[int, Floats] = {}
     n_leaked = 0
     for fold in sorted(set(fold_P)):
@@ -88,9 +106,7 @@ def _crossvalidate(config: Config, n_folds: int) -> CrossValidationResult:
         folds.refuse_empty(held_in, config.model.heads)
         scores_NH = _scores(config, fresh(), tables.with_tables(held_in, held_out), table, features)
         scores_of[fold] = folds.standardise(scores_NH, held_in, config.model.heads)
-    pooled, scores_NH = folds.pool(table, fold_P, scores_of)
-    facts = _facts(config, tables, n_folds) | notes | {"pairs left out of a fold's training": n_leaked} | timer.facts()
-    return _report(config, facts, pooled, scores_NH, n_leaked)
+    return scores_of, n_leaked
 
 
 def _refuse(config: Config, n_folds: int) -> None:
@@ -114,8 +130,8 @@ def _is_cached(config: Config) -> bool:
     return config.method.name == "frozen"
 
 
-def _restored(start: Checkpoint) -> Callable[[], Checkpoint]:
-    """Return the same backbone for every fold, with the initial heads."""
+def restored(start: Checkpoint) -> Callable[[], Checkpoint]:
+    """Return a function that returns the same backbone for every fold, with the initial heads."""
     heads_HD = start.network.heads.weight.detach().clone()
 
     def fresh() -> Checkpoint:
