@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rewardserve.model.checkpoint import AUDIT_JUDGE
 from rewardserve.model.checkpoint.reading import read_config, resolve
-from rewardserve.training.config import AuditJudgeConfig, AugmentConfig, Config, ConfigError, ModelConfig
+from rewardserve.training.config import AuditJudgeConfig, AugmentConfig, Config, ConfigError, ModelConfig, SourceConfig
 
 _SHARE_OF_LAYERS = 2 / 3
 
@@ -28,13 +28,15 @@ def judge_config(config: Config, judge: AuditJudgeConfig) -> Config:
         )
     model, data = replace(config.model, n_layers=n_layers), config.data
     if judge.sources:
-        model = _with_heads(model, tuple(dict.fromkeys(source.head or "score" for source in judge.sources)))
+        model = _with_heads(
+            model, tuple(dict.fromkeys(head for source in judge.sources for head in source.trained_heads or ("score",)))
+        )
         data = replace(data, sources=judge.sources, eval_sources=(), swap=False)
     else:
         model = _with_heads(model, judge.heads or model.heads)
         first, kept = config.model.heads[0], set(model.heads)
         sources, eval_sources = (
-            tuple(source for source in group if (source.head or first) in kept)
+            tuple(_for_heads(source, kept) for source in group if set(source.trained_heads or (first,)) & kept)
             for group in (data.sources, data.eval_sources)
         )
         data = replace(data, sources=sources, eval_sources=eval_sources, swap=not data.swap)
@@ -53,6 +55,11 @@ def judge_config(config: Config, judge: AuditJudgeConfig) -> Config:
         counterexamples=None,
         seed=(config.seed + 1) % 2**32,
     )
+
+
+def _for_heads(source: SourceConfig, heads: set[str]) -> SourceConfig:
+    """The source with the attributes of these heads alone."""
+    return replace(source, attributes=tuple(name for name in source.attributes if name in heads))
 
 
 def copy_judge(made: Path, checkpoint: Path) -> None:

@@ -205,7 +205,7 @@ class SourceConfig:
     Files are .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) and .parquet.
 
     The keys name columns. A column named in the recipe must be in every row; a default column may be missing (except those
-    of the responses and their label). A row with a column that belongs to the prompt and is not read (`system`, `tools`,
+    of the responses and their label). A row with a column that belongs to the prompt and is not read (`tools`, `history`,
     `chat_template_kwargs`, `images`, ...) is a bad row, unless `ignored_columns` names it.
     """
 
@@ -231,6 +231,9 @@ class SourceConfig:
     """`prepend`: put the passages of the context column before the first user turn; `ignore`: leave them out."""
     prompt_key: str | None = "prompt"
     """Column of the prompt; null: the responses are whole conversations."""
+    system_key: str | None = "system"
+    """Column of the system message, which goes before the prompt; not every row needs one. With this default, `system_prompt` is
+    found too; null: not read."""
     chosen_key: str = "chosen"
     """Column of the preferred response."""
     rejected_key: str = "rejected"
@@ -249,6 +252,9 @@ class SourceConfig:
     """Column of the rating, a number. With this default, `score` is found too."""
     label_key: str = "label"
     """Column that is true for a good response and false for a bad one. With this default, `kto_tag` is found too."""
+    attributes: tuple[str, ...] = ()
+    """Columns that have a rating each, or of a pair a number above zero where chosen is better, below where rejected is, and zero
+    for a tie. Each trains the head of its name; a row without a value trains the others."""
     confidence_key: str | None = None
     """Column of the probability that the label of a row is right, from 0.5 to 1; null: not read."""
     flip_key: str | None = None
@@ -274,6 +280,12 @@ class SourceConfig:
         _require_ranges("data.sources", self)
         _require(bool(self.path), "data.sources.path", self.path, "a file, a folder or a hub name")
         both = self.confidence_key is not None and self.flip_key is not None
+        _require(
+            not (self.head and self.attributes),
+            "data.sources.head",
+            self.head,
+            "left out with attributes, which name heads",
+        )
         _require(not both, "data.sources.flip_key", self.flip_key, "left out with confidence_key, which says the same")
         if self.context == "prepend":
             _require(self.context_key is not None, "data.sources.context_key", None, "a column, with context: prepend")
@@ -281,6 +293,11 @@ class SourceConfig:
             raise ConfigError(
                 f"data.sources.context_key is {self.context_key!r}, which has no effect with context: ignore; set context: prepend"
             )
+
+    @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """Heads that the source names: that of `head`, or its attributes; empty: it trains the first."""
+        return self.attributes or ((self.head,) if self.head else ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -762,9 +779,10 @@ class Config:
         for idle in _UNUSED:
             idle.refuse(self)
         for source in (*self.data.sources, *self.data.eval_sources):
-            if source.head and source.head not in self.model.heads:
+            missing = next((head for head in source.trained_heads if head not in self.model.heads), None)
+            if missing is not None:
                 raise ConfigError(
-                    f"source {source.path!r} trains head {source.head!r}; model.heads are {list(self.model.heads)}. Add it there, "
+                    f"source {source.path!r} trains head {missing!r}; model.heads are {list(self.model.heads)}. Add it there, "
                     "or give the source one of these."
                 )
         if not set(self.augment.heads) <= set(self.model.heads):

@@ -63,7 +63,7 @@ def read_conversations(values: dict[str, Any], columns: SourceColumns) -> Conver
     if given.form == "mixed":
         raise FieldError(columns.fields[-1], f"one of {given.words} is a string and the other is messages")
     if prompt is None:
-        return _implicit(given, columns)
+        return _implicit(given, values, columns)
     return _explicit(_prompt(prompt, columns.source), given, values, columns)
 
 
@@ -214,10 +214,11 @@ def _explicit(
     return _explicit_messages(prompt, given, values, columns)
 
 
-def _implicit(given: _Responses, columns: SourceColumns) -> Conversations:
+def _implicit(given: _Responses, values: dict[str, Any], columns: SourceColumns) -> Conversations:
     if given.form == "strings":
+        _refuse_system(values, columns, "the conversation is rendered")
         return _implicit_text(given, columns)
-    return _implicit_messages(given, columns)
+    return _implicit_messages(given, values, columns)
 
 
 def _explicit_text(
@@ -227,10 +228,12 @@ def _explicit_text(
     context, asked_text = _context(values, columns), prompt if isinstance(prompt, str) else turns.last_user_turn(prompt)
     answers = _without_prompt(asked_text, _texts(given), given, columns)
     if isinstance(prompt, str) and columns.source.strings == "raw":
+        _refuse_system(values, columns, "strings: raw joins prompt and response without a template")
         before = prompt if context is None else f"{context}\n\n{prompt}"
         raw = tuple(Sample(text=before + answer, n_prompt_chars=len(before)) for answer in answers)
         return Conversations(raw, answers, before)
     asked = _with_context((Message("user", prompt),) if isinstance(prompt, str) else prompt, context)
+    asked = _with_system(asked, values, columns)
     return Conversations(tuple(Sample(prompt=asked, response=answer) for answer in answers), answers, _key(asked))
 
 
@@ -278,16 +281,17 @@ def _explicit_messages(
     if all(len(answer) == 1 for answer in answers):
         last = tuple(answer[0].content for answer in answers)
         _without_prompt(turns.last_user_turn(own), last, given, columns)
-    asked = _with_context(own, _context(values, columns))
+    asked = _with_system(_with_context(own, _context(values, columns)), values, columns)
     samples = tuple(Sample(messages=(*asked, *answer)) for answer in answers)
     return Conversations(samples, tuple(map(_joined, answers)), _key(asked))
 
 
-def _implicit_messages(given: _Responses, columns: SourceColumns) -> Conversations:
+def _implicit_messages(given: _Responses, values: dict[str, Any], columns: SourceColumns) -> Conversations:
     """Whole conversations. The prompt is their common beginning; of a single one, all but its last turn."""
     whole = _message_lists(given)
     if columns.implicit == "found" and not turns.is_conversation(*whole):
         raise FieldError(given.field, columns.no_user)
+    whole = tuple(_with_system(one, values, columns) for one in whole)
     n = _n_common(whole) if len(whole) > 1 else len(whole[0]) - 1
     key = _key(whole[0][:n]) if n else _key(tuple(m for one in whole for m in one))
     return Conversations(tuple(Sample(messages=one) for one in whole), tuple(_joined(one[n:]) for one in whole), key)
@@ -310,6 +314,35 @@ def _implicit_text(given: _Responses, columns: SourceColumns) -> Conversations:
     n = turn + len("Assistant:") if turn >= 0 else common.rfind("\n") + 1
     key = common[:n] or "\n".join(sorted(whole))
     return Conversations(tuple(Sample(text=text) for text in whole), tuple(text[n:] for text in whole), key)
+
+
+def _system(values: dict[str, Any], columns: SourceColumns) -> str:
+    """Text of the system message; empty if the row has none."""
+    key = columns.source.system_key
+    value = None if key is None else values.get(key)
+    if is_empty_value(value):
+        return ""
+    if not isinstance(value, str):
+        raise FieldError(str(key), f"is a {type(value).__name__}; a system message is a text")
+    _check_text(value, str(key))
+    return value
+
+
+def _with_system(messages: Messages, values: dict[str, Any], columns: SourceColumns) -> Messages:
+    """The turns after the system message of the row. Raise `FieldError` if they have one already."""
+    system = _system(values, columns)
+    if system and any(m.role == "system" for m in messages):
+        raise FieldError(str(columns.source.system_key), "is there, and the conversation has a system message too")
+    return (Message("system", system), *messages) if system else messages
+
+
+def _refuse_system(values: dict[str, Any], columns: SourceColumns, why: str) -> None:
+    if _system(values, columns):
+        raise FieldError(
+            str(columns.source.system_key),
+            f"is there, and {why}, so no template would place it: make it a part of the text, or set system_key: null and name "
+            "it in data.sources.ignored_columns",
+        )
 
 
 def _joined(messages: Messages) -> str:

@@ -16,7 +16,7 @@ from rewardserve.training import source_columns, sources
 from rewardserve.training.config import DataConfig, SourceConfig
 from rewardserve.training.conversations import FieldError
 from rewardserve.training.feedback import Item, Kind, Pair, counted, noun
-from rewardserve.training.pairs import to_item
+from rewardserve.training.pairs import to_items
 
 _SPLIT_STEPS = 10_000
 _N_SHOWN = 20
@@ -166,7 +166,7 @@ def read_source(source: SourceConfig, *, head: str, salt: str = "", cache: str |
     found = source_columns.find_columns(rows, source)
     for row in rows:
         try:
-            items.append(to_item(row, found, head))
+            items += to_items(row, found, head)
         except FieldError as error:
             bad.append(BadRow(row.file, row.line, error.field, str(error)))
     kept = tuple(_at_most(items, source.max_pairs, salt))

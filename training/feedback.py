@@ -98,6 +98,16 @@ class Pair:
         """1 and 0, or twice 0 for a tie."""
         return (0.0 if self.tie else 1.0, 0.0)
 
+    def reversed(self) -> Pair:
+        """The opposite preference."""
+        return replace(
+            self,
+            chosen=self.rejected,
+            rejected=self.chosen,
+            chosen_text=self.rejected_text,
+            rejected_text=self.chosen_text,
+        )
+
     def with_samples(self, samples: Sequence[Sample]) -> Pair:
         """The same preference between other samples."""
         chosen, rejected = samples

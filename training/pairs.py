@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -32,6 +33,33 @@ _YES_NO: dict[Any, bool] = {True: True, False: False, "true": True, "false": Fal
 """1 and 0 are equal to true and false."""
 
 
+def to_items(row: SourceRow, columns: SourceColumns, head: str) -> tuple[Item, ...]:
+    """The items of one row: one, or with attributes one for each that has a value. Raise `FieldError`."""
+    if not columns.source.attributes:
+        return (to_item(row, columns, head),)
+    values, names = _values(row, columns), columns.source.attributes
+    given = {name: number for name in names if (number := _attribute(values.get(name), name)) is not None}
+    if not given:
+        raise FieldError(names[0], "is missing, and so are the other attributes" * (len(names) > 1) or "is missing")
+    found = read_conversations(values, columns)
+    return tuple(_of_attribute(row, values, found, columns, name, number) for name, number in given.items())
+
+
+def _attribute(value: Any, name: str) -> float | None:
+    return None if is_empty_value(value) else _number(value, name, "rating")
+
+
+def _of_attribute(
+    row: SourceRow, values: dict[str, Any], found: Conversations, columns: SourceColumns, name: str, number: float
+) -> Item:
+    """A rating, or a pair whose preferred response is told by the sign."""
+    sign = -1.0 if columns.source.better == "lower" else 1.0
+    if columns.kind == "ratings":
+        return replace(_graded(row, values, found, columns, name, (sign * number,)), id=f"{row.file}:{row.line}#{name}")
+    pair = replace(_pair(row, values, found, columns, name), id=f"{row.file}:{row.line}#{name}", tie=number == 0)
+    return pair if sign * number >= 0 else pair.reversed()
+
+
 def to_item(row: SourceRow, columns: SourceColumns, head: str) -> Item:
     """Convert one row of any kind. Raise `FieldError`."""
     return _READERS[columns.kind](row, columns, head)
@@ -39,8 +67,12 @@ def to_item(row: SourceRow, columns: SourceColumns, head: str) -> Item:
 
 def to_pair(row: SourceRow, columns: SourceColumns, head: str) -> Pair:
     """Convert one row of pairs. Raise `FieldError`."""
-    values, source = _values(row, columns), columns.source
-    found = read_conversations(values, columns)
+    values = _values(row, columns)
+    return _pair(row, values, read_conversations(values, columns), columns, head)
+
+
+def _pair(row: SourceRow, values: dict[str, Any], found: Conversations, columns: SourceColumns, head: str) -> Pair:
+    source = columns.source
     chosen, rejected = found.samples
     if chosen == rejected:
         raise FieldError(source.rejected_key, "is equal to the chosen response: there is no preference")

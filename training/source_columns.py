@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from rewardserve.model.conversation import Message
-from rewardserve.model.text.nearest_word import nearest_word
+from rewardserve.model.text.nearest_word import did_you_mean, nearest_word
 from rewardserve.training import turns
 from rewardserve.training.config import ConfigError, SourceConfig
 from rewardserve.training.feedback import KINDS, Kind
@@ -29,10 +29,6 @@ class _KindColumns:
     label: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
-    @property
-    def required(self) -> tuple[str, ...]:
-        return (*self.responses, *self.label)
-
 
 _OF_KIND: dict[Kind, _KindColumns] = {
     "pairs": _KindColumns(
@@ -42,8 +38,11 @@ _OF_KIND: dict[Kind, _KindColumns] = {
     "ratings": _KindColumns(("response_key",), ("rating_key",)),
     "labels": _KindColumns(("response_key",), ("label_key",), ("confidence_key", "flip_key")),
 }
-_OF_ALL = ("prompt_key", "group_key", "source_key", "context_key")
+OF_ATTRIBUTES: tuple[Kind, ...] = ("pairs", "ratings")
+"""Kinds that a row may have for several heads."""
+_OF_ALL = ("prompt_key", "system_key", "group_key", "source_key", "context_key")
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
+    "system_key": ("system_prompt",),
     "response_key": ("completion", "output", "messages"),
     "responses_key": ("completions",),
     "rating_key": ("score",),
@@ -95,8 +94,8 @@ class SourceColumns:
     @property
     def read(self) -> tuple[str, ...]:
         """Columns that are read."""
-        keys = (*_OF_ALL, *_OF_KIND[self.kind].required, *_OF_KIND[self.kind].optional)
-        return tuple(name for key in keys if (name := getattr(self.source, key)))
+        keys = _keys_of(self.kind, self.source)
+        return (*(name for key in keys if (name := getattr(self.source, key))), *self.source.attributes)
 
     def responses(self, row: Mapping[str, Any]) -> list[Any]:
         """Values of a row's responses, unchecked."""
@@ -115,11 +114,16 @@ def find_columns(rows: Sequence[SourceRow], source: SourceConfig) -> SourceColum
     if not values:
         return SourceColumns(source, 0, n_with)
     kind = find_kind(n_with, source)
-    own = (*_OF_ALL, *_OF_KIND[kind].required, *_OF_KIND[kind].optional)
+    own = _keys_of(kind, source)
     _refuse_other_keys(source, kind, own)
+    _require_attributes(source, kind, n_with)
     keys: dict[str, Any] = {name: _present(name, kind, n_with, len(values), source) for name in own}
     if source.context == "ignore":
         keys["context_key"] = None
+    if source.attributes:
+        keys |= {"margin_key": None, "tie_key": None}
+    if keys["system_key"] in source.ignored_columns:
+        keys["system_key"] = None
     found = SourceColumns(replace(source, **keys), len(values), n_with, kind=kind)
     implicit: Literal["", "declared", "found"] = ""
     if found.source.prompt_key is None:
@@ -134,8 +138,9 @@ def find_kind(columns: Mapping[str, int], source: SourceConfig) -> Kind:
     """The kind that the recipe names, or the only one whose columns are there; pairs if there is none. Raise `ConfigError`."""
     if source.kind != "auto":
         return source.kind
+    kinds = OF_ATTRIBUTES if source.attributes else KINDS
     found: list[Kind] = [
-        kind for kind in KINDS if all(_named(key, columns, source) in columns for key in _OF_KIND[kind].required)
+        kind for kind in kinds if all(_named(key, columns, source) in columns for key in _required(kind, source))
     ]
     if len(found) > 1:
         raise ConfigError(
@@ -143,6 +148,31 @@ def find_kind(columns: Mapping[str, int], source: SourceConfig) -> Kind:
             f"{_names(columns)}."
         )
     return found[0] if found else "pairs"
+
+
+def _required(kind: Kind, source: SourceConfig) -> tuple[str, ...]:
+    """Settings of the columns that every row has; attributes stand for the label."""
+    own = _OF_KIND[kind]
+    return own.responses if source.attributes else (*own.responses, *own.label)
+
+
+def _keys_of(kind: Kind, source: SourceConfig) -> tuple[str, ...]:
+    """Settings of the columns that are read."""
+    optional = [key for key in _OF_KIND[kind].optional if not source.attributes or key not in ("margin_key", "tie_key")]
+    return (*_OF_ALL, *_required(kind, source), *optional)
+
+
+def _require_attributes(source: SourceConfig, kind: Kind, n_with: Mapping[str, int]) -> None:
+    if source.attributes and kind not in OF_ATTRIBUTES:
+        raise ConfigError(
+            f"data source {source.path!r}: attributes are those of {' or '.join(OF_ATTRIBUTES)}, and kind is {kind}"
+        )
+    for name in source.attributes:
+        if not n_with.get(name):
+            raise ConfigError(
+                f"data source {source.path!r}: attributes has {name!r}, and no row has a value of it{did_you_mean(name, n_with)}. "
+                f"Their columns: {_names(n_with)}."
+            )
 
 
 def _named(key: str, columns: Mapping[str, int], source: SourceConfig) -> Any:
@@ -178,7 +208,7 @@ def _present(name: str, kind: Kind, n_with: Counter[str], n_rows: int, source: S
     key = _named(name, n_with, source)
     if key is None or n_with[key]:
         return None if key is None else str(key)
-    required = _OF_KIND[kind].required
+    required = _required(kind, source)
     needed = name in required or (name == "context_key" and source.context == "prepend")
     if key == _DEFAULT[name] and not needed:
         return None

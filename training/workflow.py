@@ -536,9 +536,10 @@ def _own_heads(config: Config, checkpoint: Checkpoint) -> Config:
     names = checkpoint.network.head_names
     for section, of in (("sources", config.data.sources), ("eval_sources", config.data.eval_sources)):
         for i, source in enumerate(of):
-            if source.head and source.head not in names:
+            missing = next((head for head in source.trained_heads if head not in names), None)
+            if missing is not None:
                 raise ConfigError(
-                    f"data.{section}.{i} ({source.path!r}) has pairs for head {source.head!r}, which the checkpoint lacks. Its "
+                    f"data.{section}.{i} ({source.path!r}) has pairs for head {missing!r}, which the checkpoint lacks. Its "
                     f"heads are {list(names)}. Leave the source out, or evaluate one of these heads on its pairs: --set "
                     f"data.{section}.{i}.head={names[0]}."
                 )

@@ -197,3 +197,16 @@ def test_the_first_stage_changes_what_the_second_starts_from(sft, tmp_path, two_
     )
     scores.append(read(str(staged), ReadOptions()).network.heads.weight)
     assert not torch.allclose(*scores)
+
+
+def test_one_row_trains_several_heads_and_missing_values_train_the_others(sft, tmp_path):
+    rows = rows_of("ratings")
+    for i, row in enumerate(rows):
+        good = row.pop("rating")
+        row |= {"helpful": good, "blunt": None if i % 3 == 0 else -good}
+    source = world.write_jsonl(tmp_path / "rows.jsonl", rows)
+    recipe = recipe_for(tmp_path, sft, [source], model={"heads": ["helpful", "blunt"]}, method={"name": "lora"})
+    assert train(recipe, "data.sources.0.attributes=[helpful, blunt]", "optim.lr=1e-2") == 0
+    graded = {g["head"]: g for g in report_of(tmp_path / "out")["graded"]}
+    assert graded["helpful"]["n"] > graded["blunt"]["n"] > 0
+    assert min(g["value"] for g in graded.values()) > 0.6

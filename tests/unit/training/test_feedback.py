@@ -253,3 +253,53 @@ def test_a_ranking_with_equal_sequences_is_dropped():
 
     table = sequences.encode([graded(1, "rankings", (1.0, 2.0, 3.0))], SameIds())
     assert (len(table), table.dropped) == (0, {"same_tokens": 1})
+
+
+# -- attributes: one row for several heads ----------------------------------------------------------------
+
+
+def items_of(*rows, **source):
+    read = [sources.SourceRow("f", i, row) for i, row in enumerate(rows, 1)]
+    found = source_columns.find_columns(read, SourceConfig("f", **source))
+    return [each for row in read for each in pairs.to_items(row, found, "score")]
+
+
+ATTRIBUTES = ("helpful", "honest")
+
+
+def test_each_attribute_with_a_value_is_a_rating_for_its_head():
+    rows = [
+        {"prompt": "hi", "response": "yes", "helpful": 4, "honest": 1.5},
+        {"prompt": "hi", "response": "no", "helpful": None, "honest": 2},
+    ]
+    got = items_of(*rows, attributes=ATTRIBUTES)
+    assert [(i.id, i.kind, i.head, i.values) for i in got] == [
+        ("f:1#helpful", "ratings", "helpful", (4.0,)),
+        ("f:1#honest", "ratings", "honest", (1.5,)),
+        ("f:2#honest", "ratings", "honest", (2.0,)),
+    ]
+    assert [i.values for i in items_of(*rows, attributes=ATTRIBUTES, better="lower")] == [(-4.0,), (-1.5,), (-2.0,)]
+
+
+def test_the_sign_of_an_attribute_of_a_pair_is_its_preference():
+    row = {"prompt": "hi", "chosen": "yes", "rejected": "no", "helpful": 2, "honest": -1, "margin": 3}
+    helpful, honest = items_of(row, attributes=ATTRIBUTES)
+    assert (helpful.chosen_text, honest.chosen_text, helpful.margin) == ("yes", "no", 0.0)
+    assert honest.chosen.conversation()[-1].content == "no"
+    (tie,) = items_of({**row, "helpful": 0}, attributes=("helpful",))
+    assert tie.tie
+    assert tie.values == (0.0, 0.0)
+
+
+def test_a_row_without_any_attribute_and_a_bad_one_are_named():
+    rows = [{"prompt": "hi", "response": "yes", "helpful": 4, "honest": 1}, {"prompt": "hi", "response": "no"}]
+    with pytest.raises(FieldError, match="is missing, and so are the other attributes"):
+        items_of(*rows, attributes=ATTRIBUTES)
+    with pytest.raises(FieldError, match="a rating is a number"):
+        items_of({**rows[0], "honest": "very"}, attributes=ATTRIBUTES)
+    with pytest.raises(ConfigError, match="attributes has 'kind', and no row has a value of it"):
+        items_of(*rows, attributes=("kind",))
+    with pytest.raises(ConfigError, match="attributes are those of pairs or ratings, and kind is labels"):
+        items_of(*rows, attributes=("helpful",), kind="labels")
+    with pytest.raises(ConfigError, match="left out with attributes"):
+        SourceConfig("f", head="a", attributes=("helpful",))

@@ -23,8 +23,6 @@ OF_A_MESSAGE = {
     "anything_new": 1,
 }
 COLUMNS = {
-    "system": "Be kind.",
-    "system_prompt": "Be kind.",
     "history": [["hi", "hello"]],
     "tools": [{"type": "function", "function": {"name": "f"}}],
     "documents": [{"title": "t", "text": "x"}],
@@ -85,10 +83,51 @@ def test_other_columns_are_nobodys_business():
 
 
 def test_a_file_with_such_rows_is_refused_at_start_with_their_lines(tmp_path):
-    rows = [dict(EXPLICIT), {**EXPLICIT, "tools": COLUMNS["tools"]}, {**EXPLICIT, "system": "Be kind."}]
+    rows = [dict(EXPLICIT), {**EXPLICIT, "tools": COLUMNS["tools"]}, {**EXPLICIT, "documents": COLUMNS["documents"]}]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(data.DataError) as error:
         data.load(DataConfig((SourceConfig(str(path)),), eval_fraction=0.0), "score")
     assert f"{path}:2: tools: " in str(error.value)
-    assert f"{path}:3: system: " in str(error.value)
+    assert f"{path}:3: documents: " in str(error.value)
+
+
+@pytest.mark.parametrize("column", ["system", "system_prompt"])
+@pytest.mark.parametrize("form", SAME_PAIR)
+def test_a_system_message_goes_before_the_prompt_in_every_form(column, form):
+    """The same conversation as one whose messages begin with it, as the server gets it."""
+    got = pair({**SAME_PAIR[form], column: "Be kind."})
+    system = {"role": "system", "content": "Be kind."}
+    own = pair({"prompt": [system, USER], "chosen": [CHOSEN], "rejected": [REJECTED]})
+    assert got.chosen.conversation() == own.chosen.conversation()
+    assert got.rejected.conversation() == own.rejected.conversation()
+    assert got.group == own.group != pair(SAME_PAIR[form]).group
+    assert got.chosen_text == "yes"
+
+
+SYSTEM = {
+    "two system messages": (
+        {"prompt": [{"role": "system", "content": "Be brief."}, USER], "chosen": "yes", "rejected": "no"},
+        {},
+    ),
+    "a list": ({**EXPLICIT, "system": ["Be kind."]}, {}),
+    "no template": ({"prompt": "hi", "chosen": "yes", "rejected": "no"}, {"strings": "raw"}),
+    "rendered": (
+        {"chosen": "Human: hi\n\nAssistant: yes", "rejected": "Human: hi\n\nAssistant: no"},
+        {"prompt_key": None},
+    ),
+}
+
+
+@pytest.mark.parametrize(("values", "source"), SYSTEM.values(), ids=SYSTEM)
+def test_a_system_message_that_no_template_would_place_is_refused(values, source):
+    with pytest.raises(FieldError) as error:
+        pair({"system": "Be kind.", **values}, **source)
+    assert error.value.field == "system"
+
+
+def test_a_system_column_can_be_left_out():
+    values = {**EXPLICIT, "system": "Be kind."}
+    assert pair(values, ignored_columns=("system",)).chosen == pair(EXPLICIT).chosen
+    with pytest.raises(FieldError, match="ignored_columns"):
+        pair(values, system_key=None)
