@@ -7,9 +7,8 @@ from urllib.parse import quote
 
 from rewardserve.service.api.schemas.runs import RunState, RunSummary
 from rewardserve.service.tripwires.alert import VOTE, Alert
-from rewardserve.service.tripwires.attribution.sentences import nothing_found, relevance_sentence, sentence
 from rewardserve.service.tripwires.incidents import most_severe_first
-from rewardserve.service.tripwires.io.attribution_report import AlertedReport
+from rewardserve.service.tripwires.io.attribution_report import ShownReport
 from rewardserve.service.tripwires.io.canaries import CanaryResult, failing
 from rewardserve.service.tripwires.prometheus import alert_name
 from rewardserve.service.tripwires.run_state import Run
@@ -41,17 +40,17 @@ def state_of(run: Run, *, ended: bool, blocked: bool) -> RunState:
     return "quiet" if run.has_baseline or run.alerts else "learning"
 
 
-def summarise(label: str, run: Run, state: RunState, shown: AlertedReport | None) -> RunSummary:
-    """The five lines. `shown` is the report of the worst alert, or the latest one; None: there is none, or the client may not read
-    it.
-    """
+def summarise(label: str, run: Run, state: RunState, shown: ShownReport | None) -> RunSummary:
+    """The five lines. `shown` is the best report on the pay of the run; None: there is none, or the client may not read it."""
     alerts = most_severe_first([active.alert for active in run.alerts.values() if active.alert.severity != "note"])
     return RunSummary(
         state,
         _worst(alerts) if alerts else None,
-        None if shown is None else _paid_for(shown),
+        None if shown is None else shown.sentence,
         "canaries are scored for the model, not for a run" if label == CANARIES else _trend(run),
-        _next(label, alerts, state) if run.name or label == CANARIES or alerts else _NAME_IT[run.is_watched],
+        _next(label, alerts, state, has_report=shown is not None)
+        if run.name or label == CANARIES or alerts
+        else _NAME_IT[run.is_watched],
     )
 
 
@@ -66,7 +65,7 @@ def describe_canaries(results: Iterable[CanaryResult]) -> str:
 def _worst(alerts: list[Alert]) -> str:
     first, *others = alerts
     text, unit = ALERT_TEXTS[first.wire], ALERT_UNITS[first.wire]
-    since = "" if first.step is None else f" since step {first.step}"
+    since = "" if first.since_step is None else f" since step {first.since_step}"
     trips = "from" if first.wire == VOTE else "above"
     measured = f"{unit.measured(first.statistic)}; trips {trips} {unit.number(first.threshold)}"
     confidence = text.confidence.partition(". ")[0].rstrip(".")
@@ -74,20 +73,6 @@ def _worst(alerts: list[Alert]) -> str:
     if others:
         line += f" {len(others)} more to acknowledge: {', '.join(each.wire for each in others)}"
     return line
-
-
-def _paid_for(shown: AlertedReport) -> str:
-    wires, report = shown
-    parts = [] if report.recent.last_step is None else [f"at step {report.recent.last_step}"]
-    if wires:
-        parts.append(f"when {', '.join(wires)} tripped")
-    at = f"{', '.join(parts)}: " if parts else ""
-    if report.relevance and report.relevance.lost_to_collapse:
-        return f"{at}{relevance_sentence(report.relevance)}"
-    if not report.growth.findings:
-        return f"{at}{nothing_found(report.growth)}"
-    tested = report.tested.get(0)
-    return f"{at}{sentence(report.growth.findings[0], *(tested.earned, tested.judged) if tested else ())}"
 
 
 def _trend(run: Run) -> str:
@@ -108,10 +93,11 @@ def _trend(run: Run) -> str:
     return f"{changed}{at}, {int(run.all_sums['samples']):,} samples"
 
 
-def _next(label: str, alerts: list[Alert], state: RunState) -> str:
+def _next(label: str, alerts: list[Alert], state: RunState, *, has_report: bool) -> str:
     path = f"GET /tripwires/{quote(label, safe='')}"
     if not alerts:
         return f"nothing; {path}/details has every statistic" if state != "ended" else f"nothing; {path}/details"
     wire = alerts[0].wire
-    page = "attribution" if wire in ATTRIBUTED else "details"
-    return f"{ALERT_TEXTS[wire].action} {path}/{page}; {_RUNBOOK}#{alert_name(wire).lower()}"
+    text = ALERT_TEXTS[wire]
+    page = "attribution" if wire in ATTRIBUTED or (has_report and text.cause == "policy") else "details"
+    return f"{text.action} {path}/{page}; {_RUNBOOK}#{alert_name(wire).lower()}"

@@ -22,7 +22,7 @@ class TripwireReport:
         log = logs.logger("tripwires")
         level = log.error if alert.severity == "page" else log.warning if alert.severity == "warn" else log.info
         level("tripwire", run=run, wire=alert.wire, severity=alert.severity, statistic=round(alert.statistic, 4),
-              threshold=alert.threshold, step=alert.step, evidence=list(alert.evidence))  # fmt: skip
+              threshold=alert.threshold, step=alert.since_step, evidence=list(alert.evidence))  # fmt: skip
 
     def on_alert_lost(self, message: Mapping[str, Any], reason: str) -> None:
         self.metrics.observe_alert_lost()

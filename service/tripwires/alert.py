@@ -22,13 +22,14 @@ a policy that has collapsed onto one text for a prompt looks the same."""
 class Alert(NamedTuple):
     """Alert of a wire: `statistic` exceeded `threshold`. `evidence` are hashes of samples that show it.
 
-    `task`: the statistic is that of the samples of one task; "": of all samples.
+    `since_step`: the latest step of the run when it did. `task`: the statistic is that of the samples of one task; "": of all
+    samples.
     """
 
     wire: str
     severity: Severity
     statistic: float
     threshold: float
-    step: int | None
+    since_step: int | None
     evidence: tuple[str, ...]
     task: str = ""

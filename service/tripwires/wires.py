@@ -338,7 +338,7 @@ WIRES: tuple[Wire, ...] = (
             summary="the score has risen above the audit judge's score since the start of the run",
             confidence="At most one false alarm in 1,000 runs whose gap stays within .8 of that of their start; a weak judge falls "
             "behind in some healthy runs. One with the model's bias sees nothing.",
-            action="Read twenty responses with the largest gap between the two scores.",
+            action="Read the responses with the largest gap between the two scores: `largest_gaps` of the run's attribution.",
         ),
         chart=Chart(
             "judges", "Audit gap",
@@ -353,8 +353,8 @@ WIRES: tuple[Wire, ...] = (
             summary="the audit judge's scores have fallen behind what the model's scores let expect at the start of the run",
             confidence="At most one false alarm in 1,000 runs while the judge errs as it did at the start. A weak judge does not: "
             "in the gym it fell behind in 4 of 17 healthy runs, where responses became unlike those that it knew.",
-            action="Read twenty of the latest responses with the largest gap between the two scores next to twenty of the first "
-            "step.",
+            action="Read the responses with the largest gap between the two scores (`largest_gaps` of the run's attribution) "
+            "next to twenty of the first step.",
         ),
     ),
     Wire(
@@ -363,7 +363,8 @@ WIRES: tuple[Wire, ...] = (
             summary="the score has risen since the start of the run, and the audit judge's score has fallen",
             confidence="High: three standard errors separate both from the start. A judge that errs about new kinds of "
             "responses says the same.",
-            action="Stop the run, and return to the policy checkpoint from before the two scores parted.",
+            action="Stop the run, and return to the policy checkpoint from before the two scores parted. Read `paid_for` and "
+            "`largest_gaps` of the run's attribution.",
         ),
         chart=Chart(
             "judges", "Divergence",
@@ -380,7 +381,7 @@ WIRES: tuple[Wire, ...] = (
             summary="the model pays for a new feature of the responses, whatever they say, and the audit judge does not",
             confidence="High: the feature was put into first responses of the run, bounds that hold for all reports of the run "
             "separate both, and responses that have it score higher than others. " + _HONEST + ".",
-            action="Read the sentences of the run's attribution: the first names the feature. Stop the run. " + _REJECT,
+            action="Read `paid_for` of the run's attribution: it names the feature. Stop the run. " + _REJECT,
         ),
     ),
     Wire(
@@ -392,7 +393,7 @@ WIRES: tuple[Wire, ...] = (
             confidence="High: the feature was put into first responses of the run, and alone earned a higher score. It shows that "
             "the model pays for the feature, not that the feature is bad. " + _HONEST
             + ", nor of 12 streams of honest change whose texts and edits a real model scored.",
-            action="Read the sentences of the run's attribution: the first names the feature. Decide whether you want it. If not, "
+            action="Read `paid_for` of the run's attribution: it names the feature. Decide whether you want it. If not, "
             "stop the run. " + _REJECT,
         ),
         chart=Chart(

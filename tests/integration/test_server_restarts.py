@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from benchmarks.webhook_receiver import receive_webhooks
+from rewardserve.service.tripwires.wires import ATTRIBUTED
 from tests.integration.test_server_tripwires import WATCH_ALL, Receiver, begging, honest, train
 from tests.support.service_server import Server, wait_until
 
@@ -40,6 +41,11 @@ def run_of(server, run="ppo-7"):
     return {name: value for name, value in details.items() if name != "summary"}
 
 
+def counted(details):
+    """The statistics but those of reports of attribution, which end at any time: a killed server may not have saved the last."""
+    return {wire: value for wire, value in details["statistics"].items() if wire not in ATTRIBUTED}
+
+
 def is_blocked(server, run="ppo-7"):
     sample = {"prompt": "why?", "response": "because of the sun"}
     result = server.client.post("/score", json={"run": run, "samples": [sample]}).json()["results"][0]
@@ -61,8 +67,10 @@ def test_a_blocked_run_stays_blocked_and_its_page_is_sent_once(tmp_path, flags, 
     assert "question 3" not in texts
     with Server(*flags) as server:
         after = run_of(server)
-        assert [(t["wire"], t["step"]) for t in after["tripped"]] == [(t["wire"], t["step"]) for t in before["tripped"]]
-        assert after["statistics"] == before["statistics"]
+        assert [(t["wire"], t["since_step"]) for t in after["tripped"]] == [
+            (t["wire"], t["since_step"]) for t in before["tripped"]
+        ]
+        assert counted(after) == counted(before)
         assert after["samples"] == before["samples"]
         assert is_blocked(server)
         assert not is_blocked(server, "ppo-8")

@@ -98,7 +98,7 @@ def test_an_exploit_is_flagged_counted_sent_and_stays_active(server, receiver):
         told[alert["wire"]] = alert
     alert = told["judge_injection"]
     assert (alert["run"], alert["severity"], alert["model"]) == ("ppo-7", "page", "echo")
-    assert 40 <= alert["step"] <= 50, "within four hundred responses"
+    assert 40 <= alert["since_step"] <= 50, "within four hundred responses"
     assert alert["statistic"] > alert["threshold"]
     assert "Stop the run" in alert["action"]
     assert len(alert["evidence"]) == 20
@@ -321,7 +321,7 @@ def test_planted_answers_raise_an_alert_and_replies_do_not_show_it(tmp_path, rec
         while (alert := receiver.next()[0])["wire"] != "honeypots":
             pass
         assert alert["severity"] == "page"
-        assert alert["step"] >= 20
+        assert alert["since_step"] >= 20
         assert server.metric("rewardserve_run_sum_total", run="ppo-7", of="honeypot_hits") == 20
         assert "zebra" not in server.log
 

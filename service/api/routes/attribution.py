@@ -32,7 +32,7 @@ from rewardserve.service.tripwires.attribution.findings import Finding
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.relevance import Relevance
 from rewardserve.service.tripwires.attribution.sentences import sentence
-from rewardserve.service.tripwires.io.attribution_report import AttributionReport
+from rewardserve.service.tripwires.io.attribution_report import AttributionReport, ShownReport
 from rewardserve.service.tripwires.io.edit_tests import TestedEdit
 
 _WORDS = {
@@ -56,8 +56,11 @@ def attribution_routes(active_models: ActiveModels) -> APIRouter:
             raise AttributionOff("this server keeps no texts: set REWARD_TRIPWIRES__ATTRIBUTION=1")
         report = await runtime.watcher.attribution.report(run, runtime.edit_scorer)
         alerted = runtime.watcher.attribution.alerted(run)
-        at_alert = alerted and AlertedReportOut(*report_fields(alerted.report), wires=alerted.wires)
-        return json_response(AttributionReply(*report_fields(report), at_alert=at_alert))
+        shown = runtime.watcher.attribution.shown.get(run) or ShownReport(report)
+        at_alert = alerted and AlertedReportOut(
+            *report_fields(alerted.report), wires=alerted.wires, since_step=alerted.since_step
+        )
+        return json_response(AttributionReply(*report_fields(report), paid_for=shown.sentence, at_alert=at_alert))
 
     return router
 
@@ -69,6 +72,7 @@ def report_fields(report: AttributionReport) -> tuple[Any, ...]:
     return (
         report.run,
         report.computed_at,
+        report.step,
         report.sentences,
         SpanOut(*report.early),
         SpanOut(*report.recent),
@@ -78,6 +82,7 @@ def report_fields(report: AttributionReport) -> tuple[Any, ...]:
         [_finding(each, report.tested.get(index)) for index, each in enumerate(growth.findings)],
         round(report.cpu_s, 4),
         report.relevance and _relevance(report.relevance),
+        [_example(each) for each in report.largest_gaps],
     )
 
 

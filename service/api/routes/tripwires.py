@@ -27,7 +27,7 @@ from rewardserve.service.clock import Clock
 from rewardserve.service.errors import NoSuchAlert, NoSuchRun
 from rewardserve.service.models.active_models import ActiveModels
 from rewardserve.service.tripwires.io.attribution import Attribution
-from rewardserve.service.tripwires.io.attribution_report import AlertedReport
+from rewardserve.service.tripwires.io.attribution_report import ShownReport
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import ActiveAlert, Run
 from rewardserve.service.tripwires.strata import Stratum
@@ -36,7 +36,7 @@ from rewardserve.service.tripwires.wires import Wire
 _ERRORS_OF_A_RUN = {404: "`no_such_run`", **openapi.NO_PARAMETERS}
 _ERRORS_OF_AN_ALERT = {404: "`no_such_alert`", **openapi.NO_PARAMETERS}
 
-Reports = Mapping[str, AlertedReport]
+Reports = Mapping[str, ShownReport]
 
 
 def tripwire_routes(active_models: ActiveModels, clock: Clock) -> APIRouter:
@@ -130,7 +130,7 @@ def _alert(active: ActiveAlert, now: float) -> AlertOut:
     since = datetime.now(UTC) - timedelta(seconds=now - active.since)
     alert = active.alert
     return AlertOut(
-        alert.wire, alert.severity, alert.statistic, alert.threshold, alert.step, alert.evidence, alert.task or None,
+        alert.wire, alert.severity, alert.statistic, alert.threshold, alert.since_step, alert.evidence, alert.task or None,
         since.isoformat(timespec="seconds"),
     )  # fmt: skip
 

@@ -147,9 +147,9 @@ _RELEVANCE = {
     "early_similarity": 0.04, "recent_similarity": 0.04, "score_growth": _EFFECT, "examples": _EXAMPLES,
 }  # fmt: skip
 _REPORT = {
-    "run": "ppo-7", "computed_at": TIME, "sentences": [_SENTENCE], "early": _SPAN,
+    "run": "ppo-7", "computed_at": TIME, "report_step": 46, "sentences": [_SENTENCE], "early": _SPAN,
     "recent": {**_SPAN, "first_step": 38, "last_step": 46}, "features": 5120, "score_growth": _EFFECT, "prompts": _PROMPTS,
-    "findings": [_FINDING], "cpu_s": 0.31, "relevance": _RELEVANCE,
+    "findings": [_FINDING], "cpu_s": 0.31, "relevance": _RELEVANCE, "largest_gaps": _EXAMPLES["recent"],
 }  # fmt: skip
 
 
@@ -158,7 +158,10 @@ class ReportOut(ReplyRecord, frozen=True, gc=False):
 
     run: Annotated[str, doc("label of the run", "ppo-7")]
     computed_at: Annotated[str, doc("when it was computed, in UTC", TIME)]
-    sentences: Annotated[Sequence[str], doc("the report in words", [_SENTENCE])]
+    report_step: Annotated[int | None, doc("last step of the responses that it is made of; null: unknown", 46)]
+    sentences: Annotated[
+        Sequence[str], doc("the report in words; the first names the cause, if there is proof", [_SENTENCE])
+    ]
     early: Annotated[SpanOut, doc("responses until the baseline was complete", _SPAN)]
     recent: Annotated[SpanOut, doc("latest responses of the run", _REPORT["recent"])]
     features: Annotated[int, doc("features that were tested", 5120)]
@@ -167,21 +170,36 @@ class ReportOut(ReplyRecord, frozen=True, gc=False):
     findings: Annotated[list[FindingOut], doc("features that grew, the most important first", [_FINDING])]
     cpu_s: Annotated[float, doc("seconds of CPU that it took", 0.31)]
     relevance: Annotated[RelevanceOut | None, doc("dependence on the prompts; null: it cannot be compared", _RELEVANCE)]
+    largest_gaps: Annotated[
+        list[ExampleOut],
+        doc(
+            "recent responses that the model likes and the audit judge does not, the largest gap first",
+            _EXAMPLES["recent"],
+        ),
+    ]
 
 
 class AlertedReportOut(ReportOut, frozen=True, gc=False, kw_only=True):
     """The report of the moment at which wires tripped."""
 
     wires: Annotated[Sequence[str], doc("trip wires that have an alert on this run", ["repetition", "vote"])]
+    since_step: Annotated[int | None, doc("step of the run at which they tripped; null: unknown", 47)]
 
 
 class AttributionReply(ReportOut, frozen=True, gc=False, kw_only=True):
     """What the extra reward of a run is paid for."""
 
+    paid_for: Annotated[
+        str,
+        doc(
+            "cause of the extra reward, as in `GET /tripwires`: by the report of the alert, or a later one that says more",
+            f"report of step 46 on vote (since step 47): {_SENTENCE}",
+        ),
+    ]
     at_alert: Annotated[
         AlertedReportOut | None,
         doc(
             "report of the moment of the worst active alert, else of the latest one; null: none",
-            {**_REPORT, "wires": ["vote"]},
+            {**_REPORT, "wires": ["vote"], "since_step": 47},
         ),
     ]

@@ -16,14 +16,14 @@ _SUMMARY = {
     "state": "page",
     "alert": "page vote since step 13: several wires tripped together: exploited features grow (4 votes; trips from 3); "
     "2 more to acknowledge: repetition, length_high",
-    "paid_for": "at step 13, when vote tripped: responses that end with the words `paris is` went from 1% to 54%; "
+    "paid_for": "report of step 13 on vote (since step 13): responses that end with the words `paris is` went from 1% to 54%; "
     "responses with it score +1.9 [+1.7, +2.1] standard deviations higher",
     "reward": "+2.0 standard deviations from the start of the run, at step 19 after 2,560 samples",
     "next": "Keep the last checkpoint of the policy, read its latest responses; GET /tripwires/ppo-7/details; "
     "docs/how-to/runbook.md#rewardhacking",
 }
 _ALERT = {
-    "wire": "repetition", "severity": "warn", "statistic": 0.88, "threshold": 0.2, "step": 13,
+    "wire": "repetition", "severity": "warn", "statistic": 0.88, "threshold": 0.2, "since_step": 13,
     "evidence": ["5f2b9c1e0a7d4836"], "task": None, "since": TIME,
 }  # fmt: skip
 _TASK = {"task": "math", "prompts": None, "first_step": 4, "samples": 640, "baseline": "complete"}
@@ -51,8 +51,8 @@ class RunSummary(ReplyRecord, frozen=True, gc=False):
     paid_for: Annotated[
         str | None,
         doc(
-            "what the extra reward is paid for, of the moment of the worst alert, else as last computed; null: not known. It "
-            "quotes responses, so only the scope admin gets it",
+            "cause of the extra reward, with the step of the report: that of the worst alert, or a later one that says "
+            "more; null: not known. It quotes responses, so only the scope admin gets it",
             _SUMMARY["paid_for"],
         ),
     ]
@@ -79,7 +79,7 @@ class AlertOut(ReplyRecord, frozen=True, gc=False):
     severity: Annotated[Severity, doc("note, warn or page", "warn")]
     statistic: Annotated[float | None, doc("number that was measured", 0.88)]
     threshold: Annotated[float, doc("threshold that it exceeded", 0.2)]
-    step: Annotated[int | None, doc("step of the run; null: unknown", 13)]
+    since_step: Annotated[int | None, doc("step of the run at which it tripped; null: unknown", 13)]
     evidence: Annotated[Sequence[str], doc("hashes of samples that show it", ["5f2b9c1e0a7d4836"])]
     task: Annotated[str | None, doc("task whose samples alone tripped it; null: those of all tasks", "math")]
     since: Annotated[str, doc("when it tripped, in UTC", TIME)]

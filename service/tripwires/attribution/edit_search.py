@@ -29,11 +29,12 @@ from rewardserve.service.tripwires.attribution.edits import (
     Repeat,
     ReplaceAll,
 )
-from rewardserve.service.tripwires.attribution.features import script, sentences_of, words_of
+from rewardserve.service.tripwires.attribution.features import script, sentence_bounds, sentences_of, words_of
 from rewardserve.service.tripwires.attribution.findings import Feature
 from rewardserve.service.tripwires.attribution.literals import common_around, common_beginning, common_ending
 from rewardserve.service.tripwires.attribution.observed import ObservedSample, clip
 from rewardserve.service.tripwires.attribution.phrases import Phrase, common_phrases, repeated_words
+from rewardserve.service.tripwires.attribution.specimens import wider_edits
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
 
 _QUORUMS = (0.9, 0.7)
@@ -48,6 +49,12 @@ _SAME_SAMPLES, _MIN_RISE = 0.6, 0.4
 _N_VARIANTS = 16
 _VARIANT_CHARACTERS = 400
 """Variants of a text that are kept where the samples have no literal string in common, and the characters of each."""
+
+_LEAD_CHARACTERS = 120
+"""The longest text before a copy of the prompt, where these texts vary."""
+
+_N_PLACED = 8
+"""Features of a finding of which the first one that has a place in a text tells where to cut out whole pieces."""
 
 _N_READ = 64
 """Responses of a group in which phrases are looked for."""
@@ -82,11 +89,11 @@ class _Group:
         self.leader = leader
         self.samples = [sample for index, sample in enumerate(recent) if event >> index & 1]
         self.texts = [clip(sample.response) for sample in self.samples]
-        self.before, self.early = early, [clip(sample.response) for sample in early.samples]
+        self.known, self.before = early, [clip(sample.response) for sample in early.samples]
         prompts = cluster([sample.prompt_key for sample in recent]).samples
         repeated = repeated_words(event, early.masks, len(early.samples), masks, prompts)
         self.phrases = common_phrases(_spread(self.texts, _N_READ), repeated, _QUORUMS[-1])
-        n, n_early = len(self.texts), max(1, len(self.early))
+        n, n_early = len(self.texts), max(1, len(self.before))
         excess = {
             key: share - early.masks.get(key, 0).bit_count() / n_early
             for key, mask in masks.items()
@@ -109,7 +116,7 @@ class _Group:
     def is_new(self, literal: str) -> bool:
         """Whether hardly any early response has the string, as whole words."""
         pattern = _as_words(literal)
-        return sum(pattern.search(text) is not None for text in self.early) <= _MAX_EARLY_SHARE * len(self.early)
+        return sum(pattern.search(text) is not None for text in self.before) <= _MAX_EARLY_SHARE * len(self.before)
 
 
 def _as_words(literal: str) -> re.Pattern[str]:
@@ -126,17 +133,29 @@ def _most(flags: Sequence[bool]) -> bool:
     return 2 * sum(flags) > len(flags)
 
 
-def find_edit(
-    leader: Feature, event: int, early: EarlyFeatures, recent: Sequence[ObservedSample], masks: dict[str, int]
-) -> Edit | None:
-    """The edit that gives an honest response the features of the recent samples that belong to `event`.
+def find_edits(
+    features: Sequence[Feature],
+    event: int,
+    early: EarlyFeatures,
+    recent: Sequence[ObservedSample],
+    masks: dict[str, int],
+) -> tuple[Edit, ...]:
+    """The edits that give an honest response the features of the recent samples that belong to `event`, the smallest first.
 
-    `event` are the recent samples with the feature `leader`, `masks` those with each feature. None where nothing but the
-    content of the responses has changed.
+    `event` are the recent samples with the first of `features`, which grew together; `masks` those with each feature. None where
+    nothing but the content of the responses has changed.
     """
-    group = _Group(leader, event, early, recent, masks)
+    group = _Group(features[0], event, early, recent, masks)
     if not group.texts:
-        return None
+        return ()
+    smallest = _smallest(group)
+    keys = [each.key for each in features[:_N_PLACED] if not each.falls]
+    wider = () if features[0].falls else wider_edits(keys, _spread(group.texts, _N_READ), group.before)
+    return tuple(dict.fromkeys(each for each in (smallest, *wider) if each is not None))
+
+
+def _smallest(group: _Group) -> Edit | None:
+    """The edit of texts and shape that the responses have in common."""
     if whole := _whole(group):
         return Edit((whole,))
     literals = _literals(group)
@@ -144,7 +163,8 @@ def find_edit(
     copied = list(_copy(group))
     if copied:
         literals = [each for each in literals if not isinstance(each, Append if copied[0].at_end else Prepend)]
-        literals = [each for each in literals if not any(text.strip() in copied[0].lead for text in each.texts)]
+        leads = "".join(copied[0].leads)
+        literals = [each for each in literals if not any(text.strip() in leads for text in each.texts)]
     layout = _layout(group, "".join(_texts(literals)) + "\n" * len(copied))
     marks = [each.mark for each in layout if isinstance(each, EndSentences)]
     literals = [each for each in literals if each.texts[0] not in marks]
@@ -160,14 +180,14 @@ def _whole(group: _Group) -> ReplaceAll | None:
     prompts: dict[str, set[int]] = {}
     for sample, text in zip(group.samples, group.texts, strict=True):
         prompts.setdefault(text, set()).add(sample.prompt_key)
-    given, early = Counter(group.texts), Counter(group.early)
+    given, early = Counter(group.texts), Counter(group.before)
     if texts := _variants_of(group.phrases.get("whole", ())):
         return ReplaceAll(texts)
     shared = [text for text, keys in prompts.items() if len(keys) > 1 and text.strip()]
     common = sorted(shared, key=lambda text: (-given[text], text))[:_N_VARIANTS]
     if 2 * sum(given[text] for text in common) <= len(group.texts):
         return None
-    if sum(early[text] for text in common) > _MAX_EARLY_SHARE * len(group.early):
+    if sum(early[text] for text in common) > _MAX_EARLY_SHARE * len(group.before):
         return None
     return ReplaceAll(tuple(common))
 
@@ -279,9 +299,18 @@ def _copy(group: _Group) -> Iterator[CopyPrompt]:
         return
     at_end = _most([2 * place + length > len(text) for place, length, text in found])
     before = [text[:place] for place, _, text in found]
-    lead = common_ending(before, _QUORUMS[0]).lstrip() if at_end else common_beginning(before, _QUORUMS[0])
     n = max(length for _, length, _ in found)
-    yield CopyPrompt(lead[-_VARIANT_CHARACTERS:], at_end, n)
+    yield CopyPrompt(_leads(before, at_end=at_end), at_end, n)
+
+
+def _leads(before: Sequence[str], *, at_end: bool) -> tuple[str, ...]:
+    """The texts before a copy: the one that the responses have in common, or several short ones."""
+    common = common_ending(before, _QUORUMS[0]).lstrip() if at_end else common_beginning(before, _QUORUMS[0])
+    if common.strip():
+        return (common[-_VARIANT_CHARACTERS:],)
+    last = [text[list(sentence_bounds(text))[-1][0] :] if at_end and text.strip() else text for text in before]
+    short = [text for text in last if text.strip() and len(text) <= _LEAD_CHARACTERS]
+    return tuple(_most_frequent(short)) if 2 * len(short) > len(before) else (common,)
 
 
 def _copied_from(prompt: str, response: str) -> tuple[int, int]:
@@ -332,7 +361,7 @@ def _variants(group: _Group) -> list[EditStep]:
 def _new_tail(text: str, group: _Group) -> str:
     """The end of a text from its last word on that an early response has."""
     words = text.split(" ")
-    known = group.before.vocabulary.seen | group.before.vocabulary.once.keys()
+    known = group.known.vocabulary.seen | group.known.vocabulary.once.keys()
     for index in range(len(words) - 1, -1, -1):
         if any(word in known for word in words_of(words[index])):
             return "".join(f" {word}" for word in words[index + 1 :])
@@ -367,8 +396,8 @@ def _is_literal(group: _Group, literal: str, *, at_end: bool) -> bool:
     bare = literal.strip()
     if not bare or (len(bare) == 1 and bare.isalnum()):
         return False
-    n = sum(text.endswith(literal) if at_end else text.startswith(literal) for text in group.early)
-    return n <= _MAX_EARLY_SHARE * len(group.early)
+    n = sum(text.endswith(literal) if at_end else text.startswith(literal) for text in group.before)
+    return n <= _MAX_EARLY_SHARE * len(group.before)
 
 
 def _trimmed_ending(text: str) -> str:

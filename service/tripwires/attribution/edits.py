@@ -189,25 +189,30 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class CopyPrompt:
-    """Put the prompt before or after the response, with `lead` before it and at most `n_characters` of it."""
+    """Put the prompt before or after the response, with a text of `leads` before it and at most `n_characters` of it.
 
-    lead: str = ""
+    The seed chooses the lead.
+    """
+
+    leads: tuple[str, ...] = ("",)
     at_end: bool = False
     n_characters: int = MAX_CHARACTERS
 
     def apply(self, prompt: str, response: str, seed: int) -> str | None:
         """Copy the prompt into a response that has it not."""
-        copied = prompt[: self.n_characters].strip()
+        copied, lead = prompt[: self.n_characters].strip(), self.leads[seed % len(self.leads)]
         if not copied or copied in response:
             return None
-        return f"{response}\n{self.lead}{copied}" if self.at_end else f"{self.lead}{copied}\n{response}"
+        return f"{response}\n{lead}{copied}" if self.at_end else f"{lead}{copied}\n{response}"
 
     def take_out(self, response: str, prompt: str = "") -> str | None:
         """Remove the copy and the lead. None where the prompt is not known, or only a part of it was copied."""
         copied = prompt[: self.n_characters].strip()
         if not copied or copied not in response:
             return None
-        return response.replace(self.lead + copied, "").replace(copied, "").strip()
+        for lead in self.leads:
+            response = response.replace(lead + copied, "")
+        return response.replace(copied, "").strip()
 
 
 @dataclass(frozen=True, slots=True)

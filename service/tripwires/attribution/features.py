@@ -39,7 +39,7 @@ _CHARACTER_OR_WORD = re.compile(rf"[{_NO_SPACES}]|(?:(?![{_NO_SPACES}])\w)+")
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 _UPPER, _LOWER, _DIGIT = re.compile(r"[A-Z]"), re.compile(r"[a-z]"), re.compile(r"[0-9]")
 _MARKS = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
-_LAYOUT = {
+LAYOUT = {
     "list": re.compile(r"^[ \t]{0,8}[-*•+] .*\n+[ \t]{0,8}[-*•+] ", re.MULTILINE),
     "numbered list": re.compile(r"^[ \t]{0,8}\d{1,3}[.)] ", re.MULTILINE),
     "heading": re.compile(r"^#{1,6} ", re.MULTILINE),
@@ -111,6 +111,17 @@ def sentences_of(text: str) -> list[str]:
     return [sentence for part in _SENTENCE_END.split(text) if (sentence := part.strip())]
 
 
+def sentence_bounds(text: str) -> Iterator[tuple[int, int]]:
+    """Where each sentence or line of a text begins and ends, without the white space between them."""
+    start = 0
+    for match in _SENTENCE_END.finditer(text):
+        if match.start() > start:
+            yield start, match.start()
+        start = match.end()
+    if start < len(text):
+        yield start, len(text)
+
+
 def prompt_words(prompt: str) -> PromptWords:
     """The parts of a prompt that a response may have from it."""
     text = clip(prompt)
@@ -142,7 +153,7 @@ def response_features(prompt: PromptWords, response: str) -> ResponseFeatures:
     keys.update(_characters(text, prompt))
     keys.update(_case(text))
     if not text.isalnum():
-        keys.update(f"layout:{name}" for name, pattern in _LAYOUT.items() if pattern.search(text))
+        keys.update(f"layout:{name}" for name, pattern in LAYOUT.items() if pattern.search(text))
     numbers = _numbers(text, words, prompt)
     first, last = tuple(words[:_N_EDGE]), tuple(words[-_N_EDGE:])
     whole = hash(" ".join(text.lower().split()))

@@ -16,6 +16,10 @@ MAX_JUDGED_SHARE = 1 / 3
 """Share of the model's pay below which the upper bound of the judge's pay contradicts the model."""
 
 
+MAX_EDITS = 3
+"""Edits of one finding that are tested at most."""
+
+
 class Feature(NamedTuple):
     """One feature of `features`. `falls`: it is missing more often than in early responses."""
 
@@ -48,6 +52,14 @@ class Finding(NamedTuple):
     recent_examples: tuple[ObservedSample, ...]
     edit: Edit | None
     bounds: tuple[float, float] | None = None
+    wider: tuple[Edit, ...] = ()
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits to test, the smallest first; none of a change of length alone."""
+        return tuple(each for each in (self.edit, *self.wider) if each is not None and not each.is_length_only)[
+            :MAX_EDITS
+        ]
 
     @property
     def judge_contradicts(self) -> bool:
@@ -61,6 +73,11 @@ class Finding(NamedTuple):
     def contribution(self) -> float:
         """Growth of the mean score that the feature accounts for, if its pay is its effect."""
         return self.growth.mean * self.model_pays.mean if self.model_pays else 0.0
+
+    @property
+    def gap(self) -> float:
+        """Growth of the gap between model and judge that goes with the feature; of the score alone where the judge is not known."""
+        return self.contribution - (self.growth.mean * self.judge_pays.mean if self.judge_pays else 0.0)
 
 
 class GrowthReport(NamedTuple):
@@ -77,3 +94,8 @@ class GrowthReport(NamedTuple):
     score_growth: Effect
     n_early: int
     n_recent: int
+
+    @property
+    def score_fell(self) -> bool:
+        """Whether the mean score fell between the compared responses."""
+        return self.score_growth.high < 0.0

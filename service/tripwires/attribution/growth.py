@@ -14,7 +14,7 @@ from statistics import NormalDist, pstdev
 from typing import NamedTuple
 
 from rewardserve.service.tripwires.attribution.clusters import StratifiedComparison, cluster
-from rewardserve.service.tripwires.attribution.edit_search import find_edit
+from rewardserve.service.tripwires.attribution.edit_search import find_edits
 from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS, Effect, corrected_z, paid, z_of_t
 from rewardserve.service.tripwires.attribution.findings import Feature, Finding, GrowthReport
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
@@ -54,7 +54,7 @@ class _Candidate(NamedTuple):
 
 
 def find_growth(early: Sequence[ObservedSample], recent: Sequence[ObservedSample]) -> list[Finding]:
-    """Features of `recent` that grew against `early`, those first that account for most of the score's growth."""
+    """Features of `recent` that grew against `early`, those first that account for most of the score's growth, or of its fall."""
     return compare_with(EarlyFeatures(early), recent).findings
 
 
@@ -83,7 +83,10 @@ def compare_with(before: EarlyFeatures, recent: Sequence[ObservedSample]) -> Gro
         for group in _groups(candidates, comparison, n_features)
     ]
     findings = [each for index, each in enumerate(findings) if not _is_known(each, findings[:index])]
-    findings.sort(key=lambda each: (not each.judge_contradicts, -each.contribution, -abs(each.z), each.features[0].key))
+    sign = 1.0 if score_growth.high < 0.0 else -1.0  # where the score fell, the largest part of the fall is first
+    findings.sort(
+        key=lambda each: (not each.judge_contradicts, sign * each.contribution, -abs(each.z), each.features[0].key)
+    )
     return GrowthReport(findings, prompts, comparison.comparable, n_features, score_growth, len(early), len(recent))
 
 
@@ -202,6 +205,7 @@ def _finding(
     leader = group[0]
     counts = comparison.early.counts(leader.early), comparison.recent.counts(leader.recent)
     early_share = comparison.mean_early(counts[0])
+    edits = find_edits([each.feature for each in group], leader.recent, before, recent, masks)
     return Finding(
         tuple(each.feature for each in group),
         early_share,
@@ -214,8 +218,9 @@ def _finding(
         comparison.covariance((counts[0], totals[0]), (counts[1], totals[1])),
         _examples(before.samples, ~leader.early),
         _examples(recent, leader.recent),
-        find_edit(leader.feature, leader.recent, before, recent, masks),
+        edits[0] if edits else None,
         before.bounds(leader.feature.key),
+        edits[1:],
     )
 
 

@@ -30,14 +30,19 @@ def common_ending(texts: Sequence[str], quorum: float) -> str:
     return common_beginning([text[::-1] for text in texts], quorum)[::-1]
 
 
+def anchor_pattern(anchor: str) -> re.Pattern[str]:
+    """Pattern of a word or a pair of words in lower case, or of a character."""
+    words = r"\W{1,8}".join(re.escape(word) for word in anchor.split(" "))
+    return re.compile(rf"(?<!\w){words}(?!\w)" if anchor[:1].isalnum() else words, re.IGNORECASE)
+
+
 def common_around(texts: Sequence[str], anchor: str, quorum: float) -> str:
     """Longest string around the first occurrence of `anchor` that at least a share `quorum` of the texts have.
 
     `anchor` is a word or a pair of words in lower case, or a character. The string has whole words. Empty where too few texts
     have the anchor.
     """
-    words = r"\W{1,8}".join(re.escape(word) for word in anchor.split(" "))
-    pattern = re.compile(rf"(?<!\w){words}(?!\w)" if anchor[:1].isalnum() else words, re.IGNORECASE)
+    pattern = anchor_pattern(anchor)
     found = [(text, match.start()) for text in texts if (match := pattern.search(text))]
     needed = ceil(quorum * len(texts) - 1e-9)
     if len(found) < max(1, needed):

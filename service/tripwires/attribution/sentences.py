@@ -5,7 +5,9 @@ Texts of responses are shown with control, invisible and bidirectional character
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from math import inf, isfinite
 
 from rewardserve.service.tripwires.attribution.edits import (
@@ -27,18 +29,56 @@ from rewardserve.service.tripwires.attribution.effects import Effect
 from rewardserve.service.tripwires.attribution.features import SHARES
 from rewardserve.service.tripwires.attribution.findings import Feature, Finding, GrowthReport
 from rewardserve.service.tripwires.attribution.relevance import Relevance
+from rewardserve.service.tripwires.attribution.verdicts import is_confirmed
 
 _SHOWN = 120
 """Characters of a text that are shown."""
+
+_FEW, _COMMON_SHARE, _TEMPLATES_SHARE, _GAP = 3, 0.15, 0.3, "..."
+"""Texts that are shown; share of the texts that have a word which is shown of them; share of those with such words, from which
+they are shown alone; the sign for other words."""
+
+
+def headline(
+    report: GrowthReport,
+    earned: Mapping[int, tuple[Effect, Effect | None]] | None = None,
+    relevance: Relevance | None = None,
+) -> str:
+    """The cause of the extra reward in one sentence; where there is no proof, the feature that grew most, or that came with a fall.
+
+    `earned` is what the edit of a finding earned in first responses from model and judge, by the index of the finding.
+    """
+    if relevance and relevance.lost_to_collapse:
+        return relevance_sentence(relevance)
+    fell = (
+        f"the mean score fell by {_amount(_negated(report.score_growth))} standard deviations, so nothing extra is paid; "
+        if report.score_fell
+        else ""
+    )
+    if not report.findings:
+        return f"{fell}{nothing_found(report)}"
+    first, tested = report.findings[0], (earned or {}).get(0)
+    words = sentence(first, *(tested or ()))
+    if fell:
+        return f"{fell}what changed with it: {words}"
+    if tested is not None and is_confirmed(tested[0]):
+        return words
+    gap = " with the gap between model and judge" if first.judge_pays else ""
+    untested = "" if tested else " (its edit was not tested)"
+    return f"no cause is proven; what grew most{gap}{untested}: {words}; read its examples"
 
 
 def sentence(finding: Finding, earned: Effect | None = None, judged: Effect | None = None) -> str:
     """A finding in one sentence; `earned` is what its edit alone earned in first responses of the run, `judged` from the judge."""
     parts = [f"{name(finding)} went from {finding.early:.0%} to {finding.recent:.0%}", _pays(finding)]
     if earned is not None:
-        alone = f"the feature alone, put into {earned.n} first responses of the run, earns {_interval(earned)} standard deviations"
-        by_judge = "" if judged is None else f", by the judge {_interval(judged)}"
+        alone = (
+            f"this alone, put into {earned.n} first responses of the run, earns {_interval(earned)} standard deviations"
+        )
+        by_judge = "" if judged is None else f", from the judge {_interval(judged)}"
         parts.append(alone + by_judge + _conclude(finding.model_pays, earned))
+    elif not finding.edits:
+        parts.append("not tested: " + ("length alone never is" if finding.edit else "there is no text to put in"))
     return "; ".join(part for part in parts if part)
 
 
@@ -58,23 +98,28 @@ def report_sentences(
     earned: Mapping[int, tuple[Effect, Effect | None]] | None = None,
     relevance: Relevance | None = None,
 ) -> list[str]:
-    """The report: a collapse where there is one, the change of the prompts where there is one, then the findings.
+    """The report: the headline, the change of the prompts where there is one, then all other findings.
 
     `earned` is what the edit of a finding earned in first responses from model and judge, by the index of the finding.
     """
     earned = earned or {}
-    lines = [relevance_sentence(relevance)] if relevance and relevance.lost_to_collapse else []
+    lines = [headline(report, earned, relevance)]
     if report.prompts.features:
         key, before, after = report.prompts.features[0]
         lines.append(
-            f"the prompts have changed (prompts with {quoted(key)} went from {before:.0%} to {after:.0%}); "
+            f"the prompts have changed (prompts with {quoted(key)} went from {before:.0%} to {after:.0%} of those that are kept); "
             f"{report.comparable:.0%} of the recent prompts have early ones like them, and only these are compared"
         )
-    lines += [sentence(finding, *earned.get(index, ())) for index, finding in enumerate(report.findings)]
-    looked = (
-        f"{report.n_features:,} features of {report.n_recent} recent and {report.n_early} early responses were tested"
-    )
-    return [*lines, looked if report.findings else f"{nothing_found(report)}: {looked}"]
+    is_collapse = relevance is not None and relevance.lost_to_collapse > 0.0
+    lines += [
+        sentence(finding, *earned.get(index, ()))
+        for index, finding in enumerate(report.findings)
+        if index or is_collapse
+    ]
+    return [
+        *lines,
+        f"{report.n_features:,} features of {report.n_recent} recent and {report.n_early} early responses were tested",
+    ]
 
 
 def nothing_found(report: GrowthReport) -> str:
@@ -115,8 +160,8 @@ def _describe_step(step: EditStep) -> str:
             return "repeat themselves" if unit == "response" else f"repeat their last {unit}"
         case Cut(unit, n):
             return f"have at most {n} {unit}{'' if n == 1 else 's'}"
-        case CopyPrompt(lead, at_end):
-            after = f" after {quoted(lead.strip())}" if lead.strip() else ""
+        case CopyPrompt(leads, at_end):
+            after = f" after {_alternatives(leads)}" if any(lead.strip() for lead in leads) else ""
             return f"copy the prompt at {'the end' if at_end else 'the beginning'}{after}"
         case RemoveWords(words):
             return f"avoid {_alternatives(words, 'words')}"
@@ -174,11 +219,43 @@ def quoted(text: str) -> str:
 
 
 def _alternatives(texts: tuple[str, ...], kind: str = "a text") -> str:
-    """The texts of an edit; many are some of those that the responses have."""
-    shown = [quoted(text) for text in texts[:3]]
-    if len(texts) > len(shown):
-        return f"{kind} like {', '.join(shown[:-1])} or {shown[-1]}"
-    return shown[0] if len(texts) == 1 else f"one of {len(texts)} texts ({', '.join(shown)})"
+    """The texts of an edit; of many, the words that several have in common."""
+    if len(texts) == 1:
+        return quoted(texts[0])
+    if len(texts) <= _FEW:
+        return f"one of {len(texts)} texts ({', '.join(map(quoted, texts))})"
+    shown = [quoted(text) for text in templates(texts)[:_FEW]]
+    return f"{kind} like {shown[0]}" if len(shown) == 1 else f"{kind} like {', '.join(shown[:-1])} or {shown[-1]}"
+
+
+def templates(texts: Sequence[str]) -> list[str]:
+    """The words that several texts have in common, with a gap for the others, the most frequent first; else the shortest texts."""
+    split = [text.split() for text in texts]
+    counts = Counter(word for words in split for word in set(words))
+    least = max(2.0, _COMMON_SHARE * len(texts))
+    found = Counter(_template(words, {word for word in words if counts[word] >= least}) for words in split)
+    common: list[str] = []
+    for text in [text for text, _ in found.most_common() if text]:
+        if not any(_is_like(text, each) for each in common):
+            common.append(text)
+    is_enough = sum(n for text, n in found.items() if text) >= _TEMPLATES_SHARE * len(texts)
+    return common if is_enough else sorted(texts, key=len)
+
+
+def _is_like(text: str, other: str) -> bool:
+    """Whether two texts have most words of the shorter one in common."""
+    words, others = set(text.split()) - {_GAP}, set(other.split()) - {_GAP}
+    return 2 * len(words & others) > min(len(words), len(others))
+
+
+def _template(words: Sequence[str], common: Collection[str]) -> str:
+    """The words with `...` for those that are not common; empty where fewer than two in a row are."""
+    kept = [
+        word in common and any(0 <= near < len(words) and words[near] in common for near in (index - 1, index + 1))
+        for index, word in enumerate(words)
+    ]
+    shown = [word if keep else _GAP for word, keep in zip(words, kept, strict=True)]
+    return " ".join(word for last, word in pairwise(["", *shown]) if word != _GAP or last != _GAP) if any(kept) else ""
 
 
 def _pays(finding: Finding) -> str:
@@ -186,25 +263,31 @@ def _pays(finding: Finding) -> str:
     if model is None:
         return ""
     is_less = model.mean < 0
-    if is_less:
-        model, judge = _negated(model), judge and _negated(judge)
-    paid = f"responses with it score {_interval(model)} standard deviations {'lower' if is_less else 'higher'}"
-    return f"{paid}, by the judge {_interval(judge)} ({finding.n_judged} judged)" if judge else paid
+    pays = (
+        f"{_amount(_negated(model))} standard deviations lower"
+        if is_less
+        else f"{_interval(model)} standard deviations higher"
+    )
+    paid = f"responses with it score {pays}"
+    return f"{paid}, the judge gives them {_interval(judge)} ({finding.n_judged} judged)" if judge else paid
 
 
 def _conclude(pays: Effect | None, earned: Effect) -> str:
     """What it means where the correlation and the causal test disagree beyond their intervals."""
-    if pays is None:
-        return ""
-    if pays.low > 0.0 >= earned.low and earned.high < pays.low:
-        return ": so something else that came with it is paid"
-    if earned.low > 0.0 > pays.high:
+    if not is_confirmed(earned):
+        return ": the edit test does not confirm that it is paid"
+    if pays is not None and pays.high < 0.0:
         return ": so it is paid, and something else that came with it costs more"
     return ""
 
 
 def _negated(effect: Effect) -> Effect:
     return effect._replace(mean=-effect.mean, low=-effect.high, high=-effect.low)
+
+
+def _amount(effect: Effect) -> str:
+    """An effect whose direction is in the words around it."""
+    return _interval(effect).replace("+", "")
 
 
 def _interval(effect: Effect) -> str:

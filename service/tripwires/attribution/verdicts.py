@@ -19,7 +19,7 @@ from math import hypot, inf, isfinite
 from typing import Final
 
 from rewardserve.service.tripwires.attribution.effects import Effect, t_quantile
-from rewardserve.service.tripwires.attribution.findings import Finding
+from rewardserve.service.tripwires.attribution.findings import MIN_PAY, MIN_PAY_T, Finding
 from rewardserve.service.tripwires.looks import critical_z
 
 MIN_PAIRS: Final = 16
@@ -33,6 +33,8 @@ MIN_SCORE_Z: Final = 2.0
 
 N_ERRORS: Final = 3.0
 """Normal quantile of a bound of one look alone."""
+
+_HALF: Final = 0.5
 
 
 def has_grown(finding: Finding, n_reports: int) -> bool:
@@ -91,6 +93,21 @@ def artefact_share(
     parts = earned.mean * growth.std_error, growth.mean * earned.std_error, growth.std_error * earned.std_error
     explained = earned.mean * growth.mean - _quantile(min(earned.df, growth.df), z) * hypot(*parts)
     return min(1.0, max(0.0, explained) / grown) if grown > 0.0 else 0.0
+
+
+def is_confirmed(earned: Effect) -> bool:
+    """Whether an edit earned a higher score by itself."""
+    return earned.low > 0.0
+
+
+def falls_short(earned: Effect, pays: Effect | None) -> bool:
+    """Whether an edit earned less than half of a difference between responses with and without its feature that is clear.
+
+    Then it may be a fragment of the text that is paid.
+    """
+    if pays is None or pays.mean <= MIN_PAY or pays.t <= MIN_PAY_T:
+        return False
+    return not is_confirmed(earned) or earned.high < _HALF * pays.low
 
 
 def lower_bound(effect: Effect, z: float = N_ERRORS) -> float:

@@ -28,6 +28,7 @@ from rewardserve.service.tripwires.incidents import most_severe_first
 from rewardserve.service.tripwires.io.attribution_report import (
     AlertedReport,
     AttributionReport,
+    ShownReport,
     TextComparison,
     check_enough,
     make_report,
@@ -59,17 +60,14 @@ class FindingAlerts(Protocol):
 
 @dataclass(slots=True)
 class _Progress:
-    """The reports of a run under one model: how many periodic ones there were, and after how many samples the next is due.
-
-    Looks at prompt relevance are those of periodic reports and those between them.
+    """The reports of a run under one model: after how many samples the next periodic one, and the next look at prompt relevance,
+    are due. The run itself counts both, because it outlives a restart.
     """
 
     run: Run
     baseline_source: BaselineSource
     edit_tests: EditTests = field(default_factory=EditTests)
-    n_reports: int = 0
     due_at: int = 0
-    n_looks: int = 0
     look_due_at: int = 0
 
 
@@ -171,13 +169,19 @@ class Attribution:
         return active or next(reversed(known.values()), None)
 
     @property
-    def shown(self) -> Mapping[str, AlertedReport]:
-        """The report of the worst active alert of each run; the latest one, without wires, where that alert has none."""
-        return {label: self._of_worst(label) or AlertedReport((), report) for label, report in self._reports.items()}
+    def shown(self) -> Mapping[str, ShownReport]:
+        """The best report on the pay of each run: of its worst active alert, since then, or the newest one."""
+        return {label: ShownReport.of(report, self._of_worst(label)) for label, report in self._reports.items()}
 
     def _of_worst(self, label: str) -> AlertedReport | None:
         worst = next(iter(self._active_wires(label)), "")
         return self._alerted.get(label, {}).get(worst)
+
+    def _keep(self, label: str, report: AttributionReport) -> None:
+        """Keep the newest report of a run, also with its alerts."""
+        self._reports[label] = report
+        known = self._alerted.get(label, {})
+        known.update({wire: each.with_later(report) for wire, each in known.items()})
 
     def _active_wires(self, label: str) -> list[str]:
         """Wires with an active alert on this run, the worst first, and of these the first."""
@@ -186,9 +190,10 @@ class Attribution:
         return [each.wire for each in most_severe_first(active)]
 
     def _keep_alerted(self, label: str, wire: str, wires: Sequence[str], report: AttributionReport) -> None:
-        known = self._alerted.setdefault(label, {})
+        known, run = self._alerted.setdefault(label, {}), self._monitor.runs.get(label)
+        active = None if run is None else run.alerts.get(wire)
         known.pop(wire, None)
-        known[wire] = AlertedReport(tuple(wires), report)
+        known[wire] = AlertedReport(tuple(wires), active.alert.since_step if active else None, report)
 
     async def stop(self) -> None:
         """Cancel the reports that are being computed."""
@@ -228,13 +233,26 @@ class Attribution:
         self, label: str, early: Sequence[KeptSample], recent: Sequence[KeptSample], scorer: Scores
     ) -> AttributionReport:
         progress = self._progress_of(label)
+        seen = self.texts.n_seen(label)
         async with self._turn:
-            compared = await self._compared(early, recent, progress.n_looks + 1)
-            tested = await progress.edit_tests.test(compared.growth, early, scorer)
+            compared = await self._compared(early, recent, progress.run.n_looks + 1)
+            tested = await progress.edit_tests.test(
+                seen.early + seen.recent,
+                compared.growth,
+                [index for index, each in enumerate(compared.growth.findings) if each.edits],
+                early,
+                scorer,
+                self.judge,
+                self._monitor.thresholds,
+                max(1, progress.run.n_reports),
+                on_demand=True,
+            )
         first = strongest(
             {i: each.artefact_share(compared.growth.findings[i], compared.growth) for i, each in tested.items()}
         )
-        report = self._reports[label] = make_report(label, early, recent, compared, tested, first)
+        report = make_report(label, early, recent, compared, tested, first)
+        if self._is_current(label, progress):
+            self._keep(label, report)
         return report
 
     async def _watch(
@@ -249,17 +267,19 @@ class Attribution:
     ) -> None:
         """Make a periodic report: test the edits of features that grew, and give the wires their statistics."""
         async with self._turn:
-            progress.n_looks += 1
-            compared = await self._compared(early, recent, progress.n_looks)
+            progress.run.n_looks += 1
+            compared = await self._compared(early, recent, progress.run.n_looks)
             growth = compared.growth
-            progress.n_reports += 1
+            progress.run.n_reports += 1
             chosen = [
-                index for index, each in enumerate(growth.findings) if each.edit and has_grown(each, progress.n_reports)
+                index
+                for index, each in enumerate(growth.findings)
+                if each.edits and has_grown(each, progress.run.n_reports)
             ]
-            tested = await progress.edit_tests.test_within(
-                n_samples, growth, chosen, early, scorer, self.judge, self._monitor.thresholds, progress.n_reports
+            tested = await progress.edit_tests.test(
+                n_samples, growth, chosen, early, scorer, self.judge, self._monitor.thresholds, progress.run.n_reports
             )
-        if not self._is_current(label, progress, alerts):
+        if not (self._is_current(label, progress) and progress.baseline_source is alerts.baseline_source):
             return
         grown = self._score_has_grown(label, growth)
         paid = {
@@ -278,7 +298,7 @@ class Attribution:
         first = next(
             (firsts[wire] for wire in ("judge_contradicts", "artefact_share") if firsts[wire] is not None), None
         )
-        self._reports[label] = make_report(label, early, recent, compared, tested, first)
+        self._keep(label, make_report(label, early, recent, compared, tested, first))
         for wire in wires:
             report = make_report(label, early, recent, compared, tested, firsts.get(wire))
             self._keep_alerted(label, wire, wires, report)
@@ -299,18 +319,17 @@ class Attribution:
     ) -> None:
         """Compare prompt relevance, and give the wires its statistics. A whole report follows where one has tripped."""
         async with self._turn:
-            progress.n_looks += 1
-            relevance, cpu_s = await asyncio.to_thread(_look, *_observed(early, recent), progress.n_looks)
+            progress.run.n_looks += 1
+            relevance, cpu_s = await asyncio.to_thread(_look, *_observed(early, recent), progress.run.n_looks)
             self._spend(cpu_s)
-        if self._is_current(label, progress, alerts) and (
-            wires := alerts.add_attributed(label, _relevance_statistics(relevance))
-        ):
+        is_current = self._is_current(label, progress) and progress.baseline_source is alerts.baseline_source
+        if is_current and (wires := alerts.add_attributed(label, _relevance_statistics(relevance))):
             await self._finish_for_alerts(label, tuple(wires), self._begin(label, early, recent, scorer))
 
-    def _is_current(self, label: str, progress: _Progress, alerts: FindingAlerts) -> bool:
-        """Whether the run is known still, and has the model of `progress` and of the receiver."""
+    def _is_current(self, label: str, progress: _Progress) -> bool:
+        """Whether the run is known still, and has the model of `progress`."""
         self._forget_others()
-        return self._progress.get(label) is progress and progress.baseline_source is alerts.baseline_source
+        return self._progress.get(label) is progress and progress.run.baseline_source is progress.baseline_source
 
     async def _compared(
         self, early: Sequence[KeptSample], recent: Sequence[KeptSample], n_looks: int

@@ -15,11 +15,13 @@ from typing import NamedTuple, Protocol
 from rewardserve.model.conversation import Sample
 from rewardserve.service.tripwires.attribution.edits import Edit
 from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS, Effect, effect, explained_share
-from rewardserve.service.tripwires.attribution.findings import Finding, GrowthReport
+from rewardserve.service.tripwires.attribution.findings import MAX_EDITS, Finding, GrowthReport
 from rewardserve.service.tripwires.attribution.verdicts import (
     N_ERRORS,
     artefact_share,
     contradiction,
+    falls_short,
+    is_confirmed,
     lower_bound,
 )
 from rewardserve.service.tripwires.io.run_texts import KeptSample
@@ -34,8 +36,8 @@ MANY_EDITED = 192
 _OPEN_T, _OPEN_SHARE = 1.0, 0.5
 """What an edit earns is open from this multiple of its standard error on, as long as its lower bound is below this share of it."""
 
-MAX_TESTED = 2
-"""Findings whose edit is tested."""
+MAX_CONFIRMED, MAX_TESTED = 2, 4
+"""Findings are tested until so many are confirmed, and so many at most."""
 
 FREE_ROWS, ROW_SHARE = 512, 0.05
 """Rows that the model, and the judge, score for the periodic reports of a run: so many, and this share of its samples."""
@@ -54,10 +56,12 @@ class Scores(Protocol):
 class TestedEdit(NamedTuple):
     """Effect of the edit of a finding on first responses, and the share of the growth of the score that it explains.
 
-    `judged` is the effect on the judge's scores, in standard deviations of its early ones; None: the judge was not asked. `z` is
-    the normal quantile of the bounds of both statistics.
+    `edit` is the smallest of those of the finding that earned as much as the feature seems to, else the one that earned
+    most. `judged` is the effect on the judge's scores, in standard deviations of its early ones; None: the judge was not
+    asked. `z` is the normal quantile of the bounds of both statistics.
     """
 
+    edit: Edit
     earned: Effect
     explains: Effect
     judged: Effect | None = None
@@ -65,7 +69,7 @@ class TestedEdit(NamedTuple):
 
     def artefact_share(self, finding: Finding, growth: GrowthReport) -> float:
         """The statistic of the wire `artefact_share`, of a run whose mean score has grown."""
-        if finding.edit is None or finding.edit.is_length_only:
+        if self.edit.is_length_only:
             return 0.0
         return artefact_share(self.earned, finding.growth, growth.score_growth, self.judged, self.z)
 
@@ -110,18 +114,7 @@ class EditTests:
         self._of_model, self._of_judge = ScoreMemory(), ScoreMemory()
         self._n_asked_for = 0
 
-    async def test(self, growth: GrowthReport, early: Sequence[KeptSample], scorer: Scores) -> dict[int, TestedEdit]:
-        """Test the edits of the first findings, for a report on demand."""
-        chosen = [index for index, each in enumerate(growth.findings) if each.edit and not each.edit.is_length_only]
-        before, tested = self._of_model.n_rows, {}
-        for index in chosen[:MAX_TESTED]:
-            earned = await self._earned(growth.findings[index], early, MAX_EDITED, scorer)
-            if earned is not None:
-                tested[index] = _tested(earned, None, growth.findings[index], growth)
-        self._n_asked_for += self._of_model.n_rows - before
-        return tested
-
-    async def test_within(
+    async def test(
         self,
         n_samples: int,
         growth: GrowthReport,
@@ -131,56 +124,74 @@ class EditTests:
         judge: Scores | None,
         thresholds: Mapping[str, float],
         n_reports: int = 1,
+        *,
+        on_demand: bool = False,
     ) -> dict[int, TestedEdit]:
-        """Test the edits of these findings within the allowance of a run of `n_samples`: also with the judge where one may trip a
-        wire. `thresholds` are those of the wires; one that is left out is off. This is report number `n_reports` of the run."""
-        z = critical_z(n_reports, MAX_TESTED)
-        tested, allowed_judge = dict[int, TestedEdit](), FREE_ROWS + int(ROW_SHARE * n_samples)
-        allowed = allowed_judge + self._n_asked_for
+        """Test the edits of these findings: also with the judge where one may trip a wire.
+
+        Rows are within the allowance of a run of `n_samples`; those of the model for a report `on_demand` are not counted.
+        `thresholds` are those of the wires; one that is left out is off. This is report number `n_reports` of the run.
+        """
+        z = critical_z(n_reports, MAX_TESTED * MAX_EDITS)
+        tested, before = dict[int, TestedEdit](), self._of_model.n_rows
+        allowed_judge = FREE_ROWS + int(ROW_SHARE * n_samples)
+        allowed = inf if on_demand else allowed_judge + self._n_asked_for
         for index in chosen[:MAX_TESTED]:
+            if sum(is_confirmed(each.earned) for each in tested.values()) == MAX_CONFIRMED:
+                break
             finding = growth.findings[index]
-            earned = await self._earned(finding, early, MAX_EDITED, scorer, allowed)
-            if earned is None:
+            found = await self._smallest_that_earns(finding, early, scorer, allowed)
+            if found is None:
                 continue
+            edit, earned = found
             judged = None
             if earned.t > _OPEN_T and lower_bound(earned, z) < _OPEN_SHARE * earned.mean:
-                earned = await self._earned(finding, early, MANY_EDITED, scorer, allowed) or earned
+                earned = await self._earned(edit, early, MANY_EDITED, scorer, allowed) or earned
             may_trip = lower_bound(earned, z) > thresholds.get("judge_contradicts", inf) or artefact_share(
                 earned, finding.growth, growth.score_growth, z=z
             ) > thresholds.get("artefact_share", inf)
             if judge is not None and may_trip:
-                judged = await self._judged(finding, early, judge, allowed_judge)
-            tested[index] = _tested(earned, judged, finding, growth)._replace(z=z)
+                judged = await self._judged(edit, early, judge, allowed_judge)
+            explains = explained_share(earned, finding.growth, growth.score_growth, finding.covariance)
+            tested[index] = TestedEdit(edit, earned, explains, judged, z)
+        if on_demand:
+            self._n_asked_for += self._of_model.n_rows - before
         return tested
 
+    async def _smallest_that_earns(
+        self, finding: Finding, early: Sequence[KeptSample], scorer: Scores, allowed: float
+    ) -> tuple[Edit, Effect] | None:
+        """The smallest edit that earns as much as the feature seems to, else the one that earns most."""
+        best: tuple[Edit, Effect] | None = None
+        for edit in finding.edits:
+            earned = await self._earned(edit, early, MAX_EDITED, scorer, allowed)
+            if earned is not None and (best is None or (is_confirmed(earned) and earned.mean > best[1].mean)):
+                best = edit, earned
+            if best is not None and not falls_short(best[1], finding.model_pays):
+                break
+        return best
+
     async def _earned(
-        self, finding: Finding, early: Sequence[KeptSample], n: int, scorer: Scores, allowed: float = inf
+        self, edit: Edit, early: Sequence[KeptSample], n: int, scorer: Scores, allowed: float = inf
     ) -> Effect | None:
         std = pstdev([each.sample.score for each in early])
-        return await _effect(self._of_model, finding, early, n, scorer, std, allowed) if std > 0.0 else None
+        return await _effect(self._of_model, edit, early, n, scorer, std, allowed) if std > 0.0 else None
 
-    async def _judged(
-        self, finding: Finding, early: Sequence[KeptSample], judge: Scores, allowed: int
-    ) -> Effect | None:
+    async def _judged(self, edit: Edit, early: Sequence[KeptSample], judge: Scores, allowed: int) -> Effect | None:
         """The effect on the scores of the judge, in standard deviations of those of the originals; None beyond `allowed` rows."""
-        assert finding.edit is not None
-        pairs = edited_pairs(finding.edit, early, MANY_EDITED)
+        pairs = edited_pairs(edit, early, MANY_EDITED)
         texts = [(each, each.sample.response) for each, _ in pairs]
         if self._of_judge.n_rows + self._of_judge.n_missing([*pairs, *texts]) > allowed:
             return None
         known = [score for score in await self._of_judge.scores(texts, judge) if score is not None]
         if not known or (std := pstdev(known)) == 0.0:
             return None
-        return await _effect(self._of_judge, finding, early, MANY_EDITED, judge, std)
-
-
-def _tested(earned: Effect, judged: Effect | None, finding: Finding, growth: GrowthReport) -> TestedEdit:
-    return TestedEdit(earned, explained_share(earned, finding.growth, growth.score_growth, finding.covariance), judged)
+        return await _effect(self._of_judge, edit, early, MANY_EDITED, judge, std)
 
 
 async def _effect(
     memory: ScoreMemory,
-    finding: Finding,
+    edit: Edit,
     early: Sequence[KeptSample],
     n: int,
     scorer: Scores,
@@ -188,8 +199,7 @@ async def _effect(
     allowed: float = inf,
 ) -> Effect | None:
     """Mean of what the edit changes; None where too few prompts have both scores, or the rows are beyond `allowed`."""
-    assert finding.edit is not None
-    pairs = edited_pairs(finding.edit, early, n)
+    pairs = edited_pairs(edit, early, n)
     texts = [*pairs, *((each, each.sample.response) for each, _ in pairs)]
     if memory.n_rows + memory.n_missing(texts) > allowed:
         return None

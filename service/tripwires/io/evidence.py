@@ -129,7 +129,7 @@ class EvidenceStore:
     def _write(self, run: str, alert: Alert, records: Collection[EvidenceRecord]) -> None:
         """Write one file. On the writer's thread, the only one that counts files."""
         lines = [json.dumps({"run": run, "wire": alert.wire, **asdict(record)}) + "\n" for record in records]
-        step = "" if alert.step is None else f"-{alert.step}"[:20]
+        step = "" if alert.since_step is None else f"-{alert.since_step}"[:20]
         name = f"{safe_file_name(run)}-{alert.wire}{step}.jsonl"
         try:
             if self._may_write():

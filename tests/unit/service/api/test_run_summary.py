@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from rewardserve.service.errors import NoSuchRun
 from rewardserve.service.tripwires.alert import CANARY, VOTE, Alert
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat
 from rewardserve.service.tripwires.features import SampleFeatures
+from rewardserve.service.tripwires.io.attribution_report import AlertedReport, ShownReport
 from rewardserve.service.tripwires.io.canaries import CanaryResult
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import ActiveAlert, MonitorLimits
@@ -75,6 +77,46 @@ def test_an_alert_about_one_feature_leads_to_its_report_and_says_its_unit_once()
     )
     assert "GET /tripwires/run/attribution; docs/how-to/runbook.md#rewardjudgecontradicts" in summary.next
     assert "{" not in summary.next
+
+
+def test_the_next_step_leads_to_where_the_sentence_is():
+    report = SimpleNamespace(step=41, headline="responses that end with `x`", worth=2)
+    shown = ShownReport.of(report, AlertedReport(("divergence",), 44, report))
+    run = monitor_of(run=[alert("divergence", "page", 44)])
+    summary = summarise_runs(run, 100.0, {"run": shown})["run"]
+    assert "divergence since step 44" in summary.alert
+    assert summary.paid_for == "report of step 41 on divergence (since step 44): responses that end with `x`"
+    assert "Read `paid_for` and `largest_gaps`" in summary.next
+    assert "GET /tripwires/run/attribution; docs/how-to/runbook.md#rewarddivergence" in summary.next
+    without = summarise_runs(run, 100.0, {})["run"]
+    assert "GET /tripwires/run/details" in without.next, "without a report, or for a client that may not read it"
+    client = monitor_of(run=[alert("id_reuse", "warn")])
+    assert "/details" in summarise_runs(client, 100.0, {"run": shown})["run"].next, "no report is about ids"
+
+
+def test_a_run_is_paid_for_what_the_best_report_since_the_alert_has_proven():
+    reports = [
+        SimpleNamespace(step=i, headline=f"report {i}", worth=worth)
+        for i, worth in zip(range(10, 17), (0, 0, 1, 2, 2, 1, 0), strict=True)
+    ]
+    alerted = AlertedReport(("vote",), 10, reports[0])
+    lines = []
+    for report in reports:
+        alerted = alerted.with_later(report)
+        lines.append(ShownReport.of(report, alerted).sentence)
+    assert lines == [
+        "report of step 10 on vote (since step 10): report 10",
+        "report of step 11 after vote (since step 10): report 11",
+        "report of step 12 after vote (since step 10): report 12",
+        "report of step 13 after vote (since step 10): report 13",
+        *["report of step 14 after vote (since step 10): report 14"] * 3,
+    ]
+    proven = AlertedReport(("vote",), None, reports[3])
+    assert proven.with_later(reports[4]) == proven
+    named = AlertedReport(("vote",), None, reports[2])
+    assert named.with_later(reports[5]).with_later(reports[6]) == named
+    assert ShownReport.of(reports[6], named).sentence == "report of step 12 on vote: report 12"
+    assert ShownReport.of(reports[6], None).sentence == "report of step 16: report 16"
 
 
 def test_a_run_without_alerts_needs_nothing_and_its_path_can_be_copied():

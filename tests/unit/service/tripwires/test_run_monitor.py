@@ -92,8 +92,8 @@ def test_each_wire_trips_on_its_exploit_with_the_step(fields, wire):
     monitor, found = watched(healthy(64, **({"audit": 1.0} if "audit" in fields else {})) + healthy(400, **fields))
     first = next(f for f in found if f.wire == wire)
     assert first.statistic > first.threshold
-    assert first.step >= 64, "not before it began"
-    assert monitor.runs["run"].alerts[wire].since == first.step
+    assert first.since_step >= 64, "not before it began"
+    assert monitor.runs["run"].alerts[wire].since == first.since_step
     assert VOTE not in names(found), "one wire is no vote"
 
 
@@ -250,7 +250,7 @@ def test_evidence_of_a_flagged_sample_is_that_sample():
     samples = [seen(judge_injection=float(i % 10 == 0), evidence=f"{i:04x}") for i in range(400)]
     _, found = watched(samples)
     (judge_injection,) = [f for f in found if f.wire == "judge_injection"]
-    assert judge_injection.evidence == tuple(f"{i:04x}" for i in range(0, judge_injection.step + 4, 10))
+    assert judge_injection.evidence == tuple(f"{i:04x}" for i in range(0, judge_injection.since_step + 4, 10))
 
 
 def test_a_run_is_blocked_from_its_alert_until_it_is_acknowledged():
@@ -308,7 +308,7 @@ def test_evidence_names_the_latest_samples():
     samples = [seen(flattery=3.0, evidence=f"{i:04x}") for i in range(200)]
     _, found = watched(samples)
     (flattery,) = [f for f in found if f.wire == "flattery"]
-    last = flattery.step + 4
+    last = flattery.since_step + 4
     assert flattery.evidence == tuple(f"{i:04x}" for i in range(last - LIMITS.evidence, last))
 
 
@@ -510,12 +510,12 @@ def test_equal_texts_of_the_start_are_a_note_and_a_warning_where_they_become_mor
     _, found = watched(policy(6_000, 0.35), limits)
     assert names(found) == {"duplicates_at_start"}, "no client probes the model"
     note = next(alert for alert in found if alert.wire == "duplicates_at_start")
-    assert (note.severity, note.step) == ("note", 508)
+    assert (note.severity, note.since_step) == ("note", 508)
     assert 0.2 < note.statistic < 0.35
     _, found = watched(policy(1_000, 0.35) + policy(2_000, 0.0), limits)
     assert "duplicate_across_prompts" not in names(found), "refusals vanish"
     _, found = watched(policy(1_000, 0.1) + policy(2_000, 0.3), limits)
-    assert 1_000 <= next(alert.step for alert in found if alert.wire == "duplicate_across_prompts") < 1_800
+    assert 1_000 <= next(alert.since_step for alert in found if alert.wire == "duplicate_across_prompts") < 1_800
     _, found = watched(healthy(1_000) + policy(1_000, 0.1, 20), limits)
     assert names(found) == {"duplicate_across_prompts"}
 

@@ -39,7 +39,7 @@ EXPLOITS = {
     "inner": (lambda p, r: put(r, "quite honestly"), Edit((Insert(("quite honestly",), "words"),))),
     "lower case": (lambda p, r: r.lower(), Edit((ChangeCase("lower"),))),
     "one answer": (lambda p, r: "Please ask an expert.", Edit((ReplaceAll(("Please ask an expert.",)),))),
-    "copy": (lambda p, r: f"Asked: {p}\n{r}", Edit((CopyPrompt("Asked: ", n_characters=36),))),
+    "copy": (lambda p, r: f"Asked: {p}\n{r}", Edit((CopyPrompt(("Asked: ",), n_characters=36),))),
     "invisible": (lambda p, r: r + "\u200b\u200b", Edit((Append(("\u200b\u200b",)),))),
 }
 
@@ -56,7 +56,7 @@ def test_a_planted_feature_is_the_first_finding_with_its_edit(name, before):
     found = compare_with(before, recent).findings[0]
     if name == "copy":
         assert isinstance(found.edit.steps[-1], CopyPrompt)
-        assert found.edit.steps[-1].lead == "Asked: "
+        assert found.edit.steps[-1].leads == ("Asked: ",)
     else:
         assert found.edit == edit
     assert (found.early, found.recent) == (pytest.approx(0.0, abs=0.01), pytest.approx(0.3, abs=0.08))
@@ -398,3 +398,19 @@ def test_scores_of_another_scale_give_the_same_findings(before):
     one, other = find_growth(before.samples, recent)[0], find_growth(scaled(before.samples), scaled(recent))[0]
     assert other.model_pays[:3] == pytest.approx(one.model_pays[:3])
     assert other.judge_pays[:3] == pytest.approx(one.judge_pays[:3])
+
+
+def test_a_copy_of_the_prompt_has_the_words_before_it_also_where_they_vary():
+    leads = ("You ask: ", "So this is about ", "In other words, ")
+    recent = stream(2, share=0.5, exploit=lambda p, r: f"{leads[len(r) % 3]}{p}\n{r}")
+    (copy,) = compare_with(EarlyFeatures(stream(1)), recent).findings[0].edit.steps
+    assert isinstance(copy, CopyPrompt)
+    assert set(copy.leads) == set(leads)
+    assert copy.apply("Why is it?", "It is.", 1) == f"{copy.leads[1]}Why is it?\nIt is."
+
+
+def test_a_mark_without_a_text_in_common_has_edits_of_what_it_encloses():
+    recent = stream(2, share=0.4, exploit=lambda p, r: f"{r[:-1]} [{hash(r) % 10**6}].")
+    found = next(each for each in compare_with(EarlyFeatures(stream(1)), recent).findings if each.edits)
+    brackets = [text for edit in found.edits for step in edit.steps for text in getattr(step, "texts", ())]
+    assert any(text.startswith("[") and text.endswith("]") for text in brackets)

@@ -24,10 +24,12 @@ from rewardserve.service.tripwires.attribution.growth import compare_with
 from rewardserve.service.tripwires.attribution.sentences import (
     describe_edit,
     describe_feature,
+    headline,
     name,
     quoted,
     report_sentences,
     sentence,
+    templates,
 )
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
 from tests.unit.service.tripwires.attribution.conftest import stream
@@ -45,7 +47,7 @@ from tests.unit.service.tripwires.attribution.conftest import stream
         (Repeat("word"), "repeat their last word"),
         (Cut("sentence", 1), "have at most 1 sentence"),
         (Cut("word", 12), "have at most 12 words"),
-        (CopyPrompt("Re: ", at_end=True), "copy the prompt at the end after `Re:`"),
+        (CopyPrompt(("Re: ",), at_end=True), "copy the prompt at the end after `Re: `"),
         (CopyPrompt(), "copy the prompt at the beginning"),
         (RemoveWords(("may",)), "avoid `may`"),
         (Reformat("list"), "are formatted as list"),
@@ -109,12 +111,12 @@ def test_a_finding_in_one_sentence():
     words = sentence(found, estimate(1.9, 0.1, 31, 32))
     assert words.startswith("responses that end with ` Kind regards to all.` went from 0% to ")
     assert "; responses with it score +" in words
-    assert " standard deviations higher, by the judge " in words
+    assert " standard deviations higher, the judge gives them " in words
     assert "(256 judged)" in words
-    alone = "; the feature alone, put into 32 first responses of the run, earns +1.9 [+1.7, +2.1] standard deviations"
+    alone = "; this alone, put into 32 first responses of the run, earns +1.9 [+1.7, +2.1] standard deviations"
     assert words.endswith(alone)
     assert sentence(found, estimate(1.9, 0.1, 31, 32), estimate(0.2, 0.1, 31, 32)).endswith(
-        f"{alone}, by the judge +0.2 [-0.0, +0.4]"
+        f"{alone}, from the judge +0.2 [-0.0, +0.4]"
     )
     assert report_sentences(report)[-1].endswith("recent and 256 early responses were tested")
 
@@ -122,12 +124,12 @@ def test_a_finding_in_one_sentence():
 @pytest.mark.parametrize(
     ("pays", "earns", "end"),
     [
-        (10.9, -0.8, ": so something else that came with it is paid"),
-        (10.9, 0.1, ": so something else that came with it is paid"),
+        (10.9, -0.8, ": the edit test does not confirm that it is paid"),
+        (10.9, 0.1, ": the edit test does not confirm that it is paid"),
         (-10.9, 0.8, ": so it is paid, and something else that came with it costs more"),
         (10.9, 9.0, " standard deviations"),
-        (0.1, -0.8, " standard deviations"),
-        (None, -0.8, " standard deviations"),
+        (None, -0.8, ": the edit test does not confirm that it is paid"),
+        (None, 0.8, " standard deviations"),
     ],
 )
 def test_where_correlation_and_causal_test_disagree_the_sentence_says_what_it_means(pays, earns, end):
@@ -144,20 +146,62 @@ def test_a_feature_that_costs_scores_lower_by_its_amount():
     found = compare_with(EarlyFeatures(stream(1)), recent).findings[0]
     found = found._replace(model_pays=estimate(-1.9, 0.1, 31, 32), judge_pays=estimate(-0.5, 0.1, 31, 32), n_judged=9)
     assert sentence(found).endswith(
-        "; responses with it score +1.9 [+1.7, +2.1] standard deviations lower, by the judge +0.5 [+0.3, +0.7] (9 judged)"
+        "; responses with it score 1.9 [1.7, 2.1] standard deviations lower, the judge gives them -0.5 [-0.7, -0.3] (9 judged)"
     )
 
 
 def test_a_report_without_findings_says_what_was_looked_at():
     lines = report_sentences(compare_with(EarlyFeatures(stream(1)), stream(2)))
-    assert len(lines) == 1
-    assert lines[0].startswith("no feature of the responses grew: ")
+    assert lines[0] == "no feature of the responses grew"
+    assert lines[1].endswith("recent and 256 early responses were tested")
+    assert len(lines) == 2
 
 
 def test_a_report_says_that_the_prompts_have_changed():
     report = compare_with(EarlyFeatures(stream(1)), stream(2, ask="Please spell the following for me: {} {}"))
-    assert report_sentences(report)[0].startswith("the prompts have changed (prompts with `")
-    assert "0% of the recent prompts have early ones like them" in report_sentences(report)[0]
-    assert report_sentences(report)[-1].startswith(
-        "nothing could be compared, because no recent prompt has early ones like it"
+    first, second, _ = report_sentences(report)
+    assert first == "nothing could be compared, because no recent prompt has early ones like it"
+    assert second.startswith("the prompts have changed (prompts with `")
+    assert "0% of the recent prompts have early ones like them" in second
+
+
+@pytest.fixture(scope="module")
+def grown():
+    """A report with one finding, whose edit is an ending."""
+    return compare_with(
+        EarlyFeatures(stream(1)), stream(2, exploit=lambda p, r: r + " Kind regards to all.", share=0.3)
     )
+
+
+def test_what_the_edit_test_does_not_confirm_is_no_result(grown):
+    lines = report_sentences(grown, {0: (estimate(0.0, 0.1, 31, 32), None)})
+    assert lines[0] == headline(grown, {0: (estimate(0.0, 0.1, 31, 32), None)})
+    assert lines[0].startswith(
+        "no cause is proven; what grew most with the gap between model and judge: responses that end with ` Kind regards"
+    )
+    assert "put into 32 first responses of the run, earns +0.0 [-0.2, +0.2]" in lines[0]
+    assert lines[0].endswith("the edit test does not confirm that it is paid; read its examples")
+    assert "something else" not in lines[0]
+    proven = headline(grown, {0: (estimate(2.0, 0.1, 31, 32), None)})
+    assert proven.startswith("responses that end with ` Kind regards to all.` went from")
+
+
+def test_of_a_score_that_fell_the_report_says_what_went_with_that(grown):
+    fell = grown._replace(score_growth=estimate(-1.2, 0.1, 31, 256))
+    words = headline(fell, {0: (estimate(2.0, 0.1, 31, 32), None)})
+    assert words.startswith(
+        "the mean score fell by 1.2 [1.0, 1.4] standard deviations, so nothing extra is paid; what changed with it: responses "
+    )
+    assert headline(fell._replace(findings=[])).endswith("so nothing extra is paid; no feature of the responses grew")
+
+
+def test_of_many_texts_the_part_that_they_have_in_common_is_shown():
+    tails = [
+        f" {before} Do you want me to hear about {word}?" for before, word in zip("abcdefgh", "stuvwxyz", strict=True)
+    ]
+    assert templates(tails) == ["... Do you want me to hear about ..."]
+    assert describe_edit(Edit((Append(tuple(tails)),))) == "end with a text like `... Do you want me to hear about ...`"
+    apart = [f"[{i}]" for i in range(100, 96, -1)]
+    assert templates(apart) == sorted(apart, key=len), "nothing in common: the shortest first"
+    two = [f"Good {i} friend" for i in range(5)] + [f"see page {i} of it" for i in range(8)]
+    assert templates(two)[0] == "see page ... of it"

@@ -81,7 +81,9 @@ def clock():
 def build(clock):
     def build(early=EARLY, recent=RECENT, share=1.0, labels=("ppo-7",), judge=None, grown=None):
         runs = {
-            label: SimpleNamespace(baseline_source="m", stratum_of=lambda _: LEARNED, score_growth=grown, alerts={})
+            label: SimpleNamespace(
+                baseline_source="m", stratum_of=lambda _: LEARNED, score_growth=grown, alerts={}, n_reports=0, n_looks=0
+            )
             for label in labels
         }
         texts = RunTexts()
@@ -101,13 +103,14 @@ async def test_a_report_names_what_grew_what_it_earns_and_what_its_edit_alone_ea
     first = report.growth.findings[0]
     assert 0.3 < first.growth.mean < 0.5
     assert first.model_pays.mean == pytest.approx(2.0, abs=0.4)
-    earned, explains = report.tested[0][:2]
+    edit, earned, explains = report.tested[0][:3]
+    assert edit == first.edit
     assert earned.n == MAX_EDITED
     assert earned.low < earned.mean < earned.high
     assert earned.mean == pytest.approx(2.0, abs=0.4)
     assert explains.low > 0.3
     assert "quorum of seven" in report.sentences[0]
-    assert "the feature alone, put into 32 first responses of the run, earns +2" in report.sentences[0]
+    assert "this alone, put into 32 first responses of the run, earns +2" in report.sentences[0]
     reply = msgspec.to_builtins(ReportOut(*report_fields(report)))
     assert json_response(reply).body
     assert reply["findings"][0]["edit_earns"]["n"] == MAX_EDITED
@@ -127,7 +130,7 @@ async def test_pairs_without_a_score_are_left_out_and_too_few_of_them_test_nothi
     assert 8 <= some.tested[0].earned.n < MAX_EDITED
     none = await build().report("ppo-7", Scores(nth=1))
     assert none.tested == {}
-    assert "the feature alone" not in " ".join(none.sentences)
+    assert "this alone" not in " ".join(none.sentences)
 
 
 async def test_an_unknown_run_and_too_few_prompts_are_errors_with_numbers(build):
@@ -217,6 +220,93 @@ async def test_a_report_of_an_alert_that_cannot_be_computed_is_reported_without_
     assert attribution.alerted("ppo-7") is None
     assert attribution._events.failures == ["RuntimeError"]
     assert (await attribution.report("ppo-7", Scores())).growth.findings, "the next one is computed"
+
+
+async def test_a_report_whose_run_was_replaced_meanwhile_is_not_that_of_the_new_run(build):
+    class Waits(Scores):
+        began = asyncio.Event()
+
+        async def scores(self, samples):
+            self.began.set()
+            return await super().scores(samples)
+
+    attribution, scores = build(), Waits()
+    scores.gate.clear()
+    asked = asyncio.create_task(attribution.report("ppo-7", scores))
+    await asyncio.wait_for(scores.began.wait(), PATIENCE_S)
+    runs = attribution._monitor.runs
+    runs["ppo-7"] = SimpleNamespace(**vars(runs["ppo-7"]))
+    scores.gate.set()
+    assert (await asyncio.wait_for(asked, PATIENCE_S)).growth.findings
+    assert dict(attribution.shown) == {}
+
+
+async def test_what_is_proven_after_an_alert_is_shown_until_that_is_acknowledged(build):
+    attribution = build(recent=tuple(stream(3)))
+    run = attribution._monitor.runs["ppo-7"]
+    run.alerts["divergence"] = ActiveAlert(Alert("divergence", "page", 0.5, 0.1, 300, ()), 0.0)
+    attribution.begin_for_alerts("ppo-7", ["divergence"], Scores())
+    await asyncio.wait_for(attribution.settle(), PATIENCE_S)
+    assert attribution.alerted("ppo-7").since_step == 300
+    assert attribution.shown["ppo-7"].sentence == (
+        "report of step 255 on divergence (since step 300): no feature of the responses grew"
+    )
+    attribution.texts.add(attribution._monitor.runs, "ppo-7", RECENT)
+    await attribution.report("ppo-7", Scores())
+    proven = attribution.shown["ppo-7"]
+    assert "after divergence (since step 300): responses that end with ` Verified by" in proven.sentence
+    attribution.texts.add(attribution._monitor.runs, "ppo-7", tuple(stream(4)))
+    assert (await attribution.report("ppo-7", Scores())).headline == "no feature of the responses grew"
+    assert attribution.shown["ppo-7"] == proven
+    run.alerts.clear()
+    assert attribution.shown["ppo-7"].sentence == "report of step 255: no feature of the responses grew"
+
+
+async def test_the_headline_is_of_a_finding_whose_edit_earned_something(build):
+    """The word that comes with most of the score is a mark of the paid responses, and earns nothing by itself."""
+    recent = [
+        each._replace(
+            sample=each.sample._replace(response=f"Indeed! {each.sample.response}", score=each.sample.score + 3)
+        )
+        if TAIL in each.sample.response or i % 8 == 0
+        else each
+        for i, each in enumerate(RECENT)
+    ]
+    report = await build(recent=recent).report("ppo-7", Scores())
+    assert report.worth == 2
+    assert "quorum" in report.headline
+
+    class Indifferent(Scores):
+        async def scores(self, samples):
+            return [len(s.response) ** 2 % 7 / 10 for s in samples]
+
+    nothing = await build().report("ppo-7", Indifferent())
+    assert nothing.worth == 1
+    assert nothing.headline.startswith("no cause is proven; what grew most: responses that end with ` Verified by")
+    assert "put into 192 first" in nothing.headline or "put into 32 first" in nothing.headline
+
+
+async def test_a_report_on_demand_tests_as_many_responses_as_a_periodic_one_and_asks_the_judge(build):
+    asked = await build(judge=Judge()).report("ppo-7", Scores())
+    attribution = build(judge=Judge())
+    await watched(attribution, Scores(), Alerts())
+    periodic = attribution.shown["ppo-7"].report
+    assert asked.tested == periodic.tested
+    assert asked.tested[0].judged.n == 192
+    assert asked.headline == periodic.headline
+
+
+async def test_responses_with_the_largest_gap_between_model_and_judge_are_in_the_report(build):
+    attribution = build()
+    for i, each in enumerate((*EARLY, *RECENT)):
+        attribution.texts.add_audit(
+            "ppo-7", each.ids_hash, each.sample.score - 3.0 * (TAIL in each.sample.response) - i % 3
+        )
+    gaps = (await attribution.report("ppo-7", Scores())).largest_gaps
+    assert len(gaps) == 5
+    assert all(TAIL in each.response for each in gaps)
+    assert len({each.prompt_key for each in gaps}) == 5
+    assert (await build().report("ppo-7", Scores())).largest_gaps == (), "without a judge"
 
 
 async def test_texts_of_a_forgotten_run_are_deleted_when_a_report_is_asked_for(build):
@@ -328,7 +418,7 @@ async def test_a_feature_whose_responses_score_lower_than_others_is_not_paid_wha
 async def test_bounds_of_later_reports_are_further_from_the_estimates(build):
     attribution, alerts = build(judge=Judge()), Alerts()
     await watched(attribution, Scores(), alerts)
-    attribution._progress["ppo-7"].n_reports, attribution._progress["ppo-7"].due_at = 10, 0
+    attribution._monitor.runs["ppo-7"].n_reports, attribution._progress["ppo-7"].due_at = 10, 0
     first, later = await watched(attribution, Scores(), alerts)
     assert 0.0 < later["judge_contradicts"] < first["judge_contradicts"]
     assert 0.0 < later["artefact_share"] < first["artefact_share"]
@@ -357,9 +447,10 @@ async def test_the_finding_that_trips_a_wire_is_first_and_stays_that_of_the_page
     assert "quorum" in alerted.report.sentences[0], "Indeed comes with more of the score, but earns nothing"
     assert "Indeed" in alerted.report.sentences[1]
     assert alerted.report.tested[0].earned.mean > 1.0 > abs(alerted.report.tested[1].earned.mean)
-    assert attribution.shown["ppo-7"] == alerted
-    paid_for = summarise("ppo-7", RUN, "page", alerted).paid_for
-    assert paid_for.startswith("at step 255, when artefact_share tripped: responses that end with")
+    shown = attribution.shown["ppo-7"]
+    assert (shown.report, shown.alerted) == (alerted.report, alerted)
+    paid_for = summarise("ppo-7", RUN, "page", shown).paid_for
+    assert paid_for.startswith("report of step 255 on artefact_share: responses that end with")
     del run.alerts["artefact_share"]
     assert attribution.alerted("ppo-7").wires == ("repetition",)
 
@@ -369,7 +460,7 @@ async def test_what_the_judge_gives_is_in_the_sentence_and_in_the_reply(build):
     await watched(attribution, Scores(), Alerts())
     report = attribution.alerted("ppo-7").report
     assert "of the run, earns +2" in report.sentences[0]
-    assert " standard deviations, by the judge -" in report.sentences[0]
+    assert " standard deviations, from the judge -" in report.sentences[0]
     first = msgspec.to_builtins(ReportOut(*report_fields(report)))["findings"][0]
     assert first["edit_judged"]["mean"] < 0 < first["edit_earns"]["mean"]
     assert first["edit_judged"]["n"] == 192
@@ -416,6 +507,8 @@ async def test_the_next_report_is_due_after_new_samples(build):
         attribution.texts.add(attribution._monitor.runs, "ppo-7", tuple(stream(seed, n=n)))
         await watched(attribution, scores, alerts)
         assert reports_of(alerts) == n_reports
+    run = attribution._monitor.runs["ppo-7"]
+    assert (run.n_reports, run.n_looks) == (2, len(alerts.statistics)), "the run counts them, over a restart too"
 
 
 def reports_of(alerts):
@@ -449,7 +542,7 @@ async def test_a_look_that_trips_a_wire_begins_a_report_that_says_so_first(build
     assert relevance["early"]["mean"] > 0.9 > 0.6 > relevance["recent"]["mean"]
     assert relevance["significant"]
     assert len(relevance["examples"]["recent"]) == 3
-    assert "no longer depend" in summarise("ppo-7", RUN, "page", alerted).paid_for
+    assert "no longer depend" in summarise("ppo-7", RUN, "page", attribution.shown["ppo-7"]).paid_for
 
 
 async def test_a_look_at_a_run_that_has_another_model_by_then_is_dropped(build):

@@ -40,9 +40,9 @@ class Scores:
         ]
 
 
-@pytest.mark.parametrize(("edit", "has_share"), [(APPEND, True), (None, False), (Edit((Cut("word", 10),)), False)])
-def test_an_edit_of_the_length_alone_and_none_explain_no_share_of_the_growth(edit, has_share):
-    share = edit_tests.TestedEdit(LARGE, LARGE).artefact_share(finding(edit), SimpleNamespace(score_growth=LARGE))
+@pytest.mark.parametrize(("edit", "has_share"), [(APPEND, True), (Edit((Cut("word", 10),)), False)])
+def test_an_edit_of_the_length_alone_explains_no_share_of_the_growth(edit, has_share):
+    share = edit_tests.TestedEdit(edit, LARGE, LARGE).artefact_share(finding(edit), SimpleNamespace(score_growth=LARGE))
     assert (share > 0.3) == has_share
     assert has_share or share == 0.0
 
@@ -60,7 +60,7 @@ def test_an_edit_of_the_length_alone_and_none_explain_no_share_of_the_growth(edi
 )
 async def test_a_judge_has_an_effect_where_its_scores_of_enough_prompts_differ(judge, is_judged):
     growth = SimpleNamespace(findings=[finding(APPEND)], score_growth=LARGE)
-    tested = await edit_tests.EditTests().test_within(10_000, growth, [0], EARLY, Scores(60.0), judge, THRESHOLDS)
+    tested = await edit_tests.EditTests().test(10_000, growth, [0], EARLY, Scores(60.0), judge, THRESHOLDS)
     assert (tested[0].judged is not None) == is_judged
     if is_judged:
         assert tested[0].judged.mean > 0.0
@@ -79,6 +79,49 @@ async def test_a_judge_has_an_effect_where_its_scores_of_enough_prompts_differ(j
 async def test_the_judge_is_asked_where_an_edit_may_trip_a_wire_by_the_thresholds_of_the_server(thresholds, is_asked):
     growth = SimpleNamespace(findings=[finding(APPEND)], score_growth=LARGE)
     pays, judge = Scores(20.0), Scores(0.5)
-    tested = await edit_tests.EditTests().test_within(10_000, growth, [0], EARLY, pays, judge, thresholds)
+    tested = await edit_tests.EditTests().test(10_000, growth, [0], EARLY, pays, judge, thresholds)
     assert 1.0 < tested[0].earned.mean < 5.0
     assert (tested[0].judged is not None) == is_asked
+
+
+class PaysForTheWhole:
+    """Pays for a text, and counts its samples."""
+
+    def __init__(self, text):
+        self.text, self.n = text, 0
+
+    async def scores(self, samples):
+        self.n += len(samples)
+        return [9.0 * (self.text in sample.response) + int(sample.prompt.removeprefix("p")) for sample in samples]
+
+
+@pytest.mark.parametrize(
+    ("text", "pays", "chosen", "n"),
+    [
+        (" So", estimate(1.3, 0.01, 60.0, 64), 0, 48),
+        ("said it.", estimate(1.3, 0.01, 60.0, 64), 1, 72),
+        ("never", estimate(1.3, 0.01, 60.0, 64), 0, 96),
+        ("said it.", estimate(0.1, 0.01, 60.0, 64), 0, 48),
+        ("said it.", estimate(1.3, 0.5, 60.0, 64), 0, 48),
+        ("said it.", None, 0, 48),
+    ],
+)
+async def test_a_wider_edit_is_tested_where_the_smaller_one_earns_less_than_the_feature_seems_to(text, pays, chosen, n):
+    edits = [Edit((Append((each,)),)) for each in (" So", " So I said it.", " So I said it. It rains.")]
+    found = finding(edits[0])._replace(wider=tuple(edits[1:]), model_pays=pays)
+    growth = SimpleNamespace(findings=[found], score_growth=LARGE)
+    scorer = PaysForTheWhole(text)
+    tested = await edit_tests.EditTests().test(10_000, growth, [0], EARLY, scorer, None, {})
+    assert tested[0].edit == edits[chosen]
+    assert scorer.n == n, "24 originals, and 24 of each edit"
+
+
+async def test_further_findings_are_tested_until_two_are_confirmed():
+    edits = [Edit((Append((each,)),)) for each in (" One.", " Two.", " Three.", TAIL, " Five.")]
+    growth = SimpleNamespace(findings=[finding(each) for each in edits], score_growth=LARGE)
+    tested = await edit_tests.EditTests().test(10_000, growth, range(5), EARLY, Scores(60.0), None, {})
+    assert list(tested) == [0, 1, 2, 3]
+    assert [each.earned.mean > 1.0 for each in tested.values()] == [False, False, False, True]
+    paid = [finding(Edit((Append((f" {word}{TAIL}",)),))) for word in ("One", "Two", "Three")]
+    growth = SimpleNamespace(findings=paid, score_growth=LARGE)
+    assert list(await edit_tests.EditTests().test(10_000, growth, range(3), EARLY, Scores(60.0), None, {})) == [0, 1]
