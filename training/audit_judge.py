@@ -49,6 +49,7 @@ def judge_config(config: Config, judge: AuditJudgeConfig) -> Config:
         output=replace(
             config.output,
             folder=str(Path(config.output.folder) / AUDIT_JUDGE),
+            push_to_hub=None,  # it is a folder of the model's checkpoint
             run_name=f"{config.output.reported_name}-{AUDIT_JUDGE}",
         ),
         audit_judge=None,

@@ -22,7 +22,15 @@ from rewardserve.training import counterexamples, recipe, sources
 from rewardserve.training.calibrate import NothingToFit
 from rewardserve.training.config import Config, ConfigError
 from rewardserve.training.data import DataError
-from rewardserve.training.errors import ModelUnusable, PackagesMissing, RunFailed, Stopped, explain, require_packages
+from rewardserve.training.errors import (
+    ModelUnusable,
+    PackagesMissing,
+    RunFailed,
+    Stopped,
+    UploadFailed,
+    explain,
+    require_packages,
+)
 from rewardserve.training.sequences import PairEncodingError
 
 _TO_CORRECT = (ConfigError, DataError, PairEncodingError, NothingToFit)
@@ -71,7 +79,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
             _leave_process_group()
     except _TO_CORRECT as error:
         return _end(verb, USAGE_ERROR, respell(str(error), _SETTINGS))
-    except (*_OF_MODEL, PackagesMissing) as error:
+    except (*_OF_MODEL, PackagesMissing, UploadFailed) as error:
         return _end(verb, FAILED, respell(str(error), _SETTINGS))
     except RunFailed as error:
         return _end(verb, FAILED, f"{error}{_resume_hint(config, verb)}")

@@ -5,6 +5,7 @@ Independent of file formats and torch: `recipe` reads YAML and `--set`, the othe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from math import ceil
@@ -639,6 +640,11 @@ class OutputConfig:
     """Trackers that get the curves of the run; accounts and addresses come from the environment variables of each."""
     run_name: str = ""
     """Name of the run in the trackers; empty: the name of `folder`."""
+    push_to_hub: str | None = None
+    """Repository of the Hugging Face hub, `ORGANISATION/NAME`, to which the finished checkpoint is uploaded with its model card;
+    null: none."""
+    hub_private: bool = True
+    """Make that repository private if it is new."""
     adapter: bool = True
     """Also write the trained part alone, over the base model by name: `adapter/` of LoRA, `heads/` of a frozen backbone."""
 
@@ -649,6 +655,8 @@ class OutputConfig:
         _require(
             len(set(self.report_to)) == len(self.report_to), "output.report_to", self.report_to, "names that differ"
         )
+        is_repository = self.push_to_hub is None or re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub)
+        _require(bool(is_repository), "output.push_to_hub", self.push_to_hub, "ORGANISATION/NAME")
 
     @property
     def reported_name(self) -> str:

@@ -22,6 +22,10 @@ class PackagesMissing(Exception):
     """The packages for training are not installed. Exit code 1."""
 
 
+class UploadFailed(Exception):
+    """The finished checkpoint could not be uploaded; it is written. Exit code 1."""
+
+
 class NonFiniteLoss(RunFailed):
     """The loss of a step is NaN or infinite; the message names the step and the rows."""
 

@@ -182,7 +182,7 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
             copy_judge(_judge_of(folder, made.origins), new)
             written = facts | {"contract": contract.digest} | details
             export.write_report(new, written)
-            model_card.write_card(new, folder.resolve().name, written)
+            model_card.write_card(new, config.output.push_to_hub or folder.resolve().name, written)
         facts |= {"contract": contract.digest}
         shown = report.Page(
             f"Reward model {folder.resolve().name}", facts | {"versions": export.versions()}, metrics, made.before, judged,

@@ -1,4 +1,4 @@
-"""Announce names that are looked up on the Hugging Face hub, and bound the wait for a hub that does not reply.
+"""Announce names that are looked up on the Hugging Face hub, bound the wait for a hub that does not reply, and upload checkpoints.
 
 The libraries retry for minutes. Here one request with a timeout decides: without a reply the process goes offline, so
 that cached files are used and other names are refused at once.
@@ -14,7 +14,9 @@ from typing import Any
 import httpx
 
 from rewardserve.model.checkpoint.packaged_bases import PACKAGED_BASES
+from rewardserve.training.config import ConfigError
 from rewardserve.training.console import say
+from rewardserve.training.errors import UploadFailed
 
 ANSWER_S = 10.0
 """Longest wait for the hub, name resolution included."""
@@ -77,6 +79,49 @@ def answers(endpoint: str, timeout_s: float) -> bool:
     thread.start()
     thread.join(timeout_s)
     return bool(found)
+
+
+def create_repository(name: str, *, private: bool) -> None:
+    """Create the repository of `output.push_to_hub` if there is none, before data are read. Raise `ConfigError`."""
+    from huggingface_hub import HfApi
+
+    if is_offline():
+        raise ConfigError(f"output.push_to_hub: {name} cannot be written offline (HF_HUB_OFFLINE). Leave it out.")
+    if not answers(_endpoint(), ANSWER_S):
+        raise ConfigError(
+            f"output.push_to_hub: the hub at {_endpoint()} does not reply (within {ANSWER_S:.0f} s). Leave it out, and upload the "
+            "checkpoint later: hf upload NAME FOLDER."
+        )
+    try:
+        HfApi(endpoint=_endpoint()).create_repo(name, private=private, exist_ok=True)
+    except Exception as error:  # without an account, of another organisation, a name that is not allowed
+        raise ConfigError(
+            f"output.push_to_hub: {name} cannot be written: {_first_line(error)}. Log in (hf auth login, or HF_TOKEN) with a token "
+            "that may write there."
+        ) from error
+
+
+def push(folder: Path, name: str) -> str:
+    """Upload a checkpoint in one commit. Return the address of the repository. Raise `UploadFailed`."""
+    from huggingface_hub import HfApi
+
+    say(f"uploading {folder} to {name}")
+    try:
+        HfApi(endpoint=_endpoint()).upload_folder(
+            repo_id=name, folder_path=folder, commit_message="Add a reward model trained by RewardServe"
+        )
+    except Exception as error:
+        raise UploadFailed(
+            f"the checkpoint is written to {folder}, and could not be uploaded: {_first_line(error)}. Upload it with "
+            f"`hf upload {name} {folder}`."
+        ) from error
+    return f"{_endpoint()}/{name}"
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of a message of huggingface_hub; later ones have headers and addresses."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300].rstrip(".") if lines else type(error).__name__
 
 
 def _endpoint() -> str:

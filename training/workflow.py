@@ -149,6 +149,8 @@ def _train(config: Config) -> Path:
             check_optimizer(each)
             pair_loss(each.loss)
         check_trackers(config)
+        if config.output.push_to_hub and _process().is_main_process:
+            hub.create_repository(config.output.push_to_hub, private=config.output.hub_private)
         if config.eval.style_file:
             read_styles(Path(config.eval.style_file))
         if config.export.probes:
@@ -174,7 +176,7 @@ def _train(config: Config) -> Path:
             made = TrainingRecord(
                 "train", timer, tuple(before), tuple(history), best=best, audited_before=tuple(audited_before)
             )
-            finish(config, trained, tables, folder, made)
+            _publish(config, finish(config, trained, tables, folder, made))
     _process().wait_for_everyone()
     return folder / "checkpoint"
 
@@ -298,6 +300,8 @@ def export_last_step(config: Config) -> Path:
             raise ConfigError(f"{folder / 'steps'} holds no complete step checkpoint; run `rewardserve train` first")
         run_folder.refuse_finished(folder)
         _refuse_other_recipe(config, folder)
+        if config.output.push_to_hub:
+            hub.create_repository(config.output.push_to_hub, private=config.output.hub_private)
         start = load_start(config)
         tables = encode(config, start)
         _refuse_other_inputs(config, folder, start, tables.train, step)
@@ -306,7 +310,15 @@ def export_last_step(config: Config) -> Path:
         best = read_best(step.parent, config.eval.best_by)
         _load_newest(config, start.network, step.parent)
         drop_length_heads(start.network)
-        return finish(config, start, tables, folder, TrainingRecord("finish", timer, history=_history(step), best=best))
+        made = TrainingRecord("finish", timer, history=_history(step), best=best)
+        return _publish(config, finish(config, start, tables, folder, made))
+
+
+def _publish(config: Config, checkpoint: Path) -> Path:
+    """Upload a finished checkpoint, if the recipe names a repository. Return the checkpoint's folder."""
+    if config.output.push_to_hub:
+        show(f"uploaded: {hub.push(checkpoint, config.output.push_to_hub)}")
+    return checkpoint
 
 
 def _report_missing(config: Config, folder: Path, made: TrainingRecord) -> Path:
