@@ -50,13 +50,24 @@ def load(spec: ModelSpec) -> LoadedModel:
 def mine_round(
     policy: Policy, model: RewardModel, judge: RewardModel, n_pairs: int, rng: np.random.Generator, folder: Path
 ) -> Path:
-    """Mine the responses of a policy with the command, two prompts a pair. Return the queue."""
+    """Mine the responses of a policy with the command. Return the queue."""
+    with _served({"model": model, "judge": judge}):
+        return run_mine(sample_groups(policy, n_pairs, rng), "model", "judge", n_pairs, folder, f"--backend={BACKEND}")
+
+
+def sample_groups(policy: Policy, n_pairs: int, rng: np.random.Generator) -> Responses:
+    """Responses to mine: a group to each of two prompts a pair."""
+    return policy.sample(rng, np.repeat(np.arange(2 * n_pairs), GROUP))
+
+
+def run_mine(responses: Responses, model: str, judge: str, n_pairs: int, folder: Path, *options: str) -> Path:
+    """Run `rewardserve mine` on these responses. Return the queue. Raise RuntimeError if there is none."""
     samples, queue = folder / "samples.jsonl", folder / "queue.jsonl"
-    _write(samples, _samples(policy.sample(rng, np.repeat(np.arange(2 * n_pairs), GROUP))))
-    arguments = ["model", samples, f"--backend={BACKEND}", "--judge=judge", "--out", queue, f"--pairs={n_pairs}"]
+    write_rows(samples, _samples(responses))
+    arguments = [model, str(samples), f"--judge={judge}", f"--out={queue}", f"--pairs={n_pairs}", *options]
     out, err = io.StringIO(), io.StringIO()
-    with _served({"model": model, "judge": judge}), redirect_stdout(out), redirect_stderr(err):
-        code = mine(list(map(str, arguments)))
+    with redirect_stdout(out), redirect_stderr(err):
+        code = mine(arguments)
     if code not in (0, SOME_FAILED) or not queue.exists():  # empty responses are left out
         raise RuntimeError(f"rewardserve mine ended with {code}: {out.getvalue()}{err.getvalue()}")
     return queue
@@ -67,7 +78,7 @@ def label_queue(queue: Path, biases: Biases, rng: np.random.Generator) -> None:
     rows = [json.loads(line) for line in queue.read_text("utf-8").splitlines()]
     found = label(read_texts([row["a"] for row in rows]), read_texts([row["b"] for row in rows]), biases, rng)
     verdicts = ["a" if won else "b" for won in found.left_won_N.tolist()]
-    _write(
+    write_rows(
         queue, [{**row, "verdict": verdict, "labelled_by": "gym"} for row, verdict in zip(rows, verdicts, strict=True)]
     )
 
@@ -96,7 +107,8 @@ def _samples(responses: Responses) -> list[dict[str, Any]]:
     ]
 
 
-def _write(path: Path, rows: Sequence[Any]) -> None:
+def write_rows(path: Path, rows: Sequence[Any]) -> None:
+    """Write JSON lines."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 
 
