@@ -107,7 +107,8 @@ def report_sentences(
     if report.prompts.features:
         key, before, after = report.prompts.features[0]
         lines.append(
-            f"the prompts have changed (prompts with {quoted(key)} went from {before:.0%} to {after:.0%} of those that are kept); "
+            f"the prompts have changed: those with {quoted(key)} are {before:.0%} of the first ones, which are those until the "
+            f"baseline of their task or kind was complete, and {after:.0%} of the recent ones; "
             f"{report.comparable:.0%} of the recent prompts have early ones like them, and only these are compared"
         )
     is_collapse = relevance is not None and relevance.lost_to_collapse > 0.0

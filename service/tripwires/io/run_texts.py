@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter, OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,10 +24,17 @@ N_SAMPLES = 256
 N_OF_PROMPT = 16
 """Recent samples of one prompt that are kept, the latest, so that a few large groups are not all."""
 
+N_OF_STEP = N_SAMPLES // 2
+"""Recent samples of one step that are kept: all responses to prompts drawn at random, because trainers may send a step in the order
+of its tasks, and its last samples are then of one task."""
+
 MAX_BYTES = 64 * 2**20
 """Limit of the bytes of all texts, as they lie in memory, over all runs."""
 
 _MAX_AUDITS = 2_048
+
+_MIX, _MASK = 0x9E3779B97F4A7C15, 2**64 - 1
+"""Fibonacci hashing (Knuth, "The Art of Computer Programming" 3, section 6.4)."""
 
 Context = str | tuple[Message, ...]
 """The turns before a response: one of the user, or several."""
@@ -74,6 +81,7 @@ class _TextsOfRun:
     early: list[KeptSample] = field(default_factory=list)
     recent: deque[KeptSample] = field(default_factory=deque)
     n_of_prompt: Counter[int] = field(default_factory=Counter)
+    n_of_step: Counter[int | None] = field(default_factory=Counter)
     audits: dict[int, float] = field(default_factory=dict)
     n_seen: int = 0
     n_recent: int = 0
@@ -167,6 +175,7 @@ class RunTexts:
             texts.early.clear()
             texts.recent.clear()
             texts.n_of_prompt.clear()
+            texts.n_of_step.clear()
             texts.audits.clear()
             texts.n_bytes = texts.n_seen = texts.n_recent = 0
 
@@ -183,8 +192,11 @@ def _append(texts: _TextsOfRun, sample: KeptSample) -> None:
     texts.n_recent += 1
     texts.n_bytes += sample.n_bytes
     texts.n_of_prompt[key] += 1
+    texts.n_of_step[sample.sample.step] += 1
     if texts.n_of_prompt[key] > N_OF_PROMPT:
         _delete(texts, next(i for i, each in enumerate(texts.recent) if each.sample.prompt_key == key))
+    elif sample.sample.step is not None and texts.n_of_step[sample.sample.step] > N_OF_STEP:
+        _delete(texts, _least_of_step(texts.recent, sample.sample.step))
     elif len(texts.recent) > N_SAMPLES:
         _delete(texts, 0)
 
@@ -197,6 +209,15 @@ def _delete(texts: _TextsOfRun, place: int) -> None:
     texts.n_of_prompt[deleted.sample.prompt_key] -= 1
     if not texts.n_of_prompt[deleted.sample.prompt_key]:
         del texts.n_of_prompt[deleted.sample.prompt_key]
+    texts.n_of_step[deleted.sample.step] -= 1
+    if not texts.n_of_step[deleted.sample.step]:
+        del texts.n_of_step[deleted.sample.step]
+
+
+def _least_of_step(recent: Iterable[KeptSample], step: int) -> int:
+    """The place of the first sample of this step to the prompt with the largest of random numbers, which prompt and step give."""
+    places = [(place, each.sample.prompt_key) for place, each in enumerate(recent) if each.sample.step == step]
+    return max(places, key=lambda each: ((each[1] ^ step) * _MIX & _MASK, -each[0]))[0]
 
 
 def _audited(kept: KeptSample, audits: Mapping[int, float]) -> KeptSample:

@@ -161,7 +161,10 @@ def test_a_report_says_that_the_prompts_have_changed():
     report = compare_with(EarlyFeatures(stream(1)), stream(2, ask="Please spell the following for me: {} {}"))
     first, second, _ = report_sentences(report)
     assert first == "nothing could be compared, because no recent prompt has early ones like it"
-    assert second.startswith("the prompts have changed (prompts with `")
+    assert second.startswith("the prompts have changed: those with `")
+    assert (
+        " of the first ones, which are those until the baseline of their task or kind was complete, and 0% of" in second
+    )
     assert "0% of the recent prompts have early ones like them" in second
 
 

@@ -55,6 +55,33 @@ def test_the_request_that_completes_the_baseline_is_early_and_later_ones_push_ou
     assert numbers(texts.recent("a")) == list(range(600 - N_SAMPLES, 600))
 
 
+def test_of_a_large_step_whole_groups_from_all_of_it_are_kept_whatever_the_order_of_its_tasks():
+    texts, runs = RunTexts(), {"a": run(has_baseline=True)}
+    texts.add(runs, "a", [kept(i) for i in range(N_SAMPLES)])
+
+    def of_step(step):
+        for i in range(1_024):  # groups of 4, ordered by task: the last quarter is of another one
+            sample = kept(i)
+            text_hash = hash(f"{step} {i // 4}")
+            yield sample._replace(
+                sample=sample.sample._replace(prompt_key=text_hash, step=step, system="abcd"[i // 256])
+            )
+
+    for step in (7, 8):
+        samples = list(of_step(step))
+        for first in range(0, 1_024, 64):
+            texts.add(runs, "a", samples[first : first + 64])
+    for step in (7, 8):
+        of = [each.sample for each in texts.recent("a") if each.sample.step == step]
+        assert len(of) == run_texts.N_OF_STEP
+        assert all(16 < sum(each.system == part for each in of) < 52 for part in "abcd"), "32 of each, and chance"
+        sizes = [sum(each.prompt_key == key for each in of) for key in {each.prompt_key for each in of}]
+        assert sizes.count(4) >= len(sizes) - 2, "groups stay whole"
+    assert texts.n_seen("a").recent == 2_048
+    texts.add(runs, "a", [kept(i) for i in range(300)])
+    assert numbers(texts.recent("a")) == list(range(300 - N_SAMPLES, 300)), "without a step the latest"
+
+
 def test_of_one_prompt_the_latest_sixteen_samples_are_kept_so_that_large_groups_leave_room_for_prompts():
     texts, runs = RunTexts(), {"a": run(has_baseline=True)}
     texts.add(runs, "a", [kept(i) for i in range(N_SAMPLES)])
