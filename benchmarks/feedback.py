@@ -141,7 +141,12 @@ class _World:
         return _Scored(*folds.pool(table, self._fold_I, scores_of))
 
     def _fit(self, held_in: FeedbackTable, stages: Sequence[tuple[str, ...]]) -> Floats:
-        own = tuple(StageConfig(kinds, self._config.loss, self._config.optim) for kinds in stages)  # type: ignore[arg-type]
+        loss = (
+            self._config.loss
+            if any("ratings" in kinds for kinds in stages)
+            else replace(self._config.loss, ratings="mse")
+        )
+        own = tuple(StageConfig(kinds, loss, self._config.optim) for kinds in stages)  # type: ignore[arg-type]
         config = replace(self._config, stages=own)
         self._start.network.heads.weight.data.copy_(self._heads_HD)
         torch.manual_seed(config.seed)

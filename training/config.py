@@ -54,6 +54,7 @@ RANGES: dict[str, Range] = {
     "audit_judge.n_layers": Range(1, 1e5),
     "data.sources.weight": _POSITIVE,
     "data.sources.max_pairs": _COUNT,
+    "data.sources.repeat": Range(0, 1e3, without_low=True),
     "data.eval_fraction": _SHARE,
     "counterexamples.weight": _POSITIVE,
     "counterexamples.eval_fraction": _SHARE,
@@ -212,7 +213,7 @@ class SourceConfig:
 
     path: str
     """File or folder, or the name of a data set of `datasets` on the hub."""
-    kind: Literal["auto", "pairs", "rankings", "ratings", "labels"] = "auto"
+    kind: Literal["auto", "pairs", "rankings", "ratings", "labels", "steps"] = "auto"
     """Kind of feedback in the rows; `auto`: that of the columns which are there."""
     name: str = ""
     """Name of the source in the report; empty: the content of its `source_key` column, else its path."""
@@ -224,6 +225,8 @@ class SourceConfig:
     """Head that this source trains; empty: the first."""
     weight: float = 1.0
     """Weight of each item of this source (pair, ranking, rating or label) in the loss."""
+    repeat: float = 1.0
+    """How often an epoch has the items of this source: 2: twice; 0.25: a quarter of them, others each epoch."""
     max_pairs: int | None = None
     """Largest number of items that are used, chosen by digest; null: all."""
     strings: Literal["turn", "raw"] = "turn"
@@ -253,6 +256,12 @@ class SourceConfig:
     """Column of the rating, a number. With this default, `score` is found too."""
     label_key: str = "label"
     """Column that is true for a good response and false for a bad one. With this default, `kto_tag` is found too."""
+    steps_key: str = "completions"
+    """Column of the list of texts of the steps of a response."""
+    step_labels_key: str = "labels"
+    """Column of the list of their labels, true for a good step."""
+    step_separator: str = "\n"
+    """Text between two steps."""
     attributes: tuple[str, ...] = ()
     """Columns that have a rating each, or of a pair a number above zero where chosen is better, below where rejected is, and zero
     for a tie. Each trains the head of its name; a row without a value trains the others."""
@@ -389,6 +398,8 @@ class EncodingConfig:
 
     max_tokens: int = 1024
     """Limit of the sequence length in tokens."""
+    chat_template: str | None = None
+    """File with the chat template to train with, in Jinja; the checkpoint and its contract have it. null: the tokenizer's."""
     truncation: Literal["prompt_left", "error"] = "prompt_left"
     """`prompt_left`: cut the prompt of a longer sequence from the left; `error`: cut nothing. A pair that does not fit is left out.
     The contract of the checkpoint has the same rule."""
@@ -799,6 +810,17 @@ class Config:
         if extra is not None and extra.head and extra.head not in self.model.heads:
             raise ConfigError(
                 f"counterexamples.head is {extra.head!r}; model.heads are {list(self.model.heads)}. Name one of these."
+            )
+        if self.encoding.chat_template is not None and self.model.start == "reward":
+            raise ConfigError(
+                "encoding.chat_template with model.start: reward: the scores of a reward model belong to the template that it was "
+                "trained with; leave it out"
+            )
+        repeated = next((source for source in self.data.sources if source.repeat != 1), None)
+        if repeated is not None and (self.optim.batching == "grouped" or self.optim.epochs == 0):
+            why = "optim.epochs: 0" if self.optim.epochs == 0 else "optim.batching: grouped, which has each item once"
+            raise ConfigError(
+                f"source {repeated.path!r} has repeat {repeated.repeat:g}, which has no effect with {why}; leave it out"
             )
         if self.optim.epochs == 0 and self.model.head_init == "random":
             raise ConfigError(

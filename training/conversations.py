@@ -77,7 +77,7 @@ def _responses(values: dict[str, Any], columns: SourceColumns) -> _Responses:
     if columns.is_list:
         (field,) = columns.fields
         listed = value_of(values, field, columns)
-        if not isinstance(listed, list) or len(listed) < 2:
+        if not isinstance(listed, list) or len(listed) < (2 if columns.kind == "rankings" else 1):
             raise FieldError(field, "must be a list of two or more responses")
         return _Responses(tuple(_response(answer, field) for answer in listed), field, "the responses")
     answers = tuple(_response(value_of(values, field, columns), field) for field in columns.fields)

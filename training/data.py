@@ -15,7 +15,7 @@ from rewardserve.model.contract import sample_to_dict
 from rewardserve.training import source_columns, sources
 from rewardserve.training.config import DataConfig, SourceConfig
 from rewardserve.training.conversations import FieldError
-from rewardserve.training.feedback import Item, Kind, Pair, counted, noun
+from rewardserve.training.feedback import Item, Pair, SourceKind, counted, noun
 from rewardserve.training.pairs import to_items
 
 _SPLIT_STEPS = 10_000
@@ -53,7 +53,7 @@ class SourceItems:
     bad: tuple[BadRow, ...] = ()
     n_spare: int = 0
     notes: tuple[str, ...] = ()
-    kind: Kind = "pairs"
+    kind: SourceKind = "pairs"
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -151,6 +151,7 @@ def digest(items: Sequence[Item]) -> str:
             continue
         row = [*map(sample_to_dict, item.samples), item.group, item.head, item.margin, item.weight]
         row += [item.paraphrase] if item.paraphrase else []
+        row += [["repeat", item.repeat]] if item.repeat != 1 else []
         # A decided pair without a flip rate has none of these, as before there were other kinds.
         if item.kind != "pairs" or item.flip or not item.values[0]:
             row += [item.kind, item.values, item.flip]

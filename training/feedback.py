@@ -13,7 +13,16 @@ from rewardserve.model.conversation import Sample
 
 Kind = Literal["pairs", "rankings", "ratings", "labels"]
 KINDS: tuple[Kind, ...] = ("pairs", "rankings", "ratings", "labels")
-NOUNS: dict[Kind, str] = {"pairs": "pair", "rankings": "ranking", "ratings": "rating", "labels": "label"}
+SourceKind = Literal["pairs", "rankings", "ratings", "labels", "steps"]
+"""Kind of the rows of a source. A row of labelled `steps` makes a label for each step."""
+SOURCE_KINDS: tuple[SourceKind, ...] = (*KINDS, "steps")
+NOUNS: dict[SourceKind, str] = {
+    "pairs": "pair",
+    "rankings": "ranking",
+    "ratings": "rating",
+    "labels": "label",
+    "steps": "label",
+}
 
 
 class Item(Protocol):
@@ -42,6 +51,8 @@ class Item(Protocol):
     @property
     def weight(self) -> float: ...
     @property
+    def repeat(self) -> float: ...
+    @property
     def made(self) -> str: ...
     @property
     def donor_group(self) -> str | None: ...
@@ -59,7 +70,7 @@ class Pair:
     `chosen_text` and `rejected_text` are the responses alone, for length baselines. `id` is `file:line`. `made`: the kind of
     augmentation that made the pair from the one with this id; empty: annotators compared it. `donor_group`: the group of a
     pair from which a response was taken. `paraphrase` says the same as the chosen response; empty: none. `flip`: probability
-    that the label is wrong.
+    that the label is wrong. `repeat`: how often an epoch has it.
     """
 
     id: str
@@ -77,6 +88,7 @@ class Pair:
     paraphrase: str = ""
     tie: bool = False
     flip: float = 0.0
+    repeat: float = 1.0
 
     @property
     def kind(self) -> Kind:
@@ -132,6 +144,7 @@ class Graded:
     weight: float = 1.0
     flip: float = 0.0
     scale: Literal["source", "prompt"] = "source"
+    repeat: float = 1.0
 
     @property
     def margin(self) -> float:
@@ -164,7 +177,7 @@ def kinds_of(items: Iterable[Item]) -> tuple[Kind, ...]:
     return tuple(kind for kind in KINDS if kind in found)
 
 
-def noun(kinds: Sequence[Kind]) -> str:
+def noun(kinds: Sequence[SourceKind]) -> str:
     """Noun for one item of these kinds: `pair`, `rating`, ...; `item` for several kinds."""
     return NOUNS[kinds[0]] if len(kinds) == 1 else "item" if kinds else "pair"
 

@@ -147,7 +147,9 @@ class PairBatches(Sampler[list[int]]):
         self._n_pairs, self._config, self._seed = len(table), config, seed
         self._epoch = 0
         self._packed = pack_groups(table, config.batch_sequences, seed) if config.batching == "grouped" else None
-        n = len(self._packed) if self._packed is not None else -(-self._n_pairs // config.batch_pairs)
+        self._of_repeat = _numbers_by_repeat(table)
+        n_drawn = sum(round(repeat * len(numbers)) for repeat, numbers in self._of_repeat)
+        n = len(self._packed) if self._packed is not None else -(-n_drawn // config.batch_pairs)
         self._n_batches = -(-n // n_ranks) * n_ranks
 
     def set_epoch(self, epoch: int) -> None:
@@ -167,8 +169,28 @@ class PairBatches(Sampler[list[int]]):
     def _batches(self, rng: np.random.Generator) -> list[list[int]]:
         if self._packed is not None:
             return [self._packed[i] for i in rng.permutation(len(self._packed))]
-        order, size = rng.permutation(self._n_pairs).tolist(), self._config.batch_pairs
+        order, size = self._drawn(rng), self._config.batch_pairs
         return [order[i : i + size] for i in range(0, len(order), size)]
+
+    def _drawn(self, rng: np.random.Generator) -> list[int]:
+        """Numbers of the items of this epoch, in random order."""
+        if all(repeat == 1 for repeat, _ in self._of_repeat):
+            order: list[int] = rng.permutation(self._n_pairs).tolist()
+            return order
+        drawn: list[int] = []
+        for repeat, numbers in self._of_repeat:
+            whole, n_more = numbers * int(repeat), round(repeat * len(numbers)) - int(repeat) * len(numbers)
+            drawn += whole + rng.choice(numbers, n_more, replace=False).tolist()
+        shuffled: list[int] = rng.permutation(drawn).tolist()
+        return shuffled
+
+
+def _numbers_by_repeat(table: FeedbackTable) -> list[tuple[float, list[int]]]:
+    """Items of each source and repeat, by number."""
+    found: dict[tuple[str, float], list[int]] = {}
+    for number, item in enumerate(table.items):
+        found.setdefault((item.source, item.repeat), []).append(number)
+    return [(repeat, numbers) for (_, repeat), numbers in found.items()]
 
 
 def pack_groups(table: FeedbackTable, max_sequences: int, seed: int) -> list[list[int]]:

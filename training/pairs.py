@@ -23,7 +23,7 @@ from rewardserve.training.conversations import (
     refuse_unread_columns,
     value_of,
 )
-from rewardserve.training.feedback import Graded, Item, Kind, Pair
+from rewardserve.training.feedback import Graded, Item, Pair, SourceKind
 from rewardserve.training.source_columns import SourceColumns
 from rewardserve.training.sources import SourceRow
 
@@ -35,6 +35,8 @@ _YES_NO: dict[Any, bool] = {True: True, False: False, "true": True, "false": Fal
 
 def to_items(row: SourceRow, columns: SourceColumns, head: str) -> tuple[Item, ...]:
     """The items of one row: one, or with attributes one for each that has a value. Raise `FieldError`."""
+    if columns.kind == "steps":
+        return _to_steps(row, columns, head)
     if not columns.source.attributes:
         return (to_item(row, columns, head),)
     values, names = _values(row, columns), columns.source.attributes
@@ -95,6 +97,7 @@ def _pair(row: SourceRow, values: dict[str, Any], found: Conversations, columns:
         tie=bool(tie),
         flip=_flip(values, columns),
         paraphrase=_paraphrase(values, source.paraphrase_key),
+        repeat=source.repeat,
     )
 
 
@@ -137,7 +140,29 @@ def _to_label(row: SourceRow, columns: SourceColumns, head: str) -> Graded:
     return _graded(row, values, read_conversations(values, columns), columns, head, (float(bool(good)),))
 
 
-_READERS: dict[Kind, Callable[[SourceRow, SourceColumns, str], Item]] = {
+def _to_steps(row: SourceRow, columns: SourceColumns, head: str) -> tuple[Item, ...]:
+    """A label for the end of each step: of the response up to there, as a server scores one that is not finished.
+
+    Only the last step ends the response, so its score is read where that of any response is.
+    """
+    values, source, (field,) = _values(row, columns), columns.source, columns.fields
+    steps, labels = value_of(values, field, columns), value_of(values, source.step_labels_key, columns)
+    if not isinstance(steps, list) or not all(isinstance(step, str) and step.strip() for step in steps) or not steps:
+        raise FieldError(field, "must be a list of the texts of the steps")
+    if not isinstance(labels, list) or len(labels) != len(steps):
+        raise FieldError(source.step_labels_key, f"must be a list of {len(steps)} labels, one a step")
+    good = [bool(_yes_no(label, source.step_labels_key)) for label in labels]
+    until = [source.step_separator.join(steps[:n]) for n in range(1, len(steps) + 1)]
+    found = read_conversations(values | {field: until}, columns)
+    unfinished = [replace(sample, finish_reason="length") for sample in found.samples[:-1]]
+    whole = _graded(row, values, replace(found, samples=(*unfinished, found.samples[-1])), columns, head, ())
+    return tuple(
+        replace(whole, id=f"{whole.id}#{n}", samples=(sample,), texts=(text,), values=(float(is_good),))
+        for n, (sample, text, is_good) in enumerate(zip(whole.samples, whole.texts, good, strict=True), 1)
+    )
+
+
+_READERS: dict[SourceKind, Callable[[SourceRow, SourceColumns, str], Item]] = {
     "pairs": to_pair,
     "rankings": _to_ranking,
     "ratings": _to_rating,
@@ -159,13 +184,14 @@ def _graded(
         source=_source_of(values, columns),
         group=_group_of(values, found, columns),
         head=head,
-        kind=columns.kind,
+        kind="labels" if columns.kind == "steps" else columns.kind,
         samples=found.samples,
         texts=found.texts,
         values=graded,
         weight=columns.source.weight,
         flip=_flip(values, columns) if columns.kind == "labels" else 0.0,
         scale=columns.source.rating_scale,
+        repeat=columns.source.repeat,
     )
 
 

@@ -74,4 +74,4 @@ def _parted(sample: Sample) -> Sample:
     if sample.text is None or not sample.n_prompt_chars:
         return sample
     prompt, response = sample.text[: sample.n_prompt_chars], sample.text[sample.n_prompt_chars :]
-    return Sample(prompt=prompt, response=response)
+    return Sample(prompt=prompt, response=response, finish_reason=sample.finish_reason)

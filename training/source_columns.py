@@ -15,7 +15,7 @@ from rewardserve.model.conversation import Message
 from rewardserve.model.text.nearest_word import did_you_mean, nearest_word
 from rewardserve.training import turns
 from rewardserve.training.config import ConfigError, SourceConfig
-from rewardserve.training.feedback import KINDS, Kind
+from rewardserve.training.feedback import SOURCE_KINDS, SourceKind
 from rewardserve.training.sources import SourceRow
 
 _DEFAULT = {f.name: f.default for f in fields(SourceConfig) if f.name.endswith("_key")}
@@ -30,15 +30,16 @@ class _KindColumns:
     optional: tuple[str, ...] = ()
 
 
-_OF_KIND: dict[Kind, _KindColumns] = {
+_OF_KIND: dict[SourceKind, _KindColumns] = {
     "pairs": _KindColumns(
         ("chosen_key", "rejected_key"), (), ("margin_key", "tie_key", "confidence_key", "flip_key", "paraphrase_key")
     ),
     "rankings": _KindColumns(("responses_key",), ("ranks_key",)),
     "ratings": _KindColumns(("response_key",), ("rating_key",)),
     "labels": _KindColumns(("response_key",), ("label_key",), ("confidence_key", "flip_key")),
+    "steps": _KindColumns(("steps_key",), ("step_labels_key",)),
 }
-OF_ATTRIBUTES: tuple[Kind, ...] = ("pairs", "ratings")
+OF_ATTRIBUTES: tuple[SourceKind, ...] = ("pairs", "ratings")
 """Kinds that a row may have for several heads."""
 _OF_ALL = ("prompt_key", "system_key", "group_key", "source_key", "context_key")
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
@@ -68,7 +69,7 @@ class SourceColumns:
     implicit: Literal["", "declared", "found"] = ""
     repeats: bool = False
     unread: tuple[str, ...] = ()
-    kind: Kind = "pairs"
+    kind: SourceKind = "pairs"
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -78,7 +79,7 @@ class SourceColumns:
     @property
     def is_list(self) -> bool:
         """Whether one column has a list of all responses."""
-        return self.kind == "rankings"
+        return self.kind in ("rankings", "steps")
 
     @property
     def words(self) -> str:
@@ -103,7 +104,7 @@ class SourceColumns:
         return found[0] if self.is_list and isinstance(found[0], list) else found
 
 
-def _words(kind: Kind) -> str:
+def _words(kind: SourceKind) -> str:
     return "chosen and rejected" if kind == "pairs" else "the responses"
 
 
@@ -134,12 +135,12 @@ def find_columns(rows: Sequence[SourceRow], source: SourceConfig) -> SourceColum
     return replace(found, implicit=implicit, repeats=_repeats(values, found), unread=unread)
 
 
-def find_kind(columns: Mapping[str, int], source: SourceConfig) -> Kind:
+def find_kind(columns: Mapping[str, int], source: SourceConfig) -> SourceKind:
     """The kind that the recipe names, or the only one whose columns are there; pairs if there is none. Raise `ConfigError`."""
     if source.kind != "auto":
         return source.kind
-    kinds = OF_ATTRIBUTES if source.attributes else KINDS
-    found: list[Kind] = [
+    kinds = OF_ATTRIBUTES if source.attributes else SOURCE_KINDS
+    found: list[SourceKind] = [
         kind for kind in kinds if all(_named(key, columns, source) in columns for key in _required(kind, source))
     ]
     if len(found) > 1:
@@ -150,19 +151,19 @@ def find_kind(columns: Mapping[str, int], source: SourceConfig) -> Kind:
     return found[0] if found else "pairs"
 
 
-def _required(kind: Kind, source: SourceConfig) -> tuple[str, ...]:
+def _required(kind: SourceKind, source: SourceConfig) -> tuple[str, ...]:
     """Settings of the columns that every row has; attributes stand for the label."""
     own = _OF_KIND[kind]
     return own.responses if source.attributes else (*own.responses, *own.label)
 
 
-def _keys_of(kind: Kind, source: SourceConfig) -> tuple[str, ...]:
+def _keys_of(kind: SourceKind, source: SourceConfig) -> tuple[str, ...]:
     """Settings of the columns that are read."""
     optional = [key for key in _OF_KIND[kind].optional if not source.attributes or key not in ("margin_key", "tie_key")]
     return (*_OF_ALL, *_required(kind, source), *optional)
 
 
-def _require_attributes(source: SourceConfig, kind: Kind, n_with: Mapping[str, int]) -> None:
+def _require_attributes(source: SourceConfig, kind: SourceKind, n_with: Mapping[str, int]) -> None:
     if source.attributes and kind not in OF_ATTRIBUTES:
         raise ConfigError(
             f"data source {source.path!r}: attributes are those of {' or '.join(OF_ATTRIBUTES)}, and kind is {kind}"
@@ -182,7 +183,7 @@ def _named(key: str, columns: Mapping[str, int], source: SourceConfig) -> Any:
     return next((each for each in names if columns.get(each)), name)
 
 
-def _refuse_other_keys(source: SourceConfig, kind: Kind, own: Sequence[str]) -> None:
+def _refuse_other_keys(source: SourceConfig, kind: SourceKind, own: Sequence[str]) -> None:
     for key, default in _DEFAULT.items():
         if key not in own and getattr(source, key) != default:
             raise ConfigError(
@@ -203,7 +204,7 @@ def notes(found: SourceColumns) -> Iterator[str]:
         yield f"columns that are not read: {', '.join(found.unread[:_N_NAMES])}{', ...' * (len(found.unread) > _N_NAMES)}"
 
 
-def _present(name: str, kind: Kind, n_with: Counter[str], n_rows: int, source: SourceConfig) -> str | None:
+def _present(name: str, kind: SourceKind, n_with: Counter[str], n_rows: int, source: SourceConfig) -> str | None:
     """Column to read; None for a default name that no row has. Raise `ConfigError` for one named in the recipe."""
     key = _named(name, n_with, source)
     if key is None or n_with[key]:
@@ -223,7 +224,7 @@ def _present(name: str, kind: Kind, n_with: Counter[str], n_rows: int, source: S
     )
 
 
-def _no_prompt(n_with: Counter[str], n_rows: int, source: SourceConfig, kind: Kind) -> str:
+def _no_prompt(n_with: Counter[str], n_rows: int, source: SourceConfig, kind: SourceKind) -> str:
     near = next((name for name in _PROMPT_NAMES if n_with[name]), None)
     near = near or nearest_word(str(source.prompt_key), map(str, n_with))
     name_it = f"Name it (prompt_key: {near})" if near else "Name it (prompt_key)"

@@ -32,6 +32,8 @@ from rewardserve.model.checkpoint import (
 )
 from rewardserve.model.encoding import Encoder
 from rewardserve.model.network import RewardNetwork
+from rewardserve.model.templates.chat_template import EncodingPolicyError
+from rewardserve.model.tokenization.encoding_policy import infer_policy
 from rewardserve.training import (
     augment,
     averaging,
@@ -360,12 +362,33 @@ def load_start(config: Config) -> Checkpoint:
     """Load the weights that training starts from, on the device of the run."""
     with _name_setting("model.path", config.model.path, how="--set model.path=PATH"):
         checkpoint = _start(config)
+    if config.encoding.chat_template is not None:
+        checkpoint = _with_template(checkpoint, Path(config.encoding.chat_template))
     checkpoint.network.to(_process().device)
     left_out = not_adapted(checkpoint.network, config.method)
     checkpoint = _with_limits(config, _require_padding_safe(checkpoint))
     keeps = config.optim.dropout or config.method.name == "frozen" or config.optim.epochs == 0
     off = () if keeps else disable_dropout(checkpoint.network.backbone)
     return replace(checkpoint, notes=(*checkpoint.notes, *left_out, *off))
+
+
+def _with_template(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """The checkpoint with the chat template of a file. Raise `ConfigError`."""
+    policy = checkpoint.policy
+    try:
+        template = path.read_text(encoding="utf-8")
+        own = infer_policy(
+            checkpoint.tokenizer,
+            max_tokens=policy.max_tokens,
+            vocab_size=policy.vocab_size,
+            rule=policy.rule,
+            pad_id=policy.skip_id,
+            template=template,
+            truncation=policy.truncation,
+        )
+    except (OSError, UnicodeDecodeError, EncodingPolicyError) as error:
+        raise ConfigError(f"encoding.chat_template: {path} cannot be used: {error}") from error
+    return replace(checkpoint, policy=own)
 
 
 def print_not_adapted(config: Config, start: Checkpoint) -> None:

@@ -10,7 +10,9 @@ import torch
 
 from rewardserve.cli import main
 from rewardserve.model.checkpoint import ReadOptions, read
-from rewardserve.training import workflow
+from rewardserve.model.contract import ScoringContract
+from rewardserve.model.conversation import Sample
+from rewardserve.training import scoring, workflow
 from rewardserve.training.recipe import load
 from tests.support import planted_pairs as world
 
@@ -210,3 +212,54 @@ def test_one_row_trains_several_heads_and_missing_values_train_the_others(sft, t
     graded = {g["head"]: g for g in report_of(tmp_path / "out")["graded"]}
     assert graded["helpful"]["n"] > graded["blunt"]["n"] > 0
     assert min(g["value"] for g in graded.values()) > 0.6
+
+
+def test_labels_of_steps_train_a_score_that_falls_at_the_first_bad_step(sft, tmp_path):
+    rng, rows = random.Random(0), []
+    for i in range(160):
+        steps = [f"{rng.choice(world.NEUTRAL)} {rng.choice(world.NEUTRAL)}" for _ in range(3)]
+        bad = rng.randrange(4)
+        if bad < 3:
+            steps[bad] += f" {world.BAD}"
+        rows.append(
+            {
+                "group": f"g{i % 40}",
+                "prompt": f"say {i % 40}",
+                "completions": steps,
+                "labels": [n < bad for n in range(3)],
+            }
+        )
+    source = world.write_jsonl(tmp_path / "steps.jsonl", rows)
+    assert train(recipe_for(tmp_path, sft, [source])) == 0
+    report = report_of(tmp_path / "out")
+    (graded,) = report["graded"]
+    assert (graded["measure"], graded["n"]) == ("AUC", 120)
+    assert graded["value"] > 0.9
+    checkpoint = read(str(tmp_path / "out" / "checkpoint"), ReadOptions())
+    ids = [checkpoint.encoder(Sample(prompt="say 7", response=text, finish_reason="length")).ids
+           for text in ("stone river", "stone river rudely")]  # fmt: skip
+    good, bad_end = scoring.score(checkpoint.network, ids, pad_id=checkpoint.pad_id, batch_tokens=99)[:, 0]
+    assert good > bad_end
+
+
+def test_a_template_of_the_recipe_trains_and_is_served(sft, tmp_path, two_sources, capsys):
+    """In the contract, in the tokenizer of the checkpoint, and in every row."""
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|im_end|>\n{% endfor %}")
+    recipe = recipe_for(tmp_path, sft, two_sources[:1], encoding={"chat_template": str(template), "max_tokens": 128})
+    assert train(recipe) == 0
+    folder = tmp_path / "out" / "checkpoint"
+    assert template.read_text() in ScoringContract.load(folder).template
+    checkpoint = read(str(folder), ReadOptions())
+    text = checkpoint.tokenizer.decode(checkpoint.encoder(Sample(prompt="hi", response="yes")).ids)
+    assert text.startswith("[user] hi<|im_end|>\n[assistant] yes<|im_end|>")
+    template.write_text("{{ broken")
+    assert "encoding.chat_template" in refused(recipe, capsys, f"output.folder={tmp_path}/other")
+    assert "leave it out" in refused(recipe, capsys, "model.start=reward", f"output.folder={tmp_path}/third")
+
+
+def test_a_source_that_repeats_makes_more_steps(sft, tmp_path, two_sources):
+    recipe = recipe_for(tmp_path, sft, two_sources, method={"name": "frozen"}, optim={"epochs": 1, "lr": 1e-2})
+    assert train(recipe, "data.sources.1.repeat=3") == 0
+    (step,) = (tmp_path / "out" / "steps").glob("checkpoint-*")
+    assert step.name == f"checkpoint-{(120 + 3 * 120) // 16}"

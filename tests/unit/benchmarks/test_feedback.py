@@ -25,6 +25,7 @@ def config(tmp_path_factory):
         data={"sources": [{"path": str(sources[0])}, {"path": str(sources[1]), "better": "lower"}]},
         output={"folder": str(folder / "out")},
         method={"name": "frozen"},
+        loss={"ratings": "huber"},
         optim={"lr": 0.03, "max_steps": 30},
         eval={"bootstrap": 50},
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -165,3 +168,21 @@ def test_heads_margins_and_weights_travel_with_their_pairs():
     assert torch.equal(batch["margin"], torch.tensor([0.0, 2.0]))
     assert torch.equal(batch["weight"], torch.tensor([1.0, 3.0]))
     assert batch["pair"].tolist() == [1, 0]
+
+
+def test_sources_are_drawn_as_often_as_they_repeat():
+    """A quarter of one source, new ones each epoch, and another twice and a half."""
+    table = table_of([(i, i + 1) for i in range(40)])
+    changed = [replace(p, source="ab"[n % 2], repeat=(0.25, 2.5)[n % 2]) for n, p in enumerate(table.pairs)]
+    batches = PairBatches(replace(table, items=tuple(changed)), OptimConfig(batch_pairs=7), seed=0)
+    seen = []
+    for epoch in range(30):
+        batches.set_epoch(epoch)
+        drawn = [n for batch in batches for n in batch]
+        assert len(list(batches)) == len(batches) == 8
+        assert len(drawn) == 5 + 50
+        seen.append(Counter(drawn))
+        assert sum(seen[-1][n] for n in range(0, 40, 2)) == 5
+        assert {seen[-1][n] for n in range(1, 40, 2)} == {2, 3}
+    assert sum(seen, Counter()).keys() == set(range(40))
+    assert seen[0] != seen[1]

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from rewardserve.model.conversation import Message, Sample
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.tokenization.encoding_policy import infer_policy
 from rewardserve.training import data, pairs, sequences, source_columns, sources
 from rewardserve.training.comparisons import MOST_PARTNERS, comparisons
 from rewardserve.training.config import ConfigError, DataConfig, SourceConfig
@@ -17,7 +20,7 @@ from rewardserve.training.conversations import FieldError
 from rewardserve.training.feedback import Graded, counted, kinds_of, noun
 from rewardserve.training.rating_scale import standardised
 from rewardserve.training.sequences import FeedbackTable, TokenSequence
-from tests.support.planted_pairs import planted_rows, write_jsonl
+from tests.support.planted_pairs import planted_rows, tokenizer, write_jsonl
 
 USER = {"role": "user", "content": "hi"}
 YES, NO = {"role": "assistant", "content": "yes"}, {"role": "assistant", "content": "no"}
@@ -303,3 +306,51 @@ def test_a_row_without_any_attribute_and_a_bad_one_are_named():
         items_of(*rows, attributes=("helpful",), kind="labels")
     with pytest.raises(ConfigError, match="left out with attributes"):
         SourceConfig("f", head="a", attributes=("helpful",))
+
+
+# -- labels of steps --------------------------------------------------------------------------------------
+
+STEPS = {"prompt": "2+3+4?", "completions": ["2+3=5", "5+4=8", "So 8."], "labels": [True, False, False]}
+
+
+def test_each_step_is_a_label_of_the_response_up_to_its_end():
+    """The format of TRL's PRMTrainer."""
+    got = items_of(STEPS)
+    assert [i.texts for i in got] == [("2+3=5",), ("2+3=5\n5+4=8",), ("2+3=5\n5+4=8\nSo 8.",)]
+    assert [i.values for i in got] == [(1.0,), (0.0,), (0.0,)]
+    assert [i.kind for i in got] == ["labels"] * 3
+    assert [i.samples[0].finish_reason for i in got] == ["length", "length", "stop"]
+    assert [i.id for i in got] == ["f:1#1", "f:1#2", "f:1#3"]
+    assert len({i.group for i in got}) == 1
+    joined = items_of(STEPS, step_separator=" | ")[1]
+    assert joined.samples[0].conversation()[-1].content == "2+3=5 | 5+4=8"
+
+
+def test_a_step_is_read_at_its_last_token_in_the_tokens_of_the_whole_response():
+    tok = tokenizer()
+    encode = Encoder(tok, infer_policy(tok, max_tokens=99, vocab_size=len(tok), rule=LAYOUT_RULES["language_model"]))
+    ids = [encode(i.samples[0]).ids for i in items_of(STEPS)]
+    whole, end = ids[-1], encode.policy.end_ids
+    assert whole[-len(end) :] == end
+    for number, until in enumerate(ids[:-1]):
+        assert until == whole[: len(until)], (
+            "the same tokens as in the whole response, so the same score in a causal model"
+        )
+        assert tok.decode(until).endswith(STEPS["completions"][number])
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"completions": "2+3=5"}, "completions"),
+        ({"completions": []}, "completions"),
+        ({"completions": ["a", " ", "b"]}, "completions"),
+        ({"completions": ["a", 3, "b"]}, "completions"),
+        ({"labels": [True]}, "labels"),
+        ({"labels": [True, None, 2]}, "labels"),
+    ],
+)
+def test_bad_steps_are_named(change, field):
+    with pytest.raises(FieldError) as caught:
+        items_of({**STEPS, **change})
+    assert caught.value.field == field
