@@ -163,7 +163,7 @@ def _cross_validate(
     fold_P = folds.assign_folds(table.pairs, n_folds, config.data.salt)
     folds.refuse_heads_in_one_fold(table, fold_P, config.model.heads)
     changed = invariance.changed_responses(table, start.encoder, config.eval.invariance_pairs, config.data.salt)
-    extra = tuple(TokenSequence(ids, 0, Sample(input_ids=ids)) for ids in changed.rows)
+    extra = tuple(TokenSequence(ids, 0, Sample(prompt="changed response", response=str(ids))) for ids in changed.rows)
     n = len(table.sequences)
     # The changed responses come last: no pair has them, so no fold trains on them.
     table = replace(table, sequences=(*table.sequences, *extra))

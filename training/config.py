@@ -493,7 +493,8 @@ class ConsistencyConfig:
     transforms: tuple[str, ...] = tuple(TRANSFORMS)
     """Names of the changes, as in the report of invariance; `[]`: paraphrases of the data alone."""
     twins: int = 1
-    """Twins of each response by these changes, chosen by digest among those that alter it."""
+    """Twins of each response by these changes, chosen by digest among those that alter it; rows on top of those of
+    `optim.batch_sequences`."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""

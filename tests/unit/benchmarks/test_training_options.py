@@ -8,6 +8,7 @@ import pytest
 from benchmarks import training_options
 from benchmarks.training_options import ROWS, HeldOutScores, Row
 from rewardserve.training import recipe
+from tests.support import planted_pairs as world
 
 
 def scores(diff, longer=(1, 1, -1, -1), group=(0, 0, 1, 1)):
@@ -40,3 +41,31 @@ def test_a_refused_row_is_shown_with_its_reason():
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_is_a_valid_recipe(name):
     recipe.load(training_options.RECIPE, ROWS[name])
+
+
+def test_rows_are_cross_validated_over_features_that_are_kept(tmp_path, monkeypatch):
+    rows = world.planted_rows(80)
+    pairs = world.write_jsonl(tmp_path / "pairs.jsonl", rows)
+    config = recipe.parse(
+        {
+            "model": {"path": str(world.language_model(tmp_path / "sft"))},
+            "data": {"sources": [{"path": str(pairs)}]},
+            "encoding": {"max_tokens": 128},
+            "method": {"name": "frozen"},
+            "optim": {"lr": 1e-2, "epochs": 4},
+            "eval": {"bootstrap": 20, "invariance_pairs": 20},
+            "output": {"folder": str(tmp_path / "out")},
+        }
+    )
+    kept = tmp_path / "features.pt"
+    wanted = {
+        name: ROWS[name] for name in ("none", "indifference.length=1", "indifference.markup=1", "consistency=1, half")
+    }
+    none, length, markup, consistent = training_options.ablate(config, 2, wanted, kept)
+    assert none.changes["accuracy"] == (0.0, 0.0, 0.0)
+    assert length.figures["accuracy"] != none.figures["accuracy"]
+    assert "no training pair do the responses differ in markup" in markup.refused
+    assert consistent.changes["shift, seen half"][0] < 0
+    monkeypatch.setattr(training_options.scoring, "last_hidden", None)  # nothing is left to compute
+    again = training_options.ablate(config, 2, wanted, kept)
+    assert [row.figures for row in again] == [row.figures for row in (none, length, markup, consistent)]
