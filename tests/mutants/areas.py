@@ -50,7 +50,10 @@ AREAS = {
         ("tests/unit/model/test_encoding_policy.py", "tests/unit/model/test_llama_factory_slots.py"),
     ),
     "padding": Area(("rewardserve/model/padding.py",), ("tests/unit/model/test_padding.py",)),
-    "losses": Area(("rewardserve/training/losses.py",), ("tests/properties/test_losses.py",)),
+    "losses": Area(
+        ("rewardserve/training/losses.py", "rewardserve/training/feedback_loss.py"),
+        ("tests/properties/test_losses.py", "tests/properties/test_feedback_losses.py"),
+    ),
     "reward": Area(("rewardserve/model/reward/*.py",), ("tests/unit/model/test_reward_stages.py",)),
     "planner": Area(
         ("rewardserve/service/inference/planner.py",),
