@@ -58,40 +58,49 @@ def moments(x_P: Tensor, y_PV: Tensor, weight_PH: Tensor) -> Tensor:
     return torch.einsum("ph,pvm->hvm", weight_PH.double(), parts_PV6)
 
 
-def correlation(moments_HV6: Tensor, *, is_centred: bool) -> Tensor:
-    """Pearson correlation for each head and variable, `(H, V)`; 0 where one of them does not vary.
+def comoments(moments_HV6: Tensor, *, is_centred: bool) -> Tensor:
+    """Sums of 1, x^2, y^2, xy about the means, `(H, V, 4)`.
 
     Without `is_centred` both means count as zero: differences between two responses, each taken in both directions.
     """
     n, x, y, xx, yy, xy = moments_HV6.unbind(-1)
+    if is_centred:
+        k = n.clamp_min(_LEAST_VARIANCE)
+        xx, yy, xy = xx - x * x / k, yy - y * y / k, xy - x * y / k
+    return torch.stack([n, xx, yy, xy], dim=-1)
+
+
+def correlation(comoments_HV4: Tensor) -> Tensor:
+    """Pearson correlation for each head and variable, `(H, V)`; 0 where one of them does not vary."""
+    n, xx, yy, xy = comoments_HV4.unbind(-1)
     n = n.clamp_min(_LEAST_VARIANCE)
-    mean_x, mean_y = (x / n, y / n) if is_centred else (torch.zeros_like(x), torch.zeros_like(y))
-    var_x, var_y = xx / n - mean_x**2, yy / n - mean_y**2
-    return (xy / n - mean_x * mean_y) / (var_x * var_y).clamp_min(_LEAST_VARIANCE).sqrt()
+    return xy / n / (xx / n * yy / n).clamp_min(_LEAST_VARIANCE).sqrt()
 
 
 class MovingMoments:
     """Moments of the latest `memory` pairs, over all ranks.
 
     The gradient of the pooled correlation reaches the pairs of this batch alone; divided by their share of the pool, it estimates
-    the gradient over all of them. `reduce` sums over ranks. Moments of earlier steps are of earlier weights.
+    the gradient over all of them. `reduce` sums over ranks. Moments of earlier steps are of earlier weights, and about the means of
+    their own batch: no loss of pairs fixes the level of the scores, and with a common mean a drift of the level would pass for
+    variance and lower the correlation.
     """
 
     def __init__(self, memory: int, reduce: Callable[[Tensor], Tensor]) -> None:
-        self.kept_HV6: Tensor | None = None
+        self.kept_HV4: Tensor | None = None
         self._memory, self._reduce = memory, reduce
 
     def correlation(self, own_HV6: Tensor, *, is_centred: bool) -> Tensor:
         """Correlation `(H, V)` over the pool, which then includes this batch."""
-        now_HV6 = self._reduce(own_HV6.detach().clone())
-        pool_HV6 = own_HV6 + (now_HV6 - own_HV6.detach())
-        if self.kept_HV6 is not None:
-            kept_HV6 = self.kept_HV6.to(now_HV6.device)
-            room_HV1 = (self._memory - now_HV6[..., :1]).clamp_min(0)
-            pool_HV6 = pool_HV6 + kept_HV6 * (room_HV1 / kept_HV6[..., :1].clamp_min(_LEAST_VARIANCE)).clamp_max(1)
-        self.kept_HV6 = pool_HV6.detach()
-        found_HV = correlation(pool_HV6, is_centred=is_centred)
-        share_HV = (own_HV6[..., 0] / pool_HV6[..., 0].clamp_min(_LEAST_VARIANCE)).detach()
+        others_HV6 = self._reduce(own_HV6.detach().clone()) - own_HV6.detach()
+        pool_HV4 = comoments(own_HV6 + others_HV6, is_centred=is_centred)
+        if self.kept_HV4 is not None:
+            kept_HV4 = self.kept_HV4.to(pool_HV4.device)
+            room_HV1 = (self._memory - pool_HV4[..., :1]).clamp_min(0)
+            pool_HV4 = pool_HV4 + kept_HV4 * (room_HV1 / kept_HV4[..., :1].clamp_min(_LEAST_VARIANCE)).clamp_max(1)
+        self.kept_HV4 = pool_HV4.detach()
+        found_HV = correlation(pool_HV4)
+        share_HV = (own_HV6[..., 0] / pool_HV4[..., 0].clamp_min(_LEAST_VARIANCE)).detach()
         # The value is that of the pool, the gradient that of the own part, scaled up.
         scale_HV = torch.where(share_HV > 0, 1 / share_HV.clamp_min(_LEAST_VARIANCE), torch.zeros_like(share_HV))
         return found_HV.detach() + (found_HV - found_HV.detach()) * scale_HV

@@ -227,11 +227,11 @@ class SavedMoments(TrainerCallback):
         at = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MOMENTS
         if state.global_step and at.is_file():
             for name, kept in load_file(at).items():
-                self._moments[name].kept_HV6 = kept
+                self._moments[name].kept_HV4 = kept
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save the moments; they are the same in every process."""
-        kept = {name: m.kept_HV6.cpu() for name, m in self._moments.items() if m.kept_HV6 is not None}
+        kept = {name: m.kept_HV4.cpu() for name, m in self._moments.items() if m.kept_HV4 is not None}
         if state.is_world_process_zero and kept:
             save_file(kept, Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MOMENTS)
 

@@ -189,12 +189,31 @@ def drawn():
     )
 
 
+PARTS = (slice(0, 5), slice(5, 7), slice(7, 12))
+
+
 def test_the_pool_of_all_small_batches_has_the_correlation_of_all_pairs(drawn):
     x, y, w = drawn
     pool = MovingMoments(100, lambda sums: sums)
-    for part in (slice(0, 5), slice(5, 7), slice(7, 12)):
-        found = pool.correlation(own_moments(x[part], y[part], w[part]), is_centred=True)
-    assert found.item() == pytest.approx(weighted_correlation(x.detach().numpy(), y.numpy(), w.numpy()), abs=1e-12)
+    for part in PARTS:
+        found = pool.correlation(own_moments(x[part], y[part], w[part]), is_centred=False)
+    both = [np.concatenate([v, -v]) for v in (x.detach().numpy(), y.numpy())]
+    assert found.item() == pytest.approx(weighted_correlation(*both, np.tile(w.numpy(), 2)), abs=1e-12)
+
+
+def test_a_drift_of_the_level_between_batches_is_no_variance(drawn):
+    """No loss of pairs fixes the level of the scores: a run could lower the correlation by moving it from step to step."""
+    x, y, w = (v.detach() for v in drawn)
+    found = []
+    for drift in (0.0, 50.0):
+        pool = MovingMoments(100, lambda sums: sums)
+        for i, part in enumerate(PARTS):
+            last = pool.correlation(own_moments(x[part] + drift * i, y[part], w[part]), is_centred=True)
+        found.append(last.item())
+    assert found[1] == pytest.approx(found[0], abs=1e-9)
+    centred = [np.concatenate([(v[p] - np.average(v[p], weights=w[p])) for p in PARTS]) for v in (x.numpy(), y.numpy())]
+    cov = [float((w.numpy() * a * b).sum()) for a, b in ((centred[0],) * 2, (centred[1],) * 2, tuple(centred))]
+    assert found[0] == pytest.approx(cov[2] / math.sqrt(cov[0] * cov[1]), abs=1e-12)
 
 
 def test_the_gradient_of_a_batch_that_is_like_the_pool_is_that_of_the_pool(drawn):
@@ -225,7 +244,7 @@ def test_the_pool_forgets_and_its_weight_stays_bounded(drawn):
     pool = MovingMoments(20, lambda sums: sums)
     for _ in range(50):
         pool.correlation(own_moments(x, y, w), is_centred=True)
-    assert float(pool.kept_HV6[0, 0, 0]) == pytest.approx(20)
+    assert float(pool.kept_HV4[0, 0, 0]) == pytest.approx(20)
     other = MovingMoments(20, lambda sums: sums)
     for _ in range(50):
         other.correlation(own_moments(x, -y, w), is_centred=True)
@@ -294,8 +313,9 @@ def test_a_score_that_length_explains_lets_go_of_it(override, tmp_path):
             score = network(torch.arange(2 * n)[:, None], None).scores_BH[:, 0].numpy()
         return abs(np.corrcoef(score, length)[0, 1])
 
-    assert correlation() > 0.25
-    assert correlation(override) < 0.12
+    before = correlation()
+    assert before > 0.25
+    assert correlation(override) < 0.6 * before
 
 
 def test_length_heads_are_added_behind_the_heads_and_dropped_again():
