@@ -86,7 +86,13 @@ def continued(log: Sequence[Mapping[str, float]], before: Sequence[Mapping[str, 
 
 def mark_finished(steps: Path) -> None:
     """Note in the folder of its steps that a stage has ended, perhaps before its last step."""
+    steps.mkdir(parents=True, exist_ok=True)
     (steps / _FINISHED).touch()
+
+
+def mark_begun(steps: Path) -> None:
+    """Remove the note of an earlier run."""
+    (steps / _FINISHED).unlink(missing_ok=True)
 
 
 def is_finished(steps: Path) -> bool:

@@ -96,6 +96,7 @@ from rewardserve.training.stages import (
     TrainingStage,
     continued,
     is_finished,
+    mark_begun,
     mark_finished,
     newest_step,
     stage_configs,
@@ -731,6 +732,7 @@ def fit(
             _load_newest(config, network, steps)
             history += continued(_history(last_complete(steps)), history)
             continue
+        mark_begun(steps)
         trained, log = _fit_stage(
             config, start, stage, module, rows, tables.held_out, folder, resumes=bool(resume_from)
         )
