@@ -1,4 +1,4 @@
-"""Edits that put in whole pieces of recent responses around a feature: what is in brackets, then the sentence. Pure.
+"""Edits that put in whole pieces of recent responses around a feature: brackets, else the word, then the sentence. Pure.
 
 A literal or a phrase may be a fragment of what the policy writes: half a citation, or the words before a name that differs from
 response to response. Where its edit earns nothing, these pieces show whether the whole does: they are as the policy wrote them, of
@@ -39,16 +39,29 @@ class _Piece(NamedTuple):
     before: str
 
 
+Cut = Callable[[str, int, int], Iterator[_Piece]]
+"""The piece of a text around the characters from the first place to the second."""
+
+
 def wider_edits(keys: Sequence[str], texts: Sequence[str], early: Sequence[str]) -> tuple[Edit, ...]:
     """The edits for the first of these features that has a place in a text. `texts` are recent responses that have it."""
-    place = next((found for key in keys if (found := _place_of(key)) is not None), None)
+    key, place = next(((key, found) for key in keys if (found := _place_of(key)) is not None), ("", None))
     if place is None:
         return ()
     spans = [(text, span) for text in texts if (span := place(text)) is not None]
-    edits = (
-        _edit([piece for text, span in spans for piece in cut(text, *span)], early) for cut in (_bracket, _sentence)
-    )
-    return tuple(dict.fromkeys(edit for edit in edits if edit is not None))
+    of_mark = (_bracket, _word) if key.startswith(("mark", "character:")) else (_bracket,)
+    small, large = (_edits(cuts, spans, early) for cuts in (of_mark, (_sentence,)))
+    return tuple(dict.fromkeys((*small[:1], *large)))
+
+
+def _edits(cuts: Sequence[Cut], spans: Sequence[tuple[str, tuple[int, int]]], early: Sequence[str]) -> list[Edit]:
+    """The edits of pieces that are cut in these ways, of those that most of the responses have."""
+    found = []
+    for cut in cuts:
+        pieces = [piece for text, span in spans for piece in cut(text, *span)]
+        if 2 * len(pieces) > len(spans) and (edit := _edit(pieces, early)) is not None:
+            found.append(edit)
+    return found
 
 
 def _place_of(key: str) -> Place | None:
@@ -82,6 +95,14 @@ def _bracket(text: str, start: int, end: int) -> Iterator[_Piece]:
     for match in _BRACKETS.finditer(text):
         if match.start() <= start and end <= match.end():
             yield _piece(text, *match.span())
+
+
+def _word(text: str, start: int, end: int) -> Iterator[_Piece]:
+    """The place with the letters, digits and marks around it up to the next white space."""
+    first = max((place + 1 for place in range(start) if text[place].isspace()), default=0)
+    last = next((place for place in range(end, len(text)) if text[place].isspace()), len(text))
+    if last - first > end - start:
+        yield _piece(text, first, last)
 
 
 def _sentence(text: str, start: int, end: int) -> Iterator[_Piece]:
@@ -120,9 +141,9 @@ def _edit(pieces: Sequence[_Piece], early: Sequence[str]) -> Edit | None:
         return Edit((Prepend(_different(f"{piece.text} " for piece in chosen)),))
     if 2 * sum(piece.is_last for piece in new) > n:
         return Edit((Append(_different(f"{piece.before or ' '}{piece.text}" for piece in chosen)),))
-    is_bracket = 2 * sum(_BRACKETS.fullmatch(piece.text) is not None for piece in new) > n
+    is_word = 2 * sum(_BRACKETS.fullmatch(piece.text) is not None or " " not in piece.text for piece in new) > n
     texts = _different(piece.text for piece in chosen)
-    return Edit((Insert(texts, "words" if is_bracket else "sentences"),))
+    return Edit((Insert(texts, "words" if is_word else "sentences"),))
 
 
 def _different(texts: Iterator[str]) -> tuple[str, ...]:

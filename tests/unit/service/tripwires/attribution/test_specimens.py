@@ -52,3 +52,9 @@ def test_pieces_that_early_responses_have_whole_responses_and_long_ones_are_no_e
 def test_of_many_pieces_some_are_put_in_from_all_of_the_responses():
     (edit,) = wider_edits(["stone"], [f"It rains. Stone {i} falls." for i in range(64)], EARLY)
     assert [text.split()[1] for text in edit.steps[0].texts] == [str(i) for i in range(0, 64, 4)]
+
+
+def test_a_mark_in_words_gives_these_words_and_brackets_of_few_responses_are_none_of_it():
+    texts = [f"The rain is {i}.{i}% of it here. It snows." for i in range(10, 15)]
+    narrow, _ = wider_edits(["mark:%"], [*texts, "It (or 9.9% of it) rains. It snows."], EARLY)
+    assert narrow == Edit((Insert((*(f"{i}.{i}%" for i in range(10, 15)), "9.9%"), "words"),))
