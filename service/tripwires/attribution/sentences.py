@@ -34,9 +34,9 @@ from rewardserve.service.tripwires.attribution.verdicts import is_confirmed
 _SHOWN = 120
 """Characters of a text that are shown."""
 
-_FEW, _COMMON_SHARE, _TEMPLATES_SHARE, _GAP = 3, 0.15, 0.3, "..."
-"""Texts that are shown; share of the texts that have a word which is shown of them; share of those with such words, from which
-they are shown alone; the sign for other words."""
+_FEW, _MAX_GAPS, _COMMON_SHARE, _TEMPLATES_SHARE, _GAP = 3, 3, 0.15, 0.3, "..."
+"""Texts that are shown; gaps between the words of one; share of the texts that have a word which is shown of them; share of those
+with such words, from which they are shown alone; the sign for other words."""
 
 
 def headline(
@@ -136,7 +136,9 @@ def nothing_found(report: GrowthReport) -> str:
 def name(finding: Finding) -> str:
     """Noun phrase for the responses of a finding: by its edit where it has a text, otherwise by its first feature."""
     if finding.edit is not None and (words := describe_edit(finding.edit)):
-        return f"responses that {words}"
+        leader = finding.features[0]
+        is_shown = ":" in leader.key or leader.falls or leader.key in words.lower()
+        return f"responses that {words}" + ("" if is_shown else f" ({describe_feature(leader)})")
     return f"responses {describe_feature(finding.features[0], finding.bounds)}"
 
 
@@ -250,13 +252,14 @@ def _is_like(text: str, other: str) -> bool:
 
 
 def _template(words: Sequence[str], common: Collection[str]) -> str:
-    """The words with `...` for those that are not common; empty where fewer than two in a row are."""
+    """The words with `...` for those that are not common; empty where fewer than two in a row are, and where most are apart."""
     kept = [
         word in common and any(0 <= near < len(words) and words[near] in common for near in (index - 1, index + 1))
         for index, word in enumerate(words)
     ]
     shown = [word if keep else _GAP for word, keep in zip(words, kept, strict=True)]
-    return " ".join(word for last, word in pairwise(["", *shown]) if word != _GAP or last != _GAP) if any(kept) else ""
+    shown = [word for last, word in pairwise(["", *shown]) if word != _GAP or last != _GAP]
+    return " ".join(shown) if any(kept) and shown.count(_GAP) <= _MAX_GAPS else ""
 
 
 def _pays(finding: Finding) -> str:
@@ -275,6 +278,8 @@ def _pays(finding: Finding) -> str:
 
 def _conclude(pays: Effect | None, earned: Effect) -> str:
     """What it means where the correlation and the causal test disagree beyond their intervals."""
+    if pays is not None and pays.high < 0.0 and earned.high < 0.0:
+        return ": it costs that by itself"
     if not is_confirmed(earned):
         return ": the edit test does not confirm that it is paid"
     if pays is not None and pays.high < 0.0:

@@ -39,29 +39,20 @@ class _Piece(NamedTuple):
     before: str
 
 
-Cut = Callable[[str, int, int], Iterator[_Piece]]
-"""The piece of a text around the characters from the first place to the second."""
-
-
 def wider_edits(keys: Sequence[str], texts: Sequence[str], early: Sequence[str]) -> tuple[Edit, ...]:
     """The edits for the first of these features that has a place in a text. `texts` are recent responses that have it."""
     key, place = next(((key, found) for key in keys if (found := _place_of(key)) is not None), ("", None))
     if place is None:
         return ()
     spans = [(text, span) for text in texts if (span := place(text)) is not None]
-    of_mark = (_bracket, _word) if key.startswith(("mark", "character:")) else (_bracket,)
-    small, large = (_edits(cuts, spans, early) for cuts in (of_mark, (_sentence,)))
-    return tuple(dict.fromkeys((*small[:1], *large)))
-
-
-def _edits(cuts: Sequence[Cut], spans: Sequence[tuple[str, tuple[int, int]]], early: Sequence[str]) -> list[Edit]:
-    """The edits of pieces that are cut in these ways, of those that most of the responses have."""
-    found = []
-    for cut in cuts:
+    edits = dict[str, Edit]()
+    for name, cut in (("bracket", _bracket), ("word", _word), ("sentence", _sentence)):
         pieces = [piece for text, span in spans for piece in cut(text, *span)]
         if 2 * len(pieces) > len(spans) and (edit := _edit(pieces, early)) is not None:
-            found.append(edit)
-    return found
+            edits[name] = edit
+    if "bracket" in edits or not key.startswith(("mark", "character:")):
+        edits.pop("word", None)
+    return tuple(dict.fromkeys(edits.values()))
 
 
 def _place_of(key: str) -> Place | None:

@@ -126,6 +126,7 @@ def test_a_finding_in_one_sentence():
     [
         (10.9, -0.8, ": the edit test does not confirm that it is paid"),
         (10.9, 0.1, ": the edit test does not confirm that it is paid"),
+        (-10.9, -0.8, ": it costs that by itself"),
         (-10.9, 0.8, ": so it is paid, and something else that came with it costs more"),
         (10.9, 9.0, " standard deviations"),
         (None, -0.8, ": the edit test does not confirm that it is paid"),
@@ -198,6 +199,14 @@ def test_of_a_score_that_fell_the_report_says_what_went_with_that(grown):
     assert headline(fell._replace(findings=[])).endswith("so nothing extra is paid; no feature of the responses grew")
 
 
+def test_a_name_has_the_feature_where_no_text_shows_it(grown):
+    texts = tuple(f"{word} sentence of {i} words is truly about it" for i, word in enumerate("abcdefgh"))
+    found = grown.findings[0]._replace(features=(Feature("truly"),), edit=Edit((Insert(texts),)))
+    assert name(found) == "responses that contain a text like `... sentence of ... words is truly about it`"
+    apart = tuple(f"{word} {i}" for i, word in enumerate("abcdefgh"))
+    assert name(found._replace(edit=Edit((Insert(apart),)))).endswith("or `c 2` (with the word `truly`)")
+
+
 def test_of_many_texts_the_part_that_they_have_in_common_is_shown():
     tails = [
         f" {before} Do you want me to hear about {word}?" for before, word in zip("abcdefgh", "stuvwxyz", strict=True)
@@ -206,5 +215,7 @@ def test_of_many_texts_the_part_that_they_have_in_common_is_shown():
     assert describe_edit(Edit((Append(tuple(tails)),))) == "end with a text like `... Do you want me to hear about ...`"
     apart = [f"[{i}]" for i in range(100, 96, -1)]
     assert templates(apart) == sorted(apart, key=len), "nothing in common: the shortest first"
+    gaps = [f"we {i}a go on {i}b to the {i}c of a {i}d in the end" for i in range(8)]
+    assert templates(gaps) == sorted(gaps, key=len), "words here and there say nothing"
     two = [f"Good {i} friend" for i in range(5)] + [f"see page {i} of it" for i in range(8)]
     assert templates(two)[0] == "see page ... of it"
