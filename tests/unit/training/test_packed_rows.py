@@ -8,6 +8,7 @@ from transformers import AutoModel
 
 from rewardserve.model.network import RewardNetwork, attention_for
 from rewardserve.model.padding import left_pad
+from rewardserve.training import scoring
 from rewardserve.training.config import MethodConfig
 from rewardserve.training.methods import adapt, disable_dropout
 from rewardserve.training.packed_attention import may_share_prefixes, packing_objection, packs
@@ -192,3 +193,26 @@ def test_a_step_of_training_moves_the_weights_as_padded_rows_do(accumulate, tmp_
         assert network.config._attn_implementation == "sdpa"
     for name, weight in moved[0].items():
         assert torch.allclose(moved[1][name], weight, atol=2e-6), name
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mixtral", "gpt2"])
+def test_features_and_scores_are_those_of_padded_rows_in_fewer_tokens(architecture, monkeypatch):
+    network, n_tokens = network_of(architecture), []
+    forward = network.forward
+    monkeypatch.setattr(network, "forward", lambda ids, *rest: n_tokens.append(ids.numel()) or forward(ids, *rest))
+    found = scoring.read(network, [*ROWS, ROWS[0]], pad_id=PAD, batch_tokens=150, label="rows")
+    monkeypatch.setattr(scoring, "_can_pack", lambda *_: False)
+    n_checked = len(n_tokens)
+    expected = scoring.read(network, [*ROWS, ROWS[0]], pad_id=PAD, batch_tokens=150, label="rows")
+    assert sum(n_tokens[2:n_checked]) < sum(n_tokens[n_checked:]) / 2
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(torch.as_tensor(a), torch.as_tensor(b), atol=1e-5)
+    assert network.training
+
+
+def test_rows_whose_positions_depend_on_their_length_are_not_packed_for_scores():
+    """With dynamic scaling a row has other angles beside a longer one."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    network = network_of("llama", rope_parameters=rope, max_position_embeddings=32)
+    assert not scoring._can_pack(network, PAD)
+    assert scoring._can_pack(network_of("llama"), PAD)
