@@ -528,7 +528,7 @@ class OptimConfig:
     batch_sequences: int = 64
     """Largest number of distinct sequences in a grouped batch, a rank."""
     accumulate: int = 1
-    """Batches whose gradients make one optimizer step."""
+    """Batches whose gradients make one optimizer step. Among them, items of one prompt share a batch: the step is the same."""
     schedule: str = "linear"
     """Learning-rate schedule, by its name in transformers."""
     warmup: float = 0.0
@@ -541,7 +541,7 @@ class OptimConfig:
     """Compute activations again in the backward: less memory, more time."""
     ema: float = 0.0
     """Decay of the weight average that is exported; 0: no average."""
-    optimizer: str = "adamw_torch"
+    optimizer: str = "adamw_torch_fused"
     """Optimizer, by its name in transformers."""
     betas: tuple[float, ...] = (0.9, 0.999)
     """Decays of the first and second moment of Adam."""

@@ -7,6 +7,7 @@ row, or are the rows of a left-padded rectangle. Shapes: P items, B distinct seq
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from math import inf
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from rewardserve.model.common_prefix import row_key
 from rewardserve.model.padding import left_pad
 from rewardserve.training.config import OptimConfig
 from rewardserve.training.feedback import Item, kinds_of, n_ties
@@ -140,7 +142,8 @@ class PairBatches(Sampler[list[int]]):
     """Batches of pair numbers; their order is a function of the seed and the epoch alone.
 
     The number of batches is the same every epoch and divisible by `n_ranks`: ranks with an unequal number of steps would
-    wait for each other for ever.
+    wait for each other for ever. Among the batches of one rank whose gradients make one step, items are ordered by their tokens:
+    those with a common prefix share a batch, and the items of the step stay.
     """
 
     def __init__(self, table: FeedbackTable, config: OptimConfig, *, seed: int, n_ranks: int = 1) -> None:
@@ -151,6 +154,8 @@ class PairBatches(Sampler[list[int]]):
         n_drawn = sum(round(repeat * len(numbers)) for repeat, numbers in self._of_repeat)
         n = len(self._packed) if self._packed is not None else -(-n_drawn // config.batch_pairs)
         self._n_batches = -(-n // n_ranks) * n_ranks
+        self._n_ranks = n_ranks
+        self._place_of = _places(table) if config.accumulate > 1 else []
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration."""
@@ -170,7 +175,18 @@ class PairBatches(Sampler[list[int]]):
         if self._packed is not None:
             return [self._packed[i] for i in rng.permutation(len(self._packed))]
         order, size = self._drawn(rng), self._config.batch_pairs
-        return [order[i : i + size] for i in range(0, len(order), size)]
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        if self._config.accumulate > 1:
+            n_together = self._config.accumulate * self._n_ranks
+            for first in range(0, len(batches), n_together):
+                for rank in range(first, min(first + self._n_ranks, len(batches))):
+                    step = slice(rank, first + n_together, self._n_ranks)
+                    batches[step] = self._ordered(batches[step])
+        return batches
+
+    def _ordered(self, batches: Sequence[list[int]]) -> list[list[int]]:
+        numbers = iter(sorted((n for batch in batches for n in batch), key=self._place_of.__getitem__))
+        return [list(islice(numbers, len(batch))) for batch in batches]
 
     def _drawn(self, rng: np.random.Generator) -> list[int]:
         """Numbers of the items of this epoch, in random order."""
@@ -183,6 +199,13 @@ class PairBatches(Sampler[list[int]]):
             drawn += whole + rng.choice(numbers, n_more, replace=False).tolist()
         shuffled: list[int] = rng.permutation(drawn).tolist()
         return shuffled
+
+
+def _places(table: FeedbackTable) -> list[int]:
+    """For each item a place, such that items whose sequences have a common prefix are neighbours."""
+    keys = [row_key(sequence.ids) for sequence in table.sequences]
+    place_of = {number: place for place, number in enumerate(sorted(range(len(keys)), key=keys.__getitem__))}
+    return [min(place_of[number] for number in rows) for rows in table.rows]
 
 
 def _numbers_by_repeat(table: FeedbackTable) -> list[tuple[float, list[int]]]:

@@ -156,6 +156,32 @@ def test_an_epoch_is_a_function_of_seed_and_epoch_and_every_rank_takes_as_many_s
     assert {n for b in epoch(3) for n in b} == set(range(40))
 
 
+@pytest.mark.parametrize("n_ranks", [1, 2])
+def test_items_of_one_prompt_share_a_batch_of_their_step_and_the_step_stays(n_ranks):
+    """Six prompts of 16 pairs each: the micro-batches of a rank's step hold other items, the step the same ones."""
+    table = table_of([(8 * g + a, 8 * g + a + 1) for g in range(24) for a in range(4)], list(range(24)) * 4, n=200)
+    prompts = {n: (500 + n // 32,) * 6 for n in range(200)}
+    table = replace(table, sequences=tuple(replace(s, ids=prompts[i] + s.ids) for i, s in enumerate(table.sequences)))
+
+    def steps(accumulate, n_pairs):
+        config = OptimConfig(batch_pairs=n_pairs, accumulate=accumulate)
+        batches = list(PairBatches(table, config, seed=3, n_ranks=n_ranks))
+        by_rank = [batches[rank::n_ranks] for rank in range(n_ranks)]
+        return [own[i : i + accumulate] for own in by_rank for i in range(0, len(own), accumulate)]
+
+    def n_prompts(batches):
+        return sum(len({n // 16 for n in batch}) for batch in batches)
+
+    shuffled = [batch for step in steps(1, 4) for batch in step]
+    found = steps(4, 4)
+    assert n_prompts([batch for step in found for batch in step]) < 0.8 * n_prompts(shuffled)
+    for step in found:
+        assert all(len(batch) == 4 for batch in step)
+    by_rank = [shuffled[rank * len(shuffled) // n_ranks :][: len(shuffled) // n_ranks] for rank in range(n_ranks)]
+    expected = [sorted(n for b in own[i : i + 4] for n in b) for own in by_rank for i in range(0, len(own), 4)]
+    assert [sorted(n for batch in step for n in batch) for step in found] == expected
+
+
 def test_heads_margins_and_weights_travel_with_their_pairs():
     rows = planted_rows(2)
     first, second = sources.SourceRow("f", 1, {**rows[0], "margin": 2}), sources.SourceRow("f", 2, rows[1])
