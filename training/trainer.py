@@ -96,6 +96,9 @@ class RewardTrainer(Trainer):
         self._loss = FeedbackLoss(fitted(config.loss, table.items), kinds)
         self._has_pairs, self._is_mixed = "pairs" in kinds, kinds != ("pairs",)
         self._watch = LoggedMeans()
+        # accelerate shards layer by layer where the model names its layers, and all weights at once where it does not.
+        layers = getattr(getattr(network, "backbone", None), "_no_split_modules", None)
+        network._no_split_modules = list(layers or ())
         super().__init__(
             model=network,
             args=args,
@@ -254,11 +257,19 @@ class RewardTrainer(Trainer):
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no process has all weights: under FSDP or DeepSpeed."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """All weights in one piece, on the first process; sharded ones are gathered, so all processes call it."""
+        if not self.is_sharded:
+            return dict(self.model.state_dict())
+        return dict(self.accelerator.get_state_dict(self.model_wrapped))
+
     def _trained_state(self) -> dict[str, Tensor]:
-        """The weights that learn, whole; from sharded ones they are gathered by all ranks."""
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        state = self.accelerator.get_state_dict(self.model_wrapped) if sharded else self.model.state_dict()
-        return {name: tensor for name, tensor in state.items() if name in self._learning}
+        return {name: tensor for name, tensor in self.whole_state().items() if name in self._learning}
 
     # -- step checkpoints ---------------------------------------------------------------------------------
 
@@ -269,8 +280,7 @@ class RewardTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         state = self.model.state_dict() if state_dict is None else state_dict
-        learning = {n for n, p in self.model.named_parameters() if p.requires_grad}
-        save_file({n: t.contiguous() for n, t in state.items() if n in learning}, folder / WEIGHTS)
+        save_file({n: t.contiguous() for n, t in state.items() if n in self._learning}, folder / WEIGHTS)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Print nothing: frozen weights are left out of a step checkpoint on purpose."""
@@ -280,7 +290,7 @@ class RewardTrainer(Trainer):
         self._refuse_sharded("stages")
 
     def _refuse_sharded(self, setting: str) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_sharded:
             raise ConfigError(f"{setting} needs whole weights on every rank; set {setting}: 0 under FSDP or DeepSpeed")
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 from rewardserve.cli import main
 from rewardserve.model.contract import ScoringContract
+from rewardserve.training.step_checkpoints import read_best
 from tests.support import planted_pairs as world
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -37,6 +40,58 @@ def recipe_in(folder: Path, sft: Path, pairs: Path, sections: dict[str, Any] | N
 def curve(folder: Path) -> list[tuple[float, float]]:
     (state,) = (folder / "out" / "steps").glob("checkpoint-*/trainer_state.json")
     return [(line["loss"], line["accuracy"]) for line in json.loads(state.read_text())["log_history"] if "loss" in line]
+
+
+ACCELERATE = ROOT / "training/recipes/accelerate"
+
+
+def fsdp_settings() -> dict[str, str]:
+    """What `accelerate launch` makes of the shipped file."""
+    config = yaml.safe_load((ACCELERATE / "fsdp.yaml").read_text())["fsdp_config"]
+    plain = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in config.items()}
+    return {"ACCELERATE_USE_FSDP": "true", **{name.upper(): value for name, value in plain.items()}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [{"name": "full"}, {"name": "lora", "rank": 2}], ids=["full", "lora"])
+def test_sharded_weights_walk_the_path_of_whole_ones_to_the_same_best_step(tmp_path, method):
+    """FSDP of accelerate, on two processes of gloo: the settings of the shipped file."""
+    sft = world.language_model(tmp_path / "sft")
+    pairs = world.write_jsonl(tmp_path / "pairs.jsonl", world.planted_rows(96))
+    held_out = world.write_jsonl(tmp_path / "held_out.jsonl", world.planted_rows(40, seed=7, n_groups=7))
+    for name, accumulate in (("one", 2), ("two", 1)):
+        recipe = recipe_in(tmp_path / name, sft, pairs, accumulate=accumulate, lr=0.01)
+        sections = yaml.safe_load(recipe.read_text())
+        sections["data"]["eval_sources"] = [{"path": str(held_out)}]
+        sections["data"]["max_dropped"] = 1.0
+        sections["eval"] = {"steps": 2, "best_by": "nll", "bootstrap": 10, "invariance_pairs": 0}
+        world.recipe_file(recipe, **sections, method=method)
+    assert main(["train", "--config", str(tmp_path / "one" / "recipe.yaml")]) == 0
+    in_two_ranks(tmp_path / "two" / "recipe.yaml", "tests.support.fsdp_on_cpu", **fsdp_settings())
+    assert_same_path(tmp_path)
+    best = [read_best(tmp_path / n / "out" / "steps", "nll") for n in ("one", "two")]
+    assert best[1].step == best[0].step
+    assert best[1].value == pytest.approx(best[0].value, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fsdp.yaml", "deepspeed_zero2.yaml", "deepspeed_zero3.yaml"])
+def test_the_shipped_files_of_accelerate_are_read_by_it(name):
+    config = load_config_from_file(str(ACCELERATE / name))
+    assert config.distributed_type.value == name.partition(".")[0].partition("_")[0].upper()
+    assert f"--config_file training/recipes/accelerate/{name} -m rewardserve train" in (ACCELERATE / name).read_text()
+
+
+def test_a_network_names_the_layers_that_are_sharded_one_by_one(tmp_path):
+    from rewardserve.model.network import RewardNetwork
+    from rewardserve.training.methods import adapt
+    from tests.unit.training.test_trainer import COMPARISONS, config, llama, table_of, trainer_of
+
+    for method in ("full", "lora"):
+        network: RewardNetwork = llama()
+        if method == "lora":
+            adapt(network, config("method.name=lora", "method.rank=2").method)
+        trainer_of(network, table_of(COMPARISONS), config(), tmp_path / method)
+        assert network._no_split_modules == ["LlamaDecoderLayer"]
 
 
 @pytest.mark.slow
@@ -66,11 +121,11 @@ def test_correlations_of_two_ranks_are_those_of_one_batch_of_both(tmp_path, term
     assert_same_path(tmp_path)
 
 
-def in_two_ranks(two: Path) -> None:
+def in_two_ranks(two: Path, module: str = "rewardserve", **env: str) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(
-        [*launch, "-m", "rewardserve", "train", "--config", str(two)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        [*launch, "-m", module, "train", "--config", str(two)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **env},
         capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
