@@ -136,8 +136,8 @@ def _to_rating(row: SourceRow, columns: SourceColumns, head: str) -> Graded:
 
 def _to_label(row: SourceRow, columns: SourceColumns, head: str) -> Graded:
     values, key = _values(row, columns), columns.source.label_key
-    good = _yes_no(value_of(values, key, columns), key)
-    return _graded(row, values, read_conversations(values, columns), columns, head, (float(bool(good)),))
+    good = _required_label(value_of(values, key, columns), key)
+    return _graded(row, values, read_conversations(values, columns), columns, head, (float(good),))
 
 
 def _to_steps(row: SourceRow, columns: SourceColumns, head: str) -> tuple[Item, ...]:
@@ -151,7 +151,7 @@ def _to_steps(row: SourceRow, columns: SourceColumns, head: str) -> tuple[Item, 
         raise FieldError(field, "must be a list of the texts of the steps")
     if not isinstance(labels, list) or len(labels) != len(steps):
         raise FieldError(source.step_labels_key, f"must be a list of {len(steps)} labels, one a step")
-    good = [bool(_yes_no(label, source.step_labels_key)) for label in labels]
+    good = [_required_label(label, source.step_labels_key) for label in labels]
     until = [source.step_separator.join(steps[:n]) for n in range(1, len(steps) + 1)]
     found = read_conversations(values | {field: until}, columns)
     unfinished = [replace(sample, finish_reason="length") for sample in found.samples[:-1]]
@@ -230,6 +230,13 @@ def _yes_no(value: Any, field: str) -> bool | None:
     if known is None:
         raise FieldError(field, f"is {str(value)[:40]!r}; it must be true or false")
     return known
+
+
+def _required_label(value: Any, field: str) -> bool:
+    good = _yes_no(value, field)
+    if good is None:
+        raise FieldError(field, "has an empty label; it must be true or false")
+    return good
 
 
 def _is_hashable(value: Any) -> bool:
