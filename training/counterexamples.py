@@ -57,7 +57,7 @@ class Labelled:
 
 def queue_id(prompt: str | Sequence[Mapping[str, str]], first: str, second: str) -> str:
     """The id of a row: a digest of the prompt and of both responses, whatever their order."""
-    content = json.dumps([prompt, *sorted((first, second))])
+    content = json.dumps([prompt, *sorted((first, second))], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
