@@ -63,8 +63,11 @@ def packed_attention(
         if dropout:
             raise UnsupportedArchitecture("its attention has dropout and capped scores")
         return _capped(query, key, value, packed, scale, window, softcap), None
-    if query.is_cuda and query.dtype in _HALF and not dropout:
-        return _varlen(query, key, value, packed, scale, window), None
+    # Under autocast the rotation leaves queries and keys in float32; torch's fused attention casts them again.
+    autocast = torch.is_autocast_enabled(query.device.type)
+    dtype = torch.get_autocast_dtype(query.device.type) if autocast else query.dtype
+    if query.is_cuda and dtype in _HALF and not dropout:
+        return _varlen(query.to(dtype), key.to(dtype), value.to(dtype), packed, scale, window), None
     return _by_segment(query, key, value, packed, scale, window, dropout), None
 
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from rewardserve.training import scoring
-from rewardserve.training.pair_batches import Collator, token_rows
+from rewardserve.training import packed_attention, scoring
+from rewardserve.training.packed_attention import may_share_prefixes
+from rewardserve.training.pair_batches import Collator, packed_rows, token_rows
 from rewardserve.training.trainer import RewardTrainer
 from tests.cuda_dry.device import fake_cuda, make
 from tests.support.tiny import ARCHITECTURES
@@ -42,16 +43,20 @@ def found_device():
         state._reset_state()
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.usefixtures("found_device")
-def test_steps_of_training_run_on_a_gpu(architecture, precision, tmp_path, monkeypatch):
+def test_steps_of_training_run_on_a_gpu(architecture, precision, is_packed, tmp_path, monkeypatch):
+    """Packed rows in half precision go through torch's variable-length attention, in one call a layer."""
     table = table_of(COMPARISONS)
     recipe = config("optim.max_steps=2", "optim.batch_pairs=3", "optim.accumulate=2", "optim.ema=0.9",
                     f"optim.precision={precision}")  # fmt: skip
     with fake_cuda(torch.float32):
         network = make(architecture, torch.float32).train()
-        collator = Collator(table, ("score",), token_rows(table, 4))
+        shares_prefixes = may_share_prefixes(network)
+        rows = packed_rows(table, shares_prefixes=shares_prefixes) if is_packed else token_rows(table, 4)
+        collator = Collator(table, ("score",), rows)
 
         def backward(loss: torch.Tensor, *_: object, **__: object) -> None:
             assert (loss.dtype, loss.device.type, loss.shape) == (torch.float32, "cuda", ())
@@ -59,11 +64,16 @@ def test_steps_of_training_run_on_a_gpu(architecture, precision, tmp_path, monke
             for parameter in network.parameters():
                 parameter.grad = torch.zeros_like(parameter)
 
+        n_varlen: list[int] = []
+        varlen = packed_attention._varlen
+        monkeypatch.setattr(packed_attention, "_varlen", lambda *given: n_varlen.append(1) or varlen(*given))
         monkeypatch.setattr(torch.Tensor, "backward", backward)
         trainer = RewardTrainer(network, table, collator, recipe, evaluate_held_out=None, steps=tmp_path / "steps")
         trainer.args.save_strategy = "no"  # there are no values to write
         assert trainer.args.device.type == "cuda"
         trainer.train()
+        in_one_call = is_packed and precision == "bf16" and architecture not in ("gemma2", "gpt2")
+        assert bool(n_varlen) == in_one_call
         moments = [trainer.optimizer.state[parameter]["exp_avg"] for parameter in network.parameters()]
         assert {(moment.device.type, moment.dtype) for moment in moments} == {("cuda", torch.float32)}
 
