@@ -627,6 +627,8 @@ class MethodConfig:
     """Names of the modules that get an adapter, or `all-linear`."""
     layers: tuple[int, ...] = ()
     """Numbers of the layers that get adapters; empty: all."""
+    quantize: Literal["nf4"] | None = None
+    """Keep the frozen linear layers in 4 bits while the adapters learn (QLoRA, bitsandbytes, CUDA); null: in `model.dtype`."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
@@ -913,7 +915,7 @@ _UNUSED = (
         (*_STEPS_ONLY, *_REGULARISERS), lambda c: c.optim.epochs == 0, "optim.epochs: 0, which takes no step"
     ),
     _UnusedSettings(
-        ("method.rank", "method.alpha", "method.dropout", "method.targets", "method.layers"),
+        ("method.rank", "method.alpha", "method.dropout", "method.targets", "method.layers", "method.quantize"),
         lambda c: c.method.name != "lora",
         "method.name other than lora",
     ),

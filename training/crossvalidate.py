@@ -34,6 +34,7 @@ from rewardserve.training.console import say
 from rewardserve.training.evaluate import Floats, SliceMetrics
 from rewardserve.training.finish import EncodedData
 from rewardserve.training.graded_metrics import GradedMetrics, grade
+from rewardserve.training.methods import check_quantization
 from rewardserve.training.sequences import FeedbackTable
 from rewardserve.training.trainer import check_optimizer
 
@@ -63,6 +64,7 @@ def _crossvalidate(config: Config, n_folds: int) -> CrossValidationResult:
     check_optimizer(config)
     # Every pair of the sources is held out once, so the recipe's held-out share is not used. A fold reports to no tracker.
     config = replace(config, data=replace(config.data, eval_fraction=0.0), output=replace(config.output, report_to=()))
+    check_quantization(config.method)
     if config.eval.best_by:
         say("eval.best_by is left out: each fold is trained to its end, since its held-out pairs judge it")
         config = replace(config, eval=replace(config.eval, best_by=None, patience=0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -63,6 +64,44 @@ def adapt(network: RewardNetwork, config: MethodConfig) -> None:
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
         network.backbone = peft.get_peft_model(network.backbone, lora)
     network.heads.requires_grad_(True)
+
+
+def check_quantization(config: MethodConfig) -> None:
+    """Raise `ConfigError` before the model is loaded where 4-bit weights cannot be trained on."""
+    if config.quantize is None:
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"method.quantize is {config.quantize!r}, which needs an NVIDIA GPU, and torch finds none here. Leave it "
+            "out; model.dtype: bfloat16 halves the memory of the frozen weights."
+        )
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"method.quantize is {config.quantize!r}, which needs bitsandbytes, and this Python lacks it: "
+            "pip install 'rewardserve[qlora]'."
+        )
+
+
+def quantize(backbone: nn.Module, kind: str) -> None:
+    """Replace the linear layers of the base model by 4-bit ones, in place, before adapters are added."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    linear = [(name, module) for name, module in backbone.named_modules() if type(module) is nn.Linear]
+    for name, module in linear:
+        weight, has_bias = module.weight, module.bias is not None
+        new = Linear4bit(
+            module.in_features,
+            module.out_features,
+            bias=has_bias,
+            compute_dtype=weight.dtype,
+            quant_type=kind,
+            device="meta",
+        )
+        new.weight = Params4bit(weight.data, requires_grad=False, quant_type=kind).to(weight.device)
+        new.bias = module.bias
+        parent, _, own = name.rpartition(".")
+        setattr(backbone.get_submodule(parent), own, new)
+    backbone.is_loaded_in_4bit = True  # peft chooses its layers by it
 
 
 def disable_dropout(backbone: nn.Module) -> tuple[str, ...]:

@@ -45,6 +45,8 @@ _ELSEWHERE = {
     "r": "method.rank",
     "lora_alpha": "method.alpha",
     "lora_dropout": "method.dropout",
+    "load_in_4bit": "method.quantize",
+    "quantization_bit": "method.quantize",
     "target_modules": "method.targets",
     "adam_beta1": "optim.betas",
     "adam_beta2": "optim.betas",

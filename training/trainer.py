@@ -114,6 +114,8 @@ class RewardTrainer(Trainer):
         self.add_callback(EpochOrder(self.batches))
         if config.length_head.correlation:
             self._refuse_sharded("length_head.correlation")
+        if config.method.quantize:
+            self._refuse_sharded("method.quantize")
         self._average: WeightAverage | None = None
         if config.optim.ema:
             self._refuse_sharded("optim.ema")

@@ -86,7 +86,16 @@ from rewardserve.training.graded_metrics import grade, graded_lines
 from rewardserve.training.invariance import InvarianceReport
 from rewardserve.training.length_head import add_length_heads, drop_length_heads
 from rewardserve.training.losses import USES_MARGIN, pair_loss
-from rewardserve.training.methods import CachedNetwork, adapt, check_targets, disable_dropout, fit_logistic, not_adapted
+from rewardserve.training.methods import (
+    CachedNetwork,
+    adapt,
+    check_quantization,
+    check_targets,
+    disable_dropout,
+    fit_logistic,
+    not_adapted,
+    quantize,
+)
 from rewardserve.training.packed_attention import may_share_prefixes, packing_objection
 from rewardserve.training.pair_batches import Collator, Rows, cached_rows, packed_rows, token_rows
 from rewardserve.training.rating_scale import standardised
@@ -152,6 +161,7 @@ def _train(config: Config) -> Path:
             check_optimizer(each)
             pair_loss(each.loss)
         check_trackers(config)
+        check_quantization(config.method)
         if config.output.push_to_hub and _process().is_main_process:
             hub.create_repository(config.output.push_to_hub, private=config.output.hub_private)
         if config.eval.style_file:
@@ -740,6 +750,8 @@ def fit(
         if stage.name and _process().is_main_process:
             mark_finished(steps)
     drop_length_heads(network)
+    if trained is not None and config.method.quantize:
+        trained = _unquantized(config, trained)
     return trained, history
 
 
@@ -784,7 +796,7 @@ def network_and_rows(
     if config.method.name == "frozen" and features is not None:
         _add_length_heads(config, start.network)
         return CachedNetwork(start.network, features), cached_rows
-    _wrap(config, start)
+    _wrap(config, start, quantizes=True)
     return start.network, _token_rows(config, start, table)
 
 
@@ -804,9 +816,9 @@ def _token_rows(config: Config, start: Checkpoint, table: FeedbackTable) -> Rows
 
 def _whole(config: Config, start: Checkpoint, trainer: RewardTrainer) -> Checkpoint | None:
     """Trained checkpoint in one piece, without the Trainer's wrappers, on the first process."""
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if trainer.is_sharded:
         # All processes gather the shards; a fresh network receives them.
-        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        state = trainer.whole_state()
         if not trainer.is_world_process_zero():
             return None
         start = replace(load_start(config), policy=start.policy)
@@ -818,9 +830,21 @@ def _whole(config: Config, start: Checkpoint, trainer: RewardTrainer) -> Checkpo
     return start if trainer.is_world_process_zero() else None
 
 
-def _wrap(config: Config, start: Checkpoint) -> None:
+def _unquantized(config: Config, trained: Checkpoint) -> Checkpoint:
+    """The trained adapters and heads over the weights of the base model as they were before they were quantized."""
+    learned = {name: p.detach() for name, p in trained.network.named_parameters() if p.requires_grad}
+    fresh = replace(load_start(config), policy=trained.policy)
+    _wrap(config, fresh)
+    drop_length_heads(fresh.network)
+    fresh.network.load_state_dict(learned, strict=False)
+    return fresh
+
+
+def _wrap(config: Config, start: Checkpoint, *, quantizes: bool = False) -> None:
     """Prepare the network for its method, in place."""
     network = start.network
+    if quantizes and config.method.quantize:
+        quantize(network.backbone, config.method.quantize)
     if config.method.name == "lora":
         adapt(network, config.method)
     elif config.method.name == "frozen":

@@ -40,14 +40,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def language_model(folder: Path, *, seed: int = 0, layers: int = 2) -> Path:
-    """A random Llama of width 32 as a checkpoint folder, the SFT model of every test."""
+def language_model(folder: Path, *, seed: int = 0, layers: int = 2, width: int = 32) -> Path:
+    """A random Llama as a checkpoint folder, the SFT model of every test."""
     tok = tokenizer()
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tok),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
