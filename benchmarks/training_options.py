@@ -40,7 +40,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "indifference.length=1, responses": ("indifference.length=1", "indifference.between=responses"),
     "indifference.markup=1": ("indifference.markup=1",),
     "length_head=1, 1": ("length_head.correlation=1", "length_head.orthogonality=1"),
+    "length_head=0.3, 0.3": ("length_head.correlation=0.3", "length_head.orthogonality=0.3"),
     "length_head=1, 0": ("length_head.correlation=1",),
+    "weight_decay=5": ("optim.weight_decay=5",),  # whether a smaller head is all that consistency needs
     "consistency=0.1": ("consistency.weight=0.1", "consistency.twins=2"),
     "consistency=1": ("consistency.weight=1", "consistency.twins=2"),
     "consistency=1, half": ("consistency.weight=1", "consistency.twins=2", f"consistency.transforms=[{', '.join(SEEN)}]"),
