@@ -39,7 +39,7 @@ _OPEN_T, _OPEN_SHARE = 1.0, 0.5
 MAX_CONFIRMED, MAX_TESTED = 2, 4
 """Findings are tested until so many are confirmed, and so many at most."""
 
-FREE_ROWS, ROW_SHARE = 512, 0.05
+FREE_ROWS, ROW_SHARE = 1_024, 0.05
 """Rows that the model, and the judge, score for the periodic reports of a run: so many, and this share of its samples."""
 
 _MAX_KNOWN = 4_096

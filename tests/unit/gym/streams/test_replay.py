@@ -36,7 +36,7 @@ def test_an_exploit_is_reported_with_its_step_and_in_words(constant, tokenize):
     alert = next(event for event in events if event.wire == "duplicate_across_prompts")
     assert alert.severity == "warn"
     assert 4 < alert.step < 20
-    assert alert.text.startswith("equal texts for different prompts: ")
+    assert alert.text.startswith("more equal texts for different prompts than at the start of the run: ")
     assert [event.step for event in events] == sorted(event.step for event in events)
 
 
