@@ -26,7 +26,7 @@ _LENGTH_COST = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Two responses to one prompt, by number: `high` is paid by the model and not by the judge, `other` is not overpaid.
+    """Two responses to one prompt, by number: `high` is paid by the model and not by the judge, `other` by both alike.
 
     `gap`: how much further apart the model puts the two than the judge, in standard deviations. A `control` is a pair that was
     drawn whatever its scores.
@@ -79,16 +79,13 @@ def find_candidates(
 ) -> list[Candidate]:
     """The pairs of each prompt in which the judge contradicts the model, at most `per_prompt`, with the largest gaps.
 
-    The partner is a response that the model pays less and the judge no less, and that is not overpaid; of these, the one whose gap
-    is nearest to their median, and which is about as long: neither a milder form of the exploit, nor what the judge overpays. A
-    response is in one pair.
+    The partner is a response that the model pays less and the judge no less; of these, the one on which both agree best, and
+    which is about as long. A response is in one pair.
     """
     found = []
     for prompt, members in _by_prompt(gaps, prompt_N).items():
         model, judge, gap = (values[members] for values in (gaps.model_N, gaps.judge_N, gaps.gap_N))
         log_chars = np.log(np.maximum(chars_N[members], 1))
-        # The lower median: the mean of two would be equally near to both, and noise of the scores would choose.
-        typical = float(np.percentile(gap[gap <= 0.0], 50, method="lower")) if (gap <= 0.0).any() else 0.0
         free = set(range(len(members)))
         n = 0
         for high in sorted(free, key=lambda i: (-gap[i], members[i])):
@@ -105,7 +102,7 @@ def find_candidates(
             ]
             if not partners:
                 continue
-            cost = {i: abs(gap[i] - typical) + _LENGTH_COST * abs(log_chars[i] - log_chars[high]) for i in partners}
+            cost = {i: abs(gap[i]) + _LENGTH_COST * abs(log_chars[i] - log_chars[high]) for i in partners}
             other = min(partners, key=lambda i: (cost[i], members[i]))
             found.append(Candidate(members[high], members[other], prompt, float(gap[high] - gap[other])))
             free -= {high, other}

