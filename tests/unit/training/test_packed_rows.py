@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoModel
 
 from rewardserve.model.network import RewardNetwork, attention_for
 from rewardserve.model.padding import left_pad
-from rewardserve.training import scoring
+from rewardserve.training import scoring, workflow
 from rewardserve.training.config import MethodConfig
 from rewardserve.training.methods import adapt, disable_dropout
 from rewardserve.training.packed_attention import may_share_prefixes, packing_objection, packs
@@ -216,3 +218,16 @@ def test_rows_whose_positions_depend_on_their_length_are_not_packed_for_scores()
     network = network_of("llama", rope_parameters=rope, max_position_embeddings=32)
     assert not scoring._can_pack(network, PAD)
     assert scoring._can_pack(network_of("llama"), PAD)
+
+
+@pytest.mark.parametrize(
+    ("network", "inputs", "n_lines"),
+    [(network_of_bloom, "attention_mask", 1), (lambda: network_of("llama"), "packed", 0)],
+)
+def test_training_packs_where_it_can_and_says_in_one_line_where_it_pads(network, inputs, n_lines, capsys):
+    table = table_of(COMPARISONS)
+    rows = workflow._token_rows(config(), SimpleNamespace(network=network(), pad_id=PAD), table)
+    assert inputs in rows([0, 1])
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == n_lines
+    assert all("training pads its batches" in line and "BloomModel cannot be packed" in line for line in said)
