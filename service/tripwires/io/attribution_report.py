@@ -113,14 +113,16 @@ class ShownReport(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """Its headline, with its step and that of the alert."""
+        """Its headline, with its step and that of the alert, and where to look if no feature grew."""
         step = "" if self.report.step is None else f" of step {self.report.step}"
         if self.alerted is None:
             return f"report{step}: {self.report.headline}"
         wires, since_step = ", ".join(self.alerted.wires), self.alerted.since_step
         on = "on" if self.report is self.alerted.report else "after"
         since = "" if since_step is None else f" (since step {since_step})"
-        return f"report{step} {on} {wires}{since}: {self.report.headline}"
+        is_open = self.report.worth == 0 and self.report.largest_gaps
+        read = "; read `largest_gaps`, responses that the model likes and the audit judge does not" if is_open else ""
+        return f"report{step} {on} {wires}{since}: {self.report.headline}{read}"
 
 
 def make_report(
