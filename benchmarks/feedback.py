@@ -34,11 +34,12 @@ from rewardserve.training.sequences import FeedbackTable, subset
 
 ARMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "pairs": (("pairs",),),
+    "pairs twice": (("pairs",), ("pairs",)),
     "ratings, then pairs": (("ratings",), ("pairs",)),
     "both together": (("pairs", "ratings"),),
     "ratings": (("ratings",),),
 }
-"""Name of an arm -> the kinds of its stages."""
+"""Name of an arm -> the kinds of its stages. `pairs twice` takes as many steps as ratings and pairs one after the other."""
 
 
 class Interval(NamedTuple):
