@@ -90,6 +90,7 @@ def ablate(config: Config, n_folds: int, numbers: Sequence[int]) -> Iterator[Row
     config = replace(
         config, stages=(), data=replace(config.data, eval_fraction=0.0), output=replace(config.output, report_to=())
     )
+    torch.manual_seed(config.seed)
     start = workflow.load_start(config)
     world = _World(config, start, workflow.encode(config, start, in_folds=True), n_folds)
     for n in numbers:
