@@ -80,7 +80,7 @@ def test_an_alert_about_one_feature_leads_to_its_report_and_says_its_unit_once()
 
 
 def test_the_next_step_leads_to_where_the_sentence_is():
-    report = SimpleNamespace(step=41, headline="responses that end with `x`", worth=2)
+    report = SimpleNamespace(step=41, headline="responses that end with `x`", worth=2, largest_gaps=())
     shown = ShownReport.of(report, AlertedReport(("divergence",), 44, report))
     run = monitor_of(run=[alert("divergence", "page", 44)])
     summary = summarise_runs(run, 100.0, {"run": shown})["run"]
@@ -96,7 +96,7 @@ def test_the_next_step_leads_to_where_the_sentence_is():
 
 def test_a_run_is_paid_for_what_the_best_report_since_the_alert_has_proven():
     reports = [
-        SimpleNamespace(step=i, headline=f"report {i}", worth=worth)
+        SimpleNamespace(step=i, headline=f"report {i}", worth=worth, largest_gaps=())
         for i, worth in zip(range(10, 17), (0, 0, 1, 2, 2, 1, 0), strict=True)
     ]
     alerted = AlertedReport(("vote",), 10, reports[0])
@@ -117,6 +117,13 @@ def test_a_run_is_paid_for_what_the_best_report_since_the_alert_has_proven():
     assert named.with_later(reports[5]).with_later(reports[6]) == named
     assert ShownReport.of(reports[6], named).sentence == "report of step 12 on vote: report 12"
     assert ShownReport.of(reports[6], None).sentence == "report of step 16: report 16"
+
+
+def test_where_no_feature_grew_the_responses_with_the_largest_gap_are_named():
+    report = SimpleNamespace(step=9, headline="no feature grew", worth=0, largest_gaps=("a response",))
+    sentence = ShownReport.of(report, AlertedReport(("divergence",), 9, report)).sentence
+    assert sentence.startswith("report of step 9 on divergence (since step 9): no feature grew; read `largest_gaps`")
+    assert ShownReport.of(report, None).sentence == "report of step 9: no feature grew"
 
 
 def test_a_run_without_alerts_needs_nothing_and_its_path_can_be_copied():
