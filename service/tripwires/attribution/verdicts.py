@@ -7,10 +7,10 @@ from a real model, half of the time something positive, and a policy takes up fe
 gives the same edited responses nothing for it (`contradiction`), or what it earns beyond the judge's pay explains a part of the
 growth of the mean score (`artefact_share`), which needs no judge, but a mean score that grew (`score_has_grown`).
 
-Growth and bounds are at a level that holds for all reports of a run and both edits of each together (`looks`). So a run pages
-with a probability of at most one in a thousand, however long it is, if no feature grew; the same if no edit earns more than the
-threshold; the same if the judge pays a third for each: as far as means over so many prompts have Student's distribution. Standard
-errors are clustered by prompt.
+Growth and bounds are at a level that holds for all reports of a run together, those of `contradiction` for all its edits (`looks`).
+So a run pages with a probability of at most one in a thousand, however long, if no feature grew; the same if no edit earns more
+than the threshold; the same if the judge pays a third for each: as far as means over so many prompts have Student's distribution.
+Standard errors are clustered by prompt.
 """
 
 from __future__ import annotations

@@ -39,6 +39,9 @@ _OPEN_T, _OPEN_SHARE = 1.0, 0.5
 MAX_CONFIRMED, MAX_TESTED = 2, 4
 """Findings are tested until so many are confirmed, and so many at most."""
 
+_N_STAGES = 2
+"""Looks at an edit: with few pairs, and with many."""
+
 FREE_ROWS, ROW_SHARE = 1_024, 0.05
 """Rows that the model, and the judge, score for the periodic reports of a run: so many, and this share of its samples."""
 
@@ -58,7 +61,8 @@ class TestedEdit(NamedTuple):
 
     `edit` is the smallest of those of the finding that earned as much as the feature seems to, else the one that earned
     most. `judged` is the effect on the judge's scores, in standard deviations of its early ones; None: the judge was not
-    asked. `z` is the normal quantile of the bounds of both statistics.
+    asked. `z` and `z_edit` are the normal quantiles of the bounds of `artefact_share`, whose growth is another one in each
+    report, and of `contradiction`, whose scores stay: a report that finds the same edit again is no new test of it.
     """
 
     edit: Edit
@@ -66,6 +70,7 @@ class TestedEdit(NamedTuple):
     explains: Effect
     judged: Effect | None = None
     z: float = N_ERRORS
+    z_edit: float = N_ERRORS
 
     def artefact_share(self, finding: Finding, growth: GrowthReport) -> float:
         """The statistic of the wire `artefact_share`, of a run whose mean score has grown."""
@@ -76,7 +81,7 @@ class TestedEdit(NamedTuple):
     @property
     def contradiction(self) -> float:
         """The statistic of the wire `judge_contradicts`."""
-        return contradiction(self.earned, self.judged, self.z)
+        return contradiction(self.earned, self.judged, self.z_edit)
 
 
 class ScoreMemory:
@@ -113,6 +118,7 @@ class EditTests:
     def __init__(self) -> None:
         self._of_model, self._of_judge = ScoreMemory(), ScoreMemory()
         self._n_asked_for = 0
+        self._numbers: dict[Edit, int] = {}
 
     async def test(
         self,
@@ -144,16 +150,16 @@ class EditTests:
             if found is None:
                 continue
             edit, earned = found
-            judged = None
-            if earned.t > _OPEN_T and lower_bound(earned, z) < _OPEN_SHARE * earned.mean:
+            judged, z_edit = None, critical_z(self._numbers[edit], _N_STAGES)
+            if earned.t > _OPEN_T and lower_bound(earned, z_edit) < _OPEN_SHARE * earned.mean:
                 earned = await self._earned(edit, early, MANY_EDITED, scorer, allowed) or earned
-            may_trip = lower_bound(earned, z) > thresholds.get("judge_contradicts", inf) or artefact_share(
+            may_trip = lower_bound(earned, z_edit) > thresholds.get("judge_contradicts", inf) or artefact_share(
                 earned, finding.growth, growth.score_growth, z=z
             ) > thresholds.get("artefact_share", inf)
             if judge is not None and may_trip:
                 judged = await self._judged(edit, early, judge, allowed_judge)
             explains = explained_share(earned, finding.growth, growth.score_growth, finding.covariance)
-            tested[index] = TestedEdit(edit, earned, explains, judged, z)
+            tested[index] = TestedEdit(edit, earned, explains, judged, z, z_edit)
         if on_demand:
             self._n_asked_for += self._of_model.n_rows - before
         return tested
@@ -164,6 +170,7 @@ class EditTests:
         """The smallest edit that earns as much as the feature seems to, else the one that earns most."""
         best: tuple[Edit, Effect] | None = None
         for edit in finding.edits:
+            self._numbers.setdefault(edit, len(self._numbers) + 1)
             earned = await self._earned(edit, early, MAX_EDITED, scorer, allowed)
             if earned is not None and (best is None or (is_confirmed(earned) and earned.mean > best[1].mean)):
                 best = edit, earned

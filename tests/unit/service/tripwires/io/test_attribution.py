@@ -420,7 +420,7 @@ async def test_bounds_of_later_reports_are_further_from_the_estimates(build):
     await watched(attribution, Scores(), alerts)
     attribution._monitor.runs["ppo-7"].n_reports, attribution._progress["ppo-7"].due_at = 10, 0
     first, later = await watched(attribution, Scores(), alerts)
-    assert 0.0 < later["judge_contradicts"] < first["judge_contradicts"]
+    assert 0.0 < later["judge_contradicts"] == first["judge_contradicts"], "the same edit is no new test"
     assert 0.0 < later["artefact_share"] < first["artefact_share"]
 
 
@@ -609,7 +609,7 @@ async def test_the_scores_of_an_edit_are_known_to_the_next_report(build):
     await watched(attribution, scores, alerts)
     attribution._progress_of("ppo-7").due_at = 0
     await watched(attribution, scores, alerts)
-    assert 0.0 < alerts.statistics[1]["judge_contradicts"] < alerts.statistics[0]["judge_contradicts"], "a later look"
+    assert 0.0 < alerts.statistics[1]["judge_contradicts"] == alerts.statistics[0]["judge_contradicts"]
     assert (len(scores.samples), len(judge.samples)) == (64, 384)
 
 

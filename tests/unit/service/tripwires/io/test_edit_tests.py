@@ -10,8 +10,10 @@ from rewardserve.service.tripwires.attribution.edits import Append, Cut, Edit
 from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS, estimate
 from rewardserve.service.tripwires.attribution.findings import Feature, Finding
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
+from rewardserve.service.tripwires.attribution.verdicts import lower_bound
 from rewardserve.service.tripwires.io import edit_tests
 from rewardserve.service.tripwires.io.run_texts import KeptSample
+from rewardserve.service.tripwires.looks import critical_z
 
 TAIL = " Verified."
 THRESHOLDS = {"judge_contradicts": 0.2, "artefact_share": 0.1}
@@ -125,3 +127,14 @@ async def test_further_findings_are_tested_until_two_are_confirmed():
     paid = [finding(Edit((Append((f" {word}{TAIL}",)),))) for word in ("One", "Two", "Three")]
     growth = SimpleNamespace(findings=paid, score_growth=LARGE)
     assert list(await edit_tests.EditTests().test(10_000, growth, range(3), EARLY, Scores(60.0), None, {})) == [0, 1]
+
+
+async def test_an_edit_that_is_found_again_is_no_new_test_and_another_one_is():
+    growth = SimpleNamespace(findings=[finding(APPEND), finding(Edit((Append((" Two",)),)))], score_growth=LARGE)
+    tests, quantiles = edit_tests.EditTests(), []
+    for n_reports, chosen in ((1, [0]), (40, [0]), (41, [1, 0])):
+        tested = await tests.test(90_000, growth, chosen, EARLY, Scores(60.0), Scores(0.0), THRESHOLDS, n_reports)
+        quantiles.append({i: each.z_edit for i, each in tested.items()})
+        assert {each.z for each in tested.values()} == {tested[0].z}
+    assert quantiles == [{0: critical_z(1, 2)}, {0: critical_z(1, 2)}, {1: critical_z(2, 2), 0: critical_z(1, 2)}]
+    assert tested[0].contradiction == lower_bound(tested[0].earned, critical_z(1, 2)) > 0.0
