@@ -23,8 +23,11 @@ PAIR = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
 RECIPE = "model: {path: none}\ndata: {sources: [{path: pairs.jsonl}]}\noutput: {folder: out}\n"
 TRAINING = {
     "train": "train", "finish": "export_last_step", "evaluate": "evaluate_checkpoint", "calibrate": "calibrate_checkpoint",
+    "average": "average_checkpoints",
 }  # fmt: skip
 """Command -> the function of `training.workflow` that does its work."""
+REQUIRED = {"average": ("--checkpoint=a", "--checkpoint=b"), "sweep": ("--space=optim.lr=1e-5..1e-3",)}
+"""Options without which a command of training does not begin, besides its recipe."""
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,7 @@ def _files(tmp_path, monkeypatch):
     for name, text in {
         "rows.jsonl": SAMPLE, "bad.jsonl": SAMPLE + "{\n", "pairs.jsonl": PAIR, "key": KEY, "recipe.yaml": RECIPE,
         "no.jsonl": PAIR + "{\n", "two.jsonl": SAMPLE + SAMPLE.replace('"r"', '"s"'),
+        "benchmark.jsonl": '{"prompt": "p", "chosen": "a", "rejected": "", "subset": "s"}\n',
         "two-bad.jsonl": SAMPLE + SAMPLE.replace('"r"', '"s"') + "{\n",
     }.items():  # fmt: skip
         Path(name).write_text(text)
@@ -81,7 +85,8 @@ RUNS: dict[tuple[str, int], tuple[str, ...]] = {
     ("honeypots", 2): ("none",),
     ("version", 0): (),
     ("version", 2): ("--x",),
-    **{(verb, 2): ("--config=none.yaml",) for verb in (*TRAINING, "crossvalidate")},
+    ("evaluate", 3): ("--benchmark=benchmark.jsonl", "--checkpoint", "MODEL"),
+    **{(verb, 2): ("--config=none.yaml", *REQUIRED.get(verb, ())) for verb in (*TRAINING, "crossvalidate", "sweep")},
 }
 """Exit codes that arguments alone bring about. `MODEL` is a small checkpoint."""
 
@@ -95,6 +100,7 @@ BROKEN = {
     "honeypots": "rewardserve.service.cli.honeypots:hashed",
     **{verb: f"rewardserve.training.workflow:{function}" for verb, function in TRAINING.items()},
     "crossvalidate": "rewardserve.training.crossvalidate:crossvalidate",
+    "sweep": "rewardserve.training.sweep:sweep",
 }
 """Functions that are interrupted in place of a signal, whose moment cannot be chosen."""
 
@@ -113,7 +119,8 @@ def replaced(monkeypatch, target, function):
 
 def patched_run(monkeypatch, name, code):
     """Run a command whose work is replaced by one that returns, fails or is interrupted."""
-    arguments = ("--config=recipe.yaml",) if BROKEN[name].startswith("rewardserve.training") else RUNS[name, 0]
+    is_training = BROKEN[name].startswith("rewardserve.training")
+    arguments = ("--config=recipe.yaml", *REQUIRED.get(name, ())) if is_training else RUNS[name, 0]
     if code == 130:
         replaced(monkeypatch, BROKEN[name], raising(KeyboardInterrupt()))
     elif code == 1:
@@ -121,7 +128,8 @@ def patched_run(monkeypatch, name, code):
     elif name == "crossvalidate":
         monkeypatch.setattr("rewardserve.training.cli._crossvalidate", lambda *_: None)
     else:
-        replaced(monkeypatch, BROKEN[name], lambda *_: ([], "report.html") if name == "evaluate" else "checkpoint")
+        results = {"evaluate": ([], None, "report.html"), "sweep": ([], "best.yaml")}
+        replaced(monkeypatch, BROKEN[name], lambda *_, **__: results.get(name, "checkpoint"))
     return run_command(name, *arguments)
 
 

@@ -173,7 +173,7 @@ def test_the_report_has_dates_curves_and_plain_words(tmp_path, sft, pairs):
     assert not re.search(r"[{}\[\]']|None|True", facts)
     for fact in ("began", "took", "computed on", "versions", "torch ", "heads", "score 1"):
         assert fact in facts
-    assert page.count("over the steps") == 3
+    assert page.count("over the steps") == 4
 
 
 # -- what it does not overwrite ---------------------------------------------------------------------------
@@ -464,7 +464,7 @@ def test_at_a_small_rate_every_weight_that_learns_changes(tmp_path, sft, pairs, 
     before = {n: p.detach().clone() for n, p in learning.items()}
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(workflow, "_wrap", lambda *args: None)
+        patch.setattr(workflow, "_wrap", lambda *args, **kwargs: None)
         workflow.fit(config, start, tables, None, tmp_path, None)
     assert changed(start.network, before) > 0.99
 
