@@ -100,6 +100,7 @@ def _as_pairs(kind: str, pair: Pair, found: _Made, config: AugmentConfig) -> Ite
             rejected_text=worse,
             margin=0.0,
             flip=0.0,
+            tie=False,
             weight=pair.weight * config.weight * factor,
             made=kind,
             donor_group=found.donor.group if found.donor else None,

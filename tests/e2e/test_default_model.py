@@ -204,7 +204,6 @@ def test_the_card_the_start_the_model_and_the_alert_name_the_canaries_that_fail(
             in server.log
         )
         assert "canaries_failing" in server.log
-    (card,) = re.findall(
-        r"scores the exploit\nhigher in .*?;", (FOLDER.parent / "MODEL_CARD.md").read_text(), re.DOTALL
-    )
-    assert re.findall(r"`([^`]+)`", card) == expected
+    card = (FOLDER.parent / "MODEL_CARD.md").read_text()
+    named = re.findall(r"scores the exploit\nhigher in .*?;", card, re.DOTALL)
+    assert [name for sentence in named for name in re.findall(r"`([^`]+)`", sentence)] == expected

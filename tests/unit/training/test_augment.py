@@ -159,6 +159,10 @@ def test_a_made_pair_trains_the_named_heads_whatever_its_source():
     assert Counter(p.head for p in made("repeated", pairs, heads=("a", "b"))) == {"a": 40, "b": 40}
 
 
+def test_what_is_made_of_a_tie_is_a_preference():
+    assert {p.tie for p in made("empty", [replace(p, tie=True) for p in PAIRS])} == {False}
+
+
 def test_nothing_is_made_by_default():
     assert augmented(PAIRS, AugmentConfig(), 0) == ()
     assert not AugmentConfig().is_on
