@@ -18,8 +18,8 @@ REWARDS = (-0.97, -1.72)
 """What the default model makes of the README's example."""
 HEAD = (
     "--set", "data.sources=[{path: data/pairs.jsonl}]", "--set", "model.heads=[score]", "--set", "model.head_weights=[]",
-    "--set", "model.head_l2=[0.1]", "--set", "audit_judge=null", "--set", "export.probes=null",
-    "--set", "output.folder=runs/mine",
+    "--set", "model.head_l2=[0.1]", "--set", "augment.heads=[]", "--set", "audit_judge=null",
+    "--set", "export.probes=null", "--set", "output.folder=runs/mine",
 )  # fmt: skip
 """The default model's recipe, with one head and one file of pairs."""
 SERVICES = ("rewardserve", "prometheus", "alertmanager")

@@ -18,8 +18,8 @@ from rewardserve.bench.server_process import interrupt_at_sigterm, start_bound
 if sys.argv[1] == "handled":
     interrupt_at_sigterm()
 child = start_bound([sys.executable, "-c", "import time; time.sleep(600)"])
-print(child.pid, flush=True)
 try:
+    print(child.pid, flush=True)
     time.sleep(600)
 except KeyboardInterrupt:
     sys.exit(7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from types import SimpleNamespace
 
 import pytest
@@ -62,7 +63,7 @@ def test_of_a_large_step_whole_groups_from_all_of_it_are_kept_whatever_the_order
     def of_step(step):
         for i in range(1_024):  # groups of 4, ordered by task: the last quarter is of another one
             sample = kept(i)
-            text_hash = hash(f"{step} {i // 4}")
+            text_hash = int.from_bytes(sha256(f"{step} {i // 4}".encode()).digest()[:8], "big", signed=True)
             yield sample._replace(
                 sample=sample.sample._replace(prompt_key=text_hash, step=step, system="abcd"[i // 256])
             )
