@@ -29,6 +29,7 @@ from rewardserve.training.benchmark_files import (
     style_matrix,
     subset_scores,
 )
+from rewardserve.training.config import ConfigError
 from rewardserve.training.console import progress
 from rewardserve.training.errors import ModelUnusable, RunFailed
 
@@ -72,23 +73,29 @@ def score_with_checkpoint(checkpoint: Checkpoint, samples: Sequence[Sample], nam
 
 def score_with_server(url: str, key: str, samples: Sequence[Sample]) -> Scored:
     """Score every conversation by `POST /score`. Raise `ModelUnusable` for no server, `RunFailed` for a refusal that stays."""
+    if not key.isascii():
+        raise ConfigError("--key-file: the key has characters that an HTTP header cannot carry")
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S) as http:
+    try:
+        client = httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"--url: {url!r} is no address of a server: {error}") from error
+    with client as http:
         try:
             about = http.get("/model").raise_for_status().json()
-            model, most = str(about["model"]), int(about["limits"]["max_samples_per_request"])
+            model, most = str(about["model"]), max(1, int(about["limits"]["max_samples_per_request"]))
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             raise ModelUnusable(f"--url: {url} is no server of RewardServe that answers ({error})") from error
         results: list[dict[str, Any]] = []
         chunks = [samples[i : i + most] for i in range(0, len(samples), most)]
         for chunk in progress(chunks, "scoring conversations", len(samples), size=len, unit=" conversations"):
             body = {"samples": [sample_to_dict(sample) for sample in chunk]}
-            results += _post(http, body)["results"]
+            results += _post(http, body)
     raw: Raw = [None if result.get("error") else result["raw"] for result in results]
     return Scored(model, raw, tuple(str(result["error"]["message"]) for result in results if result.get("error")))
 
 
-def _post(http: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
+def _post(http: httpx.Client, body: dict[str, Any]) -> list[dict[str, Any]]:
     reason = ""
     for attempt in range(_N_ATTEMPTS):
         try:
@@ -98,14 +105,25 @@ def _post(http: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
             time.sleep(min(_LONGEST_WAIT_S, 2.0**attempt))
             continue
         if reply.is_success:
-            found: dict[str, Any] = reply.json()
-            return found
+            return _results(reply)
         reason = f"{reply.status_code} {reply.text[:300]}"
         if reply.status_code not in (429, 503, 504):
             break
         wait = reply.headers.get("retry-after", "")
         time.sleep(min(_LONGEST_WAIT_S, float(wait) if wait.isdecimal() else 2.0**attempt))
     raise RunFailed(f"--url: {http.base_url} does not score: {reason}")
+
+
+def _results(reply: httpx.Response) -> list[dict[str, Any]]:
+    """Results of a reply, each with `raw` or an error. Raise `RunFailed` for a body of another form."""
+    try:
+        found: list[dict[str, Any]] = reply.json()["results"]
+        complete = all(result.get("error") or isinstance(result["raw"], int | float) for result in found)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete:
+        raise RunFailed(f"--url: {reply.url} answers with something other than results: {reply.text[:300]}")
+    return found
 
 
 # -- results ----------------------------------------------------------------------------------------------

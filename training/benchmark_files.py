@@ -16,7 +16,7 @@ import numpy as np
 
 from rewardserve.model.conversation import Message, Sample
 from rewardserve.training import sources
-from rewardserve.training.config import ConfigError, SourceConfig
+from rewardserve.training.config import ConfigError, SourceConfig, shown
 
 REWARDBENCH, REWARDBENCH2, RM_BENCH = "rewardbench", "rewardbench2", "rm-bench"
 STYLES = ("concise", "detailed", "detailed, markdown")
@@ -109,7 +109,10 @@ _EXPECTED = (
 
 
 def _format_of(values: Mapping[str, Any]) -> str:
-    if isinstance(values["chosen"], str):
+    texts = [isinstance(values[side], str) for side in ("chosen", "rejected")]
+    if any(texts) and not all(texts):
+        raise ValueError("one of chosen and rejected is a text and the other a list")
+    if all(texts):
         return REWARDBENCH
     return RM_BENCH if "domain" in values and "num_correct" not in values else REWARDBENCH2
 
@@ -120,21 +123,29 @@ def _row(values: Mapping[str, Any], kind: str, number: int) -> BenchmarkRow:
         raise ValueError(f"{len(chosen)} chosen and {len(rejected)} rejected responses instead of three each")
     if kind == REWARDBENCH2 and values.get("num_correct", len(chosen)) != len(chosen):
         raise ValueError(f"num_correct is {values['num_correct']}, with {len(chosen)} chosen responses")
-    subset = str(values["domain" if kind == RM_BENCH else "subset"])
-    return BenchmarkRow(str(values.get("id", number)), _prompt(values["prompt"]), chosen, rejected, subset)
+    of = "domain" if kind == RM_BENCH else "subset"
+    if not isinstance(values[of], str):
+        raise ValueError(f"{of} is {shown(values[of])} and no text")
+    return BenchmarkRow(str(values.get("id", number)), _prompt(values["prompt"]), chosen, rejected, values[of])
 
 
 def _texts(value: Any, side: str) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else tuple(value)
-    if not texts or not all(isinstance(text, str) for text in texts):
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{side} is no text and no list of texts")
-    return texts
+    return tuple(texts)
 
 
 def _prompt(value: Any) -> tuple[Message, ...]:
     if isinstance(value, str):
         return (Message("user", value),)
-    return tuple(Message(str(turn["role"]), str(turn["content"])) for turn in value)
+    if not isinstance(value, list) or not value or not all(map(_is_turn, value)):
+        raise ValueError("prompt is no text and no list of turns with a role and a content, both text")
+    return tuple(Message(turn["role"], turn["content"]) for turn in value)
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and all(isinstance(turn.get(name), str) for name in ("role", "content"))
 
 
 # -- figures of the authors -------------------------------------------------------------------------------

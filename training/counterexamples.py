@@ -151,13 +151,20 @@ def _of_queue(rows: Sequence[SourceRow], source: SourceConfig, on_bad_row: str, 
     columns = source_columns.find_columns(list(preferred.values()), source)
     pairs, margins = [], {}
     scores = _read_scores(scores_path(Path(source.path)))
+    faulty: list[BadRow] = []
     for number, row in preferred.items():
-        pair = to_pair(row, columns, source.head or head)
+        try:
+            pair = to_pair(row, columns, source.head or head)
+        except FieldError as error:
+            faulty.append(BadRow(row.file, row.line, error.field, str(error)))
+            continue
         pairs.append(pair)
         if number in scores and row.values is not None:
             margins[pair.id] = scores[number].get(row.values["chosen"], 0.0) - scores[number].get(
                 row.values["rejected"], 0.0
             )
+    _refuse_bad(faulty, len(rows), on_bad_row)
+    left_out["that make no pair"] = len(faulty)
     return Labelled(source.path, len(rows), tuple(pairs), _left_out(left_out), margins)
 
 

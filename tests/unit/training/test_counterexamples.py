@@ -63,6 +63,30 @@ def test_a_tie_beside_a_preference_contradicts_it(tmp_path):
     assert [p.chosen_text for p in found.pairs] == ["second 2"]
 
 
+def mined(prompt, a, b):
+    return {"id": queue_id(prompt, a, b), "prompt": prompt, "a": a, "b": b, "verdict": "a"}
+
+
+@pytest.mark.parametrize(
+    "mined",
+    [
+        mined("q", "good", " "),
+        mined("q", "same", "same"),
+        mined([{"role": "robot", "content": "q"}], "a", "b"),
+        mined({"x": 1}, "a", "b"),
+    ],
+    ids=["blank", "equal", "role", "object"],
+)
+def test_a_row_that_makes_no_pair_is_named_with_its_line_or_left_out(tmp_path, mined):
+    path = write(tmp_path, [row(9, "a"), mined])
+    with pytest.raises(DataError) as error:
+        read(path)
+    assert f"{path}:2: " in str(error.value)
+    found = read(path, DataConfig((SourceConfig("pairs.jsonl"),), on_bad_row="skip"))
+    assert [p.chosen_text for p in found.pairs] == ["first 9"]
+    assert found.left_out == {"that make no pair": 1}
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
