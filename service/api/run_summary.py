@@ -48,9 +48,7 @@ def summarise(label: str, run: Run, state: RunState, shown: ShownReport | None) 
         _worst(alerts) if alerts else None,
         None if shown is None else shown.sentence,
         "canaries are scored for the model, not for a run" if label == CANARIES else _trend(run),
-        _next(label, alerts, state, has_report=shown is not None)
-        if run.name or label == CANARIES or alerts
-        else _NAME_IT[run.is_watched],
+        _next(label, alerts, state, shown) if run.name or label == CANARIES or alerts else _NAME_IT[run.is_watched],
     )
 
 
@@ -93,11 +91,13 @@ def _trend(run: Run) -> str:
     return f"{changed}{at}, {int(run.all_sums['samples']):,} samples"
 
 
-def _next(label: str, alerts: list[Alert], state: RunState, *, has_report: bool) -> str:
+def _next(label: str, alerts: list[Alert], state: RunState, shown: ShownReport | None) -> str:
     path = f"GET /tripwires/{quote(label, safe='')}"
     if not alerts:
+        if shown is not None and shown.report.worth > 1 and state != "ended":
+            return f"no alert, but `paid_for` names what alone earns a higher score: read whether it answers; {path}/attribution"
         return f"nothing; {path}/details has every statistic" if state != "ended" else f"nothing; {path}/details"
     wire = alerts[0].wire
     text = ALERT_TEXTS[wire]
-    page = "attribution" if wire in ATTRIBUTED or (has_report and text.cause == "policy") else "details"
+    page = "attribution" if wire in ATTRIBUTED or (shown is not None and text.cause == "policy") else "details"
     return f"{text.action} {path}/{page}; {_RUNBOOK}#{alert_name(wire).lower()}"

@@ -126,6 +126,16 @@ def test_where_no_feature_grew_the_responses_with_the_largest_gap_are_named():
     assert ShownReport.of(report, None).sentence == "report of step 9: no feature grew"
 
 
+def test_a_proven_cause_is_to_be_read_also_before_a_wire_trips():
+    report = SimpleNamespace(step=20, headline="responses that end with `x`", worth=2, largest_gaps=())
+    summary = summarise_runs(monitor_of(run=[]), 100.0, {"run": ShownReport(report)})["run"]
+    assert (summary.state, summary.alert) == ("quiet", None)
+    assert summary.next.startswith("no alert, but `paid_for` names what alone earns a higher score")
+    assert summary.next.endswith("GET /tripwires/run/attribution")
+    grown = SimpleNamespace(step=20, headline="responses that end with `x`", worth=1, largest_gaps=())
+    assert summarise_runs(monitor_of(run=[]), 100.0, {"run": ShownReport(grown)})["run"].next.startswith("nothing; ")
+
+
 def test_a_run_without_alerts_needs_nothing_and_its_path_can_be_copied():
     summary = summarise_runs(monitor_of(**{"team/a b": []}), 100.0, {})["team/a b"]
     assert (summary.state, summary.alert) == ("quiet", None)
