@@ -207,6 +207,8 @@ def ties_score(rows: Sequence[tuple[BenchmarkRow, RowScores]]) -> float:
         kind, _, number = row.id.partition(":")
         if kind not in stats or not number.isdecimal():
             raise ConfigError(f"row {row.id!r} of the subset Ties: its id must be ref:N or tied:N")
+        if int(number) in stats[kind]:
+            raise ConfigError(f"two rows of the subset Ties have the id {row.id!r}")
         stats[kind][int(number)] = _ties_stats(own)
     ref, tied = stats["ref"], stats["tied"]
     both = [(ref[n], t, t.spread) for n, t in tied.items() if n in ref and t.spread is not None]

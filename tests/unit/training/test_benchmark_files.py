@@ -100,6 +100,8 @@ def test_the_subset_ties_is_scored_as_its_authors_do_it(tmp_path):
     assert ties_score(ties(("tied:0", 2, [1.0, 2.0, 0.0]))) == pytest.approx(0.3)
     with pytest.raises(ConfigError, match="ref:N or tied:N"):
         ties_score(ties(("7", 1, [1.0, 0.0])))
+    with pytest.raises(ConfigError, match="two rows of the subset Ties have the id 'ref:0'"):
+        ties_score([*rows, *ties(("ref:0", 1, [1.0, 0.0]))])
     path = write_jsonl(
         tmp_path / "f.jsonl",
         [RB2, *(RB2 | {"id": r.id, "chosen": r.chosen, "rejected": r.rejected, "num_correct": len(r.chosen), "subset": "Ties"}
