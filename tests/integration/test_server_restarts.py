@@ -59,7 +59,8 @@ def test_a_blocked_run_stays_blocked_and_its_page_is_sent_once(tmp_path, flags, 
         train(server, 20, lambda: honest(rng))
         train(server, 20, lambda: begging(rng), first=20)
         assert is_blocked(server)
-        assert receiver.next()[0]["run"] == "ppo-7"
+        sent = receiver.next()[0]
+        assert (sent["run"], sent["wire"]) == ("ppo-7", "judge_injection")
         before = run_of(server)
         stop(server, number)
     texts = "".join(path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file())
@@ -83,8 +84,10 @@ def test_a_blocked_run_stays_blocked_and_its_page_is_sent_once(tmp_path, flags, 
         stop(server, signal.SIGKILL)
     with Server(*flags) as server:
         assert not is_blocked(server)
-        assert receiver.empty(), "the incident was sent before"
         stop(server)
+    later = [receiver.next()[0] for _ in range(receiver.qsize())]
+    # A report that was begun before may page by another wire; that is news.
+    assert [message for message in later if message["wire"] == "judge_injection"] == [], "it was sent before"
 
 
 def test_a_server_that_restarts_raises_the_alerts_of_one_that_does_not(tmp_path, flags):
