@@ -23,10 +23,16 @@ import torch
 from rewardserve.model.checkpoint import Checkpoint
 from rewardserve.model.conversation import Sample
 from rewardserve.service.tripwires.io import canaries
-from rewardserve.training import augment, evaluate, folds, leakage, methods, recipe, scoring, sequences, workflow
-from rewardserve.training.config import Config, ConfigError
-from rewardserve.training.evaluate import Floats
-from rewardserve.training.sequences import FeedbackTable
+from rewardserve.training import workflow
+from rewardserve.training.augmentation import augment
+from rewardserve.training.batches import scoring
+from rewardserve.training.dataset import leakage, sequences
+from rewardserve.training.dataset.sequences import FeedbackTable
+from rewardserve.training.evaluation import evaluate, folds
+from rewardserve.training.evaluation.evaluate import Floats
+from rewardserve.training.loop import methods
+from rewardserve.training.settings import recipe
+from rewardserve.training.settings.config import Config, ConfigError
 
 GAP = "\n\n"
 """Between the two copies of an answer that is given twice."""

@@ -24,13 +24,16 @@ import numpy as np
 import torch
 
 from rewardserve.model.checkpoint import Checkpoint
-from rewardserve.training import folds, leakage, recipe, workflow
-from rewardserve.training.comparisons import comparisons
-from rewardserve.training.config import Config, ConfigError, StageConfig
-from rewardserve.training.evaluate import Floats, bootstrap_mean, wins
+from rewardserve.training import workflow
+from rewardserve.training.dataset import leakage
+from rewardserve.training.dataset.comparisons import comparisons
+from rewardserve.training.dataset.sequences import FeedbackTable, subset
+from rewardserve.training.evaluation import folds
+from rewardserve.training.evaluation.evaluate import Floats, bootstrap_mean, wins
+from rewardserve.training.evaluation.graded_metrics import grade
 from rewardserve.training.finish import EncodedData
-from rewardserve.training.graded_metrics import grade
-from rewardserve.training.sequences import FeedbackTable, subset
+from rewardserve.training.settings import recipe
+from rewardserve.training.settings.config import Config, ConfigError, StageConfig
 
 ARMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "pairs": (("pairs",),),

@@ -25,7 +25,7 @@ from benchmarks.peers.install import ROOT, environment, same_libraries
 from benchmarks.training_ours import config_of
 from rewardserve.model.checkpoint import ReadOptions, read_backbone
 from rewardserve.training import workflow
-from rewardserve.training.pair_batches import PairBatches
+from rewardserve.training.batches.pair_batches import PairBatches
 
 TRAINERS = ("ours", "trl")
 TRL = "trl==1.16.0"

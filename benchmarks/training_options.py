@@ -20,10 +20,13 @@ import torch
 
 from rewardserve.model.checkpoint import Checkpoint
 from rewardserve.model.conversation import Sample
-from rewardserve.training import crossvalidate, evaluate, folds, invariance, recipe, scoring, workflow
-from rewardserve.training.config import Config, ConfigError
-from rewardserve.training.evaluate import Floats, Ints
-from rewardserve.training.sequences import Ids, TokenSequence
+from rewardserve.training import crossvalidate, workflow
+from rewardserve.training.batches import scoring
+from rewardserve.training.dataset.sequences import Ids, TokenSequence
+from rewardserve.training.evaluation import evaluate, folds, invariance
+from rewardserve.training.evaluation.evaluate import Floats, Ints
+from rewardserve.training.settings import recipe
+from rewardserve.training.settings.config import Config, ConfigError
 from rewardserve.training.transforms import TRANSFORMS
 
 RECIPE = Path(__file__).with_suffix(".yaml")

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.training_record import StepMeter
-from rewardserve.training import recipe, workflow
-from rewardserve.training.config import Config
-from rewardserve.training.pair_batches import Collator
-from rewardserve.training.trainer import RewardTrainer
+from rewardserve.training import workflow
+from rewardserve.training.batches.pair_batches import Collator
+from rewardserve.training.loop.trainer import RewardTrainer
+from rewardserve.training.settings import recipe
+from rewardserve.training.settings.config import Config
 
 
 def config_of(job: dict[str, Any]) -> Config:

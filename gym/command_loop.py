@@ -36,7 +36,7 @@ from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample
 from rewardserve.model.encoding import Encoded
 from rewardserve.model.scorer import TokenBatch
 from rewardserve.training.cli import train as train_command
-from rewardserve.training.counterexamples import scores_path
+from rewardserve.training.dataset.counterexamples import scores_path
 
 HEAD_L2: Final = 5e-4
 FIRST_PROMPT: Final = 1_000_000

@@ -26,10 +26,10 @@ from rewardserve.exit_codes import SOME_FAILED
 from rewardserve.mine.command import main as mine
 from rewardserve.model.backends import BACKENDS, LoadedModel, LoadError, ModelSpec
 from rewardserve.model.calibration import Calibration
-from rewardserve.training import counterexamples
-from rewardserve.training.config import CounterexamplesConfig, DataConfig, SourceConfig
-from rewardserve.training.data import Split
-from rewardserve.training.feedback import Pair
+from rewardserve.training.dataset import counterexamples
+from rewardserve.training.dataset.data import Split
+from rewardserve.training.dataset.feedback import Pair
+from rewardserve.training.settings.config import CounterexamplesConfig, DataConfig, SourceConfig
 
 GROUP: Final = 8  # responses to a prompt
 WEIGHT: Final = CounterexamplesConfig("queue").weight

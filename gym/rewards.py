@@ -22,7 +22,7 @@ from gym.training import RewardOf
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.reward import EnsembleMember, Pipeline, RewardBatch
 from rewardserve.model.traits import Lexicon
-from rewardserve.training import calibrate
+from rewardserve.training.evaluation import calibrate
 
 N_REFERENCE: Final = 4_000
 N_HELD_OUT: Final = 2_000

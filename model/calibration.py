@@ -1,6 +1,6 @@
 """Calibration: the frozen statistics that turn a raw score into a normalised one.
 
-They are fitted once, on held-out data, by `rewardserve.training.calibrate`, and are stored in the checkpoint as
+They are fitted once, on held-out data, by `rewardserve.training.evaluation.calibrate`, and are stored in the checkpoint as
 `calibration.json`. Standard library only.
 """
 

@@ -1,7 +1,7 @@
 """Reference statistics of the hidden states of the calibration's responses, and the distance of a hidden state from them.
 
 The file is stored in the checkpoint, beside the calibration that names it by its digest. Knows tensors and that one file;
-`rewardserve.training.hidden_statistics` fits it. Shapes: B rows, D hidden width, K directions.
+`rewardserve.training.evaluation.hidden_statistics` fits it. Shapes: B rows, D hidden width, K directions.
 """
 
 from __future__ import annotations

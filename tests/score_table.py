@@ -28,9 +28,9 @@ from rewardserve.model.backends import ModelSpec, load
 from rewardserve.model.checkpoint import read_backbone
 from rewardserve.model.conversation import Message, Sample
 from rewardserve.model.scorer import TokenBatch
-from rewardserve.training import export as exporting
-from rewardserve.training.config import MethodConfig
-from rewardserve.training.methods import adapt
+from rewardserve.training.loop.methods import adapt
+from rewardserve.training.results import export as exporting
+from rewardserve.training.settings.config import MethodConfig
 from tests.support.tiny import randomize, tiny_config, tiny_tokenizer
 
 Talk = tuple[str, str]

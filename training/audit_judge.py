@@ -13,7 +13,14 @@ from pathlib import Path
 
 from rewardserve.model.checkpoint import AUDIT_JUDGE
 from rewardserve.model.checkpoint.reading import read_config, resolve
-from rewardserve.training.config import AuditJudgeConfig, AugmentConfig, Config, ConfigError, ModelConfig, SourceConfig
+from rewardserve.training.settings.config import (
+    AuditJudgeConfig,
+    AugmentConfig,
+    Config,
+    ConfigError,
+    ModelConfig,
+    SourceConfig,
+)
 
 _SHARE_OF_LAYERS = 2 / 3
 

@@ -18,10 +18,9 @@ from rewardserve.model.checkpoint import CheckpointError
 from rewardserve.model.templates.chat_template import EncodingPolicyError
 from rewardserve.model.text.printable import printable
 from rewardserve.signals import sigterm_as_sigint
-from rewardserve.training import counterexamples, recipe, sources
-from rewardserve.training.calibrate import NothingToFit
-from rewardserve.training.config import Config, ConfigError
-from rewardserve.training.data import DataError
+from rewardserve.training.dataset import counterexamples, sources
+from rewardserve.training.dataset.data import DataError
+from rewardserve.training.dataset.sequences import PairEncodingError
 from rewardserve.training.errors import (
     ModelUnusable,
     PackagesMissing,
@@ -31,7 +30,9 @@ from rewardserve.training.errors import (
     explain,
     require_packages,
 )
-from rewardserve.training.sequences import PairEncodingError
+from rewardserve.training.evaluation.calibrate import NothingToFit
+from rewardserve.training.settings import recipe
+from rewardserve.training.settings.config import Config, ConfigError
 
 _TO_CORRECT = (ConfigError, DataError, PairEncodingError, NothingToFit)
 _OF_MODEL = (ModelUnusable, CheckpointError, CalibrationError, EncodingPolicyError)
@@ -119,8 +120,8 @@ def _resume_hint(config: Config | None, verb: str) -> str:
     """Name the step from which an interrupted training can resume; empty for other subcommands."""
     if config is None or verb != "train":
         return ""
+    from rewardserve.training.loop.stages import newest_step
     from rewardserve.training.run_folder import lacks_report
-    from rewardserve.training.stages import newest_step
 
     folder = Path(config.output.folder)
     if step := newest_step(config, folder):
@@ -235,9 +236,10 @@ def _check_options(verb: str, options: Namespace, parser: Parser) -> None:
 
 
 def _benchmark(options: Namespace) -> int:
-    from rewardserve.training import benchmark, workflow
-    from rewardserve.training.benchmark_files import read_benchmark
+    from rewardserve.training import workflow
     from rewardserve.training.console import show
+    from rewardserve.training.evaluation import benchmark
+    from rewardserve.training.evaluation.benchmark_files import read_benchmark
     from rewardserve.training.run_folder import require_writable
 
     folder = options.output or Path("results")
@@ -263,8 +265,8 @@ def _of_options(options: Namespace) -> list[str]:
 def _run(verb: str, config: Config, options: Namespace) -> None:
     from rewardserve.training import workflow
     from rewardserve.training.console import show
-    from rewardserve.training.evaluate import summary_lines
-    from rewardserve.training.invariance import summary_line
+    from rewardserve.training.evaluation.evaluate import summary_lines
+    from rewardserve.training.evaluation.invariance import summary_line
 
     if verb in ("evaluate", "calibrate"):
         checkpoint = options.checkpoint or str(Path(config.output.folder) / "checkpoint")
@@ -312,8 +314,8 @@ def _sweep(options: Namespace) -> None:
 def _crossvalidate(config: Config, n_folds: int) -> None:
     from rewardserve.training.console import show
     from rewardserve.training.crossvalidate import crossvalidate, spread
-    from rewardserve.training.evaluate import summary_lines
-    from rewardserve.training.graded_metrics import graded_lines
+    from rewardserve.training.evaluation.evaluate import summary_lines
+    from rewardserve.training.evaluation.graded_metrics import graded_lines
 
     found = crossvalidate(config, n_folds)
     for line, m, by_group in zip(summary_lines(found.metrics), found.metrics, found.by_group, strict=True):

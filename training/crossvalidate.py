@@ -15,28 +15,20 @@ from typing import Any
 import torch
 
 from rewardserve.model.checkpoint import Checkpoint
-from rewardserve.training import (
-    data,
-    evaluate,
-    export,
-    finish,
-    folds,
-    leakage,
-    recipe,
-    report,
-    row_counts,
-    run_folder,
-    workflow,
-)
-from rewardserve.training.comparisons import comparisons
-from rewardserve.training.config import Config, ConfigError
+from rewardserve.training import finish, run_folder, workflow
 from rewardserve.training.console import say
-from rewardserve.training.evaluate import Floats, SliceMetrics
+from rewardserve.training.dataset import data, leakage, row_counts
+from rewardserve.training.dataset.comparisons import comparisons
+from rewardserve.training.dataset.sequences import FeedbackTable
+from rewardserve.training.evaluation import evaluate, folds
+from rewardserve.training.evaluation.evaluate import Floats, SliceMetrics
+from rewardserve.training.evaluation.graded_metrics import GradedMetrics, grade
 from rewardserve.training.finish import EncodedData
-from rewardserve.training.graded_metrics import GradedMetrics, grade
-from rewardserve.training.methods import check_quantization
-from rewardserve.training.sequences import FeedbackTable
-from rewardserve.training.trainer import check_optimizer
+from rewardserve.training.loop.methods import check_quantization
+from rewardserve.training.loop.trainer import check_optimizer
+from rewardserve.training.results import export, report
+from rewardserve.training.settings import recipe
+from rewardserve.training.settings.config import Config, ConfigError
 
 _MOST_FOLDS = 10_000
 

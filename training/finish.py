@@ -25,36 +25,28 @@ from rewardserve.model.encoding import Encoder
 from rewardserve.model.network import RewardNetwork
 from rewardserve.model.tokenization.encoding_policy import EncodingPolicy
 from rewardserve.model.traits import Lexicon, text_traits, token_traits
-from rewardserve.training import (
-    calibrate,
-    data,
-    evaluate,
-    export,
-    hidden_statistics,
-    invariance,
-    model_card,
-    recipe,
-    report,
-    run_folder,
-    scoring,
-    style,
-)
+from rewardserve.training import run_folder
 from rewardserve.training.audit_judge import copy_judge
-from rewardserve.training.benchmark_files import StyleMatrix
-from rewardserve.training.calibrate import NothingToFit
-from rewardserve.training.comparisons import comparisons
-from rewardserve.training.config import Config, CounterexamplesConfig
+from rewardserve.training.batches import scoring
 from rewardserve.training.console import say, show
-from rewardserve.training.counterexamples import SOURCE, Labelled, mined_accuracy
-from rewardserve.training.evaluate import Floats, ScoredPairs, SliceMetrics
-from rewardserve.training.feedback import counted, kinds_of, n_ties
-from rewardserve.training.feedback_loss import fitted
-from rewardserve.training.graded_metrics import grade, graded_lines
-from rewardserve.training.invariance import InvarianceReport
-from rewardserve.training.rating_scale import standardised
-from rewardserve.training.row_counts import RowCounts
-from rewardserve.training.sequences import EMPTY, FeedbackTable, TokenSequence
-from rewardserve.training.step_checkpoints import BestStep
+from rewardserve.training.dataset import data
+from rewardserve.training.dataset.comparisons import comparisons
+from rewardserve.training.dataset.counterexamples import SOURCE, Labelled, mined_accuracy
+from rewardserve.training.dataset.feedback import counted, kinds_of, n_ties
+from rewardserve.training.dataset.rating_scale import standardised
+from rewardserve.training.dataset.row_counts import RowCounts
+from rewardserve.training.dataset.sequences import EMPTY, FeedbackTable, TokenSequence
+from rewardserve.training.evaluation import calibrate, evaluate, hidden_statistics, invariance, style
+from rewardserve.training.evaluation.benchmark_files import StyleMatrix
+from rewardserve.training.evaluation.calibrate import NothingToFit
+from rewardserve.training.evaluation.evaluate import Floats, ScoredPairs, SliceMetrics
+from rewardserve.training.evaluation.graded_metrics import grade, graded_lines
+from rewardserve.training.evaluation.invariance import InvarianceReport
+from rewardserve.training.loop.step_checkpoints import BestStep
+from rewardserve.training.objective.feedback_loss import fitted
+from rewardserve.training.results import export, model_card, report
+from rewardserve.training.settings import recipe
+from rewardserve.training.settings.config import Config, CounterexamplesConfig
 
 _N_BAD_SHOWN = 20
 

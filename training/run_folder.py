@@ -18,8 +18,8 @@ from tempfile import TemporaryFile
 from typing import IO
 
 from rewardserve.model.text.text_files import write_text
-from rewardserve.training.config import ConfigError
 from rewardserve.training.console import say
+from rewardserve.training.settings.config import ConfigError
 
 LOCK = ".lock"
 RECIPE, REPORT_PAGE = "recipe.json", "report.html"

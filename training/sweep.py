@@ -19,12 +19,13 @@ from typing import Any
 import yaml
 
 from rewardserve.model.text.text_files import write_text
-from rewardserve.training import recipe, run_folder, yaml12
-from rewardserve.training.config import Config, ConfigError
+from rewardserve.training import run_folder
 from rewardserve.training.console import say
-from rewardserve.training.data import DataError
+from rewardserve.training.dataset.data import DataError
 from rewardserve.training.errors import PackagesMissing, RunFailed, explain
-from rewardserve.training.evaluate import ALL, COMBINED, SliceMetrics
+from rewardserve.training.evaluation.evaluate import ALL, COMBINED, SliceMetrics
+from rewardserve.training.settings import recipe, yaml12
+from rewardserve.training.settings.config import Config, ConfigError
 
 STUDY, TABLE, BEST = "sweep.db", "trials.csv", "best.yaml"
 _MADE_OF = "made of"

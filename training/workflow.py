@@ -34,37 +34,27 @@ from rewardserve.model.encoding import Encoder
 from rewardserve.model.network import RewardNetwork
 from rewardserve.model.templates.chat_template import EncodingPolicyError
 from rewardserve.model.tokenization.encoding_policy import infer_policy
-from rewardserve.training import (
-    augment,
-    averaging,
-    consistency,
-    counterexamples,
-    data,
-    evaluate,
-    hub,
-    indifference,
-    invariance,
-    leakage,
-    length_balance,
-    raw_text,
-    recipe,
-    report,
-    row_counts,
-    run_folder,
-    scoring,
-    sequences,
-)
+from rewardserve.training import averaging, run_folder
 from rewardserve.training.audit_judge import judge_config
-from rewardserve.training.benchmark import Scored, score_with_checkpoint
-from rewardserve.training.benchmark_files import Benchmark
-from rewardserve.training.comparisons import comparisons
-from rewardserve.training.config import AuditJudgeConfig, Config, ConfigError, LossConfig
+from rewardserve.training.augmentation import augment, consistency
+from rewardserve.training.batches import scoring
+from rewardserve.training.batches.packed_attention import may_share_prefixes, packing_objection
+from rewardserve.training.batches.pair_batches import Collator, Rows, cached_rows, packed_rows, token_rows
 from rewardserve.training.console import say, show
-from rewardserve.training.counterexamples import Labelled
+from rewardserve.training.dataset import counterexamples, data, hub, leakage, raw_text, row_counts, sequences
+from rewardserve.training.dataset.comparisons import comparisons
+from rewardserve.training.dataset.counterexamples import Labelled
+from rewardserve.training.dataset.feedback import Item, Kind, kinds_of, n_ties, noun
+from rewardserve.training.dataset.rating_scale import standardised
+from rewardserve.training.dataset.sequences import FeedbackTable
 from rewardserve.training.errors import ModelUnusable
-from rewardserve.training.evaluate import SliceMetrics
-from rewardserve.training.export import read_probes
-from rewardserve.training.feedback import Item, Kind, kinds_of, n_ties, noun
+from rewardserve.training.evaluation import evaluate, invariance
+from rewardserve.training.evaluation.benchmark import Scored, score_with_checkpoint
+from rewardserve.training.evaluation.benchmark_files import Benchmark
+from rewardserve.training.evaluation.evaluate import SliceMetrics
+from rewardserve.training.evaluation.graded_metrics import grade, graded_lines
+from rewardserve.training.evaluation.invariance import InvarianceReport
+from rewardserve.training.evaluation.style import read_styles
 from rewardserve.training.finish import (
     EncodedData,
     RunTimer,
@@ -82,11 +72,7 @@ from rewardserve.training.finish import (
     style_report,
     summary,
 )
-from rewardserve.training.graded_metrics import grade, graded_lines
-from rewardserve.training.invariance import InvarianceReport
-from rewardserve.training.length_head import add_length_heads, drop_length_heads
-from rewardserve.training.losses import USES_MARGIN, pair_loss
-from rewardserve.training.methods import (
+from rewardserve.training.loop.methods import (
     CachedNetwork,
     adapt,
     check_quantization,
@@ -96,12 +82,8 @@ from rewardserve.training.methods import (
     not_adapted,
     quantize,
 )
-from rewardserve.training.packed_attention import may_share_prefixes, packing_objection
-from rewardserve.training.pair_batches import Collator, Rows, cached_rows, packed_rows, token_rows
-from rewardserve.training.rating_scale import standardised
-from rewardserve.training.reporting import check_trackers, reports
-from rewardserve.training.sequences import FeedbackTable
-from rewardserve.training.stages import (
+from rewardserve.training.loop.reporting import check_trackers, reports
+from rewardserve.training.loop.stages import (
     TrainingStage,
     continued,
     is_finished,
@@ -112,7 +94,7 @@ from rewardserve.training.stages import (
     stages_of,
     step_folders,
 )
-from rewardserve.training.step_checkpoints import (
+from rewardserve.training.loop.step_checkpoints import (
     BEST,
     COMPLETE,
     damaged,
@@ -122,8 +104,14 @@ from rewardserve.training.step_checkpoints import (
     load_weights,
     read_best,
 )
-from rewardserve.training.style import read_styles
-from rewardserve.training.trainer import RewardTrainer, check_optimizer, check_warmup, stops_at_signals
+from rewardserve.training.loop.trainer import RewardTrainer, check_optimizer, check_warmup, stops_at_signals
+from rewardserve.training.objective import indifference, length_balance
+from rewardserve.training.objective.length_head import add_length_heads, drop_length_heads
+from rewardserve.training.objective.losses import USES_MARGIN, pair_loss
+from rewardserve.training.results import report
+from rewardserve.training.results.export import read_probes
+from rewardserve.training.settings import recipe
+from rewardserve.training.settings.config import AuditJudgeConfig, Config, ConfigError, LossConfig
 
 _DATA = "data.json"
 _PAIRS, _OF_MODEL = "training data", "model: "

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewardserve.training.evaluate import Floats, Ints, bootstrap_mean, pearson, ranks, wins
+from rewardserve.training.evaluation.evaluate import Floats, Ints, bootstrap_mean, pearson, ranks, wins
 
 N_BOOTSTRAP = 2_000
 LEAST_RANKED = 3

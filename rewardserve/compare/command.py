@@ -25,7 +25,7 @@ from rewardserve.service.cli.options import Wording, complain, complain_of_model
 from rewardserve.service.errors import RequestRefused
 from rewardserve.service.observability import logs
 from rewardserve.service.settings import ModelSettings
-from rewardserve.training.config import ConfigError
+from rewardserve.training.settings.config import ConfigError
 
 PROGRAM = "rewardserve compare"
 FIRST = ("device", "dtype", "max_input_tokens")

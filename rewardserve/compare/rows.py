@@ -13,8 +13,8 @@ from rewardserve.model.text.nearest_word import did_you_mean
 from rewardserve.service.api.requests import SampleIn, to_sample
 from rewardserve.service.api.validation import NO_SUCH_FIELD, check
 from rewardserve.service.errors import InvalidJson, RequestRefused
-from rewardserve.training import data, sources
-from rewardserve.training.config import ConfigError, SourceConfig
+from rewardserve.training.dataset import data, sources
+from rewardserve.training.settings.config import ConfigError, SourceConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,9 +45,9 @@ from rewardserve.service.errors import RequestRefused
 from rewardserve.service.observability import logs
 from rewardserve.service.settings import AUTO_AUDIT_MODEL, ModelSettings
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
-from rewardserve.training import sources
-from rewardserve.training.config import ConfigError, SourceConfig
-from rewardserve.training.counterexamples import scores_path
+from rewardserve.training.dataset import sources
+from rewardserve.training.dataset.counterexamples import scores_path
+from rewardserve.training.settings.config import ConfigError, SourceConfig
 
 PROGRAM = "rewardserve mine"
 FIRST = (

@@ -1,6 +1,6 @@
 """Write the audit queue: rows to be labelled, without scores and in random order, and the scores in a file beside it.
 
-`rewardserve.training.counterexamples` reads the rows with their verdicts.
+`rewardserve.training.dataset.counterexamples` reads the rows with their verdicts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from rewardserve.model.conversation import Sample
 from rewardserve.model.text.text_files import write_text
-from rewardserve.training.counterexamples import queue_id, scores_path
+from rewardserve.training.dataset.counterexamples import queue_id, scores_path
 
 
 @dataclass(frozen=True, slots=True)

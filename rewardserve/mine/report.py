@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewardserve.mine.shared_features import SharedFeature
-from rewardserve.training.counterexamples import VERDICTS, scores_path
+from rewardserve.training.dataset.counterexamples import VERDICTS, scores_path
 
 
 @dataclass(frozen=True, slots=True)

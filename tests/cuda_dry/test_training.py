@@ -13,15 +13,15 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from rewardserve.training import packed_attention, scoring
-from rewardserve.training.packed_attention import may_share_prefixes
-from rewardserve.training.pair_batches import Collator, packed_rows, token_rows
-from rewardserve.training.trainer import RewardTrainer
+from rewardserve.training.batches import packed_attention, scoring
+from rewardserve.training.batches.packed_attention import may_share_prefixes
+from rewardserve.training.batches.pair_batches import Collator, packed_rows, token_rows
+from rewardserve.training.loop.trainer import RewardTrainer
 from tests.cuda_dry.device import fake_cuda, make
 from tests.support.tiny import ARCHITECTURES
 from tests.unit.model.test_network import ragged_rows
-from tests.unit.training.test_batches import table_of
-from tests.unit.training.test_trainer import COMPARISONS, config
+from tests.unit.training.batches.test_batches import table_of
+from tests.unit.training.loop.test_trainer import COMPARISONS, config
 
 FOUND = {"is_available": True, "device_count": 1, "set_device": None, "is_bf16_supported": True, "current_device": 0,
          "empty_cache": None, "synchronize": None, "manual_seed_all": None}  # fmt: skip

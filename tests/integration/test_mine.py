@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from rewardserve.cli import main
-from rewardserve.training.counterexamples import queue_id, scores_path
+from rewardserve.training.dataset.counterexamples import queue_id, scores_path
 from tests.support import planted_pairs as world
 from tests.support.command import run_command
 from tests.support.policy_server import policy

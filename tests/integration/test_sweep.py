@@ -10,9 +10,9 @@ import yaml
 
 from rewardserve.cli import main
 from rewardserve.training import crossvalidate, sweep
-from rewardserve.training.config import ConfigError
 from rewardserve.training.errors import NonFiniteLoss
-from rewardserve.training.recipe import load
+from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.recipe import load
 from rewardserve.training.sweep import Dimension, parse_space
 from tests.support import planted_pairs as world
 

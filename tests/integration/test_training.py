@@ -20,10 +20,11 @@ from rewardserve.model.checkpoint.writing import score_single_row
 from rewardserve.model.contract import ScoringContract, sample_from_dict, verify
 from rewardserve.model.conversation import Message, Sample
 from rewardserve.model.padding import left_pad, position_ids
-from rewardserve.training import scoring, workflow
-from rewardserve.training.methods import fit_logistic
-from rewardserve.training.recipe import load
-from rewardserve.training.step_checkpoints import last_complete
+from rewardserve.training import workflow
+from rewardserve.training.batches import scoring
+from rewardserve.training.loop.methods import fit_logistic
+from rewardserve.training.loop.step_checkpoints import last_complete
+from rewardserve.training.settings.recipe import load
 from tests.support import planted_pairs as world
 from tests.support.separate_python import scored_in_separate_python
 

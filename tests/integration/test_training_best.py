@@ -10,10 +10,13 @@ from safetensors.torch import load_file
 
 from rewardserve.cli import main
 from rewardserve.model.checkpoint import ReadOptions, read
-from rewardserve.training import evaluate, scoring, step_checkpoints, workflow
+from rewardserve.training import workflow
+from rewardserve.training.batches import scoring
 from rewardserve.training.errors import Stopped
-from rewardserve.training.recipe import load
-from rewardserve.training.trainer import RewardTrainer
+from rewardserve.training.evaluation import evaluate
+from rewardserve.training.loop import step_checkpoints
+from rewardserve.training.loop.trainer import RewardTrainer
+from rewardserve.training.settings.recipe import load
 from tests.support import planted_pairs as world
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -163,7 +166,7 @@ def test_a_fold_is_not_stopped_by_the_pairs_that_judge_it(tmp_path, sft, capsys)
 def test_the_earliest_of_equal_steps_is_the_best_and_nan_is_none(tmp_path, metric, values, best):
     from types import SimpleNamespace
 
-    from rewardserve.training.config import EvalConfig
+    from rewardserve.training.settings.config import EvalConfig
 
     keep = step_checkpoints.KeepBest(EvalConfig(steps=1, best_by=metric), dict)
     args = SimpleNamespace(output_dir=str(tmp_path))

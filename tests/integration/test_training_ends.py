@@ -20,22 +20,15 @@ from rewardserve.cli import main
 from rewardserve.model.backends import ModelSpec
 from rewardserve.model.backends import load as load_model
 from rewardserve.model.contract import ScoringContract
-from rewardserve.training import (
-    calibrate,
-    errors,
-    export,
-    hub,
-    recipe,
-    report,
-    reporting,
-    run_folder,
-    sequences,
-    trainer,
-    workflow,
-)
-from rewardserve.training.calibrate import NothingToFit
-from rewardserve.training.recipe import load
-from rewardserve.training.step_checkpoints import MarkComplete, last_complete
+from rewardserve.training import errors, run_folder, workflow
+from rewardserve.training.dataset import hub, sequences
+from rewardserve.training.evaluation import calibrate
+from rewardserve.training.evaluation.calibrate import NothingToFit
+from rewardserve.training.loop import reporting, trainer
+from rewardserve.training.loop.step_checkpoints import MarkComplete, last_complete
+from rewardserve.training.results import export, report
+from rewardserve.training.settings import recipe
+from rewardserve.training.settings.recipe import load
 from tests.support import planted_pairs as world
 from tests.support.checkpoints import merge_newlines, value_head
 from tests.support.small_disk import SmallDisk, why_none
@@ -297,13 +290,13 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_as_if_nothing_was(
 
 
 PHASES = {
-    "reading": ("rewardserve.training.data.load", ()),
-    "encoding": ("rewardserve.training.sequences.encode", ()),
+    "reading": ("rewardserve.training.dataset.data.load", ()),
+    "encoding": ("rewardserve.training.dataset.sequences.encode", ()),
     "features": ("rewardserve.training.workflow.features", ()),
     "judging": ("rewardserve.training.finish.scoring.read", ()),
-    "the contract": ("rewardserve.training.export.write_contract", ()),
-    "the weights": ("rewardserve.training.export.write", ()),
-    "the report": ("rewardserve.training.report.write", ("checkpoint",)),
+    "the contract": ("rewardserve.training.results.export.write_contract", ()),
+    "the weights": ("rewardserve.training.results.export.write", ()),
+    "the report": ("rewardserve.training.results.report.write", ("checkpoint",)),
 }
 
 

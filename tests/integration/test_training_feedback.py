@@ -12,8 +12,9 @@ from rewardserve.cli import main
 from rewardserve.model.checkpoint import ReadOptions, read
 from rewardserve.model.contract import ScoringContract
 from rewardserve.model.conversation import Sample
-from rewardserve.training import scoring, workflow
-from rewardserve.training.recipe import load
+from rewardserve.training import workflow
+from rewardserve.training.batches import scoring
+from rewardserve.training.settings.recipe import load
 from tests.support import planted_pairs as world
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -143,7 +144,7 @@ def test_a_run_stopped_in_any_stage_ends_with_the_same_weights(stop, sft, tmp_pa
         recipe_for(folder, sft, two_sources, stages=STAGES, output={"save_steps": 3})
     assert train(whole / "recipe.yaml") == 0
 
-    from rewardserve.training.trainer import RewardTrainer
+    from rewardserve.training.loop.trainer import RewardTrainer
 
     taken, compute_loss = [0], RewardTrainer.compute_loss
 

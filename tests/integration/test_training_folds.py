@@ -7,8 +7,9 @@ import json
 import pytest
 
 from rewardserve.cli import main
-from rewardserve.training import crossvalidate, scoring, workflow
-from rewardserve.training.recipe import load
+from rewardserve.training import crossvalidate, workflow
+from rewardserve.training.batches import scoring
+from rewardserve.training.settings.recipe import load
 from tests.support import planted_pairs as world
 
 pytestmark = pytest.mark.usefixtures("undrawn")

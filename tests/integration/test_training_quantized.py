@@ -9,8 +9,10 @@ import pytest
 from rewardserve.cli import main
 from rewardserve.model.checkpoint import ReadOptions, read
 from rewardserve.model.contract import ScoringContract
-from rewardserve.training import methods, scoring, workflow
-from rewardserve.training.step_checkpoints import read_best
+from rewardserve.training import workflow
+from rewardserve.training.batches import scoring
+from rewardserve.training.loop import methods
+from rewardserve.training.loop.step_checkpoints import read_best
 from tests.support import planted_pairs as world
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -15,7 +15,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from rewardserve.cli import main
 from rewardserve.model.contract import ScoringContract
-from rewardserve.training.step_checkpoints import read_best
+from rewardserve.training.loop.step_checkpoints import read_best
 from tests.support import planted_pairs as world
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -83,8 +83,8 @@ def test_the_shipped_files_of_accelerate_are_read_by_it(name):
 
 def test_a_network_names_the_layers_that_are_sharded_one_by_one(tmp_path):
     from rewardserve.model.network import RewardNetwork
-    from rewardserve.training.methods import adapt
-    from tests.unit.training.test_trainer import COMPARISONS, config, llama, table_of, trainer_of
+    from rewardserve.training.loop.methods import adapt
+    from tests.unit.training.loop.test_trainer import COMPARISONS, config, llama, table_of, trainer_of
 
     for method in ("full", "lora"):
         network: RewardNetwork = llama()

@@ -14,7 +14,7 @@ import pytest
 
 from rewardserve.cli import main
 from rewardserve.training.errors import NonFiniteLoss
-from rewardserve.training.trainer import RewardTrainer
+from rewardserve.training.loop.trainer import RewardTrainer
 from tests.support import planted_pairs as world
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -149,7 +149,7 @@ def failing(*args, **kwargs):
 
 @pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
 def test_a_tracker_that_is_not_installed_is_refused_before_the_data_are_read(tmp_path, sft, monkeypatch, capsys, name):
-    from rewardserve.training import reporting
+    from rewardserve.training.loop import reporting
 
     monkeypatch.setattr(reporting, "find_spec", lambda package: None)
     recipe = recipe_in(tmp_path, sft, output={"report_to": name})

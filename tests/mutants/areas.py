@@ -51,7 +51,7 @@ AREAS = {
     ),
     "padding": Area(("rewardserve/model/padding.py",), ("tests/unit/model/test_padding.py",)),
     "losses": Area(
-        ("rewardserve/training/losses.py", "rewardserve/training/feedback_loss.py"),
+        ("rewardserve/training/objective/losses.py", "rewardserve/training/objective/feedback_loss.py"),
         ("tests/properties/test_losses.py", "tests/properties/test_feedback_losses.py"),
     ),
     "reward": Area(("rewardserve/model/reward/*.py",), ("tests/unit/model/test_reward_stages.py",)),

@@ -11,10 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from rewardserve.training.config import LossConfig
-from rewardserve.training.feedback import Graded
-from rewardserve.training.feedback_loss import FeedbackLoss, fitted
-from rewardserve.training.losses import RATING_LOSSES, davidson, good_or_bad, huber, logsigmoid, plackett_luce, squared
+from rewardserve.training.dataset.feedback import Graded
+from rewardserve.training.objective.feedback_loss import FeedbackLoss, fitted
+from rewardserve.training.objective.losses import (
+    RATING_LOSSES,
+    davidson,
+    good_or_bad,
+    huber,
+    logsigmoid,
+    plackett_luce,
+    squared,
+)
+from rewardserve.training.settings.config import LossConfig
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 SCORES = st.floats(-30, 30)

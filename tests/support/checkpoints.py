@@ -16,7 +16,8 @@ from rewardserve.model.checkpoint import ReadOptions, read, read_backbone, write
 from rewardserve.model.conversation import Sample
 from rewardserve.model.hidden_reference import HiddenReference
 from rewardserve.model.network import RewardNetwork
-from rewardserve.training import calibrate, hidden_statistics, scoring
+from rewardserve.training.batches import scoring
+from rewardserve.training.evaluation import calibrate, hidden_statistics
 from tests.support.tiny import CHATML, randomize, tiny_config, tiny_tokenizer
 
 PROBES = [Sample(prompt=f"question {i} " * (1 + i % 3), response="an answer " * (1 + i % 5)) for i in range(16)]

@@ -6,11 +6,11 @@ import pytest
 
 from rewardserve.model.conversation import UnsupportedField, is_empty_value
 from rewardserve.service.api.dialects.turns import turns_of
-from rewardserve.training.config import SourceConfig
-from rewardserve.training.conversations import FieldError
-from rewardserve.training.pairs import to_pair
-from rewardserve.training.source_columns import find_columns
-from rewardserve.training.sources import SourceRow
+from rewardserve.training.dataset.conversations import FieldError
+from rewardserve.training.dataset.pairs import to_pair
+from rewardserve.training.dataset.source_columns import find_columns
+from rewardserve.training.dataset.sources import SourceRow
+from rewardserve.training.settings.config import SourceConfig
 from rewardserve_client.errors import Misconfigured
 from rewardserve_client.fields import plain_messages
 from tests.support.empty_values import EMPTY, GIVEN

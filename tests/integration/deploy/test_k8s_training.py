@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rewardserve.model.contract import ScoringContract
-from rewardserve.training import recipe
+from rewardserve.training.settings import recipe
 from tests.support import planted_pairs as world
 from tests.support.manifests import ROOT, built, needs_kubectl, of_kind, pod_templates, the
 

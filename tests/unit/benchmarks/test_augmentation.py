@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import augmentation
-from rewardserve.training import recipe
-from rewardserve.training.augment import KINDS
-from rewardserve.training.config import ConfigError
+from rewardserve.training.augmentation.augment import KINDS
+from rewardserve.training.settings import recipe
+from rewardserve.training.settings.config import ConfigError
 from tests.support import planted_pairs as world
 
 

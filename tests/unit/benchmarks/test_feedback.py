@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import feedback
-from rewardserve.training import recipe
+from rewardserve.training.settings import recipe
 from tests.support import planted_pairs as world
 
 

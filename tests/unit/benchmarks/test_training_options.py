@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import training_options
 from benchmarks.training_options import ROWS, HeldOutScores, Row
-from rewardserve.training import recipe
+from rewardserve.training.settings import recipe
 from tests.support import planted_pairs as world
 
 

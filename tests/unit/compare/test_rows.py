@@ -9,7 +9,7 @@ import pytest
 
 from rewardserve.compare.rows import read_rows
 from rewardserve.model.conversation import Message, Sample
-from rewardserve.training.config import ConfigError
+from rewardserve.training.settings.config import ConfigError
 
 
 def file_of(folder, *rows, name="rows.jsonl"):

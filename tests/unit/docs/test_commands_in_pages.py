@@ -12,7 +12,7 @@ import pytest
 from docs import pages
 from rewardserve.cli import COMMANDS
 from rewardserve.model.default.base_model import PACKAGE
-from rewardserve.training.recipe import load
+from rewardserve.training.settings.recipe import load
 
 ROOT = Path(__file__).parents[3]
 NAMES = {command.name for group in COMMANDS.values() for command in group}

@@ -30,8 +30,8 @@ from gym.rewards import batch_of, calibration_data
 from gym.scaling import Scaling, fit_scaling
 from gym.training import gold_reward
 from gym.vocabulary import EOS, ids
-from rewardserve.training.config import CounterexamplesConfig
-from rewardserve.training.counterexamples import scores_path
+from rewardserve.training.dataset.counterexamples import scores_path
+from rewardserve.training.settings.config import CounterexamplesConfig
 
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 

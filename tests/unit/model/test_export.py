@@ -17,7 +17,7 @@ from rewardserve.model.backends import ModelSpec, load
 from rewardserve.model.checkpoint import CheckpointError, ReadOptions, read_backbone, read_without_weights, writing
 from rewardserve.model.contract import FILE_NAME, ScoringContract
 from rewardserve.model.export import main as export
-from rewardserve.training import export as training_export
+from rewardserve.training.results import export as training_export
 from tests.support.checkpoints import PROBES, language_model, reward_model, sequence_classifier
 
 

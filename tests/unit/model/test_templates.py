@@ -19,7 +19,7 @@ from rewardserve.model.encoding import Encoder
 from rewardserve.model.layout_rules import LAYOUT_RULES
 from rewardserve.model.templates.chat_template import STATED_DATE, EncodingPolicyError
 from rewardserve.model.tokenization.encoding_policy import infer_policy
-from rewardserve.training import export
+from rewardserve.training.results import export
 from tests.support.checkpoints import PROBES, edit_json, language_model, reward_model, sequence_classifier
 from tests.support.tiny import CHATML, tiny_tokenizer
 

@@ -18,8 +18,8 @@ from rewardserve.model.layout_rules import LAYOUT_RULES
 from rewardserve.model.scorer import TokenBatch
 from rewardserve.model.templates.chat_template import EncodingPolicyError
 from rewardserve.model.tokenization.encoding_policy import infer_policy
-from rewardserve.training import sequences
-from rewardserve.training.feedback import Pair
+from rewardserve.training.dataset import sequences
+from rewardserve.training.dataset.feedback import Pair
 from tests.support.checkpoints import edit_json, language_model, reward_model, sequence_classifier
 from tests.support.tiny import CHATML, tiny_tokenizer
 

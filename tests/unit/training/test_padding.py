@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rewardserve.training import recipe, workflow
+from rewardserve.training import workflow
 from rewardserve.training.errors import ModelUnusable
+from rewardserve.training.settings import recipe
 from tests.support.planted_pairs import language_model, tokenizer
 from tests.support.tiny import randomize
 

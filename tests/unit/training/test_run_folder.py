@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rewardserve.training import console, errors, hub, run_folder
-from rewardserve.training.config import ConfigError
+from rewardserve.training import console, errors, run_folder
+from rewardserve.training.dataset import hub
+from rewardserve.training.settings.config import ConfigError
 
 ROOT = Path(__file__).parents[3]
 

@@ -1,0 +1,164 @@
+"""Labelled queues as pairs: what counts as a preference, what is left out and counted, what is refused, what is held out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rewardserve.training.dataset import counterexamples
+from rewardserve.training.dataset.counterexamples import queue_id, scores_path
+from rewardserve.training.dataset.data import DataError, Split
+from rewardserve.training.dataset.leakage import prompt_key
+from rewardserve.training.settings.config import ConfigError, CounterexamplesConfig, DataConfig, SourceConfig
+from rewardserve.training.settings.recipe import parse
+
+DATA = DataConfig((SourceConfig("pairs.jsonl"),))
+
+
+def row(number, verdict=None, **changed):
+    prompt, a, b = f"question {number}", f"first {number}", f"second {number}"
+    values = {"id": queue_id(prompt, a, b), "prompt": prompt, "a": a, "b": b, "verdict": verdict}
+    return values | {"labelled_by": None, "labelled_at": None} | changed
+
+
+def write(tmp_path, rows):
+    path = tmp_path / "queue.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    return path
+
+
+def read(path, data=DATA, **settings):
+    return counterexamples.read(CounterexamplesConfig(str(path), **settings), data, "score")
+
+
+def test_a_verdict_makes_its_response_the_chosen_one_with_the_weight(tmp_path):
+    found = read(write(tmp_path, [row(1, "a"), row(2, "b")]), weight=3.0)
+    assert [(p.chosen_text, p.rejected_text) for p in found.pairs] == [("first 1", "second 1"), ("second 2", "first 2")]
+    assert {(p.weight, p.source, p.head) for p in found.pairs} == {(3.0, "counterexamples", "score")}
+    assert found.pairs[0].chosen.prompt[0].content == "question 1"
+    assert found.pairs[0].group != found.pairs[1].group
+
+
+def test_rows_without_a_preference_are_counted_by_reason(tmp_path):
+    swapped = row(5, "a", a="second 5", b="first 5")
+    rows = [row(1, "a"), row(2), row(3, "tie"), row(4, "both_bad"), row(5, "a"), swapped, row(6, "skip"), row(7, "")]
+    found = read(write(tmp_path, rows))
+    assert [p.chosen_text for p in found.pairs] == ["first 1"]
+    assert found.left_out == {
+        "a tie": 1, "both bad": 1, "skipped by all annotators": 1, "with contradicting verdicts": 2, "without a verdict": 2,
+    }  # fmt: skip
+    assert "8 rows, 1 pairs with a preference" in str(found)
+
+
+def test_annotators_who_agree_make_one_pair_whatever_the_order_of_the_responses(tmp_path):
+    swapped = row(1, "b", a="second 1", b="first 1")
+    found = read(write(tmp_path, [row(1, "a"), swapped, row(1, "skip")]))
+    assert [p.chosen_text for p in found.pairs] == ["first 1"]
+    assert found.left_out == {"more of the same id": 2}
+
+
+def test_a_tie_beside_a_preference_contradicts_it(tmp_path):
+    found = read(write(tmp_path, [row(1, "a"), row(1, "tie"), row(2, "b")]))
+    assert [p.chosen_text for p in found.pairs] == ["second 2"]
+
+
+def mined(prompt, a, b):
+    return {"id": queue_id(prompt, a, b), "prompt": prompt, "a": a, "b": b, "verdict": "a"}
+
+
+@pytest.mark.parametrize(
+    "mined",
+    [
+        mined("q", "good", " "),
+        mined("q", "same", "same"),
+        mined([{"role": "robot", "content": "q"}], "a", "b"),
+        mined({"x": 1}, "a", "b"),
+    ],
+    ids=["blank", "equal", "role", "object"],
+)
+def test_a_row_that_makes_no_pair_is_named_with_its_line_or_left_out(tmp_path, mined):
+    path = write(tmp_path, [row(9, "a"), mined])
+    with pytest.raises(DataError) as error:
+        read(path)
+    assert f"{path}:2: " in str(error.value)
+    found = read(path, DataConfig((SourceConfig("pairs.jsonl"),), on_bad_row="skip"))
+    assert [p.chosen_text for p in found.pairs] == ["first 9"]
+    assert found.left_out == {"that make no pair": 1}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (row(1, "A"), "verdict: verdict is 'A'"),
+        (row(1, "a", a="first 1, with a new end"), "the text has changed since it was mined"),
+        (row(1, "a", prompt="question 2"), "the text has changed since it was mined"),
+        (row(1, "a", b=""), "b: is ''"),
+        (row(1, 3), "must be one of a, b, tie, both_bad, skip"),
+    ],
+)
+def test_a_row_that_no_annotator_may_write_ends_the_run_with_its_line(tmp_path, bad, message):
+    path = write(tmp_path, [row(9, "a"), bad])
+    with pytest.raises(DataError) as error:
+        read(path)
+    assert f"{path}:2: " in str(error.value)
+    assert message.removeprefix("verdict: verdict ") in str(error.value)
+    left = read(path, DataConfig(DATA.sources, on_bad_row="skip"))
+    assert (len(left.pairs), left.left_out) == (1, {"that are no rows of a queue": 1})
+
+
+def test_a_file_without_any_preference_is_refused_with_counts(tmp_path):
+    with pytest.raises(
+        DataError, match=r"none of the 2 rows of .* prefers one response \(1 a tie, 1 without a verdict\)"
+    ):
+        read(write(tmp_path, [row(1), row(2, "tie")]))
+
+
+def test_a_file_of_preference_pairs_is_read_too(tmp_path):
+    path = write(tmp_path, [{"prompt": "p", "chosen": "c", "rejected": "r"}])
+    (pair,) = read(path).pairs
+    assert (pair.chosen_text, pair.weight) == ("c", 4.0)
+
+
+def test_held_out_are_whole_prompts_and_those_of_other_held_out_pairs(tmp_path):
+    labelled = read(write(tmp_path, [row(n, "a") for n in range(200)]))
+    config = CounterexamplesConfig("queue.jsonl")
+    plain = counterexamples.split(labelled, config, DATA, Split((), (), ()))
+    assert 20 <= len(plain.held_out) <= 60
+    assert not {p.group for p in plain.train} & {p.group for p in plain.held_out}
+    taken = plain.train[0]
+    again = counterexamples.split(labelled, config, DATA, Split((), (taken,), ()))
+    assert {p.id for p in again.held_out} == {p.id for p in plain.held_out} | {taken.id}
+    assert prompt_key(taken) not in {prompt_key(p) for p in again.train}
+
+
+def test_nothing_left_to_train_on_is_an_error(tmp_path):
+    labelled = read(write(tmp_path, [row(1, "a")]))
+    with pytest.raises(DataError, match="all 1 counterexamples"):
+        counterexamples.split(labelled, CounterexamplesConfig("q"), DATA, Split((), labelled.pairs, ()))
+
+
+def test_the_mined_model_is_judged_by_the_scores_beside_the_queue(tmp_path):
+    path = write(tmp_path, [row(1, "a"), row(2, "b"), row(3, "a")])
+    scores = [
+        {"id": r["id"], "a": {"response": r["a"], "model": high}, "b": {"response": r["b"], "model": 1.0}}
+        for r, high in zip([row(1), row(2), row(3)], [2.0, 2.0, 0.5], strict=True)
+    ]
+    scores_path(path).write_text("".join(json.dumps(each) + "\n" for each in scores))
+    found = read(path)
+    assert counterexamples.mined_accuracy(found, found.pairs) == pytest.approx(1 / 3)
+    assert counterexamples.mined_accuracy(found, ()) is None
+    scores_path(path).write_text("nothing of it")
+    assert counterexamples.mined_accuracy(read(path), found.pairs) is None
+
+
+def test_a_recipe_has_them_and_refuses_an_unknown_head_and_a_missing_file():
+    raw = {"model": {"path": "m"}, "data": {"sources": [{"path": "p"}]}, "output": {"folder": "o"}}
+    config = parse(raw, ["counterexamples.path=queue.jsonl"])
+    assert config.counterexamples == CounterexamplesConfig("queue.jsonl")
+    with pytest.raises(ConfigError, match=r"counterexamples\.head is 'x'"):
+        parse(raw, ["counterexamples.path=queue.jsonl", "counterexamples.head=x"])
+    with pytest.raises(ConfigError, match=r"counterexamples\.weight is 0"):
+        parse(raw, ["counterexamples.path=queue.jsonl", "counterexamples.weight=0"])
+    with pytest.raises(ConfigError, match="is not a file"):
+        counterexamples.require_file("/nowhere/queue.jsonl")

@@ -1,0 +1,1 @@
+"""Further pairs and twins that are made from training pairs."""

@@ -1,0 +1,1 @@
+"""From encoded sequences to forwards of a network: batches, packed rows, scores."""

@@ -1,0 +1,1 @@
+"""From files of feedback to encoded sequences: read, check, count, hold out."""

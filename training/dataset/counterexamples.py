@@ -1,0 +1,252 @@
+"""Read labelled counterexamples: rows of an audit queue with their verdicts, or pairs with chosen and rejected.
+
+A row of a queue has `prompt`, the responses `a` and `b` in random order, and `id`, the digest of these, so a changed text is
+noticed. An annotator fills in `verdict`, and may fill in `labelled_by` and `labelled_at`; several annotators make several rows of
+one id. Nothing without a verdict is trained on. Independent of tokenizers and torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rewardserve.model.text.nearest_word import did_you_mean
+from rewardserve.training.dataset import data, source_columns, sources
+from rewardserve.training.dataset.conversations import FieldError
+from rewardserve.training.dataset.data import BadRow, DataError, Split
+from rewardserve.training.dataset.feedback import Pair
+from rewardserve.training.dataset.leakage import prompt_key
+from rewardserve.training.dataset.pairs import to_pair
+from rewardserve.training.dataset.row_counts import N_ROWS
+from rewardserve.training.dataset.sequences import FeedbackTable
+from rewardserve.training.dataset.sources import SourceRow
+from rewardserve.training.settings.config import ConfigError, CounterexamplesConfig, DataConfig, SourceConfig, shown
+
+SOURCE = "counterexamples"
+"""Name of these pairs in reports."""
+
+VERDICTS = ("a", "b", "tie", "both_bad", "skip")
+_NO_PREFERENCE = {"tie": "a tie", "both_bad": "both bad", "skip": "skipped by all annotators"}
+_UNLABELLED, _CONTRADICTING = "without a verdict", "with contradicting verdicts"
+_N_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """The pairs of a file, and its other rows by reason.
+
+    `mined_margin`: by the id of a pair, chosen less rejected of the raw scores of the model for which the queue was mined.
+    """
+
+    path: str
+    n_rows: int
+    pairs: tuple[Pair, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    mined_margin: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Describe the file as a line of the summary."""
+        rest = "".join(f", {n:,} {reason}" for reason, n in self.left_out.items())
+        return f"{self.n_rows:,} rows, {len(self.pairs):,} pairs with a preference{rest}"
+
+
+def queue_id(prompt: str | Sequence[Mapping[str, str]], first: str, second: str) -> str:
+    """The id of a row: a digest of the prompt and of both responses, whatever their order."""
+    content = json.dumps([prompt, *sorted((first, second))], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def scores_path(queue: Path) -> Path:
+    """The file beside a queue that has the scores of its pairs by id, so that annotators do not see them."""
+    return queue.with_name(f"{queue.stem}.scores.jsonl")
+
+
+def read(config: CounterexamplesConfig, recipe: DataConfig, head: str) -> Labelled:
+    """Read a file of counterexamples. Raise `ConfigError` or `DataError`."""
+    source = SourceConfig(
+        config.path,
+        name=SOURCE,
+        head=config.head,
+        weight=config.weight,
+        # A recipe whose prompts are joined without a template has no template for these either.
+        strings="raw" if all(each.strings == "raw" for each in recipe.sources) else "turn",
+        group_key=None,
+        source_key=None,
+        margin_key=None,
+    )
+    rows = list(sources.read(source))
+    if any("verdict" in row.values for row in rows if row.values is not None):
+        labelled = _of_queue(rows, source, recipe.on_bad_row, head)
+    else:
+        labelled = _of_pairs(source, recipe.on_bad_row, head)
+    if not labelled.pairs:
+        raise DataError(
+            f"none of the {labelled.n_rows} rows of {config.path} prefers one response ({_counts(labelled.left_out)}). Fill in "
+            f"`verdict` with one of {', '.join(VERDICTS)}."
+        )
+    return labelled
+
+
+def split(labelled: Labelled, config: CounterexamplesConfig, recipe: DataConfig, main: Split) -> Split:
+    """Hold out a share of the prompts, and those of other held-out pairs. Raise `DataError` if none is left to train on."""
+    held_prompts = {prompt_key(pair) for pair in main.held_out}
+    held = [
+        data.is_held_out(pair.group, recipe.salt, config.eval_fraction) or prompt_key(pair) in held_prompts
+        for pair in labelled.pairs
+    ]
+    parts = [tuple(p for p, out in zip(labelled.pairs, held, strict=True) if out is side) for side in (False, True)]
+    if not parts[0]:
+        raise DataError(
+            f"all {len(labelled.pairs)} counterexamples of {config.path} are held out: their prompts are drawn by "
+            f"counterexamples.eval_fraction ({config.eval_fraction:g}), or are those of held-out pairs. Lower it, or label "
+            "more prompts."
+        )
+    return Split(parts[0], parts[1], ())
+
+
+def mined_accuracy(labelled: Labelled, held_out: Sequence[Pair]) -> float | None:
+    """Accuracy on these pairs of the model for which they were mined; a tie counts half. None if its scores are not known."""
+    margins = [labelled.mined_margin[pair.id] for pair in held_out if pair.id in labelled.mined_margin]
+    return sum((m > 0) + 0.5 * (m == 0) for m in margins) / len(margins) if margins else None
+
+
+def unused_rows(labelled: Labelled, held_out: FeedbackTable) -> dict[str, int]:
+    """Rows by what becomes of them other than training, and all rows under `row_counts.N_ROWS`."""
+    counts = {"held out": len(held_out), **labelled.left_out}
+    counts["that cannot be compared"] = sum(held_out.dropped.values())
+    return {N_ROWS: labelled.n_rows, **{reason: n for reason, n in counts.items() if n}}
+
+
+def _of_pairs(source: SourceConfig, on_bad_row: str, head: str) -> Labelled:
+    """Read preference pairs in any form that training reads."""
+    found = data.read_source(replace(source, group_key="group", margin_key="margin"), head=source.head or head)
+    _refuse_bad(found.bad, found.n_rows, on_bad_row)
+    return Labelled(source.path, found.n_rows, found.pairs, _left_out({"that make no pair": len(found.bad)}))
+
+
+def _of_queue(rows: Sequence[SourceRow], source: SourceConfig, on_bad_row: str, head: str) -> Labelled:
+    """Read a queue: one pair an id whose verdicts agree on a response."""
+    bad: list[BadRow] = []
+    by_id: dict[str, list[SourceRow]] = {}
+    for row in rows:
+        try:
+            by_id.setdefault(_checked_id(row), []).append(row)
+        except FieldError as error:
+            bad.append(BadRow(row.file, row.line, error.field, str(error)))
+    _refuse_bad(bad, len(rows), on_bad_row)
+    left_out = Counter({"that are no rows of a queue": len(bad)})
+    preferred: dict[str, SourceRow] = {}
+    for number, same in by_id.items():
+        found, reason = _preference(same)
+        if found is None:
+            left_out[reason] += len(same)
+        else:
+            left_out["more of the same id"] += len(same) - 1
+            preferred[number] = found
+    columns = source_columns.find_columns(list(preferred.values()), source)
+    pairs, margins = [], {}
+    scores = _read_scores(scores_path(Path(source.path)))
+    faulty: list[BadRow] = []
+    for number, row in preferred.items():
+        try:
+            pair = to_pair(row, columns, source.head or head)
+        except FieldError as error:
+            faulty.append(BadRow(row.file, row.line, error.field, str(error)))
+            continue
+        pairs.append(pair)
+        if number in scores and row.values is not None:
+            margins[pair.id] = scores[number].get(row.values["chosen"], 0.0) - scores[number].get(
+                row.values["rejected"], 0.0
+            )
+    _refuse_bad(faulty, len(rows), on_bad_row)
+    left_out["that make no pair"] = len(faulty)
+    return Labelled(source.path, len(rows), tuple(pairs), _left_out(left_out), margins)
+
+
+def _checked_id(row: SourceRow) -> str:
+    """The id of a row. Raise `FieldError` for a row that no queue has, or whose text has changed."""
+    if row.values is None:
+        raise FieldError("row", row.error)
+    values = row.values
+    for name in ("id", "a", "b"):
+        if not isinstance(values.get(name), str) or not values[name]:
+            raise FieldError(name, f"is {shown(values.get(name))}; a row of a queue has it as text")
+    verdict = values.get("verdict")
+    if verdict not in (None, "", *VERDICTS):
+        raise FieldError(
+            "verdict", f"is {shown(verdict)}; it must be one of {', '.join(VERDICTS)}{did_you_mean(verdict, VERDICTS)}"
+        )
+    try:
+        now = queue_id(values.get("prompt") or "", values["a"], values["b"])
+    except TypeError:
+        now = ""
+    if now != values["id"]:
+        raise FieldError(
+            "id", "is not the digest of this prompt and these responses: the text has changed since it was mined"
+        )
+    return now
+
+
+def _preference(same: Sequence[SourceRow]) -> tuple[SourceRow | None, str]:
+    """The rows of one id as one row with chosen and rejected, or the reason why there is no preference."""
+    verdicts = {_meant(row.values) for row in same if row.values is not None} - {None}
+    if not verdicts:
+        return None, _UNLABELLED
+    decided = verdicts - {"skip"}
+    if not decided:
+        return None, _NO_PREFERENCE["skip"]
+    if len(decided) > 1:
+        return None, _CONTRADICTING
+    (verdict,) = decided
+    if isinstance(verdict, str):
+        return None, _NO_PREFERENCE[verdict]
+    assert verdict is not None
+    row = next(row for row in same if row.values is not None and _meant(row.values) == verdict)
+    values = {"prompt": (row.values or {}).get("prompt"), "chosen": verdict[0], "rejected": verdict[1]}
+    return SourceRow(row.file, row.line, values), ""
+
+
+def _meant(values: Mapping[str, Any]) -> tuple[str, str] | str | None:
+    """The chosen and the rejected text, or the verdict without a preference; None without one."""
+    verdict = values.get("verdict")
+    if verdict in ("a", "b"):
+        return values[verdict], values["b" if verdict == "a" else "a"]
+    return verdict or None
+
+
+def _read_scores(path: Path) -> dict[str, dict[str, float]]:
+    """By id, the raw scores of the mined model by response; empty if the file is not there, or is another's."""
+    try:
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        return {row["id"]: {row[side]["response"]: float(row[side]["model"]) for side in ("a", "b")} for row in rows}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _refuse_bad(bad: Sequence[BadRow], n_rows: int, on_bad_row: str) -> None:
+    if bad and on_bad_row == "raise":
+        listed = "\n  ".join(map(str, bad[:_N_SHOWN]))
+        raise DataError(
+            f"{len(bad)} of {n_rows} rows of the counterexamples cannot be read (data.on_bad_row: skip leaves them out):"
+            f"\n  {listed}"
+        )
+
+
+def _left_out(counts: Mapping[str, int]) -> dict[str, int]:
+    return {reason: n for reason, n in sorted(counts.items()) if n}
+
+
+def _counts(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "none is labelled"
+
+
+def require_file(path: str) -> None:
+    """Raise `ConfigError` unless the file exists, before a model is loaded."""
+    if not Path(path).is_file():
+        raise ConfigError(f"counterexamples.path: {path} is not a file")
+    sources.find_reader(SourceConfig(path))

@@ -1,0 +1,206 @@
+"""Read sources into items of feedback, and split off the held-out ones.
+
+Two invariants: a group is never split between training and evaluation, and a row that cannot be read is reported with
+its file, line and field, never dropped silently. Independent of row formats, tokenizers and torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rewardserve.model.contract import sample_to_dict
+from rewardserve.training.dataset import source_columns, sources
+from rewardserve.training.dataset.conversations import FieldError
+from rewardserve.training.dataset.feedback import Item, Pair, SourceKind, counted, noun
+from rewardserve.training.dataset.pairs import to_items
+from rewardserve.training.settings.config import DataConfig, SourceConfig
+
+_SPLIT_STEPS = 10_000
+_N_SHOWN = 20
+
+
+class DataError(Exception):
+    """Rows that make no item; the message lists the first of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """Location of a bad row, its bad field, and the fault."""
+
+    file: str
+    line: int
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        """One line for a terminal."""
+        return f"{self.file}:{self.line}: {self.field}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceItems:
+    """Result of one source of one kind: its items, the rows that make none, and `n_spare` items beyond `max_pairs`.
+
+    `notes` describe how the columns were read.
+    """
+
+    path: str
+    items: tuple[Item, ...]
+    n_rows: int
+    bad: tuple[BadRow, ...] = ()
+    n_spare: int = 0
+    notes: tuple[str, ...] = ()
+    kind: SourceKind = "pairs"
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Items of a source of pairs."""
+        return tuple(item for item in self.items if isinstance(item, Pair))
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Training and held-out items. They share no group: `n_same_group` items were removed because of `eval_sources`."""
+
+    train: tuple[Item, ...]
+    held_out: tuple[Item, ...]
+    read: tuple[SourceItems, ...]
+    n_same_group: int = 0
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows of all sources."""
+        return sum(r.n_rows for r in self.read)
+
+    @property
+    def bad(self) -> tuple[BadRow, ...]:
+        """Rows of all sources that make no item."""
+        return tuple(b for r in self.read for b in r.bad)
+
+
+def load(config: DataConfig, default_head: str) -> Split:
+    """Read every source and split. Raise `DataError` (bad rows, or no training pairs) or `ConfigError`."""
+    read = _read_all(config.sources, config, default_head)
+    items = [item for r in read for item in r.items]
+    if config.eval_sources:
+        held_read = _read_all(config.eval_sources, config, default_head)
+        held = tuple(item for r in held_read for item in r.items)
+        held_groups = {item.group for item in held}
+        train = tuple(item for item in items if item.group not in held_groups)
+        split = Split(train, held, (*read, *held_read), n_same_group=len(items) - len(train))
+    else:
+        split = Split(*_by_group(items, config), tuple(read))
+    _refuse_losses(split, config.max_dropped)
+    _refuse_none_held_out(split, config)
+    if config.swap:
+        split = replace(split, train=split.held_out, held_out=split.train)
+    if not split.train:
+        one = _noun_of(split.read)
+        raise DataError(
+            f"no {one} is left to train on: {split.n_rows} rows, {len(split.bad)} make no {one}, {len(split.held_out)} {one}s "
+            f"held out, {split.n_same_group} in a group that is held out"
+        )
+    return split
+
+
+def _refuse_losses(split: Split, max_dropped: float) -> None:
+    """Raise `DataError` for a source that makes too few pairs."""
+    for read in split.read:
+        if not read.n_rows:
+            raise DataError(f"data source {read.path!r} has no rows")
+        lost = {f"make no {noun((read.kind,))}": len(read.bad)}
+        refuse_loss(f"rows of {read.path!r}", read.n_rows, lost, max_dropped)
+
+
+def _refuse_none_held_out(split: Split, config: DataConfig) -> None:
+    """Raise `DataError` if `eval_fraction` holds out no pair: the run would have no accuracy and no calibration."""
+    if config.eval_sources or not config.eval_fraction or split.held_out or not split.train:
+        return
+    n_groups = len({item.group for item in split.train})
+    raise DataError(
+        f"data.eval_fraction is {config.eval_fraction:g}, and of {n_groups} groups ({counted(split.train)}) none is held out. "
+        "Raise it, set another data.salt to draw other groups, name data.eval_sources, or set data.eval_fraction: 0."
+    )
+
+
+def refuse_loss(units: str, n_units: int, lost: Mapping[str, int], max_dropped: float) -> None:
+    """Raise `DataError` if a larger share than `max_dropped` of these units is lost, with the counts by reason."""
+    n = sum(lost.values())
+    if n > max_dropped * n_units:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in lost.items() if count)
+        raise DataError(
+            f"{n} of the {n_units} {units} are lost: {reasons}. That is more than data.max_dropped "
+            f"({max_dropped:g}) allows; raise it if the loss is intended."
+        )
+
+
+def is_held_out(group: str, salt: str, fraction: float) -> bool:
+    """Apply the split rule: `int(sha256(f"{salt}:{group}")) mod 10000 < 10000 * fraction`."""
+    digest = hashlib.sha256(f"{salt}:{group}".encode()).hexdigest()
+    return int(digest, 16) % _SPLIT_STEPS < round(_SPLIT_STEPS * fraction)
+
+
+def digest(items: Sequence[Item]) -> str:
+    """Digest `sha256:...` of the items in order: samples, label, group, head, weight. Made pairs follow from these."""
+    whole = hashlib.sha256()
+    for item in items:
+        if item.made:
+            continue
+        row = [*map(sample_to_dict, item.samples), item.group, item.head, item.margin, item.weight]
+        row += [item.paraphrase] if item.paraphrase else []
+        row += [["repeat", item.repeat]] if item.repeat != 1 else []
+        # A decided pair without a flip rate has none of these, as before there were other kinds.
+        if item.kind != "pairs" or item.flip or not item.values[0]:
+            row += [item.kind, item.values, item.flip]
+        whole.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+    return "sha256:" + whole.hexdigest()
+
+
+def read_source(source: SourceConfig, *, head: str, salt: str = "", cache: str | None = None) -> SourceItems:
+    """Read all items of one source, at most `max_pairs` of them (those with the lowest digest), and its bad rows."""
+    items: list[Item] = []
+    bad: list[BadRow] = []
+    rows = list(sources.read(source, cache))
+    found = source_columns.find_columns(rows, source)
+    for row in rows:
+        try:
+            items += to_items(row, found, head)
+        except FieldError as error:
+            bad.append(BadRow(row.file, row.line, error.field, str(error)))
+    kept = tuple(_at_most(items, source.max_pairs, salt))
+    notes = tuple(source_columns.notes(found))
+    return SourceItems(source.path, kept, len(rows), tuple(bad), len(items) - len(kept), notes, found.kind)
+
+
+def _noun_of(read: Iterable[SourceItems]) -> str:
+    kinds = {r.kind for r in read}
+    return noun(tuple(kinds))
+
+
+def _read_all(all_sources: Iterable[SourceConfig], config: DataConfig, default_head: str) -> list[SourceItems]:
+    read = [read_source(s, head=s.head or default_head, salt=config.salt, cache=config.cache) for s in all_sources]
+    bad = tuple(b for r in read for b in r.bad)
+    if bad and config.on_bad_row == "raise":
+        raise DataError(_complaint(bad, sum(r.n_rows for r in read), _noun_of(read)))
+    return read
+
+
+def _complaint(bad: Sequence[BadRow], n_rows: int, one: str) -> str:
+    shown = "\n  ".join(map(str, bad[:_N_SHOWN]))
+    more = f"\n  ... and {len(bad) - _N_SHOWN} more" if len(bad) > _N_SHOWN else ""
+    return f"{len(bad)} of {n_rows} rows make no {one} (data.on_bad_row: skip leaves them out):\n  {shown}{more}"
+
+
+def _by_group(items: Sequence[Item], config: DataConfig) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    held = {g: is_held_out(g, config.salt, config.eval_fraction) for g in {item.group for item in items}}
+    return tuple(i for i in items if not held[i.group]), tuple(i for i in items if held[i.group])
+
+
+def _at_most(items: list[Item], n: int | None, salt: str) -> list[Item]:
+    if n is None or len(items) <= n:
+        return items
+    order = sorted(range(len(items)), key=lambda i: hashlib.sha256(f"{salt}:{items[i].id}".encode()).digest())
+    return [items[i] for i in sorted(order[:n])]

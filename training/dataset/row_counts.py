@@ -1,0 +1,176 @@
+"""Count the rows that were read, lost, held out and used. Every row is counted once; the lines add up.
+
+Pure functions of the results of `data`, `sequences` and `leakage`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from rewardserve.training.dataset import data
+from rewardserve.training.dataset.data import Split
+from rewardserve.training.dataset.feedback import Item, counted, kinds_of, noun
+from rewardserve.training.dataset.leakage import Overlap
+from rewardserve.training.dataset.sequences import FeedbackTable, Rows
+
+REASONS = {
+    "too_long": "longer than encoding.max_tokens",
+    "empty": "with a response that is empty, or white space alone",
+    "same_tokens": "the same tokens on both sides",
+}
+N_ROWS = "rows"
+"""Key of the number of rows among the counts of counterexamples."""
+
+_SAME_GROUP, _LEAKED = "in a group that eval_sources has", "with a response that is held out"
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """Numbers of rows. `n_rows` is the sum of the counts up to `n_held_out`; the later ones are those of used pairs.
+
+    `n_contradicting` pairs have an opposite: the same two responses, preferred the other way. `n_duplicate` repeat
+    another. `made`: numbers of pairs that augmentation made, by kind, which are in none of the other numbers.
+    `counterexamples` counts the rows of a queue that train nothing, by reason. `noun` names an item, `train_words` and
+    `held_out_words` name them by kind.
+    """
+
+    n_rows: int
+    n_bad: int
+    n_spare: int
+    n_same_group: int
+    n_leaked: int
+    dropped: dict[str, int]
+    n_train: int
+    n_held_out: int
+    n_truncated: int
+    n_contradicting: int
+    n_duplicate: int
+    n_same_prompt: int
+    n_groups: int
+    noun: str = "pair"
+    train_words: str = ""
+    held_out_words: str = ""
+    made: dict[str, int] = field(default_factory=dict)
+    counterexamples: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def count_rows(
+    split: Split,
+    train: FeedbackTable,
+    held_out: FeedbackTable,
+    overlap: Overlap,
+    counterexamples: Mapping[str, int] | None = None,
+) -> RowCounts:
+    """Count the rows. `train` has the pairs without the overlap; `counterexamples` counts the unused rows of these by reason."""
+    unused = counterexamples or {}
+    tables = (train, held_out)
+    return RowCounts(
+        n_rows=split.n_rows + unused.get(N_ROWS, 0),
+        n_bad=len(split.bad),
+        n_spare=sum(r.n_spare for r in split.read),
+        n_same_group=split.n_same_group,
+        n_leaked=overlap.n_dropped,
+        dropped=dict(Counter(train.dropped) + Counter(held_out.dropped)),
+        n_train=len(train),
+        n_held_out=len(held_out),
+        n_truncated=sum(_n_truncated(t) for t in tables),
+        n_contradicting=sum(_n_contradicting(t) for t in tables),
+        n_duplicate=sum(len(t) - len(set(_keys(t))) for t in tables),
+        n_same_prompt=overlap.n_same_prompt,
+        n_groups=len({item.group for item in held_out.items}),
+        noun=noun(tuple({r.kind for r in split.read})),
+        train_words=counted(train.items),
+        held_out_words=counted(held_out.items) if kinds_of(held_out.items) != ("pairs",) else f"{len(held_out):,}",
+        counterexamples={reason: n for reason, n in unused.items() if reason != N_ROWS},
+        notes=tuple(f"{r.path}: {note}" for r in split.read for note in r.notes),
+    )
+
+
+def refuse_losses(
+    split: Split,
+    encoded: FeedbackTable,
+    kept: FeedbackTable,
+    held_out: FeedbackTable,
+    max_dropped: float,
+    *,
+    counts_held_out: bool = True,
+) -> None:
+    """Raise `DataError` for a source of which too much was lost, with the counts by reason.
+
+    `encoded` are the training pairs before those with a held-out response were left out, `kept` the ones after.
+    `counts_held_out`: whether pairs left out because of held-out ones count as lost; without training they do not.
+    """
+    used, before = _ids(kept.items) | _ids(held_out.items), _ids(encoded.items)
+    made = _ids(split.train) | _ids(split.held_out)
+    dropped = ", ".join(REASONS.get(r, r) for r in {**encoded.dropped, **held_out.dropped}) or "dropped"
+    for read in split.read:
+        lost = Counter(
+            _LEAKED if each in before else dropped if each in made else _SAME_GROUP
+            for each in _ids(read.items)
+            if each not in used
+        )
+        reasons = {r: lost[r] for r in (dropped, *([_SAME_GROUP, _LEAKED] if counts_held_out else []))}
+        one = noun((read.kind,))
+        lost_rows = {f"make no {one}": len(read.bad), **reasons}
+        data.refuse_loss(f"rows of {read.path!r}", read.n_rows, lost_rows, max_dropped)
+        # With max_pairs, the share is relative to the items that were taken.
+        data.refuse_loss(f"{one}s of {read.path!r}", len(read.items), reasons, max_dropped)
+
+
+def refuse_fold(n_before: int, overlap: Overlap, max_dropped: float) -> None:
+    """Raise `DataError` if too many training pairs of a fold have a response that is held out."""
+    data.refuse_loss("training pairs of a fold", n_before, {_LEAKED: overlap.n_dropped}, max_dropped)
+
+
+def _ids(items: Iterable[Item]) -> set[str]:
+    return {item.id for item in items}
+
+
+def lines(found: RowCounts, *, in_folds: bool = False) -> Iterator[str]:
+    """Yield the lines of the summary before training. `in_folds`: every pair is held out later, in its fold."""
+    yield f"rows read: {found.n_rows:,}"
+    lost = {
+        f"make no {found.noun}": found.n_bad,
+        "beyond max_pairs": found.n_spare,
+        **{REASONS.get(reason, reason): n for reason, n in found.dropped.items()},
+        _SAME_GROUP: found.n_same_group,
+        _LEAKED: found.n_leaked,
+        **{f"of the counterexamples {reason}": n for reason, n in found.counterexamples.items()},
+    }
+    for reason, n in lost.items():
+        if n:
+            yield f"  left out: {n:,} {reason}"
+    if in_folds:
+        yield f"  used: {found.train_words}, each held out in one fold"
+    else:
+        yield f"  used: {found.train_words} to train on, {found.held_out_words} held out ({found.n_groups:,} groups)"
+    yield (
+        f"  of these: {found.n_truncated:,} truncated, {found.n_contradicting:,} contradicting, {found.n_duplicate:,} duplicate"
+    )
+    if found.made:
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in found.made.items())
+        yield f"  made of these: {sum(found.made.values()):,} more pairs to train on ({kinds})"
+    if found.n_same_prompt:
+        yield f"  {found.n_same_prompt:,} held-out {found.noun}s share a prompt with training, with other responses"
+    if not found.n_held_out and not in_folds:
+        yield f"  no {found.noun}s are held out: there will be no accuracy and no calibration"
+    yield from (f"  {note}" for note in found.notes)
+
+
+def _keys(table: FeedbackTable) -> list[tuple[Rows, tuple[float, ...], str]]:
+    return [(rows, item.values, item.head) for rows, item in zip(table.rows, table.items, strict=True)]
+
+
+def _n_contradicting(table: FeedbackTable) -> int:
+    """Number of decided pairs (and rankings of two) with the opposite of another."""
+    keys = _keys(table)
+    known = set(keys)
+    return sum(len(set(values)) == 2 and (rows[::-1], values, head) in known for rows, values, head in keys)
+
+
+def _n_truncated(table: FeedbackTable) -> int:
+    cut_N = [s.truncated for s in table.sequences]
+    return sum(any(cut_N[number] for number in rows) for rows in table.rows)

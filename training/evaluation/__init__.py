@@ -1,0 +1,1 @@
+"""Figures of a reward model: accuracy, calibration, invariance, style, and published benchmarks."""

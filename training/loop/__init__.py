@@ -1,0 +1,1 @@
+"""The training loop: the trained weights, steps, stages, step checkpoints and trackers."""

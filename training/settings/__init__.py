@@ -1,0 +1,1 @@
+"""The settings of a training run: records, recipes in YAML, and their checks."""
