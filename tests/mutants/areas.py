@@ -67,6 +67,11 @@ AREAS = {
         ("rewardserve/service/tripwires/*.py",),
         ("tests/unit/service/tripwires",),
     ),
+    "divergence": Area(("rewardserve/service/tripwires/drift.py",), ("tests/unit/service/tripwires/test_drift.py",)),
+    "relevance": Area(
+        ("rewardserve/service/tripwires/attribution/relevance.py",),
+        ("tests/unit/service/tripwires/attribution/test_relevance.py",),
+    ),
     "attribution": Area(
         ("rewardserve/service/tripwires/attribution/*.py",), ("tests/unit/service/tripwires/attribution",)
     ),

@@ -6,7 +6,7 @@ errors over prompts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import inf, sqrt
 from typing import NamedTuple
 
@@ -26,9 +26,7 @@ class Clusters(NamedTuple):
 
     def totals(self, values: Sequence[float]) -> list[float]:
         """Sum of the values of each prompt's samples."""
-        return [
-            sum([values[bit] for bit in range(samples.bit_length()) if samples >> bit & 1]) for samples in self.samples
-        ]
+        return [sum([values[place] for place in _places(samples)]) for samples in self.samples]
 
     def without(self, event: int) -> Clusters:
         """The prompts with only those samples that do not belong to `event`; prompts without such samples left out."""
@@ -38,6 +36,14 @@ class Clusters(NamedTuple):
             if (rest := samples & ~event)
         ]
         return Clusters(*zip(*left, strict=True)) if left else Clusters((), (), ())
+
+
+def _places(samples: int) -> Iterator[int]:
+    """The places of the bits that are set, in order."""
+    while samples:
+        lowest = samples & -samples
+        yield lowest.bit_length() - 1
+        samples ^= lowest
 
 
 def cluster(prompt_keys: Sequence[int], strata: Mapping[int, int] | None = None) -> Clusters:
@@ -50,6 +56,13 @@ def cluster(prompt_keys: Sequence[int], strata: Mapping[int, int] | None = None)
         tuple(mask.bit_count() for mask in samples.values()),
         tuple(strata.get(key, 0) if strata else 0 for key in samples),
     )
+
+
+class _Spread(NamedTuple):
+    """A mean, and the sum over the prompts of the squares of its residuals."""
+
+    mean: float
+    squares: float
 
 
 class _Side(NamedTuple):
@@ -67,6 +80,20 @@ class _Side(NamedTuple):
     def residuals(self, totals: Sequence[float], mean: float) -> list[float]:
         """Sums over each prompt of value less mean: the terms of the cluster-robust variance of the mean."""
         return [totals[index] - mean * size for index, size in zip(self.prompts, self.sizes, strict=True)]
+
+    def spread(self, totals: Sequence[float]) -> _Spread:
+        mean = self.mean(totals)
+        return _Spread(mean, sum([value * value for value in self.residuals(totals, mean)]))
+
+    def spread_of_event(self, event: int, samples: Sequence[int]) -> _Spread:
+        """The same of the share of samples that belong to an event; `samples` are those of each prompt."""
+        count = (event & self.samples).bit_count()
+        mean = count / self.n
+        if self.n == len(self.prompts):  # one sample each, so each prompt is in the event or not
+            return _Spread(mean, count * (1.0 - mean) ** 2 + (self.n - count) * mean**2)
+        counts = [(event & samples[index]).bit_count() for index in self.prompts]
+        rests = [n - mean * size for n, size in zip(counts, self.sizes, strict=True)]
+        return _Spread(mean, sum([rest * rest for rest in rests]))
 
 
 class _Stratum(NamedTuple):
@@ -101,10 +128,20 @@ class StratifiedComparison:
 
     def growth(self, early_event: int, recent_event: int) -> Effect:
         """Growth of the share of samples that belong to an event."""
-        return self.difference(self.early.counts(early_event), self.recent.counts(recent_event))
+        before, after = self.early.samples, self.recent.samples
+        return self._effect(
+            [
+                (each.early.spread_of_event(early_event, before), each.recent.spread_of_event(recent_event, after))
+                for each in self.strata
+            ]
+        )
 
     def difference(self, early: Sequence[float], recent: Sequence[float]) -> Effect:
-        """Mean of recent less mean of early samples; `early` and `recent` have the total of each prompt.
+        """Mean of recent less mean of early samples; `early` and `recent` have the total of each prompt."""
+        return self._effect([(each.early.spread(early), each.recent.spread(recent)) for each in self.strata])
+
+    def _effect(self, spreads: Sequence[tuple[_Spread, _Spread]]) -> Effect:
+        """The difference of these means of each stratum.
 
         The variance is the larger of that with a spread for each side and of that with one for both: without growth the two
         sides have one distribution, and a share that was zero has no spread that could be measured.
@@ -112,16 +149,12 @@ class StratifiedComparison:
         if not self.strata:
             return estimate(0.0, inf, 0, 0)
         mean = variance = df = 0.0
-        for before, after, weight in self.strata:
-            means = before.mean(early), after.mean(recent)
-            squares = [
-                sum([value * value for value in side.residuals(totals, each)])
-                for side, totals, each in zip((before, after), (early, recent), means, strict=True)
-            ]
+        for (before, after, weight), (early, recent) in zip(self.strata, spreads, strict=True):
             k, m = len(before.prompts), len(after.prompts)
-            apart = squares[0] * k / (k - 1) / before.n**2 + squares[1] * m / (m - 1) / after.n**2
-            pooled = sum(squares) * (k + m) / (k + m - 2) / (before.n + after.n) * (1 / before.n + 1 / after.n)
-            mean += weight * (means[1] - means[0])
+            apart = early.squares * k / (k - 1) / before.n**2 + recent.squares * m / (m - 1) / after.n**2
+            both = early.squares + recent.squares
+            pooled = both * (k + m) / (k + m - 2) / (before.n + after.n) * (1 / before.n + 1 / after.n)
+            mean += weight * (recent.mean - early.mean)
             variance += weight**2 * max(apart, pooled)
             df += before.effective + after.effective - 2.0
         return estimate(mean, sqrt(variance), df, sum(each.early.n + each.recent.n for each in self.strata))

@@ -64,7 +64,7 @@ def compare_with(before: EarlyFeatures, recent: Sequence[ObservedSample]) -> Gro
     Costs about .15 s of CPU for 256 samples of 1 kB. No findings where a side has fewer than `MIN_PROMPTS` prompts.
     """
     early = before.samples
-    prompts = prompt_change(early, recent)
+    prompts = prompt_change(before.prompts, recent)
     strata = task_strata(early, recent, prompts)
     comparison = StratifiedComparison(
         cluster([sample.prompt_key for sample in early], strata[0]),

@@ -14,12 +14,12 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, pairwise
 from math import log
 from typing import NamedTuple
 
-from rewardserve.service.tripwires.attribution.clusters import StratifiedComparison, cluster
+from rewardserve.service.tripwires.attribution.clusters import Clusters, StratifiedComparison, cluster
 from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS, corrected_z, z_of_t
 from rewardserve.service.tripwires.attribution.features import words_of
 from rewardserve.service.tripwires.attribution.observed import ObservedSample, clip
@@ -60,31 +60,50 @@ class PromptChange(NamedTuple):
     recent: Mapping[int, int] = {}
 
 
-def prompt_change(early: Sequence[ObservedSample], recent: Sequence[ObservedSample]) -> PromptChange:
-    """Compare the prompts of recent samples with those of early ones."""
-    prompts = [{sample.prompt_key: _without_numbers(sample.prompt) for sample in side} for side in (early, recent)]
-    lengths = sorted(_length(prompts[0][sample.prompt_key]) for sample in early)
-    named = [{key: _features(prompt, lengths) for key, prompt in side.items()} for side in prompts]
-    for side, names in zip((early, recent), named, strict=True):
-        _add_system_turns(names, side)
-    keys = [[sample.prompt_key for sample in side] for side in (early, recent)]
-    whole = StratifiedComparison(cluster(keys[0]), cluster(keys[1]))
+class EarlyPrompts:
+    """Prompts of the early samples of a run with their features, computed once and compared with many windows of recent ones."""
+
+    def __init__(self, samples: Sequence[ObservedSample]) -> None:
+        self.keys = [sample.prompt_key for sample in samples]
+        prompts = _words_by_key(samples)
+        self._lengths = sorted(_length(prompts[key]) for key in self.keys)
+        self.named = self._named(prompts, samples)
+        self.clusters = cluster(self.keys)
+        self.masks = _sample_sets(self.keys, self.clusters, self.named)
+
+    def named_of(self, samples: Sequence[ObservedSample]) -> dict[int, set[str]]:
+        """Features of the prompts of other samples, by key."""
+        return self._named(_words_by_key(samples), samples)
+
+    def _named(self, prompts: Mapping[int, Sequence[str]], samples: Sequence[ObservedSample]) -> dict[int, set[str]]:
+        named = {key: _features(words, self._lengths) for key, words in prompts.items()}
+        _add_system_turns(named, samples)
+        return named
+
+
+def prompt_change(early: EarlyPrompts, recent: Sequence[ObservedSample]) -> PromptChange:
+    """Compare the prompts of recent samples with early ones."""
+    keys = [early.keys, [sample.prompt_key for sample in recent]]
+    n_early, n_recent = map(len, keys)
+    clusters = cluster(keys[1])
+    whole = StratifiedComparison(early.clusters, clusters)
     if not whole.strata:
         return PromptChange()
-    before, after = (_sample_sets(side, each) for side, each in zip(keys, named, strict=True))
+    named = early.named, early.named_of(recent)
+    before, after = early.masks, _sample_sets(keys[1], clusters, named[1])
     # A feature of fewer samples than these cannot be significant, and one of all samples has not changed.
     tested = sorted(
         name
         for name in before.keys() | after.keys()
-        if MIN_PROMPTS <= before.get(name, 0).bit_count() + after.get(name, 0).bit_count() < len(early) + len(recent)
+        if MIN_PROMPTS <= before.get(name, 0).bit_count() + after.get(name, 0).bit_count() < n_early + n_recent
     )
     z = {name: _z(whole, before.get(name, 0), after.get(name, 0)) for name in tested}
     if not any(corrected_z(abs(value), len(z)) >= _SIGNIFICANT for value in z.values()):
         return PromptChange()
     shares = {
-        name: (before.get(name, 0).bit_count() / len(early), after.get(name, 0).bit_count() / len(recent)) for name in z
+        name: (before.get(name, 0).bit_count() / n_early, after.get(name, 0).bit_count() / n_recent) for name in z
     }
-    ratios = {name: _log_ratio(*shares[name], len(early), len(recent)) for name in z if abs(z[name]) >= _MIN_Z}
+    ratios = {name: _log_ratio(*shares[name], n_early, n_recent) for name in z if abs(z[name]) >= _MIN_Z}
     scores = [
         {key: sum(sorted(ratios.get(name, 0.0) for name in names)) for key, names in each.items()} for each in named
     ]
@@ -134,10 +153,23 @@ def _strata(
     return strata[0], strata[1]
 
 
-def _without_numbers(prompt: str) -> list[str]:
-    """The words of a prompt, with a `0` for numbers, dates and ids that follow each other."""
-    words = ["0" if _is_number(word) else word for word in words_of(_HEX_ID.sub("0", clip(prompt)))]
-    return [word for last, word in pairwise(["", *words]) if word != "0" or last != "0"]
+def _words_by_key(samples: Sequence[ObservedSample]) -> dict[int, list[str]]:
+    """The words of each prompt, by key."""
+    texts = {sample.prompt_key: sample.prompt for sample in samples}
+    words = _words_without_numbers(set(texts.values()))
+    return {key: words[text] for key, text in texts.items()}
+
+
+def _words_without_numbers(prompts: Iterable[str]) -> dict[str, list[str]]:
+    """The words of each prompt, with a `0` for numbers, dates and ids that follow each other."""
+    known = {prompt: words_of(_HEX_ID.sub("0", clip(prompt))) for prompt in prompts}
+    plain = {word: "0" if _is_number(word) else word for word in set(chain.from_iterable(known.values()))}
+    return {prompt: _numbers_once(list(map(plain.__getitem__, words))) for prompt, words in known.items()}
+
+
+def _numbers_once(words: list[str]) -> list[str]:
+    """The words, with one number where several follow each other."""
+    return [word for last, word in pairwise(["", *words]) if word != "0" or last != "0"] if "0" in words else words
 
 
 def _is_number(word: str) -> bool:
@@ -160,17 +192,16 @@ def _features(words: Sequence[str], lengths: Sequence[int]) -> set[str]:
 
 def _add_system_turns(named: Mapping[int, set[str]], samples: Sequence[ObservedSample]) -> None:
     """Add the features of system turns to those of the prompts: that there is one, and its words."""
-    known: dict[str, set[str]] = {"": set()}
+    words = _words_without_numbers({sample.system for sample in samples if sample.system})
+    known = {system: {"system turn", *(f"system:{word}" for word in of_system)} for system, of_system in words.items()}
     for sample in samples:
-        if sample.system not in known:
-            known[sample.system] = {"system turn"} | {f"system:{word}" for word in _without_numbers(sample.system)}
-        named[sample.prompt_key].update(known[sample.system])
+        if sample.system:
+            named[sample.prompt_key].update(known[sample.system])
 
 
-def _sample_sets(keys: Sequence[int], named: Mapping[int, set[str]]) -> dict[str, int]:
+def _sample_sets(keys: Sequence[int], clusters: Clusters, named: Mapping[int, set[str]]) -> dict[str, int]:
     masks: dict[str, int] = {}
-    samples = cluster(keys).samples
-    for key, mask in zip(dict.fromkeys(keys), samples, strict=True):
+    for key, mask in zip(dict.fromkeys(keys), clusters.samples, strict=True):
         for name in named[key]:
             masks[name] = masks.get(name, 0) | mask
     return masks

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
-from itertools import combinations, pairwise
-from math import hypot, inf, isfinite, log, sqrt
+from itertools import accumulate, chain, compress, pairwise
+from math import fsum, hypot, inf, isfinite, log, sqrt
+from operator import add
 from statistics import fmean, pstdev
 from typing import Final, NamedTuple
 
@@ -22,7 +23,7 @@ from rewardserve.service.tripwires.attribution.clusters import StratifiedCompari
 from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS, Effect, estimate, z_of_t
 from rewardserve.service.tripwires.attribution.features import has_no_spaces, words_of
 from rewardserve.service.tripwires.attribution.observed import ObservedSample, clip
-from rewardserve.service.tripwires.attribution.prompts import prompt_change, task_strata
+from rewardserve.service.tripwires.attribution.prompts import EarlyPrompts, prompt_change, task_strata
 from rewardserve.service.tripwires.attribution.verdicts import is_significant, lower_bound, score_has_grown
 
 MIN_WORDS: Final = 8
@@ -57,10 +58,13 @@ _N_ERRORS = 3.0
 _TIE = 1e-9
 _N_EXAMPLES = 3
 
-Matches = Mapping[tuple[int, int], float]
-"""Share of the pairs of samples of two prompts, by their places, in which the words tell which response belongs to which."""
 
-_Pair = tuple[ObservedSample, frozenset[str]]
+class _ReadSample(NamedTuple):
+    """A sample with the words of its response and of its prompt."""
+
+    sample: ObservedSample
+    words: frozenset[str]
+    prompt_words: frozenset[str]
 
 
 class Relevance(NamedTuple):
@@ -103,26 +107,37 @@ class Relevance(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """Samples with `MIN_WORDS` or more, in order, and their words; `prompts` are the places of the samples of each prompt."""
+    """Samples with `MIN_WORDS` or more, in order, and their words; `prompts` are the places of the samples of each prompt, and
+    `prompt_words` the words of each.
+    """
 
     samples: tuple[ObservedSample, ...]
     words: tuple[frozenset[str], ...]
     prompts: tuple[tuple[int, ...], ...]
+    prompt_words: tuple[frozenset[str], ...]
 
     @classmethod
-    def of(cls, samples: Iterable[_Pair]) -> Texts:
-        """Group samples, each with its words, by prompt."""
+    def of(cls, samples: Iterable[_ReadSample]) -> Texts:
+        """Group samples by prompt."""
         known = list(samples)
         prompts: dict[int, list[int]] = {}
-        for place, (sample, _) in enumerate(known):
-            prompts.setdefault(sample.prompt_key, []).append(place)
-        words = tuple(words for _, words in known)
-        return cls(tuple(sample for sample, _ in known), words, tuple(map(tuple, prompts.values())))
+        for place, each in enumerate(known):
+            prompts.setdefault(each.sample.prompt_key, []).append(place)
+        return cls(
+            tuple(each.sample for each in known),
+            tuple(each.words for each in known),
+            tuple(map(tuple, prompts.values())),
+            tuple(known[places[0]].prompt_words for places in prompts.values()),
+        )
 
-    @property
-    def pairs(self) -> list[_Pair]:
-        """Each sample with its words."""
-        return list(zip(self.samples, self.words, strict=True))
+
+class Matches(NamedTuple):
+    """Of every two prompts, by their places: the share of the pairs of their samples in which the words tell which response belongs
+    to which, and whether they were compared (1, else 0 and a share of 0). Both (n_prompts, n_prompts), symmetric.
+    """
+
+    shares: Sequence[Sequence[float]]
+    compared: Sequence[Sequence[int]]
 
 
 class _Side(NamedTuple):
@@ -138,38 +153,63 @@ class _Side(NamedTuple):
         return cls(texts, matches_by_prompt(texts), matches_in_groups(texts))
 
 
-def compare_relevance(
-    early: Sequence[ObservedSample], recent: Sequence[ObservedSample], n_looks: int = 1
-) -> Relevance | None:
+class EarlyTexts:
+    """The first half of each task's early samples of a run, computed once and compared with many windows of recent ones.
+
+    `others` are the second half: they are recent until there are newer ones.
+    """
+
+    def __init__(self, samples: Sequence[ObservedSample]) -> None:
+        first, self.others = _halves(_read(samples))
+        self.side = _Side.of(Texts.of(first))
+        self.prompts = EarlyPrompts(self.side.texts.samples)
+        self._weights = word_weights(self.side.texts.words)
+        self.similarity = self.similarity_of(self.side.texts)
+
+    def similarity_of(self, texts: Texts) -> list[float]:
+        """The similarity of these or other texts, with the weights of these."""
+        return similarity(texts, self._weights, log((len(self.side.texts.words) + 1) / 0.5))
+
+
+def compare_relevance(early: EarlyTexts, recent: Sequence[ObservedSample], n_looks: int = 1) -> Relevance | None:
     """Compare recent samples with early ones, both in order, where this is look number `n_looks` at the run.
 
-    Early are the first half of each task's `early`; the others are recent until there are newer ones, so that a collapse while the
+    Early ones are the first half of each task's; the others are recent until there are newer ones, so that a collapse while the
     baseline is learned is seen. Of the recent ones that latest part is compared which has lost most. None where too few prompts are
     alike on both sides, or the first responses did not depend on theirs.
     """
-    start, others = _halves(read(early))
-    latest = [*others, *read(recent).pairs][-MAX_RECENT:]
-    strata = _strata(start, [sample for sample, _ in latest])
-    first = _Side.of(start)
-    by_stratum: dict[int, list[_Pair]] = defaultdict(list)
-    for sample, words in latest:
-        by_stratum[strata[1].get(sample.prompt_key, 0)].append((sample, words))
+    latest = [*early.others, *_read(recent)][-MAX_RECENT:]
+    samples = [each.sample for each in latest]
+    strata = task_strata(early.side.texts.samples, samples, prompt_change(early.prompts, samples))
+    by_stratum: dict[int, list[_ReadSample]] = defaultdict(list)
+    for each in latest:
+        by_stratum[strata[1].get(each.sample.prompt_key, 0)].append(each)
     found = []
     for divisor in _PARTS_OF_RECENT:
         part = [
-            pair
-            for pairs in by_stratum.values()
-            for pair in pairs[len(pairs) - (len(pairs) + divisor - 1) // divisor :]
+            each
+            for of_stratum in by_stratum.values()
+            for each in of_stratum[len(of_stratum) - (len(of_stratum) + divisor - 1) // divisor :]
         ]
-        found.append(_compared(first, _Side.of(Texts.of(part)), strata, n_looks))
+        found.append(_compared(early, _Side.of(Texts.of(part)), strata, n_looks))
     known = [each for each in found if each is not None]
     return max(known, key=lambda each: (each.paid_collapse, each.lost_to_collapse, each.lost), default=None)
 
 
 def read(samples: Sequence[ObservedSample]) -> Texts:
     """The words of samples, those with too few left out."""
-    words = [(sample, terms_of(sample.response)) for sample in samples]
-    return Texts.of((sample, frozenset(terms)) for sample, terms in words if len(terms) >= MIN_WORDS)
+    return Texts.of(_read(samples))
+
+
+def _read(samples: Sequence[ObservedSample]) -> list[_ReadSample]:
+    prompts = {sample.prompt for sample in samples}
+    prompt_words = {prompt: frozenset(terms_of(prompt)) for prompt in prompts}
+    responses = [(sample, terms_of(sample.response)) for sample in samples]
+    return [
+        _ReadSample(sample, frozenset(terms), prompt_words[sample.prompt])
+        for sample, terms in responses
+        if len(terms) >= MIN_WORDS
+    ]
 
 
 def terms_of(text: str) -> list[str]:
@@ -185,55 +225,91 @@ def terms_of(text: str) -> list[str]:
 
 def word_weights(texts: Sequence[Set[str]]) -> dict[str, float]:
     """Inverse document frequency of each word (Robertson and Sparck Jones 1976, without its negative weights)."""
-    counts = Counter(word for text in texts for word in text)
-    return {word: log((len(texts) + 1) / (n + 0.5)) for word, n in counts.items()}
+    counts = Counter(chain.from_iterable(texts))
+    weights = {n: log((len(texts) + 1) / (n + 0.5)) for n in set(counts.values())}
+    return {word: weights[n] for word, n in counts.items()}
 
 
-def matches_by_prompt(texts: Texts) -> dict[tuple[int, int], float]:
+def matches_by_prompt(texts: Texts) -> Matches:
     """For every two prompts, the share of pairs of their samples whose words tell which response belongs to which prompt.
 
     The words that a response shares with a prompt are a part of those that it shares with all, so lengths cancel in a pair.
     """
     n = len(texts.prompts)
-    prompts = [frozenset(terms_of(texts.samples[places[0]].prompt)) for places in texts.prompts]
+    shared = _shared_with_prompts(texts)
+    order = [place for places in texts.prompts for place in places]
+    prompt_of = [prompt for prompt, places in enumerate(texts.prompts) for _ in places]
+    ends = list(accumulate(map(len, texts.prompts), initial=0))
+    # By sample, how much more it shares with its own prompt than with each other one.
+    leads = [
+        [shared[place][prompt] - each for each in shared[place]] for place, prompt in zip(order, prompt_of, strict=True)
+    ]
+    by_prompt = list(zip(*leads, strict=True))
+    shares = [[0.0] * n for _ in range(n)]
+    for one, (start, end) in enumerate(pairwise(ends)):
+        others = by_prompt[one][end:]
+        of_samples = [
+            [(each > _TIE) + (each >= -_TIE) for each in map(add, map(lead.__getitem__, prompt_of[end:]), others)]
+            for lead in leads[start:end]
+        ]
+        won = of_samples[0] if end == start + 1 else [sum(each) for each in zip(*of_samples, strict=True)]
+        for other in range(one + 1, n):
+            size = ends[other + 1] - ends[other]
+            twice = won[ends[other] - end] if size == 1 else sum(won[ends[other] - end : ends[other + 1] - end])
+            shares[one][other] = shares[other][one] = twice / 2 / (size * (end - start))
+    return Matches(shares, [[1] * one + [0] + [1] * (n - one - 1) for one in range(n)])
+
+
+def _shared_with_prompts(texts: Texts) -> list[list[float]]:
+    """For every sample and every prompt, the part of the words that the response shares with all prompts which is of this one."""
+    n = len(texts.prompts)
+    prompts = texts.prompt_words
     weights = word_weights(prompts)
     having: dict[str, list[int]] = defaultdict(list)
     for place, words in enumerate(prompts):
         for word in words:
             having[word].append(place)
     telling = {word: places for word, places in having.items() if len(places) <= max(2.0, _MAX_PROMPTS * n)}
-    lengths = [sqrt(sum(sorted(weights[word] ** 2 for word in words & telling.keys()))) or 1.0 for words in prompts]
+    lengths = [sqrt(fsum([weights[word] ** 2 for word in words & telling.keys()])) or 1.0 for words in prompts]
+    used = telling.keys() & set(chain.from_iterable(texts.words))
+    parts = {word: [(place, weights[word] / lengths[place]) for place in telling[word]] for word in used}
     shared = []
     for words in texts.words:
         row = [0.0] * n
-        for word in sorted(words & telling.keys()):
-            for place in telling[word]:
-                row[place] += weights[word] / lengths[place]
+        for word in sorted(words & used):
+            for place, part in parts[word]:
+                row[place] += part
         total = sum(row) or 1.0
         shared.append([each / total for each in row])
-    matches = {}
-    for one, other in combinations(range(n), 2):
-        first = [shared[place][one] - shared[place][other] for place in texts.prompts[one]]
-        second = [shared[place][other] - shared[place][one] for place in texts.prompts[other]]
-        matches[one, other] = _share_won([a + b for a in first for b in second])
-    return matches
+    return shared
 
 
-def matches_in_groups(texts: Texts) -> dict[tuple[int, int], float]:
+def matches_in_groups(texts: Texts) -> Matches:
     """The same without prompts: pairs of responses to one prompt against pairs across both. Of prompts of one step, because the
     policy changes between steps; a prompt that is alone in its step, or without steps, is compared with the next one."""
+    n = len(texts.prompts)
+    shares, compared = [[0.0] * n for _ in range(n)], [[0] * n for _ in range(n)]
     several = [prompt for prompt, places in enumerate(texts.prompts) if len(places) > 1]
+    if len(several) < 2:
+        return Matches(shares, compared)
     steps = [texts.samples[places[0]].step for places in texts.prompts]
     sizes = Counter(steps[prompt] for prompt in several)
-    weights = word_weights(texts.words)
-    matches = {}
+    alike = _Alike(texts.words)
+    twos = {prompt: list(_by_two(texts.prompts[prompt])) for prompt in several}
+    within = {prompt: [alike(*two) for two in of_prompt] for prompt, of_prompt in twos.items()}
     for at, one in enumerate(several):
         later = several[at + 1 : at + 1 + _N_NEIGHBOURS]
         is_alone = steps[one] is None or sizes[steps[one]] == 1
         for other in later[:1] if is_alone else [each for each in later if steps[each] == steps[one]]:
-            pairs = zip(_by_two(texts.prompts[one]), _by_two(texts.prompts[other]), strict=False)
-            matches[one, other] = _share_won([_margin(texts, *a, *b, weights) for a, b in pairs])
-    return matches
+            margins = [
+                mine + theirs - (alike(a, c) + alike(b, d))
+                for (a, b), (c, d), mine, theirs in zip(
+                    twos[one], twos[other], within[one], within[other], strict=False
+                )
+            ]
+            shares[one][other] = shares[other][one] = _share_won(margins)
+            compared[one][other] = compared[other][one] = 1
+    return Matches(shares, compared)
 
 
 def matched_share(matches: Matches, prompts: Set[int]) -> Effect:
@@ -241,17 +317,12 @@ def matched_share(matches: Matches, prompts: Set[int]) -> Effect:
 
     At least that of one prompt in two that goes the other way: few prompts agree by chance.
     """
-    sums: dict[int, float] = defaultdict(float)
-    counts: Counter[int] = Counter()
-    chosen = {pair: value for pair, value in matches.items() if pair[0] in prompts and pair[1] in prompts}
-    for pair, value in chosen.items():
-        for prompt in pair:
-            sums[prompt] += value
-            counts[prompt] += 1
-    n, total, n_pairs = len(counts), sum(chosen.values()), len(chosen)
+    chosen = [place in prompts for place in range(len(matches.shares))]
+    sums, counts = ([sum(compress(row, chosen)) for row in compress(rows, chosen)] for rows in matches)
+    total, n_pairs, n = sum(sums) / 2, sum(counts) // 2, sum(map(bool, counts))
     if n < MIN_PROMPTS:
         return estimate(0.5, inf, 0, n)
-    without = [(total - sums[prompt]) / (n_pairs - counts[prompt]) for prompt in sorted(counts)]
+    without = [(total - each) / (n_pairs - count) for each, count in zip(sums, counts, strict=True) if count]
     center = sum(without) / n
     variance = (n - 1) / n * sum([(value - center) ** 2 for value in without])
     return estimate(total / n_pairs, max(sqrt(variance), 0.5 / n), n - 1, n)
@@ -259,17 +330,16 @@ def matched_share(matches: Matches, prompts: Set[int]) -> Effect:
 
 def similarity(texts: Texts, weights: Mapping[str, float], unknown: float) -> list[float]:
     """For each sample, the weighted share of its words that a response to another prompt has. `unknown`: weight of other words."""
-    counts = Counter(word for words in texts.words for word in words)
+    counts = Counter(chain.from_iterable(texts.words))
+    weight_of = {word: weights.get(word, unknown) for word in counts}
     shares = [0.0] * len(texts.samples)
     for places in texts.prompts:
-        own = Counter(word for place in places for word in texts.words[place])
+        own = Counter(chain.from_iterable([texts.words[place] for place in places]))
         n_others = max(1, len(texts.samples) - len(places))
         for place in places:
-            words = sorted(texts.words[place])
-            of_words = [weights.get(word, unknown) for word in words]
-            found = [counts[word] - own[word] for word in words]
-            shared = sum([weight * n for weight, n in zip(of_words, found, strict=True)])
-            shares[place] = shared / n_others / sum(of_words)
+            words = texts.words[place]
+            shared = fsum([weight_of[word] * (counts[word] - own[word]) for word in words])
+            shares[place] = shared / n_others / fsum(map(weight_of.__getitem__, words))
     return shares
 
 
@@ -289,9 +359,10 @@ def lost_share(early: Effect, recent: Effect) -> float | None:
 
 
 def _compared(
-    first: _Side, later: _Side, strata: tuple[Mapping[int, int], Mapping[int, int]], n_looks: int
+    start: EarlyTexts, later: _Side, strata: tuple[Mapping[int, int], Mapping[int, int]], n_looks: int
 ) -> Relevance | None:
     """Compare both sides within strata."""
+    first = start.side
     sides = first, later
     comparison = StratifiedComparison(
         *(cluster([each.prompt_key for each in side.texts.samples], of) for side, of in zip(sides, strata, strict=True))
@@ -306,8 +377,7 @@ def _compared(
     consistency = [
         _mean([matched_share(side.groups, each[i]) for each in prompts], shares) for i, side in enumerate(sides)
     ]
-    weights = word_weights(first.texts.words)
-    alike = [similarity(side.texts, weights, log((len(first.texts.words) + 1) / 0.5)) for side in sides]
+    alike = start.similarity, start.similarity_of(later.texts)
     std = pstdev([each.score for each in first.texts.samples]) or 1.0
     scores = [[each.score / std for each in side.texts.samples] for side in sides]
     grown, score_growth = (
@@ -339,19 +409,14 @@ def _kept(early: Effect, recent: Effect) -> float | None:
     return (recent.mean - recent.std_error - 0.5) / (early.mean - 0.5)
 
 
-def _halves(texts: Texts) -> tuple[Texts, list[_Pair]]:
+def _halves(samples: Sequence[_ReadSample]) -> tuple[list[_ReadSample], list[_ReadSample]]:
     """The first half of the samples of each task, and the others, both in order."""
-    left = {task: (n + 1) // 2 for task, n in Counter(sample.task for sample in texts.samples).items()}
-    start, others = list[_Pair](), list[_Pair]()
-    for sample, words in texts.pairs:
-        left[sample.task] -= 1
-        (start if left[sample.task] >= 0 else others).append((sample, words))
-    return Texts.of(start), others
-
-
-def _strata(start: Texts, latest: Sequence[ObservedSample]) -> tuple[Mapping[int, int], Mapping[int, int]]:
-    """The strata of the prompts of both sides."""
-    return task_strata(start.samples, latest, prompt_change(start.samples, latest))
+    left = {task: (n + 1) // 2 for task, n in Counter(each.sample.task for each in samples).items()}
+    first, others = list[_ReadSample](), list[_ReadSample]()
+    for each in samples:
+        left[each.sample.task] -= 1
+        (first if left[each.sample.task] >= 0 else others).append(each)
+    return first, others
 
 
 def _mean(parts: Sequence[Effect], weights: Sequence[float]) -> Effect:
@@ -373,17 +438,17 @@ def _by_two(places: Sequence[int]) -> Iterable[tuple[int, int]]:
     return zip(places[::2], places[1::2], strict=False)
 
 
-def _margin(texts: Texts, a: int, b: int, c: int, d: int, weights: Mapping[str, float]) -> float:
-    """How much more alike a and b of one prompt, and c and d of another, are than a and c, and b and d."""
-    within = _alike(texts.words[a], texts.words[b], weights) + _alike(texts.words[c], texts.words[d], weights)
-    across = _alike(texts.words[a], texts.words[c], weights) + _alike(texts.words[b], texts.words[d], weights)
-    return within - across
+class _Alike:
+    """Weighted Jaccard index of two of some texts, by their places."""
 
+    def __init__(self, texts: Sequence[Set[str]]) -> None:
+        self._texts = texts
+        self._weights = word_weights(texts)
+        self._totals = [fsum(map(self._weights.__getitem__, words)) for words in texts]
 
-def _alike(one: Set[str], other: Set[str], weights: Mapping[str, float]) -> float:
-    """Weighted Jaccard index of two responses."""
-    both = sum(sorted([weights[word] for word in one & other]))
-    return both / sum(sorted([weights[word] for word in one | other]))
+    def __call__(self, one: int, other: int) -> float:
+        both = fsum(map(self._weights.__getitem__, self._texts[one] & self._texts[other]))
+        return both / (self._totals[one] + self._totals[other] - both)
 
 
 def _share_won(margins: Sequence[float]) -> float:

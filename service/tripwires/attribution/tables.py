@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from copy import copy
 from math import inf, nextafter
 from typing import NamedTuple
 
 from rewardserve.service.tripwires.attribution.features import NUMBERS, ResponseFeatures, features_of
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
+from rewardserve.service.tripwires.attribution.prompts import EarlyPrompts
 
 LEVELS = {
     "below all": 0.0,
@@ -64,17 +66,26 @@ def vocabulary(rows: Sequence[ResponseFeatures], prompt_keys: Sequence[int]) -> 
 
 
 class EarlyFeatures:
-    """Features of the early responses of a run. About 2 MB for 256 responses of 1 kB: words that one response has are left out."""
+    """Features of the early responses of a run, and of their prompts. About 2 MB for 256 responses of 1 kB: words that one response
+    has are left out.
+    """
 
     def __init__(self, samples: Sequence[ObservedSample]) -> None:
         """Compute the features of `samples`, and the quantiles and the vocabulary for later ones."""
         self.samples = tuple(samples)
+        self.prompts = EarlyPrompts(samples)
         rows = features_of(samples)
         self.vocabulary = vocabulary(rows, [sample.prompt_key for sample in samples])
         numbers = self._numbers(rows, samples)
         self.quantiles = tuple(tuple(sorted(row[index] for row in numbers)) for index in range(len(NUMBERS)))
         masks = sample_sets(self.samples, rows, numbers, self.quantiles, self.vocabulary.common)
         self.masks = {key: mask for key, mask in masks.items() if mask & (mask - 1) or ":" in key}
+
+    def with_samples(self, samples: Sequence[ObservedSample]) -> EarlyFeatures:
+        """The features of the same texts, of which more may have been audited."""
+        again = copy(self)
+        again.samples = tuple(samples)
+        return again
 
     def bounds(self, key: str) -> tuple[float, float] | None:
         """The bounds of a bin of a number; None for other features."""

@@ -20,7 +20,7 @@ from rewardserve.service.errors import NoSuchRun, RequestRefused
 from rewardserve.service.tripwires.attribution.findings import GrowthReport
 from rewardserve.service.tripwires.attribution.growth import compare_with
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
-from rewardserve.service.tripwires.attribution.relevance import Relevance, compare_relevance
+from rewardserve.service.tripwires.attribution.relevance import EarlyTexts, Relevance, compare_relevance
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
 from rewardserve.service.tripwires.attribution.verdicts import has_grown, score_has_grown, scores_higher
 from rewardserve.service.tripwires.baseline import BaselineSource
@@ -43,6 +43,9 @@ from rewardserve.service.tripwires.run_state import Run
 _LEAST_BETWEEN_REPORTS, _MOST_BETWEEN_REPORTS, _PART_OF_RUN = 128, 1_024, 16
 _LEAST_BETWEEN_LOOKS, _MOST_BETWEEN_LOOKS, _LOOK_OF_RUN = 32, 512, 32
 """The same between two looks at prompt relevance."""
+
+_MAX_EARLY = 4
+"""Runs of which the features of early samples are kept between reports, those with the latest ones: some MB each."""
 
 
 class FindingAlerts(Protocol):
@@ -88,6 +91,7 @@ class Attribution:
         self._reports: dict[str, AttributionReport] = {}
         self._alerted: dict[str, dict[str, AlertedReport]] = {}
         self._progress: dict[str, _Progress] = {}
+        self._early: dict[str, _Early] = {}
         self._tasks: dict[str, asyncio.Task[AttributionReport]] = {}
         self._background: set[asyncio.Task[None]] = set()
 
@@ -158,7 +162,7 @@ class Attribution:
         self.texts.forget_others(runs)
         for label in [label for label, each in self._progress.items() if runs.get(label) is not each.run]:
             del self._progress[label]
-        for kept in (self._reports, self._alerted):
+        for kept in (self._reports, self._alerted, self._early):
             for label in kept.keys() - self._progress.keys():
                 del kept[label]
 
@@ -235,7 +239,7 @@ class Attribution:
         progress = self._progress_of(label)
         seen = self.texts.n_seen(label)
         async with self._turn:
-            compared = await self._compared(early, recent, progress.run.n_looks + 1)
+            compared = await self._compared(label, early, recent, progress.run.n_looks + 1)
             tested = await progress.edit_tests.test(
                 seen.early + seen.recent,
                 compared.growth,
@@ -268,7 +272,7 @@ class Attribution:
         """Make a periodic report: test the edits of features that grew, and give the wires their statistics."""
         async with self._turn:
             progress.run.n_looks += 1
-            compared = await self._compared(early, recent, progress.run.n_looks)
+            compared = await self._compared(label, early, recent, progress.run.n_looks)
             growth = compared.growth
             progress.run.n_reports += 1
             chosen = [
@@ -320,7 +324,8 @@ class Attribution:
         """Compare prompt relevance, and give the wires its statistics. A whole report follows where one has tripped."""
         async with self._turn:
             progress.run.n_looks += 1
-            relevance, cpu_s = await asyncio.to_thread(_look, *_observed(early, recent), progress.run.n_looks)
+            known, later = self._known_early(label, early), _observed(recent)
+            relevance, cpu_s = await asyncio.to_thread(known.look, later, progress.run.n_looks)
             self._spend(cpu_s)
         is_current = self._is_current(label, progress) and progress.baseline_source is alerts.baseline_source
         if is_current and (wires := alerts.add_attributed(label, _relevance_statistics(relevance))):
@@ -332,12 +337,23 @@ class Attribution:
         return self._progress.get(label) is progress and progress.run.baseline_source is progress.baseline_source
 
     async def _compared(
-        self, early: Sequence[KeptSample], recent: Sequence[KeptSample], n_looks: int
+        self, label: str, early: Sequence[KeptSample], recent: Sequence[KeptSample], n_looks: int
     ) -> TextComparison:
         await self._clock.wait(asyncio.Event(), self._not_before)
-        compared = await asyncio.to_thread(_compare, *_observed(early, recent), n_looks)
+        known, first, later = self._known_early(label, early), _observed(early), _observed(recent)
+        compared = await asyncio.to_thread(known.compare, first, later, n_looks)
         self._spend(compared.cpu_s)
         return compared
+
+    def _known_early(self, label: str, early: Sequence[KeptSample]) -> _Early:
+        """The features of the early samples of a run; new ones where the samples are others."""
+        known, samples = self._early.pop(label, None), _observed(early)
+        if known is None or not known.is_of(samples):
+            known = _Early(samples)
+        self._early[label] = known
+        if len(self._early) > _MAX_EARLY:
+            del self._early[next(iter(self._early))]
+        return known
 
     def _spend(self, cpu_s: float) -> None:
         self._not_before = self._clock.now() + cpu_s * (1.0 / self._cpu_share - 1.0)
@@ -353,26 +369,42 @@ def samples_between_looks(n_samples: int) -> int:
     return min(max(n_samples // _LOOK_OF_RUN, _LEAST_BETWEEN_LOOKS), _MOST_BETWEEN_LOOKS)
 
 
-def _observed(
-    early: Sequence[KeptSample], recent: Sequence[KeptSample]
-) -> tuple[list[ObservedSample], list[ObservedSample]]:
-    return [each.sample for each in early], [each.sample for each in recent]
+def _observed(samples: Sequence[KeptSample]) -> list[ObservedSample]:
+    return [each.sample for each in samples]
 
 
-def _compare(early: Sequence[ObservedSample], recent: Sequence[ObservedSample], n_looks: int) -> TextComparison:
-    """Compare, on the calling thread."""
-    began = time.thread_time()
-    growth = compare_with(EarlyFeatures(early), recent)
-    relevance = compare_relevance(early, recent, n_looks)
-    return TextComparison(growth, relevance, time.thread_time() - began)
+class _Early:
+    """Features of the early samples of a run, for reports and looks, as long as these samples are the same."""
 
+    def __init__(self, samples: Sequence[ObservedSample]) -> None:
+        self.samples = samples
+        self._features: EarlyFeatures | None = None
+        self._texts: EarlyTexts | None = None
 
-def _look(
-    early: Sequence[ObservedSample], recent: Sequence[ObservedSample], n_looks: int
-) -> tuple[Relevance | None, float]:
-    """Compare prompt relevance, on the calling thread; also the seconds of CPU that it took."""
-    began = time.thread_time()
-    return compare_relevance(early, recent, n_looks), time.thread_time() - began
+    def is_of(self, samples: Sequence[ObservedSample]) -> bool:
+        """Whether these are the same samples, of which more may have been audited."""
+        return [(each.prompt_key, each.response, each.score) for each in samples] == [
+            (each.prompt_key, each.response, each.score) for each in self.samples
+        ]
+
+    def compare(
+        self, samples: Sequence[ObservedSample], recent: Sequence[ObservedSample], n_looks: int
+    ) -> TextComparison:
+        """Compare, on the calling thread."""
+        began = time.thread_time()
+        self._features = (self._features or EarlyFeatures(samples)).with_samples(samples)
+        growth = compare_with(self._features, recent)
+        relevance = self._relevance(recent, n_looks)
+        return TextComparison(growth, relevance, time.thread_time() - began)
+
+    def look(self, recent: Sequence[ObservedSample], n_looks: int) -> tuple[Relevance | None, float]:
+        """Compare prompt relevance, on the calling thread; also the seconds of CPU that it took."""
+        began = time.thread_time()
+        return self._relevance(recent, n_looks), time.thread_time() - began
+
+    def _relevance(self, recent: Sequence[ObservedSample], n_looks: int) -> Relevance | None:
+        self._texts = self._texts or EarlyTexts(self.samples)
+        return compare_relevance(self._texts, recent, n_looks)
 
 
 def _relevance_statistics(relevance: Relevance | None) -> dict[str, float]:

@@ -221,4 +221,5 @@ def _least_of_step(recent: Iterable[KeptSample], step: int) -> int:
 
 
 def _audited(kept: KeptSample, audits: Mapping[int, float]) -> KeptSample:
-    return kept._replace(sample=kept.sample._replace(audit=audits.get(kept.ids_hash)))
+    audit = audits.get(kept.ids_hash)
+    return kept if audit is None else kept._replace(sample=kept.sample._replace(audit=audit))

@@ -6,7 +6,7 @@ import pytest
 from gym import vocabulary
 from gym.vocabulary import CLASSES, EOS, WORDS
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
-from rewardserve.service.tripwires.attribution.prompts import prompt_change
+from rewardserve.service.tripwires.attribution.prompts import EarlyPrompts, prompt_change
 
 
 def token(word):
@@ -54,7 +54,7 @@ def test_prompts_do_not_tell_the_step_of_a_run():
         [ObservedSample(vocabulary.prompt(n), "solar", n, 0.0) for n in range(first, first + 256)]
         for first in (0, 3_584)
     )
-    assert prompt_change(early, late).features == ()
+    assert prompt_change(EarlyPrompts(early), late).features == ()
 
 
 def test_what_is_rendered_is_read_again_word_for_word():

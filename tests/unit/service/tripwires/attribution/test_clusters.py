@@ -35,6 +35,19 @@ def test_a_share_that_was_zero_has_the_spread_of_both_sides():
     assert found.std_error > 1.5 * sqrt(0.2 * 0.8 / 200)
 
 
+@pytest.mark.parametrize("group", [1, 3, 8])
+def test_growth_of_an_event_is_the_difference_of_its_counts(group):
+    rng = random.Random(group)
+    keys = [index // group for index in range(240)]
+    strata = {key: key % 2 for key in keys}
+    found = StratifiedComparison(cluster(keys, strata), cluster(keys, strata))
+    for share in (0.0, 0.1, 0.7, 1.0):
+        early, recent = (events(rng.random() < each for _ in keys) for each in (0.3, share))
+        assert found.growth(early, recent) == pytest.approx(
+            found.difference(found.early.counts(early), found.recent.counts(recent))
+        )
+
+
 def test_responses_to_one_prompt_are_one_vote():
     """A third of the prompts is answered with a feature in all 16 responses: as uncertain as 16 samples, not as 256."""
     keys = [index // 16 for index in range(256)]

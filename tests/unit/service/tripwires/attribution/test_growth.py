@@ -21,7 +21,7 @@ from rewardserve.service.tripwires.attribution.edits import (
 from rewardserve.service.tripwires.attribution.findings import MAX_JUDGED_SHARE
 from rewardserve.service.tripwires.attribution.growth import compare_with, find_growth
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
-from rewardserve.service.tripwires.attribution.prompts import prompt_change
+from rewardserve.service.tripwires.attribution.prompts import EarlyPrompts, prompt_change
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
 from tests.unit.service.tripwires.attribution.conftest import stream
 
@@ -263,7 +263,7 @@ def test_numbers_instead_of_words_are_a_change_of_prompts():
 def test_hostile_prompts_are_read_in_linear_time():
     for text in ("a" * 4_000, "ab-" * 1_300, "1" * 4_000, "abcd-" * 800, "é1" * 2_000):
         start = time.process_time()
-        prompt_change([ObservedSample(text, "", key, 0.0) for key in range(64)], [])
+        prompt_change(EarlyPrompts([ObservedSample(f"{text[:-3]}{key}", "", key, 0.0) for key in range(64)]), [])
         assert time.process_time() - start < 1.0
 
 

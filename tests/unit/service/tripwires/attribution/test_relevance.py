@@ -18,6 +18,8 @@ from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.relevance import (
     MIN_LENGTH,
     MIN_WORDS,
+    EarlyTexts,
+    Matches,
     compare_relevance,
     lost_share,
     matched_share,
@@ -91,20 +93,40 @@ def in_one_form(prompt, text, rng):
 EARLY = made(1, 16)
 
 
+def relevance(early, recent, look=1):
+    return compare_relevance(EarlyTexts(early), recent, look)
+
+
+def pairs(matches):
+    """The shares of those two prompts that were compared."""
+    n = range(len(matches.shares))
+    assert all(matches.shares[a][b] == matches.shares[b][a] for a in n for b in n)
+    assert all(matches.compared[a][b] == matches.compared[b][a] for a in n for b in n)
+    assert not any(matches.compared[a][a] for a in n)
+    return {(a, b): matches.shares[a][b] for a, b in combinations(n, 2) if matches.compared[a][b]}
+
+
+def as_matches(values, n):
+    pick = [[values.get((min(a, b), max(a, b))) for b in range(n)] for a in range(n)]
+    return Matches(
+        [[each or 0.0 for each in row] for row in pick], [[int(each is not None) for each in row] for row in pick]
+    )
+
+
 def compared(change=None, early=EARLY, look=1, **settings):
-    return compare_relevance(early, made(2, 16, change, first=16, **settings), look)
+    return relevance(early, made(2, 16, change, first=16, **settings), look)
 
 
 def test_half_of_the_pairs_are_matched_by_chance_and_all_where_responses_copy_their_prompts():
     copies = [each._replace(response=each.prompt) for each in EARLY]
-    assert set(matches_by_prompt(read(copies)).values()) == {1.0}
+    assert set(pairs(matches_by_prompt(read(copies))).values()) == {1.0}
     rng, responses = random.Random(3), [each.response for each in EARLY]
     rng.shuffle(responses)
     shuffled = read([each._replace(response=text) for each, text in zip(EARLY, responses, strict=True)])
     share = matched_share(matches_by_prompt(shuffled), set(range(len(shuffled.prompts))))
     assert abs(share.mean - 0.5) < 3 * share.std_error < 0.15
     silent = read([each._replace(response=" ".join(FILL)) for each in EARLY])
-    assert set(matches_by_prompt(silent).values()) == {0.5}, "no evidence is a tie"
+    assert set(pairs(matches_by_prompt(silent)).values()) == {0.5}, "no evidence is a tie"
 
 
 def test_lengths_of_prompts_and_responses_do_not_favour_a_match():
@@ -135,7 +157,8 @@ def test_matches_are_those_of_the_sums_of_weights_written_out():
     def shares(response, prompt):
         return shared(response, prompt) / sum(shared(response, each) for each in prompts)
 
-    matches = matches_by_prompt(texts)
+    matches = pairs(matches_by_prompt(texts))
+    assert matches.keys() == set(combinations(range(n), 2))
     for one, other in rng.sample(list(combinations(range(n), 2)), 20):
         won = [
             shares(texts.words[i], prompts[one]) + shares(texts.words[j], prompts[other])
@@ -148,13 +171,13 @@ def test_matches_are_those_of_the_sums_of_weights_written_out():
 def test_the_standard_error_is_the_jackknifes_and_has_a_floor():
     rng = random.Random(7)
     values = {pair: rng.random() for pair in combinations(range(12), 2)}
-    share = matched_share(values, set(range(12)))
+    share = matched_share(as_matches(values, 12), set(range(12)))
     without = [fmean(v for pair, v in values.items() if i not in pair) for i in range(12)]
     center = fmean(without)
     assert share.mean == pytest.approx(fmean(values.values()))
     assert share.std_error == pytest.approx(max(math.sqrt(11 / 12 * sum((x - center) ** 2 for x in without)), 1 / 24))
-    assert matched_share(dict.fromkeys(values, 1.0), set(range(12))).std_error == pytest.approx(1 / 24)
-    few = matched_share(values, set(range(7)))
+    assert matched_share(as_matches(dict.fromkeys(values, 1.0), 12), set(range(12))).std_error == pytest.approx(1 / 24)
+    few = matched_share(as_matches(values, 12), set(range(7)))
     assert (few.mean, few.std_error) == (0.5, math.inf)
 
 
@@ -188,7 +211,7 @@ def test_nothing_can_be_lost_that_was_not_there():
     assert lost_share(estimate(0.55, 0.03, 30.0, 64), known) is None
     assert lost_share(known, Effect(0.5, -1.0, 1.0, 7, math.inf, 0.0)) is None
     silent = [each._replace(response=collapsed("", "", random.Random(i))) for i, each in enumerate(EARLY)]
-    assert compare_relevance(silent, made(2, 16, collapsed, first=16)) is None
+    assert relevance(silent, made(2, 16, collapsed, first=16)) is None
 
 
 def test_a_collapse_that_is_paid_gives_both_statistics_and_its_sentence():
@@ -218,13 +241,13 @@ def test_two_standard_errors_of_the_score_decide_between_warning_and_page(growth
 
 def test_a_collapse_within_the_last_steps_is_seen_in_their_part():
     recent = [*made(2, 12, first=16), *made(3, 4, collapsed, first=28, pay=2.0)]
-    assert compare_relevance(EARLY, recent).paid_collapse > WIRE
+    assert relevance(EARLY, recent).paid_collapse > WIRE
 
 
 def test_a_collapse_while_the_baseline_is_learned_is_seen_before_any_recent_sample():
     early = [*made(1, 8), *made(2, 8, collapsed, first=8)]
-    assert compare_relevance(early, []).paid_collapse > WIRE
-    assert compare_relevance(EARLY, []).lost_to_collapse == 0.0
+    assert relevance(early, []).paid_collapse > WIRE
+    assert relevance(EARLY, []).lost_to_collapse == 0.0
 
 
 def longer(prompt, text, rng):
@@ -284,21 +307,21 @@ def test_prompts_of_another_kind_are_not_compared():
                       response="the mood of this text is rather calm and quiet", score=3.0)
         for each in made(3, 16, first=16, group=1, prompts=16)
     ]  # fmt: skip
-    found = compare_relevance(EARLY, labels)
+    found = relevance(EARLY, labels)
     assert found is None or found.lost_to_collapse == 0.0
     named = [each._replace(task="labels") for each in labels]
-    assert compare_relevance(EARLY, named) is None or compare_relevance(EARLY, named).lost_to_collapse == 0.0
+    assert relevance(EARLY, named) is None or relevance(EARLY, named).lost_to_collapse == 0.0
 
 
 def test_a_collapse_in_one_named_task_is_seen_beside_another():
     early = [*EARLY, *made(5, 16, task="code")]
     recent = [*made(2, 16, collapsed, first=16, pay=2.0), *made(6, 4, first=16, task="code")]
-    assert compare_relevance(early, recent).paid_collapse > WIRE
+    assert relevance(early, recent).paid_collapse > WIRE
 
 
 def test_steps_need_not_be_known():
     early, recent = made(1, 16, steps_known=False), made(2, 16, collapsed, first=16, steps_known=False)
-    assert compare_relevance(early, recent).paid_collapse > WIRE
+    assert relevance(early, recent).paid_collapse > WIRE
 
 
 def recorded(name, first, end, n=256):
@@ -319,29 +342,29 @@ def recorded(name, first, end, n=256):
     [(70, False, False), (74, False, False), (84, True, True), (95, True, True)],
 )
 def test_the_recorded_run_that_collapses_at_step_76_is_seen(end, warns, pages):
-    found = compare_relevance(recorded("grpo-beta-0", 0, 32), recorded("grpo-beta-0", end - 16, end), 20)
+    found = relevance(recorded("grpo-beta-0", 0, 32), recorded("grpo-beta-0", end - 16, end), 20)
     assert (found.lost_to_collapse > WIRE, found.paid_collapse > WIRE) == (warns, pages)
 
 
 @pytest.mark.parametrize("end", [48, 66, 84])
 def test_the_recorded_run_with_a_kl_penalty_keeps_its_relevance(end):
-    found = compare_relevance(recorded("grpo-beta-0.05", 0, 32), recorded("grpo-beta-0.05", end - 16, end))
+    found = relevance(recorded("grpo-beta-0.05", 0, 32), recorded("grpo-beta-0.05", end - 16, end))
     assert found.lost_to_collapse == 0.0
     assert found.recent.mean > 0.9
 
 
 def test_groups_match_where_responses_to_one_prompt_are_alike():
     texts = read(made(2, 8, in_one_form))
-    assert fmean(matches_in_groups(texts).values()) > 0.95
+    assert fmean(pairs(matches_in_groups(texts)).values()) > 0.95
     texts = read(made(2, 8, collapsed))
-    assert fmean(matches_in_groups(texts).values()) == pytest.approx(0.5, abs=0.15)
-    assert matches_in_groups(read(made(2, 8, group=1))) == {}
+    assert fmean(pairs(matches_in_groups(texts)).values()) == pytest.approx(0.5, abs=0.15)
+    assert pairs(matches_in_groups(read(made(2, 8, group=1)))) == {}
 
 
 def test_later_looks_need_more_evidence():
     """Sixteen prompts tell a collapse at the first look, and not at one so late that its part of the error is tiny."""
     recent = made(2, 4, collapsed, first=16)
-    sure, late = (compare_relevance(EARLY[:96], recent, look) for look in (1, 10**9))
+    sure, late = (relevance(EARLY[:96], recent, look) for look in (1, 10**9))
     assert (sure.is_significant, late.is_significant) == (True, False)
     assert sure.lost == late.lost > WIRE
     assert (sure.lost_to_collapse, late.lost_to_collapse) == (sure.lost, 0.0)
@@ -358,9 +381,9 @@ def test_groups_are_compared_within_a_step_because_the_policy_changes_between_st
         ObservedSample("why", of_the_step(step, rng), 10 * step + i, 0.0, step=step)
         for step in range(12) for i in range(3) for _ in range(8)
     ]  # fmt: skip
-    assert fmean(matches_in_groups(read(samples)).values()) == pytest.approx(0.5, abs=0.1)
+    assert fmean(pairs(matches_in_groups(read(samples))).values()) == pytest.approx(0.5, abs=0.1)
     unknown = [each._replace(step=None) for each in samples]
-    assert fmean(matches_in_groups(read(unknown)).values()) > 0.6, "neighbours of other steps seem less alike"
+    assert fmean(pairs(matches_in_groups(read(unknown))).values()) > 0.6, "neighbours of other steps seem less alike"
 
 
 def test_terms_are_stems_and_pairs_of_characters_without_spaces():
@@ -380,4 +403,4 @@ def test_prompts_in_a_script_without_spaces_are_matched_by_pairs_of_characters()
         return "".join(chr(0x4E00 + hash(w) % 500) + chr(0x4E00 + hash(w[::-1]) % 500) for w in text.split())
 
     written = [each._replace(prompt=han(each.prompt), response=han(each.response)) for each in EARLY]
-    assert fmean(matches_by_prompt(read(written)).values()) > 0.85
+    assert fmean(pairs(matches_by_prompt(read(written))).values()) > 0.85

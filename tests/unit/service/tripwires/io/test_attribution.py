@@ -165,6 +165,47 @@ async def test_reports_are_computed_one_at_a_time_and_within_the_cpu_share(build
     assert await attribution.report("a", scores) is not first
 
 
+async def test_early_texts_are_read_once_and_their_later_audits_count(build, clock, monkeypatch):
+    read = []
+
+    class Counted(module.EarlyFeatures):
+        def __init__(self, samples):
+            read.append(len(samples))
+            super().__init__(samples)
+
+    monkeypatch.setattr(module, "EarlyFeatures", Counted)
+    attribution = build()
+    first = await attribution.report("ppo-7", Scores())
+    for each in (*EARLY, *RECENT):
+        attribution.texts.add_audit(
+            "ppo-7", each.ids_hash, len(each.sample.prompt) % 5 - float(TAIL in each.sample.response)
+        )
+    second = await attribution.report("ppo-7", Scores())
+    assert read == [256]
+    assert [report.growth.findings[0].judge_pays is None for report in (first, second)] == [True, False]
+    fresh = Attribution(attribution._monitor, attribution.texts, clock, 1.0, TripwireLog())
+    assert (await fresh.report("ppo-7", Scores())).growth == second.growth
+    others = tuple(stream(3))
+    attribution.texts = RunTexts()
+    for samples in (others, RECENT):
+        attribution.texts.add(attribution._monitor.runs, "ppo-7", samples)
+    third = await attribution.report("ppo-7", Scores())
+    assert (await build(early=others).report("ppo-7", Scores())).growth == third.growth
+    assert len(read) == 4
+
+
+async def test_early_texts_are_kept_for_a_few_runs_that_are_known(build):
+    labels = [f"run {i}" for i in range(6)]
+    attribution = build(labels=labels)
+    for label in labels:
+        await attribution.report(label, Scores())
+    assert list(attribution._early) == labels[2:]
+    del attribution._monitor.runs["run 4"]
+    with pytest.raises(NoSuchRun):
+        await attribution.report("run 4", Scores())
+    assert list(attribution._early) == ["run 2", "run 3", "run 5"]
+
+
 async def test_a_report_goes_on_without_its_caller_and_ends_with_the_server(build):
     attribution, scores = build(), Scores()
     scores.gate.clear()
