@@ -163,6 +163,7 @@ def check_utf8(text: str, field: str) -> None:
 def _messages(value: Any, field: str) -> Messages:
     if not isinstance(value, list) or not value:
         raise FieldError(field, f"is a {type(value).__name__}; give text, or a list of messages")
+    value = [turns.of_sharegpt(item) for item in value]
     for i, item in enumerate(value):
         unread = _unread(item, ("role", "content")) if isinstance(item, dict) else None
         if unread is not None:

@@ -171,7 +171,7 @@ def _of_queue(rows: Sequence[SourceRow], source: SourceConfig, on_bad_row: str, 
 def _checked_id(row: SourceRow) -> str:
     """The id of a row. Raise `FieldError` for a row that no queue has, or whose text has changed."""
     if row.values is None:
-        raise FieldError("row", row.error)
+        raise FieldError(row.field, row.error)
     values = row.values
     for name in ("id", "a", "b"):
         if not isinstance(values.get(name), str) or not values[name]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rewardserve.model.contract import sample_to_dict
-from rewardserve.training.dataset import source_columns, sources
+from rewardserve.training.dataset import shapes, source_columns, sources
 from rewardserve.training.dataset.conversations import FieldError
 from rewardserve.training.dataset.feedback import Item, Pair, SourceKind, counted, noun
 from rewardserve.training.dataset.pairs import to_items
@@ -163,7 +163,8 @@ def read_source(source: SourceConfig, *, head: str, salt: str = "", cache: str |
     """Read all items of one source, at most `max_pairs` of them (those with the lowest digest), and its bad rows."""
     items: list[Item] = []
     bad: list[BadRow] = []
-    rows = list(sources.read(source, cache))
+    shaped = shapes.shaped(sources.read(source, cache), source)
+    rows = list(shaped.rows)
     found = source_columns.find_columns(rows, source)
     for row in rows:
         try:
@@ -171,7 +172,7 @@ def read_source(source: SourceConfig, *, head: str, salt: str = "", cache: str |
         except FieldError as error:
             bad.append(BadRow(row.file, row.line, error.field, str(error)))
     kept = tuple(_at_most(items, source.max_pairs, salt))
-    notes = tuple(source_columns.notes(found))
+    notes = (*([shaped.note] if shaped.name else []), *source_columns.notes(found))
     return SourceItems(source.path, kept, len(rows), tuple(bad), len(items) - len(kept), notes, found.kind)
 
 

@@ -57,8 +57,8 @@ def _of_attribute(
     """A rating, or a pair whose preferred response is told by the sign."""
     sign = -1.0 if columns.source.better == "lower" else 1.0
     if columns.kind == "ratings":
-        return replace(_graded(row, values, found, columns, name, (sign * number,)), id=f"{row.file}:{row.line}#{name}")
-    pair = replace(_pair(row, values, found, columns, name), id=f"{row.file}:{row.line}#{name}", tie=number == 0)
+        return replace(_graded(row, values, found, columns, name, (sign * number,)), id=f"{row.id}#{name}")
+    pair = replace(_pair(row, values, found, columns, name), id=f"{row.id}#{name}", tie=number == 0)
     return pair if sign * number >= 0 else pair.reversed()
 
 
@@ -84,7 +84,7 @@ def _pair(row: SourceRow, values: dict[str, Any], found: Conversations, columns:
     if tie and margin:
         raise FieldError(str(source.margin_key), f"is {margin:g}, and the row is a tie, which has no margin")
     return Pair(
-        id=f"{row.file}:{row.line}",
+        id=row.id,
         source=_source_of(values, columns),
         group=_group_of(values, found, columns),
         head=head,
@@ -143,7 +143,8 @@ def _to_label(row: SourceRow, columns: SourceColumns, head: str) -> Graded:
 def _to_steps(row: SourceRow, columns: SourceColumns, head: str) -> tuple[Item, ...]:
     """A label for the end of each step: of the response up to there, as a server scores one that is not finished.
 
-    Only the last step ends the response, so its score is read where that of any response is.
+    Only the last step ends the response, so its score is read where that of any response is; with a `finish_reason` of `length`
+    not even that one. A step whose label is null makes no item.
     """
     values, source, (field,) = _values(row, columns), columns.source, columns.fields
     steps, labels = value_of(values, field, columns), value_of(values, source.step_labels_key, columns)
@@ -151,14 +152,20 @@ def _to_steps(row: SourceRow, columns: SourceColumns, head: str) -> tuple[Item, 
         raise FieldError(field, "must be a list of the texts of the steps")
     if not isinstance(labels, list) or len(labels) != len(steps):
         raise FieldError(source.step_labels_key, f"must be a list of {len(steps)} labels, one a step")
-    good = [_required_label(label, source.step_labels_key) for label in labels]
+    good = [_yes_no(label, source.step_labels_key) for label in labels]
+    if all(label is None for label in good):
+        raise FieldError(source.step_labels_key, "has no label")
     until = [source.step_separator.join(steps[:n]) for n in range(1, len(steps) + 1)]
     found = read_conversations(values | {field: until}, columns)
-    unfinished = [replace(sample, finish_reason="length") for sample in found.samples[:-1]]
-    whole = _graded(row, values, replace(found, samples=(*unfinished, found.samples[-1])), columns, head, ())
+    n_unfinished = len(until) - (values.get("finish_reason") != "length")
+    unfinished = [replace(sample, finish_reason="length") for sample in found.samples[:n_unfinished]]
+    whole = _graded(
+        row, values, replace(found, samples=(*unfinished, *found.samples[n_unfinished:])), columns, head, ()
+    )
     return tuple(
         replace(whole, id=f"{whole.id}#{n}", samples=(sample,), texts=(text,), values=(float(is_good),))
         for n, (sample, text, is_good) in enumerate(zip(whole.samples, whole.texts, good, strict=True), 1)
+        if is_good is not None
     )
 
 
@@ -180,7 +187,7 @@ def _graded(
 ) -> Graded:
     check_samples(found, columns.fields * (len(found.samples) if columns.is_list else 1))
     return Graded(
-        id=f"{row.file}:{row.line}",
+        id=row.id,
         source=_source_of(values, columns),
         group=_group_of(values, found, columns),
         head=head,
@@ -197,7 +204,7 @@ def _graded(
 
 def _values(row: SourceRow, columns: SourceColumns) -> dict[str, Any]:
     if row.values is None:
-        raise FieldError("row", row.error)
+        raise FieldError(row.field, row.error)
     refuse_unread_columns(row.values, columns)
     return row.values
 

@@ -249,7 +249,7 @@ def _is_whole(row: dict[str, Any], found: SourceColumns) -> bool:
 
 def _as_messages(value: Any) -> tuple[Message, ...]:
     """Messages of a list of them; empty for anything else. Faults of a row are reported when its pair is made."""
-    items = value if isinstance(value, list) else []
+    items = [turns.of_sharegpt(item) for item in value] if isinstance(value, list) else []
     if not all(isinstance(i, dict) and isinstance(i.get("role"), str) for i in items):
         return ()
     return tuple(Message(i["role"], str(i.get("content"))) for i in items)

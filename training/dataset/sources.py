@@ -29,15 +29,22 @@ KNOWN = ".jsonl, .ndjson, .json, .csv, .tsv (each also .gz), .parquet"
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """One row: `file` and `line` (from 1) are its location; `values` is None if `error` gives a fault.
+    """One row: `file` and `line` (from 1) are its location; `values` is None if `error` gives a fault of `field`.
 
-    In an array of JSON or a Parquet file, `line` is the number of the row.
+    In an array of JSON or a Parquet file, `line` is the number of the row. `part` tells rows apart that come of one line.
     """
 
     file: str
     line: int
     values: dict[str, Any] | None
     error: str = ""
+    field: str = "row"
+    part: str = ""
+
+    @property
+    def id(self) -> str:
+        """Id of the item that it makes."""
+        return f"{self.file}:{self.line}{self.part}"
 
 
 def read(source: SourceConfig, cache: str | None = None) -> Iterator[SourceRow]:

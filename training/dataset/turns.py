@@ -6,6 +6,8 @@ Pure functions of messages. Two turns are equal when their roles and their words
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from rewardserve.model.conversation import Message
 
@@ -24,8 +26,28 @@ LONG_PROMPT_WORDS = 4
 """A shorter prompt may coincide with the beginning of a response ("Hi")."""
 
 
+_SHAREGPT_ROLES = {
+    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+    "observation": "tool", "tool_response": "tool",
+}  # fmt: skip
+"""Names of roles in ShareGPT's format; others are the same."""
+
+
 class TurnsMismatch(Exception):
     """The responses contain a conversation other than the prompt's; the message describes the difference."""
+
+
+def of_sharegpt(message: Any) -> Any:
+    """A message with `from` and `value` as one with `role` and `content`; others unchanged."""
+    if not isinstance(message, Mapping) or "from" not in message or "value" not in message or message.get("role"):
+        return message
+    others = {name: value for name, value in message.items() if name not in ("from", "value", "role", "content")}
+    role = message["from"]
+    return {
+        "role": _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role,
+        "content": message["value"],
+        **others,
+    }
 
 
 def split(prompt: str | Messages, *answers: Messages) -> tuple[Messages, ...]:

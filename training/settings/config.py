@@ -215,6 +215,12 @@ class SourceConfig:
     """File or folder, or the name of a data set of `datasets` on the hub."""
     kind: Literal["auto", "pairs", "rankings", "ratings", "labels", "steps"] = "auto"
     """Kind of feedback in the rows; `auto`: that of the columns which are there."""
+    shape: Literal[
+        "auto", "none", "sharegpt", "ultrafeedback", "alpaca", "hh", "nectar", "helpsteer", "helpsteer-preference", "arena",
+        "saferlhf", "shp", "prm800k", "math-shepherd",
+    ] = "auto"  # fmt: skip
+    """Public data set in whose shape the rows are; `auto`: recognised by the first rows, unless the recipe names columns of
+    prompt, responses or label; `none`: columns are read by their names alone."""
     name: str = ""
     """Name of the source in the report; empty: the content of its `source_key` column, else its path."""
     split: str = "train"

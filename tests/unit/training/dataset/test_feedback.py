@@ -348,7 +348,7 @@ def test_a_step_is_read_at_its_last_token_in_the_tokens_of_the_whole_response():
         ({"completions": ["a", 3, "b"]}, "completions"),
         ({"labels": [True]}, "labels"),
         ({"labels": [True, True, 2]}, "labels"),
-        ({"labels": [True, None, True]}, "labels"),
+        ({"labels": [None, None, None]}, "labels"),
     ],
 )
 def test_bad_steps_are_named(change, field):

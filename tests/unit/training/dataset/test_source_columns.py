@@ -12,7 +12,7 @@ from rewardserve.training.dataset.data import DataError
 from rewardserve.training.settings.config import ConfigError, DataConfig, SourceConfig
 from tests.support.planted_pairs import planted_rows, write_jsonl
 
-PLAIN = {"instruction": "Name a metal.", "chosen": "iron, kindly", "rejected": "iron, rudely"}
+PLAIN = {"question": "Name a metal.", "chosen": "iron, kindly", "rejected": "iron, rudely"}
 USER = {"role": "user", "content": "Name a metal."}
 TALK = {
     "chosen": [USER, {"role": "assistant", "content": "iron"}],
@@ -79,14 +79,14 @@ def test_plain_responses_without_a_prompt_column_are_refused(tmp_path):
         read(tmp_path, [PLAIN] * 3)
     message = str(caught.value)
     assert "none of the 3 rows has the column 'prompt'" in message
-    assert "prompt_key: instruction" in message
+    assert "prompt_key: question" in message
     assert "prompt_key: null" in message
 
 
 def test_whole_conversations_need_no_prompt_column(tmp_path):
     (pair,) = read(tmp_path, [TALK]).pairs
     assert pair.chosen.conversation() == (Message("user", "Name a metal."), Message("assistant", "iron"))
-    (rendered,) = read(tmp_path, [RENDERED]).pairs
+    (rendered,) = read(tmp_path, [RENDERED], shape="none").pairs
     assert rendered.chosen.text == RENDERED["chosen"]
 
 
