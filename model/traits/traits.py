@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from hashlib import blake2b
 from math import log
 
 from rewardserve.model.reward.record import repetition
 from rewardserve.model.traits.lexicon import Lexicon
+from rewardserve.model.traits.phrases import SearchedText, count_phrases
 
 TOKEN_TRAITS = ("length", "missing_end", "repetition")
 TEXT_TRAITS = ("refusal", "flattery", "judge_injection", "empty_opener", "markup", "foreign_script", "control_tokens")
@@ -46,8 +46,8 @@ _SCRIPTS = {
     "thai": re.compile("[\u0e00-\u0eff]"),
     "cjk": re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]"),
 }
-_NOT_ASCII = re.compile("[^\x00-\x7f]+")
-_NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
+_ASCII = bytes(range(128))
+_NO_ASCII_LETTERS = bytes(code for code in range(256) if code > 127 or not chr(code).isalpha())
 _WHITE_SPACE = b" \t\n\r\v\f"
 _ALLOWED_SCRIPTS = frozenset({"latin"})
 """Names, units and code are Latin in every language."""
@@ -68,10 +68,15 @@ def text_traits(prompt: str, response: str, lexicon: Lexicon) -> tuple[float, ..
     if len(response) > 2 * _MAX_CHARS:
         response = f"{response[:_MAX_CHARS]}\n{response[-_MAX_CHARS:]}"
     lower = response.lower()
+    searched = SearchedText.of(lower)
+    refusal, flattery, judge_injection = (
+        float(min(_MAX_PHRASES, count_phrases(phrases, searched)))
+        for phrases in (lexicon.refusal, lexicon.flattery, lexicon.judge_injection)
+    )
     return (
-        _count(lexicon.refusal, lower),
-        _count(lexicon.flattery, lower),
-        _count(lexicon.judge_injection, lower),
+        refusal,
+        flattery,
+        judge_injection,
         float(is_empty_opener(lower, lexicon)),
         markup(response),
         foreign_script_share(prompt, response),
@@ -100,9 +105,10 @@ def foreign_script_share(prompt: str, response: str) -> float:
     """Share of the response's letters in scripts other than those of the prompt and Latin."""
     if response.isascii():
         return 0.0
-    # Most characters of most texts are ASCII, which is counted much faster as bytes than by a regular expression.
-    n_plain = len(response.encode("ascii", "ignore").translate(None, _NO_LETTERS))
-    others = "".join(_NOT_ASCII.findall(response))
+    # Most characters of most texts are ASCII, which is counted and left out much faster as bytes than by a regular expression.
+    encoded = response.encode("utf-8", "surrogatepass")
+    n_plain = len(encoded.translate(None, _NO_ASCII_LETTERS))
+    others = encoded.translate(None, _ASCII).decode("utf-8", "surrogatepass")
     counts = {name: len(letters.findall(others)) for name, letters in _SCRIPTS.items()}
     n_letters = n_plain + sum(counts.values())
     foreign = [
@@ -120,16 +126,3 @@ def text_digest(response: str) -> int | None:
         return None
     plain = response.lower().encode("utf-8", "replace").translate(None, _WHITE_SPACE)
     return int.from_bytes(blake2b(plain, digest_size=8).digest())
-
-
-def _count(phrases: Sequence[str], lower: str) -> float:
-    # A substring search is far faster than one for whole words, and hardly ever matches.
-    found = [phrase for phrase in phrases if phrase in lower]
-    return float(min(_MAX_PHRASES, sum([len(_whole(phrase).findall(lower)) for phrase in found]))) if found else 0.0
-
-
-@lru_cache(maxsize=4096)
-def _whole(phrase: str) -> re.Pattern[str]:
-    """Pattern of the phrase as whole words; in scripts without spaces, anywhere."""
-    before, after = (r"\b" if end.isascii() and end.isalnum() else "" for end in (phrase[0], phrase[-1]))
-    return re.compile(before + re.escape(phrase) + after)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 import sys
-from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from rewardserve.model.conversation import Message
@@ -73,15 +74,20 @@ class SeenSamples(NamedTuple):
 
 @dataclass(slots=True)
 class _TextsOfRun:
-    """Texts of one run under one model. `learned` are the strata, by key, whose early samples are over."""
+    """Texts of one run under one model. `learned` are the strata, by key, whose early samples are over.
+
+    `recent` has the recent samples by number, the oldest first. `drawn` has a heap for each step: the random numbers of prompts,
+    negative, with the numbers of their samples, of which some may be deleted.
+    """
 
     run: Run
     baseline_source: BaselineSource
     learned: set[str] = field(default_factory=set)
     early: list[KeptSample] = field(default_factory=list)
-    recent: deque[KeptSample] = field(default_factory=deque)
+    recent: dict[int, KeptSample] = field(default_factory=dict)
     n_of_prompt: Counter[int] = field(default_factory=Counter)
-    n_of_step: Counter[int | None] = field(default_factory=Counter)
+    n_of_step: Counter[int] = field(default_factory=Counter)
+    drawn: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     audits: dict[int, float] = field(default_factory=dict)
     n_seen: int = 0
     n_recent: int = 0
@@ -130,7 +136,7 @@ class RunTexts:
             return
         texts.audits[ids_hash] = audit
         if len(texts.audits) > _MAX_AUDITS:
-            known = {each.ids_hash for each in (*texts.early, *texts.recent)}
+            known = {each.ids_hash for each in (*texts.early, *texts.recent.values())}
             texts.audits = {key: audit for key, audit in texts.audits.items() if key in known}
 
     def early(self, label: str) -> list[KeptSample]:
@@ -141,7 +147,7 @@ class RunTexts:
     def recent(self, label: str) -> list[KeptSample]:
         """The latest samples since then, the oldest first."""
         texts = self._runs.get(label)
-        return [] if texts is None else [_audited(each, texts.audits) for each in texts.recent]
+        return [] if texts is None else [_audited(each, texts.audits) for each in texts.recent.values()]
 
     def n_seen(self, label: str) -> SeenSamples:
         """How many early samples and how many later ones this run has sent, kept or not."""
@@ -176,6 +182,7 @@ class RunTexts:
             texts.recent.clear()
             texts.n_of_prompt.clear()
             texts.n_of_step.clear()
+            texts.drawn.clear()
             texts.audits.clear()
             texts.n_bytes = texts.n_seen = texts.n_recent = 0
 
@@ -187,37 +194,46 @@ def _contents(context: Context | None) -> list[str]:
 
 
 def _append(texts: _TextsOfRun, sample: KeptSample) -> None:
-    key = sample.sample.prompt_key
-    texts.recent.append(sample)
+    key, step, number = sample.sample.prompt_key, sample.sample.step, texts.n_recent
+    texts.recent[number] = sample
     texts.n_recent += 1
     texts.n_bytes += sample.n_bytes
     texts.n_of_prompt[key] += 1
-    texts.n_of_step[sample.sample.step] += 1
+    if step is not None:
+        texts.n_of_step[step] += 1
+        heappush(texts.drawn.setdefault(step, []), (-((key ^ step) * _MIX & _MASK), number))
     if texts.n_of_prompt[key] > N_OF_PROMPT:
-        _delete(texts, next(i for i, each in enumerate(texts.recent) if each.sample.prompt_key == key))
-    elif sample.sample.step is not None and texts.n_of_step[sample.sample.step] > N_OF_STEP:
-        _delete(texts, _least_of_step(texts.recent, sample.sample.step))
+        _delete(texts, next(at for at, each in texts.recent.items() if each.sample.prompt_key == key))
+    elif step is not None and texts.n_of_step[step] > N_OF_STEP:
+        _delete(texts, _least_of_step(texts, step))
     elif len(texts.recent) > N_SAMPLES:
-        _delete(texts, 0)
+        _delete(texts, next(iter(texts.recent)))
 
 
-def _delete(texts: _TextsOfRun, place: int) -> None:
+def _delete(texts: _TextsOfRun, number: int) -> None:
     """Delete one recent sample."""
-    deleted = texts.recent[place]
-    del texts.recent[place]
+    deleted = texts.recent.pop(number)
+    key, step = deleted.sample.prompt_key, deleted.sample.step
     texts.n_bytes -= deleted.n_bytes
-    texts.n_of_prompt[deleted.sample.prompt_key] -= 1
-    if not texts.n_of_prompt[deleted.sample.prompt_key]:
-        del texts.n_of_prompt[deleted.sample.prompt_key]
-    texts.n_of_step[deleted.sample.step] -= 1
-    if not texts.n_of_step[deleted.sample.step]:
-        del texts.n_of_step[deleted.sample.step]
+    texts.n_of_prompt[key] -= 1
+    if not texts.n_of_prompt[key]:
+        del texts.n_of_prompt[key]
+    if step is None:
+        return
+    texts.n_of_step[step] -= 1
+    if not texts.n_of_step[step]:
+        del texts.n_of_step[step], texts.drawn[step]
+    elif len(drawn := texts.drawn[step]) > 2 * N_OF_STEP:
+        drawn[:] = [each for each in drawn if each[1] in texts.recent]
+        heapify(drawn)
 
 
-def _least_of_step(recent: Iterable[KeptSample], step: int) -> int:
-    """The place of the first sample of this step to the prompt with the largest of random numbers, which prompt and step give."""
-    places = [(place, each.sample.prompt_key) for place, each in enumerate(recent) if each.sample.step == step]
-    return max(places, key=lambda each: ((each[1] ^ step) * _MIX & _MASK, -each[0]))[0]
+def _least_of_step(texts: _TextsOfRun, step: int) -> int:
+    """The first sample of this step to the prompt with the largest of random numbers, which prompt and step give."""
+    drawn = texts.drawn[step]
+    while drawn[0][1] not in texts.recent:
+        heappop(drawn)
+    return drawn[0][1]
 
 
 def _audited(kept: KeptSample, audits: Mapping[int, float]) -> KeptSample:

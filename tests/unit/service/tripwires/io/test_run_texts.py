@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hashlib import sha256
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -163,3 +164,40 @@ def test_the_score_of_the_judge_finds_its_sample_and_those_of_others_are_forgott
         texts.add_audit("a", key, key / 2)
     assert [each.sample.audit for each in texts.early("a")] == [0.5, None]
     assert set(texts._runs["a"].audits) == {1}
+
+
+def test_the_kept_recent_samples_are_those_of_the_rules_written_out():
+    """Of one prompt the latest 16; of a step those of prompts whose random number is lowest; of all the latest 256."""
+    rng = Random(5)
+    texts, runs = RunTexts(), {"a": run(has_baseline=True)}
+    texts.add(runs, "a", [kept(i) for i in range(N_SAMPLES)])
+    expected = []
+    for number in range(4_000):
+        step = rng.choice([None, number // 700, number // 700, number // 700])
+        key = rng.randrange(-(2**62), 2**62) if rng.random() < 0.9 else rng.randrange(3)
+        sample = kept(number)._replace(sample=kept(number).sample._replace(prompt_key=key, step=step))
+        texts.add(runs, "a", [sample])
+        expected.append(sample)
+        of_prompt = [each for each in expected if each.sample.prompt_key == key]
+        of_step = [each for each in expected if step is not None and each.sample.step == step]
+        if len(of_prompt) > N_OF_PROMPT:
+            expected.remove(of_prompt[0])
+        elif len(of_step) > run_texts.N_OF_STEP:
+            drawn = [(each.sample.prompt_key ^ step) * 0x9E3779B97F4A7C15 % 2**64 for each in of_step]
+            expected.remove(of_step[drawn.index(max(drawn))])
+        elif len(expected) > N_SAMPLES:
+            del expected[0]
+    assert texts.recent("a") == expected
+    assert texts.n_bytes == sum(each.n_bytes for each in (*texts.early("a"), *expected))
+    (of_run,) = texts._runs.values()
+    assert sum(map(len, of_run.drawn.values())) <= 3 * len(expected), "of deleted ones nothing is kept for ever"
+
+
+def test_a_step_that_never_ends_keeps_no_memory_of_deleted_samples():
+    texts, runs = RunTexts(), {"a": run(has_baseline=True)}
+    texts.add(runs, "a", [kept(i) for i in range(N_SAMPLES)])
+    for i in range(4_000):
+        sample = kept(i)
+        texts.add(runs, "a", [sample._replace(sample=sample.sample._replace(prompt_key=i % 4, step=1))])
+    (of_run,) = texts._runs.values()
+    assert len(of_run.drawn[1]) <= 2 * run_texts.N_OF_STEP + 1
