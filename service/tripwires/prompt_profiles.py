@@ -2,8 +2,8 @@
 
 Each profile is a distribution of prompts, for which the run learns a baseline. A window belongs to the profile of the one before,
 else to the most similar one, as long as the difference is within chance; otherwise a new profile begins. Compared are the means of
-`FEATURES` over the prompts of the window, and those of the latest windows together, which show slow change. The variance of a mean
-is that of prompts and that of windows: a run whose batches alternate between sources from the start has one profile.
+`FEATURES` over the prompts of the latest windows with those of all windows before, by the largest difference, at a level that holds
+for the whole run (`looks`). A mix of sources whose shares vary from window to window is one distribution.
 
 Only the turns before the first response of a conversation are read: later ones depend on the policy. The number of profiles is
 bounded, so a run whose prompts never stop changing is compared with the most similar profile in the end. Pure.
@@ -14,11 +14,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import log
-from typing import Final
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from rewardserve.model.conversation import Sample
+from rewardserve.service.tripwires.looks import critical_z
 
 MAX_PROFILES: Final = 8
 """Profiles of a run, the first one included."""
@@ -29,17 +31,18 @@ MAX_PROMPTS: Final = 64
 MIN_PROMPTS: Final = 4
 """Fewest prompts of a window that can show a change."""
 
-MAX_CHANCE: Final = 110.0
-"""Sum of the squares of differences in standard errors that chance explains; `len(FEATURES)` are expected."""
+MIN_EFFECT: Final = 0.04
+"""The square of a difference, in standard deviations of prompts, from which responses may change by a threshold of a wire."""
 
-MIN_EFFECT: Final = 1.0
-"""Sum of the squares of differences in standard deviations of prompts from which responses may change by a threshold of a wire."""
+LENGTHS: Final = (1, 2, 4, 8, 16, 32)
+"""Numbers of the latest windows that are compared, together, with those before them."""
 
 _FEW: Final = 8.0
-"""Prompts with which the sum exceeds chance twice as far: their features are not normal."""
+"""Prompts with which a squared difference exceeds chance twice as far: their features are not normal."""
+
 _HEAD, _TAIL = 200, 60
 """Characters of a long prompt that are read."""
-_NUMBER: Final = re.compile(rb"[0-9]+")
+_NUMBER: Final = re.compile(rb"\b[A-Za-z]*+[0-9][0-9A-Za-z]*+")
 _CLASSES: Final = {
     "digits": b"0123456789",
     "capitals": bytes(range(65, 91)),
@@ -58,8 +61,6 @@ _MIN_STD = {"length": 0.2, "lines": 0.2, "question": 0.1, "bytes a character": 0
     ("spaces", *_CLASSES), 0.01
 )
 _MIN_VARIANCE = tuple(_MIN_STD.get(name, 0.1) ** 2 for name in FEATURES)
-_NEWEST: Final = 0.1
-"""Weight of the newest window in smoothed means."""
 
 
 def given_text(sample: Sample) -> str:
@@ -76,14 +77,14 @@ def given_text(sample: Sample) -> str:
 
 
 def prompt_features(text: str) -> tuple[float, ...]:
-    """`FEATURES` of a text, whose numbers have one digit each: logarithms of length and lines, whether it asks, shares of classes
-    of bytes, the first word hashed."""
+    """`FEATURES` of a text, whose numbers and ids have one digit each: logarithms of length and lines, whether it asks, shares of
+    classes of bytes, the first word hashed."""
     read = text if len(text) <= _HEAD + _TAIL else text[:_HEAD] + text[-_TAIL:]
     whole = read.encode("utf-8", "replace")
     content = _NUMBER.sub(b"0", whole)
     n = len(content) or 1
-    words = read.split(None, 1)
-    first = crc32(words[0].lower().encode("utf-8", "replace")) % _N_FIRST_WORDS if words else 0
+    words = content.split(None, 1)
+    first = crc32(words[0].lower()) % _N_FIRST_WORDS if words else 0
     shares = [(n - len(content.translate(None, of_class))) / n for of_class in _CLASSES.values()]
     return (
         log(1 + len(text) - len(whole) + len(content)),
@@ -96,90 +97,125 @@ def prompt_features(text: str) -> tuple[float, ...]:
     )
 
 
-@dataclass(slots=True)
-class FeatureMeans:
-    """Means and variances of the features over `n` prompts."""
+class FeatureSums(NamedTuple):
+    """Sums of the features over `n` prompts, and of their squared deviations from the means of their windows."""
 
     n: float
-    means: list[float]
-    variances: list[float]
+    sums: tuple[float, ...]
+    deviations: tuple[float, ...]
 
     @classmethod
-    def of(cls, prompts: Sequence[Sequence[float]]) -> FeatureMeans:
-        """Those of single prompts."""
-        n = len(prompts)
-        columns = list(zip(*prompts, strict=True))
-        means = [sum(column) / n for column in columns]
-        squares = [sum([x * x for x in column]) / n for column in columns]
-        return cls(n, means, [max(0.0, square - mean * mean) for square, mean in zip(squares, means, strict=True)])
+    def of(cls, prompts: Sequence[Sequence[float]]) -> FeatureSums:
+        """Those of the prompts of a window."""
+        n, columns = len(prompts), list(zip(*prompts, strict=True))
+        sums = tuple([sum(column) for column in columns])
+        squares = [sum([x * x for x in column]) for column in columns]
+        deviations = [max(0.0, square - each * each / n) for square, each in zip(squares, sums, strict=True)]
+        return cls(n, sums, tuple(deviations))
+
+    def plus(self, other: FeatureSums, sign: float = 1.0) -> FeatureSums:
+        """Those of both together; with `sign` -1 those that are left without the other."""
+        sums = tuple([a + sign * b for a, b in zip(self.sums, other.sums, strict=True)])
+        deviations = tuple([a + sign * b for a, b in zip(self.deviations, other.deviations, strict=True)])
+        return FeatureSums(self.n + sign * other.n, sums, deviations)
+
+    def differences(self, other: FeatureSums) -> list[float]:
+        """The square of the difference of means of each feature, on the scale of a variance of prompts."""
+        n, m = self.n, other.n
+        times = n * m / (n + m)
+        return [(x / n - y / m) * (x / n - y / m) * times for x, y in zip(self.sums, other.sums, strict=True)]
+
+    def variances(self, other: FeatureSums) -> list[float]:
+        """The variance of each feature within windows, of both together."""
+        n, columns = self.n + other.n, zip(self.deviations, other.deviations, _MIN_VARIANCE, strict=True)
+        return [max(least, (u + v) / n) for u, v, least in columns]
 
 
 @dataclass(slots=True)
 class PromptProfile:
-    """A distribution of prompts. `learned` are its first windows, until `is_complete`; `recent` is smoothed over all windows, with
-    the effective number of its prompts.
+    """A distribution of prompts: the sums of its `n_windows` windows, of which the latest are `recent`. The first `n_learned` ones
+    are those until the baseline of its responses was complete.
 
-    Of the learned windows together: `n` prompts, `means`, the variance `within` windows, and that `between` their means beyond it.
+    `jumps` are the `differences` of successive windows, added up over `n_jumps`: in a shuffled run each is as large as the variance
+    of prompts, and larger where the mix of sources varies by more than that.
     """
 
-    learned: list[FeatureMeans] = field(default_factory=list)
-    recent: FeatureMeans | None = None
-    is_complete: bool = False
+    total: FeatureSums | None = None
+    recent: list[FeatureSums] = field(default_factory=list)
+    n_windows: int = 0
+    n_learned: int = 0
+    jumps: list[float] = field(default_factory=lambda: [0.0] * len(FEATURES))
+    n_jumps: int = 0
     n_restarts: int = 0
-    n: float = 0.0
-    means: list[float] = field(default_factory=list)
-    within: list[float] = field(default_factory=list)
-    between: list[float] = field(default_factory=list)
-
-    def add(self, window: FeatureMeans) -> None:
-        """Add a window that belongs to this profile."""
-        if not self.is_complete:
-            self.learned.append(window)
-            self._learn()
-        if self.recent is None:
-            self.recent = window
-            return
-        self.recent = FeatureMeans(
-            min(self.recent.n + window.n, window.n * (2.0 - _NEWEST) / _NEWEST),
-            [old + _NEWEST * (new - old) for old, new in zip(self.recent.means, window.means, strict=True)],
-            window.variances,
-        )
-
-    def _learn(self) -> None:
-        n, n_windows = sum(each.n for each in self.learned), len(self.learned)
-        self.n, self.means, self.within, self.between = n, [], [], []
-        for i, least in enumerate(_MIN_VARIANCE):
-            mean = sum([each.n * each.means[i] for each in self.learned]) / n
-            within = max(least, sum([each.n * each.variances[i] for each in self.learned]) / n)
-            squares = sum([(each.means[i] - mean) * (each.means[i] - mean) for each in self.learned])
-            beyond = squares / (n_windows - 1) - within * n_windows / n if n_windows > 1 else 0.0
-            self.means.append(mean)
-            self.within.append(within)
-            self.between.append(max(0.0, beyond) * (1.0 + 1.0 / n_windows))
-
-    def distance(self, window: FeatureMeans) -> float:
-        """How far the means are apart in standard errors: the sum of the squares of the differences."""
-        times = 1.0 / self.n + 1.0 / window.n
-        columns = zip(window.means, self.means, self.within, self.between, strict=True)
-        return sum([(new - old) * (new - old) / (within * times + between) for new, old, within, between in columns])
-
-    def is_like(self, window: FeatureMeans) -> bool:
-        """Whether the difference is within chance, which is larger with few prompts, or too small to change responses."""
-        distance = self.distance(window)
-        effect = (distance - len(FEATURES)) * (1.0 / self.n + 1.0 / window.n)
-        return distance <= MAX_CHANCE * (1.0 + _FEW / window.n) or effect <= MIN_EFFECT
 
     @property
-    def has_drifted(self) -> bool:
-        """Whether the latest windows together are unlike the first ones."""
-        return self.is_complete and self.recent is not None and not self.is_like(self.recent)
+    def is_complete(self) -> bool:
+        """Whether the baseline of its responses is complete."""
+        return self.n_learned > 0
+
+    def add(self, window: FeatureSums) -> None:
+        """Add a window that belongs to this profile."""
+        if self.recent:
+            self.jumps = [a + b for a, b in zip(self.jumps, window.differences(self.recent[-1]), strict=True)]
+            self.n_jumps += 1
+        self.n_windows += 1
+        self.total = window if self.total is None else self.total.plus(window)
+        self.recent = [*self.recent[1 - LENGTHS[-1] :], window]
+
+    def distance(self, window: FeatureSums) -> float:
+        """The largest squared difference of a feature from all windows, in standard errors."""
+        return 0.0 if self.total is None else _largest(self.total, window, self.jumps, self.n_jumps)
+
+    def is_like(self, window: FeatureSums, n_looks: int) -> bool:
+        """Whether the difference is within chance at look number `n_looks` of the run."""
+        return self.total is None or self.distance(window) <= max_chance(n_looks, self.total.n, window.n)
+
+    def has_changed(self, n_looks: int) -> bool:
+        """Whether some of the latest windows together are unlike those before them."""
+        if self.total is None or not self.is_complete:
+            return False
+        most, latest, n = min(len(self.recent), self.n_windows - self.n_learned), self.recent[-1], 1
+        for length in LENGTHS[1:]:
+            if length > most:
+                break
+            while n < length:
+                n += 1
+                latest = latest.plus(self.recent[-n])
+            before = self.total.plus(latest, -1.0)
+            chance = max_chance(n_looks, before.n, latest.n)
+            if _largest(before, latest) > chance and _largest(before, latest, *self._jumps_before(length)) > chance:
+                return True
+        return False
+
+    def _jumps_before(self, n_windows: int) -> tuple[list[float], int]:
+        """The jumps but those to the latest windows: these are no evidence of how far the mix varied before."""
+        jumps, windows = self.jumps, self.recent[-n_windows - 1 :]
+        for old, new in pairwise(windows):
+            jumps = [a - b for a, b in zip(jumps, new.differences(old), strict=True)]
+        return jumps, self.n_jumps - len(windows) + 1
 
     def restart(self) -> None:
         """Forget the windows so far: the first one had prompts of before the change too."""
-        self.learned.clear()
-        self.n = 0.0
-        self.recent = None
+        self.total, self.recent, self.n_windows = None, [], 0
         self.n_restarts += 1
+
+
+def _largest(before: FeatureSums, latest: FeatureSums, jumps: Sequence[float] = (), n_jumps: int = 0) -> float:
+    """The largest squared difference of a feature in standard errors, which are larger where windows differ by more than their
+    prompts let expect: all as much as those of the feature in which they do so most.
+    """
+    variances = before.variances(latest)
+    largest = max([a / b for a, b in zip(before.differences(latest), variances, strict=True)])
+    ratios = [a / (n_jumps * b) for a, b in zip(jumps, variances, strict=True)] if n_jumps > 0 else []
+    return largest / max([1.0, *ratios])
+
+
+def max_chance(n_looks: int, n_before: float, n_latest: float) -> float:
+    """The largest squared difference, in standard errors, that chance explains at look number `n_looks` of a run, or that is too
+    small to matter.
+    """
+    by_chance = critical_z(n_looks, len(LENGTHS) * len(FEATURES)) ** 2 * (1.0 + (_FEW / min(n_before, n_latest)) ** 2)
+    return max(by_chance, MIN_EFFECT / (1.0 / n_before + 1.0 / n_latest))
 
 
 @dataclass(slots=True)
@@ -191,6 +227,7 @@ class PromptProfiles:
     profiles: list[PromptProfile] = field(default_factory=lambda: [PromptProfile()])
     current: int = 0
     n_changes: int = 0
+    n_looks: int = 0
     window: dict[int, tuple[float, ...]] = field(default_factory=dict)
 
     def add(self, prompt_hash: int, text: str) -> None:
@@ -203,31 +240,32 @@ class PromptProfiles:
         prompts = [*self.window.values()]
         self.window.clear()
         if len(prompts) >= MIN_PROMPTS:
-            window = FeatureMeans.of(prompts)
+            self.n_looks += 1
+            window = FeatureSums.of(prompts)
             self.current = self._profile_of(window)
             self.profiles[self.current].add(window)
         return self.current
 
     def complete(self, profile: int) -> None:
         """Freeze a profile: the baseline of its responses is complete."""
-        self.profiles[profile].is_complete = True
+        self.profiles[profile].n_learned = max(1, self.profiles[profile].n_windows)
 
-    def _profile_of(self, window: FeatureMeans) -> int:
-        known = self.profiles[self.current]
+    def _profile_of(self, window: FeatureSums) -> int:
+        known, n = self.profiles[self.current], self.n_looks
         if not self.profiles[0].is_complete:  # the first baseline is of all prompts of the warm-up
             return 0
-        if not known.learned or (known.is_like(window) and not known.has_drifted):
+        if not known.n_windows or (known.is_like(window, n) and not known.has_changed(n)):
             return self.current
-        others = [i for i, each in enumerate(self.profiles) if each.learned and i != self.current]
+        others = [i for i, each in enumerate(self.profiles) if each.n_windows and i != self.current]
         others.sort(key=lambda i: self.profiles[i].distance(window))
-        if others and self.profiles[others[0]].is_like(window) and not self.profiles[others[0]].has_drifted:
+        if others and self.profiles[others[0]].is_like(window, n) and not self.profiles[others[0]].has_changed(n):
             return others[0]
         if not known.is_complete:
             if known.n_restarts == 0:
                 known.restart()
             return self.current
         if len(self.profiles) < MAX_PROFILES:
-            self.profiles.append(PromptProfile())
+            self.profiles.append(PromptProfile(jumps=[*known.jumps], n_jumps=known.n_jumps))
             self.n_changes += 1
             return len(self.profiles) - 1
         return min(range(len(self.profiles)), key=lambda i: self.profiles[i].distance(window))

@@ -13,7 +13,7 @@ from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.prompt_profiles import (
     FEATURES,
     MAX_PROFILES,
-    FeatureMeans,
+    FeatureSums,
     PromptProfiles,
     given_text,
     prompt_features,
@@ -197,6 +197,38 @@ def test_an_acknowledged_note_comes_again_with_the_next_change():
     assert watched(stream(7, ["code"] * 6 + ["summary"] * 12), monitor=monitor)[1] == [(6, "prompts_changed")]
 
 
+def mixed(seed, shares_of, n_prompts, block=1, n_windows=60):
+    """Windows in which a shuffled mix was found to have changed. `block`: neighbours of one source."""
+    rng, profiles, changed = Random(seed), PromptProfiles(), []
+    for window in range(n_windows):
+        kinds = [
+            kind for _ in range(0, n_prompts, block) for kind in rng.choices([*SOURCES], shares_of(window)) * block
+        ]
+        before = profiles.n_changes
+        profile = closed(profiles, [SOURCES[kind](rng) for kind in kinds])
+        changed += [window] * (profiles.n_changes - before)
+        if profiles.profiles[profile].total.n >= 64 and profiles.profiles[profile].n_windows >= 4:
+            profiles.complete(profile)
+    return changed
+
+
+@pytest.mark.parametrize("n_prompts", [8, 64])
+@pytest.mark.parametrize("block", [1, 4, 8])
+def test_a_shuffled_mix_is_no_change_although_the_mix_of_a_step_varies(n_prompts, block):
+    for seed, shares in enumerate([(1, 1, 0), (4, 1, 1), (1, 3, 2), (3, 1, 0)]):
+        assert mixed(seed, lambda _, shares=shares: shares, n_prompts, block) == [], (seed, shares)
+
+
+@pytest.mark.parametrize(("n_prompts", "least"), [(64, 0.3), (16, 0.6), (8, 0.6)])
+@pytest.mark.parametrize("at", [10, 20, 40])
+def test_another_source_of_a_part_of_the_prompts_is_seen_once(n_prompts, least, at):
+    for seed, share in enumerate((least, 1.0)):
+        (seen,) = mixed(
+            seed, lambda window, share=share: (1 - share * (window >= at), 0, share * (window >= at)), n_prompts
+        )
+        assert at <= seen <= at + 8, (share, seen)
+
+
 # -- nasty runs -------------------------------------------------------------------------------------------------------
 
 
@@ -221,9 +253,10 @@ def test_prompts_that_never_stop_changing_are_learned_a_bounded_number_of_times(
     profiles, rng = PromptProfiles(), Random(10)
     n_learning = 0
     for window in range(400):
-        profile = closed(profiles, [f"{'x' * (1 + window // 3) * 9} {rng.random()}" for _ in range(64)])
+        kind, times = divmod(window // 14, 9)
+        profile = closed(profiles, [f"{'xJ{A'[kind] * 9 * 2**times} {rng.random()}" for _ in range(64)])
         n_learning += not profiles.profiles[profile].is_complete
-        if len(profiles.profiles[profile].learned) >= 4:
+        if profiles.profiles[profile].n_windows >= 4:
             profiles.complete(profile)
     assert len(profiles.profiles) == MAX_PROFILES
     assert n_learning <= 6 * MAX_PROFILES
@@ -234,7 +267,7 @@ def test_slow_change_of_prompts_is_seen_by_the_latest_windows_together():
     for window in range(80):
         share = max(0, window - 10) / 70
         profile = closed(profiles, [mixed_prompt(share)(rng) for _ in range(64)])
-        if len(profiles.profiles[profile].learned) >= 4:
+        if profiles.profiles[profile].n_windows >= 4:
             profiles.complete(profile)
     assert 1 <= profiles.n_changes < MAX_PROFILES - 1
 
@@ -250,14 +283,28 @@ def test_prompts_of_one_source_are_no_change(n_prompts):
         assert profiles.n_changes == 0
 
 
-def test_the_distance_is_a_sum_of_squared_differences_in_standard_errors():
-    """Reference: written out for one feature that differs, with as much variance within windows and none between them."""
-    profiles = PromptProfiles()
-    moved = [(float(i % 2) + 1.0, *[0.0] * (len(FEATURES) - 1)) for i in range(32)]
-    for _ in range(2):
-        profiles.window = {i: (float(i % 2), *[0.0] * (len(FEATURES) - 1)) for i in range(64)}
+def windows_of(profiles, *windows):
+    """Windows of these prompts, whose features but the first are 0. The profile of the last one."""
+    for prompts in windows:
+        profiles.window = {i: (x, *[0.0] * (len(FEATURES) - 1)) for i, x in enumerate(prompts)}
         profiles.close_window()
-    assert profiles.profiles[0].distance(FeatureMeans.of(moved)) == pytest.approx(1.0 / (0.25 * (1 / 128 + 1 / 32)))
+    return profiles.profiles[profiles.current]
+
+
+def test_the_distance_is_the_largest_square_of_a_difference_in_standard_errors():
+    """Reference: written out for one feature that differs, with as much variance within windows and none between them."""
+    known = windows_of(PromptProfiles(), [float(i % 2) for i in range(64)], [float(i % 2) for i in range(64)])
+    moved = FeatureSums.of([(float(i % 2) + 1.0, *[0.0] * (len(FEATURES) - 1)) for i in range(32)])
+    assert known.distance(moved) == pytest.approx(1.0 / (0.25 * (1 / 128 + 1 / 32)))
+
+
+def test_where_windows_differ_by_more_than_their_prompts_the_distance_is_smaller_by_that():
+    """Reference: windows of 64 prompts whose means are 0 and 2 by turns, each with a variance of 1 within."""
+    low, high = [i % 2 * 2.0 - 1.0 for i in range(64)], [i % 2 * 2.0 + 1.0 for i in range(64)]
+    known = windows_of(PromptProfiles(), low, high, low, high)
+    moved = FeatureSums.of([(x + 4.0, *[0.0] * (len(FEATURES) - 1)) for x in high])
+    times_as_far = 2.0**2 / (1 / 64 + 1 / 64)
+    assert known.distance(moved) == pytest.approx(5.0**2 / (1 / 256 + 1 / 64) / times_as_far)
 
 
 @pytest.mark.parametrize(
