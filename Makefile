@@ -26,7 +26,7 @@ SOAK ?=
 MEMORY ?=
 OVERLOAD ?=
 
-.PHONY: help hashes image-digests setup install serve test test-sweeps test-vllm test-trainers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check docs reference bench bench-peers bench-overhead bench-tripwires bench-load gym gym-report streams grpo drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
+.PHONY: help hashes image-digests setup install serve test test-sweeps test-vllm test-trainers test-trackers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check docs reference bench bench-peers bench-overhead bench-tripwires bench-load gym gym-report streams grpo drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo "make test-sweeps    every case of the tests of which make test runs some (minutes)"
 	@echo "make test-vllm      the vllm backend against vLLM itself, on the CPU; installs it into .bench/ (minutes)"
 	@echo "make test-trainers  TRL, OpenRLHF, verl, LLaMA-Factory and NeMo-Gym against a live server; installs them into .bench/"
+	@echo "make test-trackers  trackio, MLflow, W&B, Optuna and bitsandbytes, which make test skips; installs them into .bench/"
 	@echo "make test-cuda-dry  the CUDA path on a device that computes nothing; installs torch's CUDA build into .bench/ (5 GB)"
 	@echo "make test-architectures  every decoder of transformers, tiny, through its engine against plain forwards; writes docs/reference/architectures.md"
 	@echo "make test-ray       the server on Ray Serve, with replicas that follow the queue; installs Ray into .bench/"
@@ -107,6 +108,12 @@ test-vllm: setup
 test-trainers: setup
 	@$(BIN)/python -m tests.trainers.install
 	@"$$($(BIN)/python -m tests.trainers.install | tail -n 1)" -m pytest -o filterwarnings=default -o timeout=900 tests/trainers
+
+# As above; no network and no account is needed. The tests that skip where these packages are missing.
+test-trackers: setup
+	@$(BIN)/python -m tests.trackers.install
+	@"$$($(BIN)/python -m tests.trackers.install | tail -n 1)" -m pytest -n0 -o filterwarnings=default -o timeout=300 \
+	  tests/integration/test_training_trackers.py tests/integration/test_training_quantized.py tests/integration/test_sweep.py
 
 # As above; no GPU and no driver is needed.
 test-cuda-dry: setup
