@@ -318,10 +318,12 @@ def _crossvalidate(config: Config, n_folds: int) -> None:
     from rewardserve.training.evaluation.graded_metrics import graded_lines
 
     found = crossvalidate(config, n_folds)
-    for line, m, by_group in zip(summary_lines(found.metrics), found.metrics, found.by_group, strict=True):
-        show(
-            f"{line}, shorter {m.shorter:.3f}; accuracy of a group {spread(by_group)}, NLL {m.nll:.3f}, ECE {m.ece:.3f}"
-        )
+    each = [
+        f", shorter {m.shorter:.3f}; accuracy of a group {spread(by_group)}, NLL {m.nll:.3f}, ECE {m.ece:.3f}"
+        for m, by_group in zip(found.metrics, found.by_group, strict=True)
+    ]
+    for line, more in zip(summary_lines(found.metrics), each or [""], strict=True):
+        show(line + more)
     for m in found.crossed:
         show(f"{m.head} on {m.source}: accuracy {m.accuracy:.3f} [{m.accuracy_low:.3f}, {m.accuracy_high:.3f}]")
     for text in graded_lines(found.graded):

@@ -10,8 +10,10 @@ import csv
 import hashlib
 import json
 import math
+import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -150,9 +152,10 @@ def _study(folder: Path, config: Config, space: Sequence[Dimension], n_folds: in
     plain = {k: v for k, v in recipe.plain(config).items() if k not in ("output", "eval", "export")}
     searched = {d.key: [d.choices, d.low, d.high, d.is_log] for d in space}
     made_of = hashlib.sha256(json.dumps([plain, searched, n_folds], sort_keys=True).encode()).hexdigest()
-    study = optuna.create_study(
-        storage=f"sqlite:///{folder.absolute() / STUDY}", study_name="sweep", direction="maximize", load_if_exists=True
-    )
+    # Any path may name the file: in a URL a question mark begins options, and Optuna fills in braces.
+    opened = {"creator": partial(sqlite3.connect, folder / STUDY, timeout=60, check_same_thread=False)}
+    storage = optuna.storages.RDBStorage("sqlite:///", engine_kwargs=opened)
+    study = optuna.create_study(storage=storage, study_name="sweep", direction="maximize", load_if_exists=True)
     if study.user_attrs.setdefault(_MADE_OF, made_of) != made_of:
         raise ConfigError(
             f"{folder / STUDY} was made by another recipe, --space or --folds. Choose another output.folder, or move it away."
@@ -201,7 +204,9 @@ def _run(
             config = recipe.load(path, [*overrides, *(_set(key, value) for key, value in values.items())])
             place = Path(config.output.folder) / "trials" / str(trial.number)
             config = replace(config, output=replace(config.output, folder=str(place)))
-            metrics = crossvalidate(config, n_folds)
+            accuracy = pooled(metrics := crossvalidate(config, n_folds), "accuracy")
+            if math.isnan(accuracy):
+                raise DataError("no two held-out responses can be compared, so there is no accuracy to search for")
         except BaseException as error:
             # Before any result the fault is the recipe's, not that of a trial's values.
             reason = _reason(error) if _finished(study) or not isinstance(error, ConfigError | DataError) else None
@@ -212,7 +217,6 @@ def _run(
                 raise
             say(f"trial {n} has no accuracy: {reason}")
             continue
-        accuracy = pooled(metrics, "accuracy")
         for name in ("accuracy_low", "accuracy_high", "nll"):
             trial.set_user_attr(name, pooled(metrics, name))
         study.tell(trial, accuracy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -138,6 +139,26 @@ def test_a_trial_that_breaks_is_counted_with_its_reason_and_the_sweep_goes_on(tm
     rows = table_of(tmp_path)
     assert [bool(row["accuracy"]) for row in rows] == [True, True, False]
     assert rows[-1]["reason"] == "step 3: the loss is not finite"
+
+
+def test_without_two_responses_that_can_be_compared_a_sweep_ends_in_words(tmp_path, recipe, monkeypatch, capsys):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(crossvalidate, "crossvalidate", lambda config, n_folds: SimpleNamespace(metrics=()))
+    assert run(recipe) == 2
+    assert "no two held-out responses can be compared" in capsys.readouterr().err
+
+
+def test_a_sweep_goes_on_in_a_folder_of_any_name(tmp_path, recipe, monkeypatch):
+    pytest.importorskip("optuna")
+    line = SimpleNamespace(
+        source="pairs", head="score", n_pairs=9, accuracy=0.5, accuracy_low=0.4, accuracy_high=0.6, nll=0.7
+    )
+    monkeypatch.setattr(crossvalidate, "crossvalidate", lambda config, n_folds: SimpleNamespace(metrics=(line,)))
+    folder = tmp_path / "is {it} 100%? #1\nyes"
+    place = ("--set", f"output.folder={json.dumps(str(folder))}")
+    assert [run(recipe, *place, trials=1), run(recipe, *place, trials=2)] == [0, 0]
+    assert {path.name for path in folder.iterdir()} == {".lock", "best.yaml", "sweep.db", "trials.csv"}
+    assert len((folder / "trials.csv").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,16 @@ def test_crossvalidation_holds_out_ratings_too(sft, tmp_path, two_sources, capsy
     assert "Spearman" in capsys.readouterr().out
 
 
+def test_crossvalidation_of_labels_that_are_all_equal_has_no_accuracy(sft, tmp_path, capsys):
+    rows = [row | {"label": True} for row in rows_of("labels", 40)]
+    source = world.write_jsonl(tmp_path / "rows.jsonl", rows)
+    recipe = recipe_for(tmp_path, sft, [source], method={"name": "frozen"}, optim={"epochs": 1})
+    assert main(["crossvalidate", "--config", str(recipe), "--folds", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "held out: no pairs, so there is no accuracy" in out
+    assert "AUC 0.500" in out
+
+
 def test_the_first_stage_changes_what_the_second_starts_from(sft, tmp_path, two_sources):
     """A stage of no effect would leave the weights of pairs alone."""
     alone = workflow.train(load(recipe_for(tmp_path, sft, two_sources[:1])))
