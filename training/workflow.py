@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from rewardserve.model.backends import LoadError
 from rewardserve.model.backends.engine_check import padding_objection
@@ -83,6 +84,7 @@ from rewardserve.training.loop.methods import (
     quantize,
 )
 from rewardserve.training.loop.reporting import check_trackers, reports
+from rewardserve.training.loop.sharding import check_sharding
 from rewardserve.training.loop.stages import (
     TrainingStage,
     continued,
@@ -144,6 +146,7 @@ def _train(config: Config) -> Path:
     folder = Path(config.output.folder)
     timer = RunTimer()
     with _lock_folder(folder):
+        check_sharding(config)
         resume_from = _step_to_resume(config, folder)
         for each in stage_configs(config):
             check_optimizer(each)
@@ -160,6 +163,7 @@ def _train(config: Config) -> Path:
         check_targets(start.network, config.method)
         print_not_adapted(config, start)
         tables = encode(config, start)
+        _refuse_unequal_ranks(tables)
         _refuse_other_inputs(config, folder, start, tables.train, resume_from)
         _refuse_untrained_heads(config, tables.train)
         for stage in stages_of(config, tables.train):
@@ -676,6 +680,18 @@ def _refuse_other_inputs(
         )
 
 
+def _refuse_unequal_ranks(tables: EncodedData) -> None:
+    """Raise `DataError` unless all processes have read the same rows: they would train some twice and others never."""
+    if n_processes() == 1:
+        return
+    own = data.digest((*tables.train.items, *tables.held_items.items))
+    if len(set(gather_object([own]))) > 1:
+        raise data.DataError(
+            "the processes have read different rows: a file of data.sources differs between machines, or was written while they "
+            "read it. Copy it to all of them, or wait for its end."
+        )
+
+
 def _identity(config: Config) -> dict[str, Any]:
     """Settings that must be equal for two runs to be the same run: all but output paths and intervals."""
     plain = recipe.plain(config)
@@ -758,8 +774,6 @@ def _fit_stage(
     collator, steps = Collator(table, start.network.head_names, rows), stage.steps(folder)
     evaluate_now = partial(_evaluate_held_out, config, start, held_out) if len(held_out) else None
     trainer = RewardTrainer(module, table, collator, stage.config, evaluate_held_out=evaluate_now, steps=steps)
-    if stage.name:
-        trainer.refuse_sharded_stages()
     step = last_complete(steps) if resumes else None
     with stops_at_signals(trainer), reports(trainer, config.output.report_to, folder / "logs" / stage.name):
         trainer.train(resume_from_checkpoint=str(step) if step else None)

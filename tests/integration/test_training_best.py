@@ -14,7 +14,7 @@ from rewardserve.training import workflow
 from rewardserve.training.batches import scoring
 from rewardserve.training.errors import Stopped
 from rewardserve.training.evaluation import evaluate
-from rewardserve.training.loop import step_checkpoints
+from rewardserve.training.loop import step_checkpoints, trainer
 from rewardserve.training.loop.trainer import RewardTrainer
 from rewardserve.training.settings.recipe import load
 from tests.support import planted_pairs as world
@@ -124,6 +124,14 @@ def test_patience_ends_training_and_a_resumed_run_ends_at_the_same_step(tmp_path
     weights = [load_file(each / "checkpoint" / "model.safetensors") for each in (out, again)]
     for name, tensor in weights[0].items():
         assert tensor.flatten().tolist() == pytest.approx(weights[1][name].flatten().tolist(), abs=1e-5), name
+
+
+def test_all_ranks_choose_by_the_figures_of_the_first(tmp_path, sft, monkeypatch):
+    """Each would evaluate to its own last digits, and some would stop while others wait for them."""
+    monkeypatch.setattr(trainer, "broadcast_object_list", lambda own: [{"accuracy": 0.5, "nll": 0.125}])
+    recipe = recipe_in(tmp_path / "run", sft, method="frozen", patience=2)
+    assert main(["train", "--config", recipe]) == 0
+    assert report_of(tmp_path / "run" / "out")["best step"] == {"step": 3, "metric": "nll", "value": 0.125}
 
 
 def test_finish_exports_the_best_step_of_a_stopped_run(tmp_path, sft, monkeypatch):

@@ -15,6 +15,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from rewardserve.cli import main
 from rewardserve.model.contract import ScoringContract
+from rewardserve.training import workflow
 from rewardserve.training.loop.step_checkpoints import read_best
 from tests.support import planted_pairs as world
 
@@ -102,6 +103,50 @@ def test_two_ranks_walk_the_path_of_one(tmp_path):
     assert main(["train", "--config", str(recipe_in(tmp_path / "one", sft, pairs, accumulate=2))]) == 0
     in_two_ranks(recipe_in(tmp_path / "two", sft, pairs))
     assert_same_path(tmp_path)
+
+
+NEED_WHOLE = {
+    "stages": ({"stages": [{"kinds": ["pairs"]}]}, "ACCELERATE_USE_FSDP"),
+    "length_head": ({"length_head": {"correlation": 1.0}}, "ACCELERATE_USE_DEEPSPEED"),
+    "optim.ema": ({"optim": {"ema": 0.9}}, "ACCELERATE_USE_FSDP"),
+    "method.quantize": ({"method": {"name": "lora", "quantize": "nf4"}}, "ACCELERATE_USE_FSDP"),
+}
+
+
+@pytest.mark.parametrize("setting", NEED_WHOLE)
+def test_settings_that_need_whole_weights_are_refused_under_shards_before_the_model_is_loaded(
+    tmp_path, capsys, monkeypatch, setting
+):
+    sections, flag = NEED_WHOLE[setting]
+    monkeypatch.setenv(flag, "true")
+    pairs = world.write_jsonl(tmp_path / "pairs.jsonl", world.planted_rows(8))
+    recipe = recipe_in(tmp_path / "run", tmp_path / "no model", pairs)
+    world.recipe_file(recipe, **(yaml.safe_load(recipe.read_text()) | sections))
+    assert main(["train", "--config", str(recipe)]) == 2
+    said = capsys.readouterr().err
+    assert f"{setting} needs whole weights on every rank" in said
+    assert ("FSDP" if "FSDP" in flag else "DeepSpeed") in said
+
+
+def test_a_line_says_that_shards_are_for_gpus_alone(capsys, monkeypatch):
+    from rewardserve.training.loop import sharding
+    from tests.unit.training.loop.test_trainer import config
+
+    monkeypatch.setattr(sharding.torch.cuda, "is_available", lambda: False)
+    sharding.check_sharding(config())
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    sharding.check_sharding(config())
+    assert "FSDP shards on GPUs alone" in capsys.readouterr().err
+
+
+def test_processes_that_have_read_other_rows_do_not_train(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(workflow, "n_processes", lambda: 2)
+    monkeypatch.setattr(workflow, "gather_object", lambda own: [*own, "sha256:of another process"])
+    sft = world.language_model(tmp_path / "sft", layers=1)
+    pairs = world.write_jsonl(tmp_path / "pairs.jsonl", world.planted_rows(8))
+    assert main(["train", "--config", str(recipe_in(tmp_path / "run", sft, pairs))]) == 2
+    assert "the processes have read different rows" in capsys.readouterr().err
 
 
 TERMS = {

@@ -1,6 +1,7 @@
 """`python -m tests.trackers.install`: the environment of `make test-trackers`, made once; prints its Python.
 
-The optional packages of training: trackers, Optuna, bitsandbytes. MLflow whole, as its users have it: the extra has its client alone.
+The optional packages of training: trackers, Optuna, bitsandbytes. MLflow whole, as its users have it; the extra has its client
+alone.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -112,13 +113,8 @@ class RewardTrainer(Trainer):
         if self._regularisers.moments:
             self.add_callback(SavedMoments(self._regularisers.moments))
         self.add_callback(EpochOrder(self.batches))
-        if config.length_head.correlation:
-            self._refuse_sharded("length_head.correlation")
-        if config.method.quantize:
-            self._refuse_sharded("method.quantize")
         self._average: WeightAverage | None = None
         if config.optim.ema:
-            self._refuse_sharded("optim.ema")
             self._average = WeightAverage(network, config.optim.ema)
             self.add_callback(self._average)
         # Wrappers of sharded training rename and flatten the parameters.
@@ -251,10 +247,12 @@ class RewardTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Compute the held-out metrics of the weights that would be exported.
 
-        Every rank computes all of them, which is also right for sharded weights.
+        Every rank computes all of them, which is also right for sharded weights; those of the first count.
         """
         with self._average.applied() if self._average else nullcontext():
-            metrics = {f"eval_{k}": v for k, v in (self.evaluate_held_out() if self.evaluate_held_out else {}).items()}
+            found = self.evaluate_held_out() if self.evaluate_held_out else {}
+            # Ranks that disagree in the last digit would disagree on the best step, and wait for each other for ever.
+            metrics = {f"eval_{k}": v for k, v in broadcast_object_list([found])[0].items()}
             self.log(dict(metrics))
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -286,14 +284,6 @@ class RewardTrainer(Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Print nothing: frozen weights are left out of a step checkpoint on purpose."""
-
-    def refuse_sharded_stages(self) -> None:
-        """Raise `ConfigError` for several stages of sharded weights."""
-        self._refuse_sharded("stages")
-
-    def _refuse_sharded(self, setting: str) -> None:
-        if self.is_sharded:
-            raise ConfigError(f"{setting} needs whole weights on every rank; set {setting}: 0 under FSDP or DeepSpeed")
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(values, reduction="sum")
