@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.training_record import StepMeter
 from rewardserve.training import workflow
+from rewardserve.training.batches.members import trained_outputs
 from rewardserve.training.batches.pair_batches import Collator
 from rewardserve.training.loop.trainer import RewardTrainer
 from rewardserve.training.settings import recipe
@@ -37,7 +38,7 @@ def main() -> None:
     start = workflow.load_start(config)
     tables = workflow.encode(config, start)
     module, rows = workflow.network_and_rows(config, start, tables.train, None)
-    collator = Collator(tables.train, start.network.head_names, rows)
+    collator = Collator(tables.train, trained_outputs(tables.train.items, config.model, config.seed), rows)
     steps = Path(config.output.folder) / "steps"
     trainer = RewardTrainer(module, tables.train, collator, config, evaluate_held_out=None, steps=steps)
     trainer.args.save_strategy = "no"

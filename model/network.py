@@ -32,11 +32,15 @@ batches, and round differently."""
 
 @dataclass(frozen=True, slots=True)
 class NetworkOutput:
-    """Output of a forward: `scores_BH` in float32, the hidden state they were read from, and the `aux_loss` of a MoE."""
+    """Output of a forward: `scores_BH` in float32, the hidden state they were read from, and the `aux_loss` of a MoE.
+
+    `hidden_KD` are the hidden states at the tokens that the caller has named.
+    """
 
     scores_BH: Tensor
     last_hidden_BD: Tensor
     aux_loss: Tensor | None
+    hidden_KD: Tensor | None = None
 
 
 class PackedSequences(Protocol):
@@ -124,11 +128,16 @@ class RewardNetwork(nn.Module):
         return self.values_of(hidden_BTD)
 
     def forward(
-        self, input_ids_BT: Tensor, mask_BT: Tensor | None = None, packed: PackedSequences | None = None
+        self,
+        input_ids_BT: Tensor,
+        mask_BT: Tensor | None = None,
+        packed: PackedSequences | None = None,
+        token_at_K: Tensor | None = None,
     ) -> NetworkOutput:
         """Score each row at its last real token. `mask_BT` None: no row is padded. Padding may be on either side.
 
-        `packed`: the one row of `input_ids_BT` is many sequences, and each of them is scored.
+        `packed`: the one row of `input_ids_BT` is many sequences, and each of them is scored. `token_at_K`: places of tokens in
+        the flattened `input_ids_BT` whose hidden states are returned too.
         """
         hidden_BTD, router_logits = self.hidden(input_ids_BT, mask_BT, packed)
         if packed is not None:
@@ -137,7 +146,8 @@ class RewardNetwork(nn.Module):
             rows_B = torch.arange(len(hidden_BTD), device=hidden_BTD.device)
             last_B = last_index(mask_BT).to(hidden_BTD.device) if mask_BT is not None else -1
             last_BD = hidden_BTD[rows_B, last_B]
-        return NetworkOutput(self.values_of(last_BD), last_BD, self._aux_loss(router_logits, mask_BT))
+        named_KD = None if token_at_K is None else hidden_BTD.flatten(0, 1)[token_at_K.to(hidden_BTD.device)]
+        return NetworkOutput(self.values_of(last_BD), last_BD, self._aux_loss(router_logits, mask_BT), named_KD)
 
     def raw(self, scores_BH: Tensor) -> Tensor:
         """The weighted sum of the heads, `(B,)`."""

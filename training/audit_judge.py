@@ -33,7 +33,8 @@ def judge_config(config: Config, judge: AuditJudgeConfig) -> Config:
         raise ConfigError(
             f"audit_judge.n_layers is {n_layers}: none of method.layers {list(config.method.layers)} is among these. Raise it."
         )
-    model, data = replace(config.model, n_layers=n_layers), config.data
+    model = replace(config.model, n_layers=n_layers, members=1, member_data="bootstrap")
+    data = config.data
     if judge.sources:
         model = _with_heads(
             model, tuple(dict.fromkeys(head for source in judge.sources for head in source.trained_heads or ("score",)))

@@ -23,6 +23,7 @@ from rewardserve.training.dataset.sequences import FeedbackTable
 from rewardserve.training.evaluation import evaluate, folds
 from rewardserve.training.evaluation.evaluate import Floats, SliceMetrics
 from rewardserve.training.evaluation.graded_metrics import GradedMetrics, grade
+from rewardserve.training.evaluation.members import of_heads
 from rewardserve.training.finish import EncodedData
 from rewardserve.training.loop.methods import check_quantization
 from rewardserve.training.loop.trainer import check_optimizer
@@ -160,10 +161,10 @@ def _scores(
         raise RuntimeError("training returned no weights to the only process. This is a bug in workflow.fit.")
     if _is_cached(config) and features is not None:
         weight_HD = trained.network.heads.weight.detach().float().cpu()
-        cached_NH: Floats = (features @ weight_HD.T).double().numpy()
-        return cached_NH
+        cached_NH = (features @ weight_HD.T).double().numpy()
+        return of_heads(trained.network.head_names, trained.network.head_weights, cached_NH).scores_NH
     trained.network.requires_grad_(False).eval()
-    return finish.score(config, trained, table)
+    return finish.score(config, trained, table).scores_NH
 
 
 # -- results ----------------------------------------------------------------------------------------------

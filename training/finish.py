@@ -42,6 +42,7 @@ from rewardserve.training.evaluation.calibrate import NothingToFit
 from rewardserve.training.evaluation.evaluate import Floats, ScoredPairs, SliceMetrics
 from rewardserve.training.evaluation.graded_metrics import grade, graded_lines
 from rewardserve.training.evaluation.invariance import InvarianceReport
+from rewardserve.training.evaluation.members import ScoredHeads, about_members, of_heads
 from rewardserve.training.loop.step_checkpoints import BestStep
 from rewardserve.training.objective.feedback_loss import fitted
 from rewardserve.training.results import export, model_card, report
@@ -125,12 +126,14 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
     """Evaluate on the held-out pairs, calibrate, export and report. Return the checkpoint's folder."""
     network = trained.network.requires_grad_(False).eval()
     scores_NH, hidden_ND = _read(config, trained, tables.held_out)
+    about_each = about_members(tables.held_out, network.head_names, scores_NH)
     # The weights of several heads are final only here; the combined score is evaluated with them.
     trained, uncalibrated, about_hidden = _calibrated(config, trained, tables.held_out, scores_NH, hidden_ND, made.verb)
     calibration = trained.calibration
-    heads = network.head_names, network.head_weights
+    scored = of_heads(network.head_names, network.head_weights, scores_NH)
+    heads, scores_NH = (scored.names, scored.weights), scored.scores_NH
     judged = evaluate.slices(tables.held_out, scores_NH, *heads)
-    graded = grade(tables.held_items, scores_NH, network.head_names, n_bootstrap=config.eval.bootstrap)
+    graded = grade(tables.held_items, scores_NH, scored.names, n_bootstrap=config.eval.bootstrap)
     metrics = figures(config, judged)
     crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
     invariant = invariance_report(config, trained, tables.held_out, scores_NH)
@@ -148,7 +151,9 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
     facts |= {"not calibrated": uncalibrated} if uncalibrated else {}
     facts |= {"accuracy on held-out counterexamples": about_audited} if about_audited else {}
     facts |= {"notes": list(trained.notes)} if trained.notes else {}
-    facts |= {"heads": dict(zip(*heads, strict=True))} | made.facts() | made.timer.facts()
+    facts |= {"members": about_each} if about_each else {}
+    outputs = dict(zip(network.head_names, network.head_weights, strict=True))
+    facts |= {"heads": outputs} | made.facts() | made.timer.facts()
     details = {
         "metrics": [asdict(m) for m in metrics],
         "graded": [asdict(g) for g in graded],
@@ -185,6 +190,8 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
             show(line)
         if invariant:
             show(invariance.summary_line(invariant))
+        if about_each:
+            show(f"members: {about_each}")
         if uncalibrated:
             show(f"not calibrated: {uncalibrated}")
         show(f"report: {page}")
@@ -250,9 +257,10 @@ def _reported_data(checkpoint: Path) -> str | None:
     return digest
 
 
-def score(config: Config, checkpoint: Checkpoint, table: FeedbackTable) -> Floats:
-    """Score every distinct sequence of a table with every head, `(N, H)`."""
-    return _read(config, checkpoint, table)[0]
+def score(config: Config, checkpoint: Checkpoint, table: FeedbackTable) -> ScoredHeads:
+    """Score every distinct sequence of a table with every head."""
+    network = checkpoint.network
+    return of_heads(network.head_names, network.head_weights, _read(config, checkpoint, table)[0])
 
 
 def _read(config: Config, checkpoint: Checkpoint, table: FeedbackTable) -> tuple[Floats, Tensor]:
@@ -263,8 +271,8 @@ def _read(config: Config, checkpoint: Checkpoint, table: FeedbackTable) -> tuple
 
 def score_slices(config: Config, checkpoint: Checkpoint, table: FeedbackTable) -> list[ScoredPairs]:
     """Scored pairs of a table, slice by slice."""
-    network = checkpoint.network
-    return evaluate.slices(table, score(config, checkpoint, table), network.head_names, network.head_weights)
+    scored = score(config, checkpoint, table)
+    return evaluate.slices(table, scored.scores_NH, scored.names, scored.weights)
 
 
 def figures(config: Config, judged: Sequence[ScoredPairs]) -> list[SliceMetrics]:
@@ -283,7 +291,8 @@ def invariance_report(
     rows_RH = scoring.score(
         network, changed.rows, pad_id=checkpoint.pad_id, batch_tokens=budget, label="changed held-out responses"
     )
-    base_P2, after = invariance.pair_scores(changed, table, scores_NH, rows_RH, network.head_names)
+    after_RH = of_heads(network.head_names, network.head_weights, rows_RH)
+    base_P2, after = invariance.pair_scores(changed, table, scores_NH, after_RH.scores_NH, after_RH.names)
     return invariance.figures(changed, table, base_P2, after, config.eval.bootstrap)
 
 
@@ -333,7 +342,8 @@ def style_report(config: Config, checkpoint: Checkpoint, table: FeedbackTable, s
     if not config.eval.invariance_pairs or not len(table):
         return None
     changed = style.made_styles(table, encoder, config.eval.invariance_pairs, config.data.salt)
-    return style.made_matrix(changed, table, scores_NH, scored(changed.rows), network.head_names)
+    made = of_heads(network.head_names, network.head_weights, scored(changed.rows))
+    return style.made_matrix(changed, table, scores_NH, made.scores_NH, made.names)
 
 
 def network_raw(network: RewardNetwork, scores_NH: Floats) -> Floats:
@@ -411,7 +421,7 @@ def _calibrate(config: Config, trained: Checkpoint, table: FeedbackTable, scores
     """Fit the calibration on held-out responses; several heads get their weights first."""
     network = trained.network
     if len(network.head_names) > 1:
-        network.head_weights = calibrate.head_weights(scores_NH, config.model.weight_of_head)
+        network.head_weights = calibrate.head_weights(scores_NH, config.model.weight_of_output)
     raw_N = scores_NH @ network.head_weights
     chosen, rejected = list(table.chosen), list(table.rejected)
     diff_PH, label_P = scores_NH[chosen] - scores_NH[rejected], np.array([pair.head for pair in table.items])
@@ -422,7 +432,7 @@ def _calibrate(config: Config, trained: Checkpoint, table: FeedbackTable, scores
         diff_P=raw_N[chosen] - raw_N[rejected],
         head_names=network.head_names,
         heads_NH=scores_NH,
-        head_diffs=[diff_PH[label_P == name, h] for h, name in enumerate(network.head_names)],
+        head_diffs=[diff_PH[label_P == head, h] for h, head in enumerate(config.model.head_of_output)],
         traits_NT=np.array([_traits(s, lexicon, encoder) for s in table.sequences]),
         lexicon=lexicon.version,
     )

@@ -31,14 +31,17 @@ from rewardserve.model.checkpoint import (
     with_whole_tokenization,
     without_bias,
 )
+from rewardserve.model.checkpoint.lm_head import read_lm_head
 from rewardserve.model.encoding import Encoder
 from rewardserve.model.network import RewardNetwork
+from rewardserve.model.reward.checkpoint_members import head_of_members
 from rewardserve.model.templates.chat_template import EncodingPolicyError
 from rewardserve.model.tokenization.encoding_policy import infer_policy
 from rewardserve.training import averaging, run_folder
 from rewardserve.training.audit_judge import judge_config
 from rewardserve.training.augmentation import augment, consistency
 from rewardserve.training.batches import scoring
+from rewardserve.training.batches.members import of_output, trained_outputs
 from rewardserve.training.batches.packed_attention import may_share_prefixes, packing_objection
 from rewardserve.training.batches.pair_batches import Collator, Rows, cached_rows, packed_rows, token_rows
 from rewardserve.training.console import say, show
@@ -220,12 +223,12 @@ def _write_report(
     config: Config, checkpoint: Checkpoint, tables: EncodedData, page: Path, made: TrainingRecord, title: str
 ) -> tuple[list[SliceMetrics], InvarianceReport | None]:
     """Judge a written checkpoint on the held-out pairs, and write the page. Return the figures."""
-    heads = checkpoint.network.head_names, checkpoint.network.head_weights
-    scores_NH = score(config, checkpoint, tables.held_out)
+    scored = score(config, checkpoint, tables.held_out)
+    heads, scores_NH = (scored.names, scored.weights), scored.scores_NH
     judged = evaluate.slices(tables.held_out, scores_NH, *heads)
     metrics = figures(config, judged)
     crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
-    graded = grade(tables.held_items, scores_NH, heads[0], n_bootstrap=config.eval.bootstrap)
+    graded = grade(tables.held_items, scores_NH, scored.names, n_bootstrap=config.eval.bootstrap)
     invariant = invariance_report(config, checkpoint, tables.held_out, scores_NH)
     facts = {"made by": f"rewardserve {made.verb}", **facts_of(config, tables), **made.facts(), **made.timer.facts()}
     for line in (about := audited_lines(made.audited_before, audited_figures(config, checkpoint, tables), tables)):
@@ -287,7 +290,8 @@ def average_checkpoints(config: Config, paths: Sequence[str]) -> Path:
 
 def _accuracy(config: Config, table: FeedbackTable, checkpoint: Checkpoint) -> float:
     """Accuracy on all held-out pairs, each judged by the head that its source trains."""
-    return evaluate.own_head_accuracy(table, score(config, checkpoint, table), checkpoint.network.head_names)
+    scored = score(config, checkpoint, table)
+    return evaluate.own_head_accuracy(table, scored.scores_NH, scored.names)
 
 
 def export_last_step(config: Config) -> Path:
@@ -418,15 +422,15 @@ def _start(config: Config) -> Checkpoint:
         return read_backbone(
             wanted.path,
             options,
-            head_names=wanted.heads,
-            head_weights=wanted.weight_of_head,
+            head_names=wanted.outputs,
+            head_weights=wanted.weight_of_output,
             n_layers=wanted.n_layers,
         )
     checkpoint = read(wanted.path, options)
-    if checkpoint.network.head_names != wanted.heads:
+    if checkpoint.network.head_names != wanted.outputs:
         raise ConfigError(
-            f"{wanted.path} has heads {list(checkpoint.network.head_names)}; model.heads is {list(wanted.heads)}. Set model.heads "
-            "to those of the reward model, in their order."
+            f"{wanted.path} has heads {list(checkpoint.network.head_names)}; the recipe has {list(wanted.outputs)}. Set "
+            "model.heads to those of the reward model, in their order, and model.members to the number of its members."
         )
     return _as_written(checkpoint)
 
@@ -571,7 +575,9 @@ def _with_limits(config: Config, checkpoint: Checkpoint) -> Checkpoint:
 
 def _own_heads(config: Config, checkpoint: Checkpoint) -> Config:
     """Recipe for an existing model: its heads are fixed; the recipe may still set their weights."""
-    names = checkpoint.network.head_names
+    outputs = checkpoint.network.head_names
+    common = head_of_members(outputs)
+    names = outputs if common is None else (common,)
     for section, of in (("sources", config.data.sources), ("eval_sources", config.data.eval_sources)):
         for i, source in enumerate(of):
             missing = next((head for head in source.trained_heads if head not in names), None)
@@ -583,7 +589,15 @@ def _own_heads(config: Config, checkpoint: Checkpoint) -> Config:
                 )
     weights = config.model.head_weights if len(config.model.head_weights) == len(names) else ()
     return replace(
-        config, model=replace(config.model, heads=names, head_weights=weights, head_l2=config.model.head_l2[:1])
+        config,
+        model=replace(
+            config.model,
+            heads=names,
+            members=len(outputs) // len(names),
+            member_data=config.model.member_data if common else "bootstrap",
+            head_weights=weights,
+            head_l2=config.model.head_l2[:1],
+        ),
     )
 
 
@@ -714,9 +728,11 @@ def initialise_heads(config: Config, start: Checkpoint, table: FeedbackTable, fe
     """Initialise the heads with the convex solution on these pairs, in place, if the recipe sets it."""
     if config.model.head_init == "random" or features is None:
         return
-    heads = start.network.heads.weight
-    for h, (name, l2) in enumerate(zip(start.network.head_names, config.model.l2_of_head, strict=True)):
-        heads.data[h] = fit_logistic(features, table, name, l2=l2).to(heads.device)
+    heads, wanted = start.network.heads.weight, config.model
+    shares = trained_outputs(table.items, wanted, config.seed)
+    for output, head in enumerate(wanted.head_of_output):
+        l2 = wanted.l2_of_head[wanted.heads.index(head)]
+        heads.data[output] = fit_logistic(features, of_output(table, shares, output), head, l2=l2).to(heads.device)
 
 
 def fit(
@@ -734,6 +750,7 @@ def fit(
         _refuse_idle_losses(stage.config, tables.train)
     if config.optim.epochs == 0:
         return (start if _process().is_main_process else None), []
+    lm_head = _lm_head(start) if any(stage.config.loss.sft for stage in stages) else None
     module, rows = network_and_rows(config, start, tables.train, features)
     _refuse_low_precision(module)
     trained = start if _process().is_main_process else None
@@ -748,7 +765,7 @@ def fit(
             continue
         mark_begun(steps)
         trained, log = _fit_stage(
-            config, start, stage, module, rows, tables.held_out, folder, resumes=bool(resume_from)
+            config, start, stage, module, rows, tables.held_out, folder, resumes=bool(resume_from), lm_head=lm_head
         )
         history += continued(log, history)
         if stage.name and _process().is_main_process:
@@ -769,11 +786,17 @@ def _fit_stage(
     folder: Path,
     *,
     resumes: bool,
+    lm_head: torch.nn.Linear | None = None,
 ) -> tuple[Checkpoint | None, list[dict[str, float]]]:
     table, _ = standardised(stage.table)
-    collator, steps = Collator(table, start.network.head_names, rows), stage.steps(folder)
+    lm_head = lm_head if stage.config.loss.sft else None
+    shares = trained_outputs(table.items, config.model, config.seed)
+    collator = Collator(table, shares, rows, reads_tokens=lm_head is not None)
+    steps = stage.steps(folder)
     evaluate_now = partial(_evaluate_held_out, config, start, held_out) if len(held_out) else None
-    trainer = RewardTrainer(module, table, collator, stage.config, evaluate_held_out=evaluate_now, steps=steps)
+    trainer = RewardTrainer(
+        module, table, collator, stage.config, evaluate_held_out=evaluate_now, steps=steps, lm_head=lm_head
+    )
     step = last_complete(steps) if resumes else None
     with stops_at_signals(trainer), reports(trainer, config.output.report_to, folder / "logs" / stage.name):
         trainer.train(resume_from_checkpoint=str(step) if step else None)
@@ -781,6 +804,14 @@ def _fit_stage(
     if trained is not None and read_best(steps, config.eval.best_by) is not None:
         load_trained(trained.network, steps / BEST)
     return trained, list(trainer.state.log_history)
+
+
+def _lm_head(start: Checkpoint) -> torch.nn.Linear:
+    """Output layer of the language model. Raise `ConfigError`."""
+    try:
+        return read_lm_head(start)
+    except CheckpointError as error:
+        raise ConfigError(f"loss.sft needs the output layer of a language model: {error}. Leave it out.") from error
 
 
 def _load_newest(config: Config, network: RewardNetwork, steps: Path) -> None:
@@ -865,10 +896,10 @@ def _add_length_heads(config: Config, network: RewardNetwork) -> None:
 
 
 def _evaluate_held_out(config: Config, start: Checkpoint, table: FeedbackTable) -> dict[str, float]:
-    network, scores_NH = start.network, score(config, start, table)
-    judged = evaluate.slices(table, scores_NH, network.head_names, network.head_weights)
+    scored = score(config, start, table)
+    judged = evaluate.slices(table, scored.scores_NH, scored.names, scored.weights)
     by_slice = summary([evaluate.slice_metrics(j, n_bootstrap=1) for j in judged])
-    return {**evaluate.overall(table, scores_NH, network.head_names), **by_slice}
+    return {**evaluate.overall(table, scored.scores_NH, scored.names), **by_slice}
 
 
 def _rows(table: FeedbackTable) -> list[tuple[int, ...]]:
@@ -930,6 +961,7 @@ _OF_KINDS: dict[str, tuple[Kind, ...]] = {
     "centring": ("pairs",),
     "label_smoothing": ("pairs", "labels"),
     "tie": ("pairs",),
+    "sft": ("pairs",),
     "ratings": ("ratings",),
     "label_offset": ("labels",),
 }

@@ -20,6 +20,7 @@ from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.encoding import Encoded
 from rewardserve.model.layout_rules import Ending, ReadsAt
 from rewardserve.model.reward import EnsembleMember
+from rewardserve.model.reward.checkpoint_members import members_of
 from rewardserve.model.scorer import HeadScores, Scorer, weighted_sum
 from rewardserve.model.text.nearest_word import did_you_mean
 
@@ -183,8 +184,13 @@ class LoadedModel:
 
     @property
     def ensemble_members(self) -> tuple[EnsembleMember, ...]:
-        """Members for the reward pipeline: those of the ensemble, or the model itself."""
-        return self.members or (EnsembleMember(self.identity.name, self.identity.heads, self.calibration),)
+        """Members for the reward pipeline: those of the ensemble or of the checkpoint, or the model itself."""
+        heads = self.identity.heads
+        return (
+            self.members
+            or members_of(heads, self.calibration)
+            or (EnsembleMember(self.identity.name, heads, self.calibration),)
+        )
 
 
 def require_device(name: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from rewardserve.model.backends import Identity, LoadedModel, LoadError
 from rewardserve.model.contract import ContractReport, ScoringContract
 from rewardserve.model.reward import EnsembleMember
+from rewardserve.model.reward.checkpoint_members import head_name
 from rewardserve.model.scorer import DISTANCE, BatchScores, HeadScores, Scorer, TokenBatch
 
 _ENCODING_CLAUSES = (
@@ -96,11 +97,6 @@ class EnsembleScorer:
             # Not the maximum: it would be that of the member whose reference has the most directions.
             merged[DISTANCE] = sum(distances) / len(distances)
         return merged
-
-
-def head_name(member: str, head: str) -> str:
-    """Name of a member's head in the ensemble."""
-    return f"{member}/{head}"
 
 
 def ensemble(members: Sequence[tuple[str, LoadedModel]]) -> LoadedModel:

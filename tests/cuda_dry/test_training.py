@@ -20,7 +20,7 @@ from rewardserve.training.loop.trainer import RewardTrainer
 from tests.cuda_dry.device import fake_cuda, make
 from tests.support.tiny import ARCHITECTURES
 from tests.unit.model.test_network import ragged_rows
-from tests.unit.training.batches.test_batches import table_of
+from tests.unit.training.batches.test_batches import outputs_of, table_of
 from tests.unit.training.loop.test_trainer import COMPARISONS, config
 
 FOUND = {"is_available": True, "device_count": 1, "set_device": None, "is_bf16_supported": True, "current_device": 0,
@@ -56,7 +56,7 @@ def test_steps_of_training_run_on_a_gpu(architecture, precision, is_packed, tmp_
         network = make(architecture, torch.float32).train()
         shares_prefixes = may_share_prefixes(network)
         rows = packed_rows(table, shares_prefixes=shares_prefixes) if is_packed else token_rows(table, 4)
-        collator = Collator(table, ("score",), rows)
+        collator = Collator(table, outputs_of(table), rows)
 
         def backward(loss: torch.Tensor, *_: object, **__: object) -> None:
             assert (loss.dtype, loss.device.type, loss.shape) == (torch.float32, "cuda", ())

@@ -35,6 +35,8 @@ METHODS = {
     "full": FULL,
     "lora": {"method": {"name": "lora", "rank": 4}, "optim": {"lr": 1e-2, "epochs": 2}},
     "frozen": {"method": {"name": "frozen"}, "model": {"head_init": "logistic"}, "optim": {"lr": 1e-3, "epochs": 2}},
+    "members": {"model": {"members": 3}, "optim": {"lr": 3e-3, "epochs": 3}},
+    "sft": {**FULL, "loss": {"sft": 0.1}},
     "grouped": {"optim": {"lr": 3e-3, "epochs": 3, "batching": "grouped", "batch_sequences": 24, "ema": 0.9}},
 }
 

@@ -24,7 +24,8 @@ class PackedRows:
 
     `last_B` is the index of each sequence's last token. `keys_K` are the keys of every segment, one segment after the other;
     None: each segment has only those of its queries. `ends_q` and `ends_k` are where the segments begin and end, as
-    variable-length attention reads them. `windows` collects the sliding windows that layers asked for.
+    variable-length attention reads them. `spans_B` are the ranges of each sequence's
+    tokens in the row. `windows` collects the sliding windows that layers asked for.
     """
 
     position_ids_1N: Tensor
@@ -34,6 +35,7 @@ class PackedRows:
     n_keys: tuple[int, ...]
     ends_q: Tensor
     ends_k: Tensor
+    spans_B: tuple[tuple[tuple[int, int], ...], ...]
     windows: set[int] = field(default_factory=set)
     masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
 
@@ -77,6 +79,7 @@ def pack(rows: Sequence[Row], *, shares_prefixes: bool) -> tuple[Tensor, PackedR
         n_keys,
         _ends(n_queries),
         _ends(n_keys),
+        tuple(tuple((keys.first, keys.last) for keys in layout.last.self_spans[at].chain) for at in layout.rows),
     )
     return torch.tensor([layout.ids]), packed
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Sampler
 
 from rewardserve.model.common_prefix import row_key
 from rewardserve.model.padding import left_pad
+from rewardserve.training.batches.members import Shares
 from rewardserve.training.batches.packed_rows import pack
 from rewardserve.training.dataset.feedback import Item, kinds_of, n_ties
 from rewardserve.training.dataset.sequences import FeedbackTable
@@ -74,14 +75,17 @@ class Collator:
 
     Where the table has other kinds, `rows` are those of all responses (P, K) and `values` their values, -inf beyond the last
     response; `<kind>` are the places of the items of each kind. `tie` and `flip` are there if an item has one.
+    An item is in the batch once for each output that it trains: its head, or members of an ensemble by `outputs`.
     With twins, `twin_original` and `twin` are the rows of each, `twin_pair` the place of its pair in the batch, and `twin_share`
     one over the number of twins of that pair. `variables` has those of each row.
+    With `reads_tokens`, `token_at` are the places in the flattened `input_ids` before each token of a preferred response,
+    `token` those tokens, `token_row` the number of the response, and `token_weight` the weight of each response.
     """
 
-    def __init__(self, table: FeedbackTable, head_names: Sequence[str], rows: Rows) -> None:
-        self._table, self._rows = table, rows
-        number_of_head = {name: i for i, name in enumerate(head_names)}
-        self._head_of_item = [number_of_head[item.head] for item in table.items]
+    def __init__(
+        self, table: FeedbackTable, outputs: Sequence[Shares], rows: Rows, *, reads_tokens: bool = False
+    ) -> None:
+        self._table, self._rows, self._outputs, self._reads_tokens = table, rows, outputs, reads_tokens
         self._kinds = kinds_of(table.items)
         self._has_ties = n_ties(table.items) > 0
         self._has_flips = any(item.flip for item in table.items)
@@ -91,6 +95,8 @@ class Collator:
 
     def __call__(self, numbers: Sequence[int]) -> Batch:
         """Build one batch; every distinct sequence is one row, in the order of first use."""
+        trained = [(n, output, share) for n in numbers for output, share in self._outputs[n]]
+        numbers = [n for n, _, _ in trained]
         items, sides = [self._table.items[n] for n in numbers], [self._table.rows[n] for n in numbers]
         row_of: dict[int, int] = {}
         chosen = [row_of.setdefault(side[0], len(row_of)) for side in sides]
@@ -106,22 +112,44 @@ class Collator:
             **self._rows(list(row_of)),
             "chosen": torch.tensor(chosen),
             "rejected": torch.tensor(rejected),
-            "head": torch.tensor([self._head_of_item[n] for n in numbers]),
+            "head": torch.tensor([output for _, output, _ in trained]),
             "margin": torch.tensor([item.margin for item in items]),
-            "weight": torch.tensor([item.weight for item in items]),
-            "pair": torch.tensor(list(numbers)),
+            "weight": torch.tensor([self._table.items[n].weight * share for n, _, share in trained]),
+            "pair": torch.tensor(numbers),
             **others,
         }
         if self._table.twins:
             pair_T, original_T, twin_T = torch.tensor(twins, dtype=torch.int64).reshape(-1, 3).unbind(1)
             share_T = 1.0 / torch.bincount(pair_T, minlength=len(numbers))[pair_T]
             batch |= {"twin_pair": pair_T, "twin_original": original_T, "twin": twin_T, "twin_share": share_T}
+        if self._reads_tokens:
+            batch |= self._tokens(batch, items, sides)
         if self._table.sequences[0].variables:
             # A twin that is in no pair has no variables, and no moment reads its row.
             width = len(self._table.sequences[0].variables)
             values = [self._table.sequences[n].variables or (0.0,) * width for n in row_of]
             batch["variables"] = torch.tensor(values)
         return batch
+
+    def _tokens(self, batch: Batch, items: Sequence[Item], sides: Sequence[Sequence[int]]) -> Batch:
+        weight_of: dict[tuple[int, int], float] = {}
+        each = zip(items, sides, batch["chosen"].tolist(), batch["weight"].tolist(), strict=True)
+        for item, side, row, weight in each:
+            if item.kind == "pairs" and item.values[0] > item.values[1]:
+                weight_of[side[0], row] = weight_of.get((side[0], row), 0.0) + weight
+        at, tokens, rows = list[int](), list[int](), list[int]()
+        for place, (sequence, row) in enumerate(weight_of):
+            ids = self._table.sequences[sequence].ids
+            n = min(self._table.sequences[sequence].n_response, len(ids) - 1)
+            at += token_places(batch, row, n + 1)[:n]
+            tokens += ids[len(ids) - n :]
+            rows += [place] * n
+        return {
+            "token_at": torch.tensor(at, dtype=torch.int64),
+            "token": torch.tensor(tokens, dtype=torch.int64),
+            "token_row": torch.tensor(rows, dtype=torch.int64),
+            "token_weight": torch.tensor(list(weight_of.values())),
+        }
 
     def _others(self, items: Sequence[Item], rows: Sequence[Sequence[int]]) -> Batch:
         found: Batch = {}
@@ -136,6 +164,14 @@ class Collator:
             for kind in self._kinds:
                 found[kind] = torch.tensor([p for p, i in enumerate(items) if i.kind == kind], dtype=torch.int64)
         return found
+
+
+def token_places(batch: Batch, row: int, n: int) -> list[int]:
+    """Places of the last `n` tokens of a row in the flattened `input_ids`: of a packed row, or of rows padded on the left."""
+    if "packed" in batch:
+        return [i for first, last in batch["packed"].spans_B[row] for i in range(first, last)][-n:]
+    end = (row + 1) * batch["input_ids"].shape[1]
+    return list(range(end - n, end))
 
 
 class PairBatches(Sampler[list[int]]):

@@ -62,6 +62,10 @@ class Item(Protocol):
         """The same label over other samples."""
         ...
 
+    def with_weight(self, weight: float) -> Item:
+        """The same label with another weight."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -125,6 +129,10 @@ class Pair:
         chosen, rejected = samples
         return replace(self, chosen=chosen, rejected=rejected)
 
+    def with_weight(self, weight: float) -> Pair:
+        """The same preference with another weight."""
+        return replace(self, weight=weight)
+
 
 @dataclass(frozen=True, slots=True)
 class Graded:
@@ -169,6 +177,10 @@ class Graded:
     def with_samples(self, samples: Sequence[Sample]) -> Graded:
         """The same values over other samples."""
         return replace(self, samples=tuple(samples))
+
+    def with_weight(self, weight: float) -> Graded:
+        """The same values with another weight."""
+        return replace(self, weight=weight)
 
 
 def kinds_of(items: Iterable[Item]) -> tuple[Kind, ...]:

@@ -21,6 +21,7 @@ def check_sharding(config: Config) -> None:
         "stages": bool(config.stages),
         "length_head": bool(config.length_head.correlation),
         "method.quantize": config.method.quantize is not None,
+        "loss.sft": any(each.loss.sft for each in stage_configs(config)),
         "optim.ema": any(each.optim.ema for each in stage_configs(config)),
     }
     found = [name for name, is_set in needs_whole.items() if is_set]

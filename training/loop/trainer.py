@@ -43,6 +43,7 @@ from rewardserve.training.loop.step_checkpoints import (
 )
 from rewardserve.training.objective.feedback_loss import FeedbackLoss, fitted
 from rewardserve.training.objective.regularisers import Regularisers
+from rewardserve.training.objective.text_loss import text_loss
 from rewardserve.training.settings.config import Config, ConfigError, OptimConfig
 
 _LOGGED = ("accuracy", "margin", "reward_chosen", "reward_rejected")
@@ -74,7 +75,10 @@ class LoggedMeans:
 
 
 class RewardTrainer(Trainer):
-    """`transformers.Trainer` for feedback. `evaluate_held_out` computes the held-out metrics at the steps of the recipe."""
+    """`transformers.Trainer` for feedback. `evaluate_held_out` computes the held-out metrics at the steps of the recipe.
+
+    `lm_head`: the output layer of the language model for `loss.sft`, whose collator reads tokens.
+    """
 
     optimizer: torch.optim.Optimizer | None
     control: TrainerControl
@@ -90,6 +94,7 @@ class RewardTrainer(Trainer):
         *,
         evaluate_held_out: EvaluateHeldOut | None,
         steps: Path,
+        lm_head: nn.Linear | None = None,
     ) -> None:
         args = arguments(config, steps, evaluates=evaluate_held_out is not None)
         self.table, self.recipe, self.evaluate_held_out = table, config, evaluate_held_out
@@ -97,6 +102,7 @@ class RewardTrainer(Trainer):
         self._loss = FeedbackLoss(fitted(config.loss, table.items), kinds)
         self._has_pairs, self._is_mixed = "pairs" in kinds, kinds != ("pairs",)
         self._watch = LoggedMeans()
+        self._lm_head = lm_head
         # accelerate shards layer by layer where the model names its layers, and all weights at once where it does not.
         layers = getattr(getattr(network, "backbone", None), "_no_split_modules", None)
         network._no_split_modules = list(layers or ())
@@ -163,7 +169,8 @@ class RewardTrainer(Trainer):
     ) -> Any:
         """Weighted mean of the losses of the items over the whole step, plus a MoE's load-balancing loss."""
         packed = (inputs["packed"],) if "packed" in inputs else ()
-        out = model(inputs["input_ids"], inputs.get("attention_mask"), *packed)
+        named = {"token_at_K": inputs["token_at"]} if "token_at" in inputs else {}
+        out = model(inputs["input_ids"], inputs.get("attention_mask"), *packed, **named)
         loss_P = self._loss(self._regularisers.ranked(out.scores_BH), inputs)
         self._refuse_non_finite(loss_P, inputs)
         self._watch.add(*self._pair_scores(out.scores_BH.detach(), inputs))  # without length heads
@@ -171,11 +178,19 @@ class RewardTrainer(Trainer):
         total = weight_P.sum() if num_items_in_batch is None else num_items_in_batch
         loss = (loss_P * weight_P).sum() / total
         loss = loss + self._regularisers.loss(out.scores_BH, inputs, total, self.model.heads.weight)
+        if self._lm_head is not None:
+            loss = loss + self.recipe.loss.sft * self._text_loss(self._lm_head, out.hidden_KD, inputs) / total
         if out.aux_loss is not None:
             loss = loss + out.aux_loss * weight_P.sum() / total
         # Ranks average their gradients; `total` is over all of them.
         loss = loss * self.accelerator.num_processes
         return (loss, out) if return_outputs else loss
+
+    def _text_loss(self, lm_head: nn.Linear, hidden_KD: Tensor, inputs: Batch) -> Tensor:
+        weight_R = inputs["token_weight"]
+        loss = text_loss(hidden_KD, lm_head, inputs["token"], inputs["token_row"], weight_R)
+        self._regularisers.logged["sft"] = loss.detach() / weight_R.sum().clamp_min(1e-12)
+        return loss
 
     def _pair_scores(self, scores_BH: Tensor, inputs: Batch) -> tuple[Tensor, Tensor]:
         """Scores of chosen and rejected of the pairs of a batch, which may have other items."""

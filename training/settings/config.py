@@ -12,6 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
+from rewardserve.model.reward.checkpoint_members import head_name
 from rewardserve.model.scorer import DISTANCE
 from rewardserve.model.text.nearest_word import did_you_mean
 from rewardserve.training.transforms import TRANSFORMS
@@ -51,6 +52,7 @@ RANGES: dict[str, Range] = {
     "model.head_weights": Range(-1e6, 1e6),
     "model.head_l2": _POSITIVE,
     "model.n_layers": Range(1, 1e5),
+    "model.members": Range(1, 64),
     "audit_judge.n_layers": Range(1, 1e5),
     "data.sources.weight": _POSITIVE,
     "data.sources.max_pairs": _COUNT,
@@ -86,6 +88,7 @@ RANGES: dict[str, Range] = {
     "length_head.memory": Range(0, 1e9),
     "consistency.weight": Range(0, 1e3),
     "consistency.twins": Range(1, len(TRANSFORMS)),
+    "loss.sft": Range(0, 1e3),
     "loss.tie": Range(1e-6, 1e6),
     "loss.label_offset": Range(-1e3, 1e3),
     "optim.lr": _RATE,
@@ -157,6 +160,11 @@ class ModelConfig:
     frozen backbone, from which full and LoRA training then start."""
     head_l2: tuple[float, ...] = (0.1,)
     """Ridge of the logistic regression: one number for all heads, or one a head."""
+    members: int = 1
+    """Members of an ensemble: heads over one backbone, each from its own start and on its own data; 1: no ensemble."""
+    member_data: Literal["bootstrap", "folds", "all"] = "bootstrap"
+    """Data of a member: `bootstrap`: each item as often as a draw with replacement has it; `folds`: the groups of one fold, which
+    no other member has; `all`: every item."""
     n_layers: int | None = None
     """Number of first layers of the backbone that are kept; null: all."""
     allow_pickle: bool = False
@@ -173,6 +181,11 @@ class ModelConfig:
         _require(len(self.heads) > 0, "model.heads", self.heads, "at least one name")
         _require(len(set(self.heads)) == len(self.heads), "model.heads", self.heads, "names that differ")
         _require(all(name.strip() for name in self.heads), "model.heads", self.heads, "names, none of them blank")
+        _require(not any("/" in name for name in self.heads), "model.heads", self.heads, "names without a slash")
+        _require(
+            self.members == 1 or len(self.heads) == 1,
+            "model.members", self.members, "1 with several heads: members are an ensemble of one head",
+        )  # fmt: skip
         _require(DISTANCE not in self.heads, "model.heads", self.heads, f"names other than {DISTANCE!r}: it is taken")
         _require(
             len(self.head_weights) in (0, len(self.heads)),
@@ -193,6 +206,23 @@ class ModelConfig:
     def weight_of_head(self) -> tuple[float, ...]:
         """One weight a head; all 1 by default."""
         return self.head_weights or tuple(1.0 for _ in self.heads)
+
+    @property
+    def head_of_output(self) -> tuple[str, ...]:
+        """For each output of the network its head: with members, the one head of all."""
+        return self.heads * self.members
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs of the network: the heads, or the members of the one head."""
+        if self.members == 1:
+            return self.heads
+        return tuple(head_name(str(m), self.heads[0]) for m in range(1, self.members + 1))
+
+    @property
+    def weight_of_output(self) -> tuple[float, ...]:
+        """One weight an output: members share that of their head."""
+        return tuple(weight / self.members for weight in self.weight_of_head * self.members)
 
     @property
     def l2_of_head(self) -> tuple[float, ...]:
@@ -425,6 +455,9 @@ class LossConfig:
     """Probability that a pair or a good or bad label was reversed, as in cDPO; a flip rate of the row adds to it."""
     centring: float = 0.0
     """Weight of `(chosen + rejected)^2` of a pair; 0.01 keeps rewards near zero (TRL, Eisenstein)."""
+    sft: float = 0.0
+    """Coefficient of the language-model loss on the preferred response of a pair, a mean over its tokens, by the output layer of
+    the language model (GRM, arXiv 2406.10216); 0: none."""
     tie: float | None = None
     """Parameter nu of Davidson's model of ties, if pairs have ties: two equal responses tie with probability `nu / (2 + nu)`; null:
     from the share of ties among the training pairs."""
@@ -928,6 +961,10 @@ _UNUSED = (
     _UnusedSettings(
         ("model.n_layers",), lambda c: c.model.start == "reward", "model.start: reward, which is read whole"
     ),
+    _UnusedSettings(
+        ("loss.sft",), lambda c: c.method.name == "frozen", "method.name: frozen, whose hidden states do not change"
+    ),
+    _UnusedSettings(("model.member_data",), lambda c: c.model.members == 1, "model.members: 1"),
     _UnusedSettings(("model.head_l2",), lambda c: c.model.head_init == "random", "model.head_init: random"),
     _UnusedSettings(
         ("optim.warmup",),

@@ -14,10 +14,11 @@ from rewardserve.model.conversation import Sample
 from rewardserve.model.encoding import Encoder
 from rewardserve.model.layout_rules import LAYOUT_RULES
 from rewardserve.model.tokenization.encoding_policy import infer_policy
+from rewardserve.training.batches.members import trained_outputs
 from rewardserve.training.batches.pair_batches import Collator, PairBatches, cached_rows, pack_groups, token_rows
 from rewardserve.training.dataset import pairs, sequences, source_columns, sources
 from rewardserve.training.dataset.sequences import FeedbackTable, PairEncodingError, TokenSequence
-from rewardserve.training.settings.config import OptimConfig, SourceConfig
+from rewardserve.training.settings.config import ModelConfig, OptimConfig, SourceConfig
 from tests.support.planted_pairs import planted_rows, tokenizer
 
 
@@ -46,6 +47,10 @@ def table_of(comparisons, groups=None, n=None):
         rejected=tuple(r for _, r in comparisons),
         dropped={},
     )
+
+
+def outputs_of(table, heads=("score",)):
+    return trained_outputs(table.items, ModelConfig("model", heads=heads, head_weights=(1.0,) * len(heads)), 0)
 
 
 def test_every_pair_is_encoded_as_the_server_would_encode_it(encoder):
@@ -96,7 +101,7 @@ def test_a_pair_the_template_refuses_is_named(encoder):
 
 def test_a_batch_has_each_distinct_sequence_once_and_fans_it_out():
     table = table_of([(0, 1), (0, 2), (2, 1)])
-    batch = Collator(table, ("score",), token_rows(table, 0))([0, 1, 2])
+    batch = Collator(table, outputs_of(table), token_rows(table, 0))([0, 1, 2])
     assert batch["input_ids"].shape == (3, 4)
     assert batch["chosen"].tolist() == [0, 0, 1]
     assert batch["rejected"].tolist() == [2, 1, 2]
@@ -109,7 +114,7 @@ def test_a_batch_has_each_distinct_sequence_once_and_fans_it_out():
 
 def test_rows_of_a_cached_network_are_sequence_numbers():
     table = table_of([(3, 1), (1, 0)])
-    batch = Collator(table, ("score",), cached_rows)([0, 1])
+    batch = Collator(table, outputs_of(table), cached_rows)([0, 1])
     numbers = batch["input_ids"][:, 0]
     assert numbers[batch["chosen"]].tolist() == [3, 1]
     assert numbers[batch["rejected"]].tolist() == [1, 0]
@@ -189,7 +194,7 @@ def test_heads_margins_and_weights_travel_with_their_pairs():
     b = pairs.to_pair(second, source_columns.find_columns([second], SourceConfig("f")), "convincing")
     plain = table_of([(0, 1), (1, 2)])
     table = FeedbackTable.of_pairs((a, b), plain.sequences, plain.chosen, plain.rejected, {})
-    batch = Collator(table, ("convincing", "harmless"), token_rows(table, 0))([1, 0])
+    batch = Collator(table, outputs_of(table, ("convincing", "harmless")), token_rows(table, 0))([1, 0])
     assert batch["head"].tolist() == [0, 1]
     assert torch.equal(batch["margin"], torch.tensor([0.0, 2.0]))
     assert torch.equal(batch["weight"], torch.tensor([1.0, 3.0]))

@@ -19,7 +19,7 @@ from rewardserve.training.loop.methods import adapt, disable_dropout
 from rewardserve.training.loop.trainer import RewardTrainer
 from rewardserve.training.settings.config import MethodConfig
 from tests.support.tiny import ARCHITECTURES, randomize, tiny_config
-from tests.unit.training.batches.test_batches import table_of
+from tests.unit.training.batches.test_batches import outputs_of, table_of
 from tests.unit.training.loop.test_trainer import COMPARISONS, config
 
 VOCAB, PAD = 320, 4
@@ -189,7 +189,7 @@ def test_a_step_of_training_moves_the_weights_as_padded_rows_do(accumulate, tmp_
         network = network_of("llama")
         recipe = config("optim.max_steps=2", f"optim.batch_pairs={-(-7 // accumulate)}", f"optim.accumulate={accumulate}",
                         "optim.optimizer=sgd", "optim.lr=0.1")  # fmt: skip
-        trainer = RewardTrainer(network, table, Collator(table, ("score",), rows), recipe, evaluate_held_out=None,
+        trainer = RewardTrainer(network, table, Collator(table, outputs_of(table), rows), recipe, evaluate_held_out=None,
                                 steps=tmp_path / name)  # fmt: skip
         trainer.args.save_strategy = "no"
         trainer.train()

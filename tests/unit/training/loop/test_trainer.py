@@ -20,7 +20,7 @@ from rewardserve.training.loop.trainer import RewardTrainer, check_optimizer, ch
 from rewardserve.training.objective.losses import logsigmoid, pair_loss
 from rewardserve.training.settings import recipe
 from rewardserve.training.settings.config import ConfigError, LossConfig
-from tests.unit.training.batches.test_batches import table_of
+from tests.unit.training.batches.test_batches import outputs_of, table_of
 
 COMPARISONS = [(0, 1), (2, 1), (3, 0), (4, 5), (1, 5), (2, 4), (3, 5)]
 
@@ -61,7 +61,7 @@ def trainer_of(network, table, cfg, tmp_path, heads=("score",), evaluate_held_ou
     return RewardTrainer(
         network,
         table,
-        Collator(table, heads, cached_rows),
+        Collator(table, outputs_of(table, heads), cached_rows),
         cfg,
         evaluate_held_out=evaluate_held_out,
         steps=tmp_path / "steps",
@@ -368,7 +368,7 @@ def test_the_logistic_head_is_where_the_gradient_of_its_objective_is_zero():
 def test_a_batch_of_tokens_gives_each_pair_what_two_single_rows_give():
     """Concatenated, de-duplicated and left-padded, or one at a time: the same loss, and the same gradient."""
     table = table_of([(0, 1), (2, 1), (3, 0), (3, 2)])
-    batch = Collator(table, ("score",), token_rows(table, 0))([0, 1, 2, 3])
+    batch = Collator(table, outputs_of(table), token_rows(table, 0))([0, 1, 2, 3])
     together, apart = llama(), llama()
     apart.load_state_dict(together.state_dict())
     out = together(batch["input_ids"], batch["attention_mask"]).scores_BH[:, 0]
