@@ -95,8 +95,8 @@ class Combine(BaseModel):
 
     method: Literal["sum", "mean", "min", "softmin", "and"] | None = Field(
         None,
-        description="combination of scores; default: the weighted sum of a model's heads; of several models, or members of one, the softmin where "
-        "scores are normalised, else the mean",
+        description="combination of scores; default: the weighted sum of a model's heads; of several models or members the "
+        "softmin where scores are normalised, else the mean",
     )
     beta: float = Field(0.5, ge=0.0, description="temperature of softmin; 0: min, inf: the mean")
     weights: dict[str, float] = Field(

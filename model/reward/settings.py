@@ -13,8 +13,8 @@ Shape = Literal["none", "cap", "softcap", "par", "lsc"]
 
 @dataclass(frozen=True, slots=True)
 class CombineSettings:
-    """Combination of several members. `method` None: the weighted sum of a model's heads; of several models, or members of one, the softmin of
-    normalised scores, or the mean of others.
+    """Combination of several members. `method` None: the weighted sum of a model's heads; of several models, or members of
+    one, the softmin of normalised scores, or the mean of others.
 
     `weights` by name of a model, or of a head of one model; others keep the weight of the checkpoint, or 1. The method
     `sum` takes none: its heads have those of the checkpoint.
