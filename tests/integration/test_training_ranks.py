@@ -109,6 +109,7 @@ NEED_WHOLE = {
     "stages": ({"stages": [{"kinds": ["pairs"]}]}, "ACCELERATE_USE_FSDP"),
     "length_head": ({"length_head": {"correlation": 1.0}}, "ACCELERATE_USE_DEEPSPEED"),
     "optim.ema": ({"optim": {"ema": 0.9}}, "ACCELERATE_USE_FSDP"),
+    "loss.sft": ({"loss": {"sft": 0.1}}, "ACCELERATE_USE_FSDP"),
     "method.quantize": ({"method": {"name": "lora", "quantize": "nf4"}}, "ACCELERATE_USE_FSDP"),
 }
 
