@@ -169,15 +169,16 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
         "recipe": recipe.plain(config),
         "versions": export.versions(),
     }
+    paths = [*export.paths_in(details["recipe"]), *made.origins, folder]
     say(f"exporting to {out}")
     with ExitStack() as late:
         # Adapter and heads are moved into place last: one that cannot be read back must not cost the run its
         # checkpoint.
-        alone = _export_adapter_or_heads(config, trained, folder, late)
+        alone = _export_adapter_or_heads(config, trained, folder, late, made.origins)
         with run_folder.replace_folder(out) as new:
             contract = export.export_checkpoint(new, trained, probes)
             copy_judge(_judge_of(folder, made.origins), new)
-            written = facts | {"contract": contract.digest} | details
+            written = export.without_folders(facts | {"contract": contract.digest} | details, paths)
             export.write_report(new, written)
             model_card.write_card(new, config.output.push_to_hub or folder.resolve().name, written)
         facts |= {"contract": contract.digest}
@@ -198,7 +199,7 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
         for part, base in alone:
             # Its contract is written last and is a different one; the scores in it are the same.
             if base:
-                export.write_report(part, facts | details | {"base": base, "contract": None})
+                export.write_report(part, written | {"base": base, "contract": None})
             export.export_contract(part, trained, probes)
     return out
 
@@ -210,14 +211,14 @@ def _judge_of(folder: Path, origins: Sequence[Path]) -> Path:
 
 
 def _export_adapter_or_heads(
-    config: Config, trained: Checkpoint, folder: Path, late: ExitStack
+    config: Config, trained: Checkpoint, folder: Path, late: ExitStack, origins: Sequence[Path]
 ) -> list[tuple[Path, str | None]]:
     """Write the trained part alone, to be moved into place later: the adapter before it is merged, or the heads."""
     if config.output.adapter and config.model.n_layers is None and export.has_adapter(trained):
         new = late.enter_context(run_folder.replace_folder(folder / "adapter"))
         export.export_adapter(new, trained, _base_name(config))
         return [(new, None)]
-    if _exports_heads(config, trained):
+    if _exports_heads(config, trained, folder, origins):
         new = late.enter_context(run_folder.replace_folder(folder / "heads"))
         export.export_heads(new, trained, _base_name(config), config.model.n_layers)
         copy_judge(folder / AUDIT_JUDGE / "heads", new)
@@ -452,9 +453,10 @@ def _base_name(config: Config) -> str:
     return str(local.resolve()) if local.is_dir() else config.model.path
 
 
-def _exports_heads(config: Config, trained: Checkpoint) -> bool:
-    """Whether the backbone is the unchanged base, with full weights under its name."""
-    untouched = config.method.name == "frozen"
+def _exports_heads(config: Config, trained: Checkpoint, folder: Path, origins: Sequence[Path]) -> bool:
+    """Whether the backbone is the unchanged base, with full weights under its name; that of another run may have learned."""
+    is_own = all(origin.resolve() == (folder / "checkpoint").resolve() for origin in origins)
+    untouched = config.method.name == "frozen" and is_own
     return config.output.adapter and untouched and (trained.folder / "config.json").is_file()
 
 

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -82,6 +83,31 @@ def test_the_mean_of_three_weighs_each_alike(members, tmp_path):
     for name, tensor in weights(tmp_path / "out" / "checkpoint").items():
         mean = sum(part[name].double() for part in parts) / 3
         torch.testing.assert_close(tensor.double(), mean, rtol=0, atol=1e-6)
+
+
+def test_the_mean_of_adapters_is_that_of_the_models_with_them(members, tmp_path):
+    """Not the mean of their two matrices, whose product is another one."""
+    settings = yaml.safe_load((members / "first" / "recipe.yaml").read_text())
+    settings["method"], settings["model"]["head_init"] = {"name": "lora", "rank": 2}, "logistic"
+    for seed, name in enumerate("xy"):
+        folder = {"output": {"folder": str(tmp_path / name)}, "seed": seed}
+        assert main(["train", "--config", str(world.recipe_file(tmp_path / "recipe.yaml", **(settings | folder)))]) == 0
+    given = [f"--checkpoint={tmp_path / name / 'adapter'}" for name in "xy"]
+    recipe = ["--config", str(tmp_path / "recipe.yaml"), "--set", f"output.folder={tmp_path / 'mean'}"]
+    assert main(["average", *recipe, *given]) == 0
+    x, y, mean = (weights(tmp_path / name / "checkpoint") for name in ("x", "y", "mean"))
+    for name, tensor in mean.items():
+        torch.testing.assert_close(tensor, (x[name] + y[name]) / 2, rtol=0, atol=1e-6)
+    assert any(not torch.equal(x[name], y[name]) for name in x)
+
+
+def test_no_heads_are_written_over_the_base_of_another_run(members, tmp_path):
+    """A model that learned whole is calibrated by a recipe of heads alone: over the base, its heads have other scores."""
+    recipe = ["--config", str(members / "first" / "recipe.yaml"), "--set", "method.name=frozen"]
+    given = f"--checkpoint={members / 'first' / 'out' / 'checkpoint'}"
+    assert main(["calibrate", *recipe, "--set", f"output.folder={tmp_path}", given]) == 0
+    assert (tmp_path / "checkpoint").is_dir()
+    assert not (tmp_path / "heads").exists()
 
 
 def permuted(checkpoint, to):

@@ -6,6 +6,7 @@ import base64
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
@@ -13,6 +14,7 @@ from safetensors.torch import load
 
 from rewardserve.cli import main
 from rewardserve.training import workflow
+from rewardserve.training.results.model_card import card
 from tests.support import planted_pairs as world
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -120,6 +122,27 @@ def test_the_finished_checkpoint_is_uploaded_whole_with_its_card(tmp_path, sft, 
     assert first.get("private", first.get("visibility")) in (True, "private")
     assert {key for path, key, _ in hub.requests if "commit" in path or "create" in path} == {f"Bearer {TOKEN}"}
     assert not any(TOKEN.encode() in content for content in written.values())
+
+
+def test_no_uploaded_file_names_a_folder_of_this_machine(tmp_path, sft, hub):
+    """Sources without a name are called by their path, a bad row by its place, and the recipe has paths of everything."""
+    rows = [{k: v for k, v in row.items() if k != "source"} for row in world.planted_rows(60)]
+    recipe = Path(recipe_in(tmp_path, sft))
+    world.write_jsonl(tmp_path / "pairs.jsonl", [*rows, {"prompt": "no response"}])
+    probes = world.write_jsonl(tmp_path / "own" / "probes.jsonl", [{"prompt": "a", "response": "b"}])
+    settings = ["data.on_bad_row=skip", f"export.probes={probes}", "audit_judge.n_layers=1"]
+    assert main(["train", "--config", str(recipe), *(f"--set={each}" for each in settings)]) == 0
+    assert hub.files["training_report.json"].count(b"pairs.jsonl") == 3, "recipe, figures, bad row"
+    assert hub.files["README.md"].count(b"| pairs.jsonl |") == 1
+    named = [str(tmp_path.parent).encode(), str(sft.parent).encode(), str(Path.cwd()).encode()]
+    assert not [name for name, content in hub.files.items() if any(folder in content for folder in named)]
+    assert str(tmp_path) in (tmp_path / "out" / "report.html").read_text(), "which stays here"
+
+
+def test_a_card_of_a_folder_of_any_name_is_one_title_and_a_command():
+    report = {"recipe": {"model": {"path": "x"}}, "metrics": []}
+    assert "\n# two lines\n" in card("two\nlines", report)
+    assert "    rewardserve serve 'two lines'\n" in card("two\nlines", report)
 
 
 def test_a_repository_that_may_not_be_written_is_refused_before_the_data_are_read(tmp_path, sft, hub, capfd):

@@ -6,7 +6,8 @@ Uses the layout of `rewardserve.model.checkpoint` through its two functions; ind
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,36 @@ def read_probes(path: Path) -> list[Sample]:
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     """Write `training_report.json` beside the weights."""
     (folder / REPORT).write_text(json.dumps(report, indent=1, default=str) + "\n")
+
+
+def without_folders(report: Any, paths: Iterable[Path]) -> Any:
+    """The report without folders of this machine: a checkpoint may be published. `paths`: those that it may name."""
+    folders = {str(path) for path in (Path.cwd(), Path.home(), *(path.absolute().parent for path in paths))} - {"/"}
+    longest_first = "|".join(map(re.escape, sorted(folders, key=len, reverse=True)))
+    inside = re.compile(rf"(?<![\w./-])(?:{longest_first})/")
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {clean(key): clean(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(each) for each in value]
+        if not isinstance(value, str):
+            return value
+        text = inside.sub("", value)
+        return Path(text).name if Path(text).is_absolute() and "\n" not in text else text
+
+    return clean(report)
+
+
+def paths_in(recipe: Any) -> Iterator[Path]:
+    """Absolute paths among the settings of a recipe."""
+    if isinstance(recipe, Mapping):
+        recipe = list(recipe.values())
+    if isinstance(recipe, list | tuple):
+        for each in recipe:
+            yield from paths_in(each)
+    elif isinstance(recipe, str) and Path(recipe).is_absolute():
+        yield Path(recipe)
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,26 +32,26 @@ def write_card(folder: Path, title: str, report: Mapping[str, Any]) -> None:
 
 
 def card(title: str, report: Mapping[str, Any]) -> str:
-    """The card as Markdown, with the metadata of the hub. `report`: the content of `training_report.json`."""
-    recipe = report["recipe"]
+    """The card as Markdown, with the metadata of the hub. `report`: the content of `training_report.json`, without folders."""
+    recipe, title = report["recipe"], " ".join(title.split())
     base = str(recipe["model"]["path"])
     metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
         "tags": ["reward-model", "rewardserve"],
     }
-    if base.count("/") == 1 and not Path(base).is_absolute() and not base.startswith("."):
+    if base.count("/") == 1 and not base.startswith(".") and not Path(base).is_dir():
         metadata["base_model"] = base
     parts = [
         f"---\n{yaml12.dump(metadata)}---\n# {title}\n",
-        f"A reward model on {_code(_name_of(base))}, trained and calibrated by RewardServe. `scoring_contract.json` says how a "
+        f"A reward model on {_code(base)}, trained and calibrated by RewardServe. `scoring_contract.json` says how a "
         "conversation is encoded and where the score is read; its golden probes are scored again at each load.\n",
-        f"    rewardserve serve {title}\n",
+        f"    rewardserve serve {shlex.quote(title)}\n",
         *_accuracy(report["metrics"]),
         *_style(report.get("style")),
         "## Data\n\n" + _table(("", ""), [(name, in_words(report[name])) for name in _DATA if name in report]),
         "## Run\n\n" + _table(("", ""), [(name, in_words(report[name])) for name in _RUN if report.get(name)]),
-        f"## Recipe\n\n```yaml\n{yaml12.dump(_without_paths(recipe))}```\n",
+        f"## Recipe\n\n```yaml\n{yaml12.dump(recipe)}```\n",
     ]
     return "\n".join(parts)
 
@@ -101,21 +102,3 @@ def _cell(text: str) -> str:
 
 def _code(text: str) -> str:
     return f"`{text.replace('`', '')}`"
-
-
-def _name_of(path: str) -> str:
-    """A model's name without the folders of the machine on which it was trained."""
-    return path if path.count("/") == 1 and not Path(path).is_absolute() else Path(path).name
-
-
-def _without_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe without the folders of the machine, since a card is published."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: clean(each) for key, each in value.items()}
-        if isinstance(value, list | tuple):
-            return [clean(each) for each in value]
-        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-    return dict(clean(recipe))
