@@ -62,7 +62,10 @@ def adapt(network: RewardNetwork, config: MethodConfig) -> None:
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         # Its reaction to the warning is right for a Conv1D.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
-        network.backbone = peft.get_peft_model(network.backbone, lora)
+        try:
+            network.backbone = peft.get_peft_model(network.backbone, lora)
+        except ValueError as error:  # layers that peft knows to be wrong for an adapter, as of Mamba
+            raise ConfigError(f"method.targets: {' '.join(str(error).split())}") from error
     network.heads.requires_grad_(True)
 
 

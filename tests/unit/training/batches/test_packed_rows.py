@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from rewardserve.model.network import RewardNetwork, attention_for
 from rewardserve.model.padding import left_pad
 from rewardserve.training import workflow
-from rewardserve.training.batches import scoring
+from rewardserve.training.batches import packed_attention, scoring
 from rewardserve.training.batches.packed_attention import may_share_prefixes, packing_objection, packs
 from rewardserve.training.batches.packed_rows import pack
 from rewardserve.training.batches.pair_batches import Collator, packed_rows, token_rows
@@ -197,6 +197,81 @@ def test_a_step_of_training_moves_the_weights_as_padded_rows_do(accumulate, tmp_
         assert network.config._attn_implementation == "sdpa"
     for name, weight in moved[0].items():
         assert torch.allclose(moved[1][name], weight, atol=2e-6), name
+
+
+PACKED = {
+    "gpt2": ARCHITECTURES["gpt2"],
+    "opt": {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32},
+    "gemma": ARCHITECTURES["llama"],
+    "mistral": ARCHITECTURES["mistral"],
+    "qwen3_5_text": ARCHITECTURES["llama"] | {
+        "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    },
+}  # fmt: skip
+WAYS = {
+    "full": {},
+    "lora": {"method.name": "lora", "method.rank": 2},
+    "everything": {
+        "method.name": "lora",
+        "method.rank": 2,
+        "optim.gradient_checkpointing": "true",
+        "optim.ema": 0.9,
+        "optim.precision": "bf16",
+        "optim.accumulate": 2,
+    },
+}
+"""Losses in bfloat16 differ by its rounding: packed and padded ones are as far from those of float32 (0.01 of their norm)."""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("architecture", PACKED)
+def test_losses_of_packed_training_are_those_of_padded_training(architecture, way, tmp_path, capsys):
+    table, recipe = table_of(COMPARISONS), config(*(f"{name}={value}" for name, value in WAYS[way].items()),
+        "optim.max_steps=3", "optim.batch_pairs=3", "optim.lr=0.003", "output.log_steps=1")  # fmt: skip
+    losses = []
+    for is_padded in (False, True):
+        torch.manual_seed(0)
+        settings = AutoConfig.for_model(
+            architecture, **PACKED[architecture], vocab_size=VOCAB, bos_token_id=3, pad_token_id=4
+        )
+        network = RewardNetwork.create(AutoModel.from_config(settings, attn_implementation=attention_for(settings)))
+        randomize(network.backbone)
+        disable_dropout(network.backbone)
+        start = SimpleNamespace(network=network.train(), pad_id=PAD)
+        workflow._wrap(recipe, start)
+        rows = workflow._token_rows(recipe, start, table)
+        if architecture == "qwen3_5_text":
+            assert "attention_mask" in rows([0, 1])
+            assert "Qwen3_5TextModel cannot be packed (it has layers of linear_attention)" in capsys.readouterr().err
+            return
+        assert "packed" in rows([0, 1])
+        rows = token_rows(table, PAD) if is_padded else rows
+        trainer = RewardTrainer(network, table, Collator(table, outputs_of(table), rows), recipe, evaluate_held_out=None,
+                                steps=tmp_path / str(is_padded))  # fmt: skip
+        trainer.args.save_strategy = "no"
+        trainer.train()
+        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+    assert len(losses[0]) == 3
+    assert losses[0] == pytest.approx(losses[1], abs=0.02 if "optim.precision" in WAYS[way] else 1e-4)
+
+
+def test_the_check_for_half_precision_finds_an_error_that_rounding_would_hide(monkeypatch, capsys):
+    """Another scale of the attention, which moves the scores by less than bfloat16 rounds."""
+    real = packed_attention._by_segment
+    monkeypatch.setattr(
+        packed_attention,
+        "_by_segment",
+        lambda q, k, v, packed, scale, *more: real(q, k, v, packed, 1.01 * scale, *more),
+    )
+    start = SimpleNamespace(network=network_of("llama"), pad_id=PAD)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert packing_objection(start.network, pad_id=PAD) is None
+    assert "attention_mask" in workflow._token_rows(config("optim.precision=bf16"), start, table_of(COMPARISONS))(
+        [0, 1]
+    )
+    assert "cannot be packed (its scores differ by" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mixtral", "gpt2"])

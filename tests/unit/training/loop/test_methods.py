@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 from rewardserve.model.network import RewardNetwork
 from rewardserve.training.loop.methods import adapt, not_adapted
-from rewardserve.training.settings.config import MethodConfig
+from rewardserve.training.settings.config import ConfigError, MethodConfig
 from tests.support.tiny import ARCHITECTURES, tiny_config
 
 PACKED = {"mixtral", "qwen3_moe"}
@@ -49,3 +49,11 @@ def test_layers_and_targets_of_ones_own_are_taken_at_their_word():
     (both,) = not_adapted(some, MethodConfig(name="lora", rank=2))
     share = [int(re.search(r"(\d+) %", note)[1]) for note in (one, both)]
     assert share[0] < share[1]
+
+
+def test_layers_that_peft_refuses_are_named_with_the_setting():
+    from transformers import MambaConfig
+
+    backbone = AutoModel.from_config(MambaConfig(vocab_size=320, hidden_size=32, num_hidden_layers=1, state_size=8))
+    with pytest.raises(ConfigError, match=r"method\.targets: .*'out_proj'"):
+        adapt(RewardNetwork.create(backbone, ("score",), None), MethodConfig(name="lora", rank=2))
