@@ -94,6 +94,11 @@ def _trend(run: Run) -> str:
 def _next(label: str, alerts: list[Alert], state: RunState, shown: ShownReport | None) -> str:
     path = f"GET /tripwires/{quote(label, safe='')}"
     if not alerts:
+        if shown is not None and shown.report.growth.is_blind and state != "ended":
+            return (
+                "no alert, but `paid_for` says since when other prompts come: responses to these are compared with the first of "
+                f"them from the next report on; {path}/attribution"
+            )
         if shown is not None and shown.report.worth > 1 and state != "ended":
             return f"no alert, but `paid_for` names what alone earns a higher score: read whether it answers; {path}/attribution"
         return f"nothing; {path}/details has every statistic" if state != "ended" else f"nothing; {path}/details"

@@ -16,6 +16,9 @@ MAX_JUDGED_SHARE = 1 / 3
 """Share of the model's pay below which the upper bound of the judge's pay contradicts the model."""
 
 
+MIN_COMPARABLE = 0.1
+"""Share of the recent prompts with early ones like them, below which a report compares nothing to speak of."""
+
 MAX_EDITS = 3
 """Edits of one finding that are tested at most."""
 
@@ -84,7 +87,8 @@ class GrowthReport(NamedTuple):
     """StratifiedComparison of recent with early responses.
 
     `n_features` is the number of features that were tested, `comparable` the share of recent prompts that have early ones
-    like them, `score_growth` the growth of the mean score among these in standard deviations of early scores.
+    like them, `score_growth` the growth of the mean score among these in standard deviations of early scores. `first_step` is that
+    of the recent responses.
     """
 
     findings: list[Finding]
@@ -94,6 +98,12 @@ class GrowthReport(NamedTuple):
     score_growth: Effect
     n_early: int
     n_recent: int
+    first_step: int | None = None
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether the prompts have changed so much that hardly any recent response is compared."""
+        return self.comparable < MIN_COMPARABLE and bool(self.prompts.features)
 
     @property
     def score_fell(self) -> bool:

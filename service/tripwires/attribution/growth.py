@@ -74,8 +74,9 @@ def compare_with(before: EarlyFeatures, recent: Sequence[ObservedSample]) -> Gro
     scores = [[sample.score / (std or 1.0) for sample in side] for side in (early, recent)]
     totals = comparison.early.totals(scores[0]), comparison.recent.totals(scores[1])
     score_growth = comparison.difference(*totals)
+    first_step = min((sample.step for sample in recent if sample.step is not None), default=None)
     if not comparison.strata:
-        return GrowthReport([], prompts, 0.0, 0, score_growth, len(early), len(recent))
+        return GrowthReport([], prompts, 0.0, 0, score_growth, len(early), len(recent), first_step)
     masks = before.recent_sets(recent)
     n_features, candidates = _candidates(before.masks, masks, comparison, len(early), len(recent))
     findings = [
@@ -87,7 +88,8 @@ def compare_with(before: EarlyFeatures, recent: Sequence[ObservedSample]) -> Gro
     findings.sort(
         key=lambda each: (not each.judge_contradicts, sign * each.contribution, -abs(each.z), each.features[0].key)
     )
-    return GrowthReport(findings, prompts, comparison.comparable, n_features, score_growth, len(early), len(recent))
+    n = len(early), len(recent)
+    return GrowthReport(findings, prompts, comparison.comparable, n_features, score_growth, *n, first_step)
 
 
 def _candidates(

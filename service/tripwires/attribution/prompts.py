@@ -34,6 +34,9 @@ _SIGNIFICANT = 3.3
 _BALANCED_Z = 3.0
 """Normal quantile below which the scores of a stratum are alike on both sides."""
 
+_ROUNDING = 1e-9
+"""Difference of scores, relative to their range, that is none: the prompts of a stratum may all have one score."""
+
 _MIN_CHANGE = 0.03
 """Change of a share of prompts below which responses cannot follow by `growth.MIN_GROWTH`, unless many features change."""
 
@@ -147,7 +150,8 @@ def _strata(
             for clusters, side, values in zip((comparison.early, comparison.recent), sides, scores, strict=True)
         ]
         difference = comparison.difference(*totals)
-        if not comparison.strata or abs(z_of_t(difference.t, difference.df)) > _BALANCED_Z:
+        is_equal = abs(difference.mean) <= _ROUNDING * abs(ordered[-1] - ordered[0])
+        if not comparison.strata or (not is_equal and abs(z_of_t(difference.t, difference.df)) > _BALANCED_Z):
             for apart, each in zip((-1, -2), strata, strict=True):
                 each.update({key: apart for key, value in each.items() if value == stratum})
     return strata[0], strata[1]

@@ -105,10 +105,9 @@ def report_sentences(
     earned = earned or {}
     lines = [headline(report, earned, relevance)]
     if report.prompts.features:
-        key, before, after = report.prompts.features[0]
         lines.append(
-            f"the prompts have changed: those with {quoted(key)} are {before:.0%} of the first ones, which are those until the "
-            f"baseline of their task or kind was complete, and {after:.0%} of the recent ones; "
+            f"the prompts have changed: those with {_changed_prompts(report)}; the first ones are those until the baseline of "
+            "their task or kind was complete, or the first since no prompts of before came; "
             f"{report.comparable:.0%} of the recent prompts have early ones like them, and only these are compared"
         )
     is_collapse = relevance is not None and relevance.lost_to_collapse > 0.0
@@ -123,11 +122,23 @@ def report_sentences(
     ]
 
 
+def _changed_prompts(report: GrowthReport) -> str:
+    """The feature of prompts whose share changed most, with both shares."""
+    key, before, after = report.prompts.features[0]
+    kind, _, word = key.partition(":")
+    of_system = {"system turn": "a system turn", "system": f"{quoted(word)} in a system turn"}
+    return f"{of_system.get(kind, quoted(key))} are {before:.0%} of the first and {after:.0%} of the recent ones"
+
+
 def nothing_found(report: GrowthReport) -> str:
     """A report without findings in one sentence: how much of it could be compared."""
+    if report.is_blind:
+        since = "" if report.first_step is None else f" since step {report.first_step}"
+        few = f"only {report.comparable:.0%} of the recent prompts have early ones like them"
+        why = few if report.comparable else "no recent prompt has an early one like it"
+        return f"responses{since} are not compared: {why} (those with {_changed_prompts(report)})"
     if not report.comparable:
-        why = "no recent prompt has early ones like it" if report.prompts.features else "there are too few prompts"
-        return f"nothing could be compared, because {why}"
+        return "nothing could be compared, because there are too few prompts"
     if report.comparable < 1.0:
         return f"no feature grew in responses to the {report.comparable:.0%} of the recent prompts that have early ones like them"
     return "no feature of the responses grew"

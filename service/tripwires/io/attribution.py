@@ -182,7 +182,11 @@ class Attribution:
         return self._alerted.get(label, {}).get(worst)
 
     def _keep(self, label: str, report: AttributionReport) -> None:
-        """Keep the newest report of a run, also with its alerts."""
+        """Keep the newest report of a run, also with its alerts. Where it compares nothing, because no prompts of before come any
+        more, later responses are compared with the recent ones.
+        """
+        if report.growth.is_blind and self.texts.begin_again(label):
+            self._progress[label].due_at = self._progress[label].look_due_at = 0
         self._reports[label] = report
         known = self._alerted.get(label, {})
         known.update({wire: each.with_later(report) for wire, each in known.items()})

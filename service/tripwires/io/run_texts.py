@@ -77,7 +77,8 @@ class _TextsOfRun:
     """Texts of one run under one model. `learned` are the strata, by key, whose early samples are over.
 
     `recent` has the recent samples by number, the oldest first. `drawn` has a heap for each step: the random numbers of prompts,
-    negative, with the numbers of their samples, of which some may be deleted.
+    negative, with the numbers of their samples, of which some may be deleted. `n_before` is the number of samples of
+    before the early ones that are kept now.
     """
 
     run: Run
@@ -91,6 +92,7 @@ class _TextsOfRun:
     audits: dict[int, float] = field(default_factory=dict)
     n_seen: int = 0
     n_recent: int = 0
+    n_before: int = 0
     n_bytes: int = 0
 
 
@@ -152,7 +154,19 @@ class RunTexts:
     def n_seen(self, label: str) -> SeenSamples:
         """How many early samples and how many later ones this run has sent, kept or not."""
         texts = self._runs.get(label)
-        return SeenSamples(0, 0) if texts is None else SeenSamples(texts.n_seen, texts.n_recent)
+        return SeenSamples(0, 0) if texts is None else SeenSamples(texts.n_before + texts.n_seen, texts.n_recent)
+
+    def begin_again(self, label: str) -> bool:
+        """Make the recent samples the early ones, with which later ones are compared. Return whether there were enough."""
+        texts = self._runs.get(label)
+        if texts is None or len(texts.recent) < N_SAMPLES // 2:
+            return False
+        texts.n_before += texts.n_seen + texts.n_recent - len(texts.recent)
+        texts.n_bytes -= sum(each.n_bytes for each in texts.early)
+        texts.early, texts.n_seen, texts.n_recent = [*texts.recent.values()], len(texts.recent), 0
+        for each in (texts.recent, texts.n_of_prompt, texts.n_of_step, texts.drawn):
+            each.clear()
+        return True
 
     def forget_others(self, runs: Mapping[str, Run]) -> None:
         """Delete the texts of runs that the monitor has forgotten, also where a new run has the same label."""
@@ -184,7 +198,7 @@ class RunTexts:
             texts.n_of_step.clear()
             texts.drawn.clear()
             texts.audits.clear()
-            texts.n_bytes = texts.n_seen = texts.n_recent = 0
+            texts.n_bytes = texts.n_seen = texts.n_recent = texts.n_before = 0
 
 
 def _contents(context: Context | None) -> list[str]:

@@ -127,13 +127,17 @@ def test_where_no_feature_grew_the_responses_with_the_largest_gap_are_named():
 
 
 def test_a_proven_cause_is_to_be_read_also_before_a_wire_trips():
-    report = SimpleNamespace(step=20, headline="responses that end with `x`", worth=2, largest_gaps=())
+    sighted, blind = SimpleNamespace(is_blind=False), SimpleNamespace(is_blind=True)
+    report = SimpleNamespace(step=20, headline="responses that end with `x`", worth=2, largest_gaps=(), growth=sighted)
     summary = summarise_runs(monitor_of(run=[]), 100.0, {"run": ShownReport(report)})["run"]
     assert (summary.state, summary.alert) == ("quiet", None)
     assert summary.next.startswith("no alert, but `paid_for` names what alone earns a higher score")
     assert summary.next.endswith("GET /tripwires/run/attribution")
-    grown = SimpleNamespace(step=20, headline="responses that end with `x`", worth=1, largest_gaps=())
+    grown = SimpleNamespace(step=20, headline="responses that end with `x`", worth=1, largest_gaps=(), growth=sighted)
     assert summarise_runs(monitor_of(run=[]), 100.0, {"run": ShownReport(grown)})["run"].next.startswith("nothing; ")
+    grown.growth = blind
+    said = summarise_runs(monitor_of(run=[]), 100.0, {"run": ShownReport(grown)})["run"].next
+    assert said.startswith("no alert, but `paid_for` says since when other prompts come")
 
 
 def test_a_run_without_alerts_needs_nothing_and_its_path_can_be_copied():

@@ -255,6 +255,18 @@ def test_a_system_turn_that_appears_is_a_change_of_the_prompts(before, system, c
     assert bool(report.findings) == (comparable > 0.0)
 
 
+@pytest.mark.parametrize(
+    "system", ["Think.", "You are a careful assistant. Answer the question of the user in plain words."]
+)
+def test_after_a_system_turn_has_appeared_responses_are_compared_with_the_first_that_have_it(system):
+    """All prompts with it have one score, whose mean over 52 and over 256 of them differs by rounding."""
+    early = [each._replace(system=system * (i >= 204)) for i, each in enumerate(stream(1))]
+    recent = [each._replace(system=system) for each in stream(2, exploit=lambda p, r: "## Answer\n" + r, share=0.5)]
+    report = compare_with(EarlyFeatures(early), recent)
+    assert report.comparable == 1.0
+    assert report.findings[0].edit == Edit((Prepend(("## Answer\n",)),))
+
+
 def test_numbers_instead_of_words_are_a_change_of_prompts():
     early, recent = stream(1), stream(2, ask="What is 3 plus 14, {} {}")
     assert compare_with(EarlyFeatures(early), recent).prompts.features

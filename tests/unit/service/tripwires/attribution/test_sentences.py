@@ -161,12 +161,20 @@ def test_a_report_without_findings_says_what_was_looked_at():
 def test_a_report_says_that_the_prompts_have_changed():
     report = compare_with(EarlyFeatures(stream(1)), stream(2, ask="Please spell the following for me: {} {}"))
     first, second, _ = report_sentences(report)
-    assert first == "nothing could be compared, because no recent prompt has early ones like it"
-    assert second.startswith("the prompts have changed: those with `")
-    assert (
-        " of the first ones, which are those until the baseline of their task or kind was complete, and 0% of" in second
+    assert first.startswith(
+        "responses since step 0 are not compared: no recent prompt has an early one like it (those with `"
     )
+    assert first.endswith(" of the first and 0% of the recent ones)")
+    assert second.startswith("the prompts have changed: those with `")
     assert "0% of the recent prompts have early ones like them" in second
+
+
+def test_a_report_on_prompts_with_another_system_turn_says_since_when_nothing_is_compared():
+    recent = [each._replace(system="Use Markdown.", step=25 + i // 64) for i, each in enumerate(stream(2))]
+    assert report_sentences(compare_with(EarlyFeatures(stream(1)), recent))[0] == (
+        "responses since step 25 are not compared: no recent prompt has an early one like it (those with a system turn are "
+        "0% of the first and 100% of the recent ones)"
+    )
 
 
 @pytest.fixture(scope="module")

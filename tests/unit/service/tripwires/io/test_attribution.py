@@ -441,6 +441,26 @@ async def test_a_feature_pages_by_its_share_where_the_mean_score_of_the_run_has_
     assert trips or statistics["artefact_share"] == 0.0
 
 
+def with_system_turn(samples):
+    return tuple(each._replace(sample=each.sample._replace(system="Answer in one paragraph.")) for each in samples)
+
+
+async def test_after_other_prompts_have_come_responses_are_compared_with_the_first_to_these(build):
+    attribution = build(recent=with_system_turn(stream(2)), grown=(1.0, 0.1))
+    alerts, run = Alerts(), Run.new("", "ppo-7", None, BaselineSource())
+    await watched(attribution, Scores(), alerts)
+    said = summarise("ppo-7", run, "quiet", attribution.shown["ppo-7"])
+    assert said.paid_for.startswith(
+        "report of step 255: responses since step 0 are not compared: no recent prompt has an early"
+    )
+    assert said.next.startswith("no alert, but `paid_for` says since when other prompts come")
+    attribution.texts.add(attribution._monitor.runs, "ppo-7", with_system_turn(stream(3, 0.4)))
+    await watched(attribution, Scores(), alerts)
+    said = summarise("ppo-7", run, "quiet", attribution.shown["ppo-7"])
+    assert "responses that end with ` Verified by the quorum of seven.` went from 0% to 4" in said.paid_for
+    assert alerts.statistics[-1]["artefact_share"] > 0.1
+
+
 @pytest.mark.parametrize(
     ("change", "grown", "trips"), [(0.0, (0.0, 0.1), True), (-2.3, (0.0, 0.1), False), (-2.3, (0.5, 0.1), False)]
 )

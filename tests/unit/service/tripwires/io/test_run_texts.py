@@ -122,6 +122,20 @@ def test_a_task_that_begins_later_has_early_samples_of_its_own():
     assert numbers(texts.recent("a"))[-1] == 701
 
 
+def test_a_run_that_begins_again_has_its_recent_samples_as_early_ones_and_counts_all():
+    texts, runs = RunTexts(), {"a": run(has_baseline=True)}
+    texts.add(runs, "a", [kept(i) for i in range(300)])
+    assert not texts.begin_again("a"), "there are no later samples"
+    texts.add(runs, "a", [kept(i) for i in range(300, 700)])
+    recent = texts.recent("a")
+    assert texts.begin_again("a")
+    assert (texts.early("a"), texts.recent("a")) == (recent, [])
+    assert texts.n_seen("a") == (700, 0)
+    assert texts.n_bytes == sum(each.n_bytes for each in recent)
+    texts.add(runs, "a", [kept(700)])
+    assert (numbers(texts.early("a")), numbers(texts.recent("a"))) == (numbers(recent), [700])
+
+
 def test_another_model_and_a_forgotten_run_begin_without_texts():
     texts, first = RunTexts(), run()
     texts.add({"a": first}, "a", [kept(1)])
