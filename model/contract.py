@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-from rewardserve.model.conversation import Message, Sample, SampleError
+from rewardserve.model.conversation import Message, Sample, SampleError, ToolCall
 from rewardserve.model.layout_rules import BosWithoutTemplate, Ending, LayoutRule, ReadsAt, Tokenizes
 from rewardserve.model.text.field_types import check_fields
 from rewardserve.model.text.text_files import decode_text, parse_json, write_text
@@ -339,17 +339,19 @@ def sample_to_dict(sample: Sample) -> dict[str, Any]:
     if sample.response is not None:
         out["response"] = sample.response
     if sample.messages is not None:
-        out["messages"] = [asdict(m) for m in sample.messages]
+        out["messages"] = [_message_to_dict(m) for m in sample.messages]
     if sample.text is not None:
         out["text"] = sample.text
     if sample.input_ids is not None:
         out["input_ids"] = list(sample.input_ids)
     if sample.finish_reason != "stop":
         out["finish_reason"] = sample.finish_reason
+    if sample.tools:
+        out["tools"] = sample.tools
     return out
 
 
-_SAMPLE_FIELDS = ("prompt", "response", "messages", "text", "input_ids", "finish_reason")
+_SAMPLE_FIELDS = ("prompt", "response", "messages", "text", "input_ids", "finish_reason", "tools")
 
 
 class InvalidSampleFile(ValueError):
@@ -379,13 +381,24 @@ def sample_from_dict(raw: dict[str, Any]) -> Sample:
     messages = raw.get("messages")
     ids = raw.get("input_ids")
     return Sample(
-        prompt=tuple(Message(**m) for m in prompt) if isinstance(prompt, list) else prompt,
+        prompt=tuple(map(_message_from_dict, prompt)) if isinstance(prompt, list) else prompt,
         response=raw.get("response"),
-        messages=tuple(Message(**m) for m in messages) if messages is not None else None,
+        messages=tuple(map(_message_from_dict, messages)) if messages is not None else None,
         text=raw.get("text"),
         input_ids=tuple(ids) if ids is not None else None,
         finish_reason=raw.get("finish_reason", "stop"),
+        tools=raw.get("tools", ""),
     )
+
+
+def _message_to_dict(message: Message) -> dict[str, Any]:
+    """Role and content, and the fields of tool calls that are not empty."""
+    whole = asdict(message) | {"tool_calls": [asdict(call) for call in message.tool_calls]}
+    return {key: value for key, value in whole.items() if value or key in ("role", "content")}
+
+
+def _message_from_dict(raw: dict[str, Any]) -> Message:
+    return Message(**raw | {"tool_calls": tuple(ToolCall(**call) for call in raw.get("tool_calls", ()))})
 
 
 def _check_sample(raw: Mapping[str, Any], path: str = "") -> None:

@@ -96,9 +96,9 @@ class UnsupportedField(SampleError):
     code = "unsupported_field"
     remedy = "Render the conversation with the model's chat template and send it as text, or remove the field."
 
-    def __init__(self, field: str, **details: int) -> None:
+    def __init__(self, field: str, *, by: str = "", **details: int) -> None:
         super().__init__(
-            f"{field} is not supported: its content would be missing from the scored text. Render the conversation with the "
+            f"{field} is not supported{by}: its content would be missing from the scored text. Render the conversation with the "
             "chat template of the reward model and send it as text, or leave the field out.",
             field=field, **details,
         )  # fmt: skip
@@ -129,11 +129,29 @@ class InputTooLong(SampleError):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a function by the assistant. `arguments`: JSON text of an object. `id`: empty where the call has none."""
+
+    name: str
+    arguments: str
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation. `tool_call_id` and `name` are those of the call that a turn of the role `tool` answers."""
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+    @property
+    def text(self) -> str:
+        """The content, and the calls as text: for comparisons and lengths, not for a model."""
+        calls = [f"{call.name}({call.arguments})" for call in self.tool_calls]
+        return "\n".join([self.content, *calls] if self.content else calls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +183,8 @@ class Sample:
     Exactly one form is given: `prompt` with `response`, `messages`, `text` or `input_ids`. A `prompt`
     that is a string is one user turn. `finish_reason="length"`: the policy was cut off, so no
     end token is added. `reference_rewards` are raw scores of reference responses to the same prompt, for shapes that
-    compare with them. `n_prompt_chars`: where the response begins in `text`, if the client has sent it.
+    compare with them. `n_prompt_chars`: where the response begins in `text`, if the client has sent it. `tools`: JSON text
+    of the list that the chat template gets (`tools.read_tools`).
     """
 
     prompt: str | tuple[Message, ...] | None = None
@@ -177,6 +196,7 @@ class Sample:
     reference_rewards: tuple[float, ...] = ()
     n_prompt_chars: int | None = None
     options: SampleOptions = DEFAULT_OPTIONS
+    tools: str = ""
 
     def __post_init__(self) -> None:
         """Raise `IncompleteSample` or `AmbiguousSample` unless exactly one form is given."""
@@ -209,9 +229,9 @@ class Sample:
             return self.text[: self.n_prompt_chars], self.text[self.n_prompt_chars :]
         if self.messages is not None:
             turns = self.messages
-            return "\n".join([m.content for m in turns[:-1]]), turns[-1].content if turns else ""
+            return "\n".join([m.text for m in turns[:-1]]), turns[-1].text if turns else ""
         prompt = self.prompt or ""
-        return prompt if isinstance(prompt, str) else "\n".join([m.content for m in prompt]), self.response or ""
+        return prompt if isinstance(prompt, str) else "\n".join([m.text for m in prompt]), self.response or ""
 
 
 def _check(messages: tuple[Message, ...], options: SampleOptions) -> None:
@@ -224,9 +244,9 @@ def _check(messages: tuple[Message, ...], options: SampleOptions) -> None:
             )
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise InvalidMessages("the last of at least two messages must be the assistant's: the turn to score")
-    if not messages[-1].content.strip() and not options.scores_empty:
+    if not messages[-1].content.strip() and not messages[-1].tool_calls and not options.scores_empty:
         raise EmptyResponse()
-    if all(not m.content for m in messages[:-1]):
+    if all(not m.content and not m.tool_calls for m in messages[:-1]):
         raise EmptyPrompt("the prompt is empty")
 
 

@@ -41,6 +41,7 @@ from rewardserve.model.conversation import (
     SampleError,
     SampleOptions,
     TokenOutOfVocabulary,
+    UnsupportedField,
     check_text,
 )
 from rewardserve.model.layout_rules import CLOSES_ANY_TAIL
@@ -104,6 +105,45 @@ class Encoded(NamedTuple):
         """The response's ids; None where it is not known where the response begins."""
         # Only a prompt is truncated: a row without one is all response, if it had one.
         return self.ids[self.n_prompt :] if self.n_prompt or self.truncated else None
+
+
+class _Talk(NamedTuple):
+    """Messages, and the JSON text of the tools that they may call."""
+
+    messages: tuple[Message, ...]
+    tools: str = ""
+
+    @property
+    def prompt(self) -> _Talk:
+        """All but the last message."""
+        return _Talk(self.messages[:-1], self.tools)
+
+    def texts(self) -> list[str]:
+        """Every text that a client has written, in the order of `with_texts`."""
+        written = [self.tools] if self.tools else []
+        for message in self.messages:
+            written.append(message.content)
+            for call in message.tool_calls:
+                written += (call.name, call.arguments)
+        return written
+
+    def with_texts(self, texts: Iterable[str]) -> _Talk:
+        """The same conversation with other texts."""
+        given = iter(texts)
+        tools = next(given) if self.tools else ""
+        return _Talk(
+            tuple(
+                replace(
+                    message,
+                    content=next(given),
+                    tool_calls=tuple(
+                        replace(call, name=next(given), arguments=next(given)) for call in message.tool_calls
+                    ),
+                )
+                for message in self.messages
+            ),
+            tools,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +238,7 @@ class Encoder:
         tokens = split_tokens(self._fast) if memo_chars else ()
         before = [token for token in tokens if token in policy.response_start]
         self._split_tokens = tuple(token for token in before if token in answered) or tuple(before)
-        self._prompts: LruCache[tuple[Message, ...], _Prompt] = LruCache(memo_chars)
+        self._prompts: LruCache[_Talk, _Prompt] = LruCache(memo_chars)
         self._part_ids: LruCache[str, tuple[int, ...]] = LruCache(memo_chars)
 
     def __call__(self, sample: Sample) -> Encoded:
@@ -293,31 +333,45 @@ class Encoder:
             messages = sample.conversation()
             if self._slots is not None and messages[0] == Message("system", ""):
                 messages = messages[1:]  # LLaMA-Factory drops an empty system message
-            for message in messages:
-                check_text(message.content)
+            talk = _Talk(messages, sample.tools)
+            self._check_slots(talk)
+            for text in talk.texts():
+                check_text(text)
+            last = messages[-1]
             # The text of a policy often still has its end token, which the template writes again.
-            content, had_ending = self._without_ending(messages[-1].content)
-            if not content.strip():
+            content, had_ending = self._without_ending(last.content)
+            if not content.strip() and not last.tool_calls:
                 _check_empty(sample)
-            prompt = self._prompts.get(messages[:-1]) or self._cache_prompt(messages[:-1])
-            messages = (*messages[:-1], Message("assistant", content))
-            if prompt.is_quoting or self._controls.are_quoted(content):
-                messages, escaped = self._escape_messages(messages)
-                prompt = self._render_prompt(messages[:-1])
-            rendering = self._render(messages, add_generation_prompt=False)
-            body, content = rendering.removesuffix(self.policy.template_tail), messages[-1].content
+            prompt = self._prompts.get(talk.prompt) or self._cache_prompt(talk.prompt)
+            talk = _Talk((*messages[:-1], replace(last, content=content)), sample.tools)
+            if prompt.is_quoting or any(map(self._controls.are_quoted, _Talk(talk.messages[-1:]).texts())):
+                talk, escaped = self._escape(talk)
+                prompt = self._render_prompt(talk.prompt)
+            rendering = self._render(talk.messages, add_generation_prompt=False, tools=talk.tools)
+            if escaped is not None:
+                _check_stand_ins(escaped, rendering, talk)
+            body, last = rendering.removesuffix(self.policy.template_tail), talk.messages[-1]
+            content = last.content
             is_prefix = body.startswith(prompt.text)
-            begin = len(prompt.text) if is_prefix else _begin_of_response(body, prompt.text, content)
+            if is_prefix:
+                begin = len(prompt.text)
+            elif last.tool_calls:
+                begin = _n_common(body, prompt.text)
+            else:
+                begin = _begin_of_response(body, prompt.text, content)
             n_prompt_chars = max(0, begin)
             cuts = self._shared_cuts(prompt, body[:n_prompt_chars])
-            is_usual = self._has_usual_tail(rendering, content, begin)
+            if last.tool_calls:  # the text after the content has the calls
+                is_usual = rendering.endswith(self.policy.template_tail)
+            else:
+                is_usual = self._has_usual_tail(rendering, content, begin)
             if not is_usual and self._with_trained_ending(rendering) is None:
                 raise InvalidMessages(
                     f"the chat template does not end this conversation with {self.policy.template_tail!r}, so the token at which "
                     "its score is read is not known. Let the template end all conversations in the same way."
                 )
             if not is_usual or (sample.finish_reason == "length" and self.policy.ending_varies):
-                body = self._before_tail(rendering, messages)
+                body = self._before_tail(rendering, talk)
         if self._slots is not None:
             cuts = (*cuts, n_prompt_chars)
         elif escaped is not None:
@@ -346,14 +400,19 @@ class Encoder:
         at = body.rfind(content, begin) if begin >= 0 else begin
         return at < 0 or self._control_ids.isdisjoint(ids_of(self._fast, body[at + len(content) :]))
 
-    def _before_tail(self, rendering: str, messages: tuple[Message, ...]) -> str:
+    def _before_tail(self, rendering: str, talk: _Talk) -> str:
         """A rendering up to the end of its last content, found by a second rendering with a mark after that content.
 
         The template may change the content, and write the same text before and after it.
         """
+        last = talk.messages[-1]
+        if last.tool_calls:
+            return rendering.removesuffix(self.policy.template_tail)
         mark = next(chr(code) for code in range(_LAST_MARK, 0, -1) if chr(code) not in rendering)
         marked = self._render(
-            (*messages[:-1], Message("assistant", messages[-1].content + mark)), add_generation_prompt=False
+            (*talk.messages[:-1], replace(last, content=last.content + mark)),
+            add_generation_prompt=False,
+            tools=talk.tools,
         )
         before, found, _ = marked.partition(mark)
         return rendering[: _n_common(before, rendering)] if found else rendering.removesuffix(self.policy.template_tail)
@@ -367,14 +426,22 @@ class Encoder:
         stripped = rendering.rstrip("\n")
         return stripped if stripped.endswith(self._eos) else f"{stripped} {self._eos}"
 
-    def _escape_messages(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], Escaped]:
+    def _check_slots(self, talk: _Talk) -> None:
+        """Raise `UnsupportedField` for tools and calls in LLaMA-Factory's layout, whose trainer writes them by itself."""
+        if self._slots is None:
+            return
+        for field, is_there in (("tools", bool(talk.tools)), ("tool_calls", any(m.tool_calls for m in talk.messages))):
+            if is_there:
+                raise UnsupportedField(field, by=" in the layout of LLaMA-Factory")
+
+    def _escape(self, talk: _Talk) -> tuple[_Talk, Escaped]:
         """Replace the control tokens that a conversation quotes by stand-ins."""
-        texts = [message.content for message in messages]
+        texts = talk.texts()
         if not self.policy.template and self.policy.start_ids:
             while texts[0].startswith(self._kept_start):  # it is added exactly once later
                 texts[0] = texts[0].removeprefix(self._kept_start)
         escaped = self._controls.hide(texts)
-        return tuple(Message(m.role, text) for m, text in zip(messages, escaped.texts, strict=True)), escaped
+        return talk.with_texts(escaped.texts), escaped
 
     def _escape_response(self, body: str, n_prompt_chars: int) -> Escaped | None:
         """Replace the control tokens that a response in rendered text quotes by stand-ins; None: it quotes none."""
@@ -392,15 +459,15 @@ class Encoder:
         )
         return begin + len(start) if begin >= 0 else 0
 
-    def _cache_prompt(self, messages: tuple[Message, ...]) -> _Prompt:
-        prompt = self._render_prompt(messages)
-        self._prompts.put(messages, prompt, len(prompt.text))
+    def _cache_prompt(self, talk: _Talk) -> _Prompt:
+        prompt = self._render_prompt(talk)
+        self._prompts.put(talk, prompt, len(prompt.text))
         return prompt
 
-    def _render_prompt(self, messages: tuple[Message, ...]) -> _Prompt:
-        text = self._render(messages, add_generation_prompt=True)
-        cuts = self._split_point(text) if self._slots is None else self._slots.of(messages, text)
-        return _Prompt(text, cuts, is_quoting=any(self._controls.are_quoted(m.content) for m in messages))
+    def _render_prompt(self, talk: _Talk) -> _Prompt:
+        text = self._render(talk.messages, add_generation_prompt=True, tools=talk.tools)
+        cuts = self._split_point(text) if self._slots is None else self._slots.of(talk.messages, text)
+        return _Prompt(text, cuts, is_quoting=any(map(self._controls.are_quoted, talk.texts())))
 
     def _split_point(self, prompt: str) -> tuple[int, ...]:
         """The last split point of a prompt, at which a cut changes no id."""
@@ -678,6 +745,18 @@ class Encoder:
             raise InputTooLong(n=n_response + head, limit=limit, what="response" if encoded.n_prompt else "sample")
         ids = encoded.ids[:head] + encoded.ids[head + excess :]
         return encoded._replace(ids=ids, n_prompt=encoded.n_prompt - excess, truncated=True)
+
+
+def _check_stand_ins(escaped: Escaped, rendering: str, talk: _Talk) -> None:
+    """Raise `InvalidMessages` where the template has changed a control token that tools or calls quote."""
+    if talk.tools or any(message.tool_calls for message in talk.messages):
+        lost = sum(text.count(stand_in) for stand_in in escaped.originals for text in escaped.texts)
+        kept = sum(rendering.count(stand_in) for stand_in in escaped.originals)
+        if kept < lost:
+            raise InvalidMessages(
+                "tools or tool_calls quote a control token of the tokenizer, and the chat template does not write it as it is. "
+                "Remove it from them."
+            )
 
 
 def _n_common(a: str, b: str) -> int:

@@ -176,7 +176,7 @@ def with_response(sample: Sample, change: Callable[[str], str]) -> Sample | None
     if sample.messages is not None:
         last = sample.messages[-1]
         content = change(last.content)
-        if last.role != "assistant" or content == last.content:
+        if last.role != "assistant" or last.tool_calls or content == last.content:
             return None
         return replace(sample, messages=(*sample.messages[:-1], Message(last.role, content)))
     if sample.text is not None and sample.n_prompt_chars is not None:

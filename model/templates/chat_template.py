@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import date, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from rewardserve.model.conversation import InvalidMessages, Message
+from rewardserve.model.conversation import InvalidMessages, Message, ToolCall, UnsupportedField
 from rewardserve.model.templates.jinja_budget import build_renderer
 from rewardserve.model.templates.jinja_process import CLOCK, Renderer, TemplateBroken, TemplateRefuses, TemplateTooSlow
+from rewardserve.model.tools import CONTENTS_OF_CALLS, ContentOfCalls, plain_message, plain_tools, read_tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +27,23 @@ _RANDOM_FILTERS = frozenset({"random"})
 _RANDOM_GLOBALS = frozenset({"lipsum"})
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+>", re.IGNORECASE)
 """Python's default text of an object: its address differs in every process."""
+
+
+_ARGUMENT, _TOOL_NAME = "Bravo bravo", "delta_delta"
+_CALL = ToolCall("alpha_alpha", f'{{"text": "{_ARGUMENT}"}}', "abcdefgh1")
+"""Mistral's templates demand ids of nine characters."""
+_TEXT = {"type": "string", "description": "Text."}
+_PARAMETERS = {"type": "object", "properties": {"text": _TEXT}, "required": ["text"]}
+_TOOLS = read_tools([{"name": _TOOL_NAME, "description": "Echo.", "parameters": _PARAMETERS}])
+_CALLING = (
+    Message("user", "Golf"),
+    Message("assistant", "", (_CALL,)),
+    Message("tool", "Hotel", tool_call_id=_CALL.id, name=_CALL.name),
+    Message("assistant", "India"),
+)
+"""A conversation that shows whether a template writes tools and calls."""
+_BY = " by the chat template"
+_CONVERSATIONS = (_CALLING[:2], _CALLING)
 
 
 class EncodingPolicyError(Exception):
@@ -60,23 +79,75 @@ class ChatTemplate:
                 "Restore the template that the model was trained with."
             )
 
-    def __call__(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """The text of a conversation. Raise `InvalidMessages`."""
+    def __call__(self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: str = "") -> str:
+        """The text of a conversation. Raise `InvalidMessages`, and `UnsupportedField` for tools or calls that it would lack."""
+        self._check_tools(messages, tools)
         if self._renderer is None:
             return "".join(m.content for m in messages)  # as TRL and RLHFlow train text-only reward models
+        return self._rendered(self._renderer, messages, add_generation_prompt, tools, self._content)
+
+    def _rendered(
+        self,
+        renderer: Renderer,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        tools: str,
+        content: ContentOfCalls,
+    ) -> str:
         variables = {
             **self._special_tokens,
-            "messages": [{"role": m.role, "content": m.content} for m in messages],
-            "tools": None,
+            "messages": [plain_message(m, content) for m in messages],
+            "tools": plain_tools(tools),
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return self._renderer.render(variables, self._clock)
+            return renderer.render(variables, self._clock)
         except TemplateTooSlow as error:
             raise ConversationTooSlow(f"the chat template cannot render these messages: {error}") from None
         except TemplateRefuses as error:
             raise InvalidMessages(f"the chat template refuses these messages: {error}") from None
+
+    def _check_tools(self, messages: Sequence[Message], tools: str) -> None:
+        """Raise `UnsupportedField` where the template writes no tools, or no calls."""
+        if tools and not self._writes_tools:
+            raise UnsupportedField("tools", by=_BY)
+        for i, message in enumerate(messages):
+            if message.tool_calls and self._content_of_calls is None:
+                raise UnsupportedField("tool_calls", by=_BY, index=i)
+
+    @cached_property
+    def _writes_tools(self) -> bool:
+        """Whether the template writes the names of tools."""
+        if self._renderer is None:
+            return False
+        try:
+            return _TOOL_NAME in self._rendered(self._renderer, _CALLING[:1], True, _TOOLS, "missing")
+        except InvalidMessages:
+            return False
+
+    @property
+    def _content(self) -> ContentOfCalls:
+        """How messages with calls and no text are given; asked for where there are some."""
+        return self.__dict__.get("_content_of_calls") or "missing"
+
+    @cached_property
+    def _content_of_calls(self) -> ContentOfCalls | None:
+        """The content with which the template writes calls that have no text beside them; None where it does not write calls.
+
+        Missing is as in transformers; some templates fail on that, and those of DeepSeek write calls beside a null alone.
+        """
+        if self._renderer is None:
+            return None
+        wanted = (_CALL.name, _ARGUMENT)
+        for content in CONTENTS_OF_CALLS:
+            try:
+                texts = [self._rendered(self._renderer, talk, False, _TOOLS, content) for talk in _CONVERSATIONS]
+            except InvalidMessages:
+                continue
+            if all(word in text for text in texts for word in wanted):
+                return content
+        return None
 
     def clock(self, form: str) -> str:
         """The fixed date in this format."""

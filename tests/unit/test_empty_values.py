@@ -33,18 +33,18 @@ def as_trainer(message):
 @pytest.mark.parametrize("read", [as_server, as_client, as_trainer])
 @pytest.mark.parametrize("value", [*EMPTY, *GIVEN], ids=repr)
 def test_a_field_that_is_not_read_is_let_through_only_where_it_is_empty(read, value):
-    message = {"role": "assistant", "content": "yes", "tool_calls": value}
+    message = {"role": "assistant", "content": "yes", "reasoning_content": value}
     if any(value is each for each in EMPTY):
         read(message)
     else:
-        with pytest.raises((UnsupportedField, Misconfigured, FieldError), match="tool_calls"):
+        with pytest.raises((UnsupportedField, Misconfigured, FieldError), match="reasoning_content"):
             read(message)
 
 
 @pytest.mark.parametrize("value", [(), ({}, None), {"a": ()}])
 def test_tuples_count_as_lists(value):
     assert is_empty_value(value)
-    as_client({"role": "assistant", "content": "yes", "tool_calls": value})
+    as_client({"role": "assistant", "content": "yes", "reasoning_content": value})
 
 
 def test_a_value_of_any_depth_is_looked_at():
@@ -52,4 +52,4 @@ def test_a_value_of_any_depth_is_looked_at():
     for _ in range(100_000):
         deep = [deep]
     assert is_empty_value(deep)
-    as_client({"role": "assistant", "content": "yes", "tool_calls": deep})
+    as_client({"role": "assistant", "content": "yes", "reasoning_content": deep})

@@ -116,7 +116,8 @@ def _key(pair: Pair) -> str:
 def _is_editable(pair: Pair) -> bool:
     """Whether both responses are one text at the end of their samples."""
     return all(
-        s.texts()[1] == text != "" for s, text in ((pair.chosen, pair.chosen_text), (pair.rejected, pair.rejected_text))
+        s.texts()[1] == text != "" and not (s.messages and s.messages[-1].tool_calls)
+        for s, text in ((pair.chosen, pair.chosen_text), (pair.rejected, pair.rejected_text))
     )
 
 

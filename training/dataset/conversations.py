@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from rewardserve.model.conversation import Message, Sample, SampleError, check_text, is_empty_value
+from rewardserve.model.conversation import InvalidMessages, Message, Sample, SampleError, check_text, is_empty_value
+from rewardserve.model.tools import read_calls, read_tools
 from rewardserve.training.dataset import turns
 from rewardserve.training.dataset.source_columns import SourceColumns, common_text
 from rewardserve.training.settings.config import SourceConfig, shown
@@ -63,8 +64,10 @@ def read_conversations(values: dict[str, Any], columns: SourceColumns) -> Conver
     if given.form == "mixed":
         raise FieldError(columns.fields[-1], f"one of {given.words} is a string and the other is messages")
     if prompt is None:
-        return _implicit(given, values, columns)
-    return _explicit(_prompt(prompt, columns.source), given, values, columns)
+        found = _implicit(given, values, columns)
+    else:
+        found = _explicit(_prompt(prompt, columns.source), given, values, columns)
+    return _with_tools(found, values, columns)
 
 
 def check_samples(found: Conversations, fields: Sequence[str]) -> None:
@@ -127,7 +130,8 @@ def _check_sample(sample: Sample, field: str) -> None:
     try:
         if sample.text is None:
             for message in sample.conversation():
-                check_text(message.content)
+                check_text(message.text)
+            check_text(sample.tools)
         else:
             check_text(sample.text)
     except SampleError as error:
@@ -165,21 +169,74 @@ def _messages(value: Any, field: str) -> Messages:
         raise FieldError(field, f"is a {type(value).__name__}; give text, or a list of messages")
     value = [turns.of_sharegpt(item) for item in value]
     for i, item in enumerate(value):
-        unread = _unread(item, ("role", "content")) if isinstance(item, dict) else None
+        unread = _unread(item, _fields_of(item)) if isinstance(item, dict) else None
         if unread is not None:
             raise FieldError(
                 field,
                 f"message {i} has {unread[:40]}, which is not read: its part of the chat template would be missing. Render "
                 "the conversations and give text, or remove the field from the data",
             )
-        if (
-            not isinstance(item, dict)
-            or not isinstance(item.get("role"), str)
-            or not isinstance(item.get("content"), str)
-        ):
+        if not isinstance(item, dict) or not isinstance(item.get("role"), str):
             raise FieldError(field, f"message {i} is not an object with a role and a content, both text")
-        check_utf8(item["content"], field)
-    return tuple(Message(item["role"], item["content"]) for item in value)
+    return tuple(_message(i, item, field) for i, item in enumerate(value))
+
+
+def _fields_of(message: dict[str, Any]) -> tuple[str, ...]:
+    """Fields of a message that are read."""
+    role = message.get("role")
+    of_role = {"assistant": ("tool_calls", "function_call"), "tool": ("tool_call_id", "name")}
+    return ("role", "content", *of_role.get(role if isinstance(role, str) else "", ()))
+
+
+def _message(i: int, item: dict[str, Any], field: str) -> Message:
+    """A message of OpenAI's shape. Content may be a list of parts of text; beside calls it may be missing."""
+    try:
+        calls = next((item[name] for name in ("tool_calls", "function_call") if not is_empty_value(item.get(name))), ())
+        read = read_calls(calls)
+    except InvalidMessages as error:
+        raise FieldError(field, f"message {i}: {error.message}") from None
+    content = item.get("content")
+    if isinstance(content, list) and content and all(map(_is_text_part, content)):
+        content = "".join(part["text"] for part in content)
+    if content is None and read:
+        content = ""
+    if not isinstance(content, str):
+        raise FieldError(field, f"message {i} is not an object with a role and a content, both text")
+    given = [item.get(name) if "tool_call_id" in _fields_of(item) else None for name in ("tool_call_id", "name")]
+    number, name = ("" if is_empty_value(each) else each for each in given)
+    if not isinstance(number, str) or not isinstance(name, str):
+        raise FieldError(field, f"message {i} has a tool_call_id or a name that is no text")
+    message = Message(item["role"], content, read, number, name)
+    check_utf8(message.text, field)
+    return message
+
+
+def _is_text_part(part: Any) -> bool:
+    known = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+    return known and _unread(part, ("type", "text")) is None
+
+
+def _with_tools(found: Conversations, values: dict[str, Any], columns: SourceColumns) -> Conversations:
+    """The samples with the tools of the row, which are a part of their prompt."""
+    key = columns.source.tools_key
+    value = None if key is None else values.get(key)
+    if is_empty_value(value):
+        return found
+    try:
+        tools = read_tools(value)
+    except InvalidMessages as error:
+        raise FieldError(str(key), error.message) from None
+    if not tools:
+        return found
+    if any(sample.text is not None for sample in found.samples):
+        raise FieldError(
+            str(key),
+            "is there, and the conversation is text, so no template would place it: give messages, or name it in "
+            "data.sources.ignored_columns",
+        )
+    return Conversations(
+        tuple(replace(sample, tools=tools) for sample in found.samples), found.texts, f"{tools}\n{found.prompt_key}"
+    )
 
 
 def _prompt(value: Any, source: SourceConfig) -> str | Messages:
@@ -203,7 +260,7 @@ def _with_context(prompt: Messages, context: str | None) -> Messages:
     if context is None:
         return prompt
     at = next((i for i, m in enumerate(prompt) if m.role == "user"), 0)
-    turn = Message(prompt[at].role, f"{context}\n\n{prompt[at].content}")
+    turn = replace(prompt[at], content=f"{context}\n\n{prompt[at].content}")
     return (*prompt[:at], turn, *prompt[at + 1 :])
 
 
@@ -279,7 +336,7 @@ def _explicit_messages(
         own, *answers = turns.split(prompt, *_message_lists(given))
     except turns.TurnsMismatch as error:
         raise FieldError(given.field, str(error)) from None
-    if all(len(answer) == 1 for answer in answers):
+    if all(len(answer) == 1 and not answer[0].tool_calls for answer in answers):
         last = tuple(answer[0].content for answer in answers)
         _without_prompt(turns.last_user_turn(own), last, given, columns)
     asked = _with_system(_with_context(own, _context(values, columns)), values, columns)
@@ -347,7 +404,7 @@ def _refuse_system(values: dict[str, Any], columns: SourceColumns, why: str) -> 
 
 
 def _joined(messages: Messages) -> str:
-    return "\n".join(m.content for m in messages)
+    return "\n".join(m.text for m in messages)
 
 
 def _n_common(whole: Sequence[Messages]) -> int:
@@ -357,4 +414,4 @@ def _n_common(whole: Sequence[Messages]) -> int:
 
 
 def _key(messages: Messages) -> str:
-    return json.dumps([[m.role, m.content] for m in messages])
+    return json.dumps([[m.role, m.text] for m in messages])

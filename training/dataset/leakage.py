@@ -57,7 +57,7 @@ def _keys(sequence: TokenSequence) -> tuple[bytes, bytes]:
 def _words(sample: Sample) -> str:
     if sample.text is not None:
         return sample.text
-    return "\n".join(f"{m.role}\0{m.content}" for m in sample.conversation())
+    return "\n".join([sample.tools, *(f"{m.role}\0{m.text}" for m in sample.conversation())])
 
 
 def prompt_key(item: Item) -> bytes:
@@ -65,7 +65,7 @@ def prompt_key(item: Item) -> bytes:
     sample = item.samples[0]
     if sample.text is not None:
         return _digest(sample.text.removesuffix(item.texts[0]))
-    return _digest("\n".join(f"{m.role}\0{m.content}" for m in sample.conversation()[:-1]))
+    return _digest("\n".join([sample.tools, *(f"{m.role}\0{m.text}" for m in sample.conversation()[:-1])]))
 
 
 def _digest(text: str) -> bytes:

@@ -22,6 +22,7 @@ _N_FIRST = 16
 """Rows that decide which shape a source has."""
 _KEPT_KEYS = (
     "system_key",
+    "tools_key",
     "group_key",
     "source_key",
     "margin_key",

@@ -41,7 +41,7 @@ _OF_KIND: dict[SourceKind, _KindColumns] = {
 }
 OF_ATTRIBUTES: tuple[SourceKind, ...] = ("pairs", "ratings")
 """Kinds that a row may have for several heads."""
-_OF_ALL = ("prompt_key", "system_key", "group_key", "source_key", "context_key")
+_OF_ALL = ("prompt_key", "system_key", "tools_key", "group_key", "source_key", "context_key")
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "system_key": ("system_prompt",),
     "response_key": ("completion", "output", "messages"),
@@ -50,6 +50,8 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "label_key": ("kto_tag",),
 }
 """Names of these columns in the formats of TRL, OpenRLHF and LLaMA-Factory."""
+_NOT_REQUIRED = ("system_key", "tools_key")
+"""Columns that a recipe may ignore, or read as another one."""
 _PROMPT_NAMES = ("instruction", "question", "query", "input", "context", "messages", "conversation", "text", "post")
 """Names of the prompt column in other data sets."""
 _N_NAMES = 12
@@ -123,8 +125,10 @@ def find_columns(rows: Sequence[SourceRow], source: SourceConfig) -> SourceColum
         keys["context_key"] = None
     if source.attributes:
         keys |= {"margin_key": None, "tie_key": None}
-    if keys["system_key"] in source.ignored_columns:
-        keys["system_key"] = None
+    others = {value for key, value in keys.items() if key not in _NOT_REQUIRED}
+    for key in _NOT_REQUIRED:
+        if keys[key] in (*source.ignored_columns, *others):
+            keys[key] = None
     found = SourceColumns(replace(source, **keys), len(values), n_with, kind=kind)
     implicit: Literal["", "declared", "found"] = ""
     if found.source.prompt_key is None:

@@ -307,7 +307,7 @@ def _parquet(path: Path, source: SourceConfig) -> Iterator[SourceRow]:
         for batch in file.iter_batches():
             for values, error in _values_of(batch):
                 line += 1
-                yield SourceRow(str(path), line, None if error else values, error)
+                yield SourceRow(str(path), line, None if error else _without_filling(values), error)
     except pyarrow.ArrowException as error:
         raise _unreadable(source, line, f"it is not a complete Parquet file ({_first_line(error)})") from error
 
@@ -341,6 +341,17 @@ def _values_of(batch: Any) -> Iterator[tuple[dict[str, Any], str]]:
             except _NO_VALUE as bad:
                 error = error or f"{name} cannot be read: {_first_line(bad)}"
         yield values, error
+
+
+def _without_filling(values: dict[str, Any]) -> dict[str, Any]:
+    """Values without the nulls with which Arrow fills up the fields that only other objects of a column have."""
+    return {name: _dense(value) if isinstance(value, list | dict) else value for name, value in values.items()}
+
+
+def _dense(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _dense(each) for name, each in value.items() if each is not None}
+    return [_dense(each) for each in value] if isinstance(value, list) else value
 
 
 _NO_VALUE = (ValueError, OverflowError, ImportError)
@@ -381,7 +392,7 @@ def _datasets(source: SourceConfig, cache: str | None) -> Iterator[SourceRow]:
             name = str(path.resolve()) if path.is_dir() else source.path
             table = datasets.load_dataset(name, source.subset, split=source.split, cache_dir=cache)
         for line, values in enumerate(table, start=1):
-            yield SourceRow(source.path, line, dict(values))
+            yield SourceRow(source.path, line, _without_filling(dict(values)))
     except Exception as error:  # a builder, a download or a file of another format may raise anything
         at_hub = hub.is_offline() and not path.is_dir()
         # A plain ValueError is about the name of a split or a subset, not about a file.

@@ -29,6 +29,7 @@ LONG_PROMPT_WORDS = 4
 _SHAREGPT_ROLES = {
     "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
     "observation": "tool", "tool_response": "tool",
+    "developer": "system", "function": "tool",
 }  # fmt: skip
 """Names of roles in ShareGPT's format; others are the same."""
 
@@ -43,6 +44,8 @@ def of_sharegpt(message: Any) -> Any:
         return message
     others = {name: value for name, value in message.items() if name not in ("from", "value", "role", "content")}
     role = message["from"]
+    if role == "function_call":
+        return {"role": "assistant", "content": "", "function_call": message["value"], **others}
     return {
         "role": _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role,
         "content": message["value"],
@@ -169,7 +172,7 @@ def _follows(prompt: Messages, answer: Messages) -> bool:
 
 def _same(left: Messages, right: Messages) -> bool:
     return len(left) == len(right) and all(
-        a.role == b.role and _words(a.content) == _words(b.content) for a, b in zip(left, right, strict=True)
+        a.role == b.role and _words(a.text) == _words(b.text) for a, b in zip(left, right, strict=True)
     )
 
 

@@ -237,7 +237,7 @@ class SourceConfig:
     Files are .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) and .parquet.
 
     The keys name columns. A column named in the recipe must be in every row; a default column may be missing (except those
-    of the responses and their label). A row with a column that belongs to the prompt and is not read (`tools`, `history`,
+    of the responses and their label). A row with a column that belongs to the prompt and is not read (`documents`, `history`,
     `chat_template_kwargs`, `images`, ...) is a bad row, unless `ignored_columns` names it.
     """
 
@@ -274,6 +274,8 @@ class SourceConfig:
     system_key: str | None = "system"
     """Column of the system message, which goes before the prompt; not every row needs one. With this default, `system_prompt` is
     found too; null: not read."""
+    tools_key: str | None = "tools"
+    """Column of the tools that the conversation may call, a list or its JSON text; not every row needs one; null: not read."""
     chosen_key: str = "chosen"
     """Column of the preferred response."""
     rejected_key: str = "rejected"

@@ -12,10 +12,7 @@ from rewardserve.training.settings.config import DataConfig, SourceConfig
 from tests.support.empty_values import EMPTY
 from tests.unit.training.dataset.test_data import CHOSEN, REJECTED, SAME_PAIR, USER, pair
 
-CALLS = [{"type": "function", "function": {"name": "delete_all_files", "arguments": {"path": "/"}}}]
 OF_A_MESSAGE = {
-    "tool_calls": CALLS,
-    "function_call": {"name": "f", "arguments": "{}"},
     "tool_call_id": "1",
     "name": "Ada",
     "reasoning_content": "hm",
@@ -24,7 +21,6 @@ OF_A_MESSAGE = {
 }
 COLUMNS = {
     "history": [["hi", "hello"]],
-    "tools": [{"type": "function", "function": {"name": "f"}}],
     "documents": [{"title": "t", "text": "x"}],
     "chat_template_kwargs": {"enable_thinking": False},
     "chat_template": "{{ messages }}",
@@ -43,13 +39,6 @@ def test_a_field_of_a_message_that_is_not_read_is_named(field, column, content):
     with pytest.raises(FieldError, match=rf"message 0 has {field}, which is not read") as error:
         pair({**EXPLICIT, column: [message]})
     assert error.value.field == column
-
-
-def test_two_calls_of_different_tools_are_no_equal_answers():
-    """Without their calls they would be, and the row would be dropped as one that prefers nothing."""
-    answers = [[{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": n}}]}] for n in "fg"]
-    with pytest.raises(FieldError, match="tool_calls"):
-        pair({"prompt": [USER], "chosen": answers[0], "rejected": answers[1]})
 
 
 @pytest.mark.parametrize("column", COLUMNS)
@@ -83,12 +72,16 @@ def test_other_columns_are_nobodys_business():
 
 
 def test_a_file_with_such_rows_is_refused_at_start_with_their_lines(tmp_path):
-    rows = [dict(EXPLICIT), {**EXPLICIT, "tools": COLUMNS["tools"]}, {**EXPLICIT, "documents": COLUMNS["documents"]}]
+    rows = [
+        dict(EXPLICIT),
+        {**EXPLICIT, "history": COLUMNS["history"]},
+        {**EXPLICIT, "documents": COLUMNS["documents"]},
+    ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(data.DataError) as error:
         data.load(DataConfig((SourceConfig(str(path)),), eval_fraction=0.0), "score")
-    assert f"{path}:2: tools: " in str(error.value)
+    assert f"{path}:2: history: " in str(error.value)
     assert f"{path}:3: documents: " in str(error.value)
 
 
