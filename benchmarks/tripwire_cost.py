@@ -2,8 +2,9 @@
 
     python -m benchmarks.tripwire_cost
 
-Echo backend, requests of text and of ids, none sent twice. Exit code 1 if the wires take 5 % of the requests a CPU
-second.
+Echo backend, requests of text and of ids, none sent twice. The promise is a share of a core: the CPU time that requests take
+longer, for each second that passes. On a busy machine, where the server gets a part of a core, it is a larger share of its requests
+a CPU second. Exit code 1 beyond `MOST`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import argparse
 import random
 import statistics
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import uvloop
 
 from benchmarks import machine, tables
 from benchmarks.models import corpus
-from benchmarks.overhead import CLIENTS, ECHO, SINGLE_CLIENTS, drive
+from benchmarks.overhead import CLIENTS, ECHO, SINGLE_CLIENTS, RoundResult, drive
 from benchmarks.traffic import Bodies, Case
 from rewardserve.bench.server_process import ServerProcess
 from rewardserve.model.backends import ModelSpec, echo
@@ -40,7 +43,9 @@ from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import MonitorLimits
 
 CASES = (Case("text", 1), Case("text", 64), Case("ids", 64))
-MOST = 0.05
+MOST = 0.03
+"""Of a core: the promised 2 %, and 1 % by which rounds differ."""
+
 LENGTHS = (200, 1_000, 4_000, 16_000)
 _OFF = ["--tripwires.cpu-share=0"]
 
@@ -49,19 +54,17 @@ def main() -> int:
     """Command-line entry."""
     given = _arguments()
     print(tables.facts(machine.facts()))
-    rates: dict[tuple[Case, bool], list[float]] = {}
+    loads: dict[tuple[Case, bool], list[RoundResult]] = {}
     for round_ in range(given.rounds):
         for has_wires in (False, True):
             with ServerProcess("--log-level=warning", *ECHO, *([] if has_wires else _OFF)) as server:
                 for case in CASES:
-                    rates.setdefault((case, has_wires), []).append(_rate(server, case, given.seconds, round_))
-    shares = {
-        case: 1.0 - statistics.median(rates[case, True]) / statistics.median(rates[case, False]) for case in CASES
-    }
-    print(tables.table([_line(case, rates[case, False], rates[case, True], shares[case]) for case in CASES]))
+                    loads.setdefault((case, has_wires), []).append(_load(server, case, given.seconds, round_))
+    costs = {case: _Cost.of(loads[case, False], loads[case, True]) for case in CASES}
+    print(tables.table([_line(case, costs[case]) for case in CASES]))
     print("\ninspection of one sample, all wires on")
     print(tables.table([{"characters": f"{n:,}", "us": f"{_inspection_us(n):.0f}"} for n in LENGTHS]))
-    return int(max(shares.values()) >= MOST)
+    return int(max(cost.of_a_core for cost in costs.values()) >= MOST)
 
 
 def _arguments() -> argparse.Namespace:
@@ -71,21 +74,35 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _rate(server: ServerProcess, case: Case, seconds: float, round_: int) -> float:
-    """Requests a CPU second."""
+def _load(server: ServerProcess, case: Case, seconds: float, round_: int) -> RoundResult:
     clients = SINGLE_CLIENTS if case.n_samples == 1 else CLIENTS
     uvloop.run(drive(server, Bodies(case, 200, seed=-1), clients, seconds / 3))
-    load = uvloop.run(drive(server, Bodies(case, 200, seed=round_), clients, seconds))
-    return load.n_requests / load.cpu_s
+    return uvloop.run(drive(server, Bodies(case, 200, seed=round_), clients, seconds))
 
 
-def _line(case: Case, off: list[float], on: list[float], share: float) -> dict[str, str]:
+class _Cost(NamedTuple):
+    """Requests a CPU second, without and with wires: medians; and what the wires take, of a core and of the server's CPU time."""
+
+    without: float
+    with_wires: float
+    of_a_core: float
+    of_the_server: float
+
+    @classmethod
+    def of(cls, off: Sequence[RoundResult], on: Sequence[RoundResult]) -> _Cost:
+        without, with_wires = (statistics.median(load.n_requests / load.cpu_s for load in loads) for loads in (off, on))
+        share = 1.0 - with_wires / without
+        return cls(without, with_wires, share * statistics.median(load.cpu_s / load.wall_s for load in on), share)
+
+
+def _line(case: Case, cost: _Cost) -> dict[str, str]:
     return {
         "form": case.form,
         "samples": str(case.n_samples),
-        "without wires, req/CPU s": f"{statistics.median(off):,.0f}",
-        "with wires": f"{statistics.median(on):,.0f}",
-        "cost": f"{share:.1%}",
+        "without wires, req/CPU s": f"{cost.without:,.0f}",
+        "with wires": f"{cost.with_wires:,.0f}",
+        "of a core": f"{cost.of_a_core:.1%}",
+        "of the server": f"{cost.of_the_server:.1%}",
     }
 
 

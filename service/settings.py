@@ -139,7 +139,10 @@ class Tripwires(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     cpu_share: float = Field(
-        0.02, ge=0.0, le=1.0, description="share of a core for inspecting samples; 0: inspect none, 1: inspect all"
+        0.02,
+        ge=0.0,
+        le=1.0,
+        description="share of a core for trip wires and attribution; 0: inspect no sample, 1: all, without a limit",
     )
     window: int = Field(128, ge=16, description="samples of a run between two evaluations of its trip wires")
     run_ends_s: float = Field(

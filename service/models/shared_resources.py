@@ -92,9 +92,9 @@ def create_shared_resources(
     monitor = RunMonitor(BaselineSource(), limits, config.wires)
     metrics.watch_runs(monitor, clock)
     events = TripwireReport(metrics)
-    attribution = None
+    attribution, cpu_budget = None, CpuBudget(settings.tripwires.cpu_share, clock.now())
     if settings.tripwires.attribution and settings.tripwires.cpu_share > 0.0:
-        attribution = Attribution(monitor, RunTexts(), clock, settings.tripwires.cpu_share, events)
+        attribution = Attribution(monitor, RunTexts(), clock, cpu_budget, events)
     sender = AlertSender(monitor, events, webhook, holds=state_folder is not None)
     honeypots, learned, state_keeper = settings.read_honeypots(), None, None
     if state_folder is not None:
@@ -113,7 +113,7 @@ def create_shared_resources(
         monitor,
         events,
         sender,
-        CpuBudget(settings.tripwires.cpu_share, clock.now()),
+        cpu_budget,
         settings.read_lexicon(),
         honeypots,
         _build_evidence_store(settings, events),

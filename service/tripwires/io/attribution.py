@@ -1,6 +1,6 @@
 """Report what the extra reward of a run is paid for: compare its recent responses with its first ones, and test edits.
 
-A report is computed on a thread, one at a time and within a share of a core; edits are scored in spare capacity. It is made on
+A report is computed on a thread, one at a time and within the CPU budget; edits are scored in spare capacity. It is made on
 demand, after an alert, and every few windows of a run; the last kind alone gives the statistics of the wires `judge_contradicts`
 and `artefact_share`. Between these, prompt relevance is looked at by itself, because it needs no edits and a collapse is fast; that
 gives the statistics of `prompt_relevance` and `mode_collapse`. It changes no reward. Knows nothing of HTTP.
@@ -24,6 +24,7 @@ from rewardserve.service.tripwires.attribution.relevance import EarlyTexts, Rele
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
 from rewardserve.service.tripwires.attribution.verdicts import has_grown, score_has_grown, scores_higher
 from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.cpu_budget import CpuBudget
 from rewardserve.service.tripwires.incidents import most_severe_first
 from rewardserve.service.tripwires.io.attribution_report import (
     AlertedReport,
@@ -75,18 +76,17 @@ class _Progress:
 
 
 class Attribution:
-    """Attribution for all runs. Belongs to one event loop. `cpu_share`: of a core, for reports. `judge` scores edits too."""
+    """Attribution for all runs. Belongs to one event loop. `judge` scores edits too."""
 
     def __init__(
-        self, monitor: RunMonitor, texts: RunTexts, clock: Clock, cpu_share: float, events: TripwireEvents
+        self, monitor: RunMonitor, texts: RunTexts, clock: Clock, cpu_budget: CpuBudget, events: TripwireEvents
     ) -> None:
         self.texts = texts
         self.judge: Scores | None = None
         self._events = events
         self._monitor = monitor
         self._clock = clock
-        self._cpu_share = cpu_share
-        self._not_before = clock.now()
+        self._cpu_budget = cpu_budget
         self._turn = asyncio.Lock()
         self._reports: dict[str, AttributionReport] = {}
         self._alerted: dict[str, dict[str, AlertedReport]] = {}
@@ -101,7 +101,7 @@ class Attribution:
         Raise `NoSuchRun` or `TooFewSamples`. A report goes on after its caller was cancelled.
         """
         early, recent = self._samples(label)
-        if label in self._reports and self._clock.now() < self._not_before:
+        if label in self._reports and self._unpaid_s:
             return self._reports[label]
         return await asyncio.shield(self._begin(label, early, recent, scorer))
 
@@ -118,7 +118,7 @@ class Attribution:
         n = self.texts.n_seen(label)
         is_due = n.recent >= max(_LEAST_BETWEEN_REPORTS, progress.due_at)
         is_look_due = n.recent >= max(1, progress.look_due_at)
-        if not (is_due or is_look_due) or self._turn.locked() or self._clock.now() < self._not_before:
+        if not (is_due or is_look_due) or self._turn.locked() or self._unpaid_s:
             return
         n_samples = n.early + n.recent
         progress.look_due_at = n.recent + samples_between_looks(n_samples)
@@ -330,7 +330,7 @@ class Attribution:
             progress.run.n_looks += 1
             known, later = self._known_early(label, early), _observed(recent)
             relevance, cpu_s = await asyncio.to_thread(known.look, later, progress.run.n_looks)
-            self._spend(cpu_s)
+            self._cpu_budget.owe(cpu_s)
         is_current = self._is_current(label, progress) and progress.baseline_source is alerts.baseline_source
         if is_current and (wires := alerts.add_attributed(label, _relevance_statistics(relevance))):
             await self._finish_for_alerts(label, tuple(wires), self._begin(label, early, recent, scorer))
@@ -343,10 +343,11 @@ class Attribution:
     async def _compared(
         self, label: str, early: Sequence[KeptSample], recent: Sequence[KeptSample], n_looks: int
     ) -> TextComparison:
-        await self._clock.wait(asyncio.Event(), self._not_before)
+        while wait_s := self._unpaid_s:
+            await self._clock.wait(asyncio.Event(), self._clock.now() + wait_s)
         known, first, later = self._known_early(label, early), _observed(early), _observed(recent)
         compared = await asyncio.to_thread(known.compare, first, later, n_looks)
-        self._spend(compared.cpu_s)
+        self._cpu_budget.owe(compared.cpu_s)
         return compared
 
     def _known_early(self, label: str, early: Sequence[KeptSample]) -> _Early:
@@ -359,8 +360,9 @@ class Attribution:
             del self._early[next(iter(self._early))]
         return known
 
-    def _spend(self, cpu_s: float) -> None:
-        self._not_before = self._clock.now() + cpu_s * (1.0 / self._cpu_share - 1.0)
+    @property
+    def _unpaid_s(self) -> float:
+        return self._cpu_budget.unpaid_s(self._clock.now())
 
 
 def samples_between_reports(n_samples: int) -> int:

@@ -106,19 +106,19 @@ class RunWatcher:
         if self._judge is not None:
             self._judge.submit(rows, rewards, context.name, context.owner, self.baseline_source)
         n = self._cpu_budget.affords(len(rows), began)
-        self.monitor.n_inspected += n
         self.monitor.n_skipped += len(rows) - n
         if not n:
             return None
+        self.monitor.n_inspected += n
         inspected = self._inspect_places(context, rows, rewards, self._places(len(rows), n))
         alerts = self._observe(context, inspected, began) if inspected.features else []
         if self.attribution is not None and inspected.kept:
             self._keep_texts(context, inspected.kept)
-        self._cpu_budget.spend(n, self._clock.now() - began)
         run = self.monitor.label_of(context.name, context.owner)
         if context.run is None and context.client is not None:
             self._alert_sender.report_unnamed(run, context.client)
         self._raise(run, alerts, inspected.evidence)
+        self._cpu_budget.spend(n, self._clock.now() - began)
         return inspected.flags
 
     def _inspect_places(
@@ -168,12 +168,14 @@ class RunWatcher:
         """Count ids of one step, and those that stand for several samples. Samples without an id are left out."""
         if self._cpu_budget.is_zero or not any(context.ids):
             return
+        began = self._clock.now()
         named = [
             (hash((-1 if context.step is None else context.step, text_hash(name))), text_hash(repr(sample)))
             for name, sample in zip(context.ids, samples, strict=True)
             if name is not None and isinstance(sample, Sample)
         ]
-        self.monitor.add_sample_ids(context.name, named, self._clock.now(), context.owner)
+        self.monitor.add_sample_ids(context.name, named, began, context.owner)
+        self._cpu_budget.charge(self._clock.now() - began)
 
     def blocked_by(self, context: RunContext) -> str | None:
         """The wire whose alert blocks this run, if there is one."""

@@ -18,6 +18,7 @@ from rewardserve.service.tripwires.alert import Alert
 from rewardserve.service.tripwires.attribution.edits import Append, Edit
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.cpu_budget import CpuBudget
 from rewardserve.service.tripwires.io import attribution as module
 from rewardserve.service.tripwires.io import edit_tests
 from rewardserve.service.tripwires.io.attribution import Attribution, samples_between_looks, samples_between_reports
@@ -91,7 +92,7 @@ def build(clock):
             texts.add(runs, label, early)
             texts.add(runs, label, recent)
         monitor = SimpleNamespace(runs=runs, thresholds={"judge_contradicts": 0.2, "artefact_share": 0.1})
-        attribution = Attribution(monitor, texts, clock, share, TripwireLog())
+        attribution = Attribution(monitor, texts, clock, CpuBudget(share, clock.now()), TripwireLog())
         attribution.judge = judge
         return attribution
 
@@ -155,13 +156,13 @@ async def test_reports_are_computed_one_at_a_time_and_within_the_cpu_share(build
     assert await attribution.report("a", scores) is first, "the last report, while the share is used up"
     waiting = [asyncio.create_task(attribution.report("b", scores)) for _ in range(3)]
     await asyncio.sleep(0)
-    clock.advance(8.9)
+    clock.advance(9.8)
     await asyncio.sleep(0.01)
     assert not any(task.done() for task in waiting)
-    clock.advance(0.2)
+    clock.advance(0.3)
     reports = await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE_S)
     assert reports[0] is reports[1] is reports[2], "equal questions share one report"
-    clock.advance(10.0)
+    clock.advance(10.1)
     assert await attribution.report("a", scores) is not first
 
 
@@ -183,7 +184,7 @@ async def test_early_texts_are_read_once_and_their_later_audits_count(build, clo
     second = await attribution.report("ppo-7", Scores())
     assert read == [256]
     assert [report.growth.findings[0].judge_pays is None for report in (first, second)] == [True, False]
-    fresh = Attribution(attribution._monitor, attribution.texts, clock, 1.0, TripwireLog())
+    fresh = Attribution(attribution._monitor, attribution.texts, clock, CpuBudget(1.0, clock.now()), TripwireLog())
     assert (await fresh.report("ppo-7", Scores())).growth == second.growth
     others = tuple(stream(3))
     attribution.texts = RunTexts()

@@ -246,6 +246,56 @@ def test_a_small_cpu_budget_is_enough_for_a_dear_sample_now_and_then():
     assert n_looks > 0
 
 
+def simulated(share, wants_reports, samples_per_s):
+    """Shares of a core of inspection and of reports, over an hour in which each costs .1 s, and a sample .5 ms."""
+    cpu_budget, inspected, reported, now = CpuBudget(share, 0.0), 0.0, 0.0, 0.0
+    while now < 3_600.0:
+        now += 0.1
+        if n := cpu_budget.affords(round(samples_per_s / 10), now):
+            cpu_budget.spend(n, n * 0.0005)
+            inspected += n * 0.0005
+        if wants_reports and not cpu_budget.unpaid_s(now):
+            cpu_budget.owe(0.1)
+            reported += 0.1
+    return inspected / now, reported / now
+
+
+def test_inspection_and_reports_have_one_cpu_budget_of_which_each_gets_half_or_what_the_other_leaves():
+    assert simulated(0.02, wants_reports=True, samples_per_s=1_000) == pytest.approx((0.01, 0.01), rel=0.05)
+    assert simulated(0.02, wants_reports=False, samples_per_s=1_000) == pytest.approx((0.02, 0.0), rel=0.05)
+    assert simulated(0.02, wants_reports=True, samples_per_s=0) == pytest.approx((0.0, 0.02), rel=0.05)
+    quiet = simulated(0.02, wants_reports=True, samples_per_s=10)
+    assert quiet == pytest.approx((0.005, 0.015), rel=0.05), "a quiet run leaves more for reports"
+
+
+def test_a_report_is_paid_for_within_twice_the_time_of_its_share():
+    cpu_budget = CpuBudget(0.1, 0.0)
+    cpu_budget.owe(1.0)
+    assert cpu_budget.unpaid_s(0.0) == pytest.approx(10.0)
+    cpu_budget.charge(5.0)  # inspection has used up its part
+    assert cpu_budget.unpaid_s(10.0) == pytest.approx(5.0)
+    assert cpu_budget.unpaid_s(20.0) == 0.0
+    assert cpu_budget.affords(10, 20.0) == 0
+    whole = CpuBudget(1.0, 0.0)
+    whole.owe(1e6)
+    assert whole.unpaid_s(0.0) == 0.0
+
+
+def test_ids_of_samples_are_paid_from_the_cpu_budget_too():
+    clock = StillClock()
+    watcher = watching(clock, share=0.5)
+    add = watcher.monitor.add_sample_ids
+
+    def slowly(*given):
+        clock.advance(3.0)
+        add(*given)
+
+    watcher.monitor.add_sample_ids = slowly
+    assert watcher._cpu_budget.affords(1, clock.now()) == 1
+    watcher.inspect_ids(RunContext("r", 1, None, ["a"]), [Sample(prompt="p", response="r")])
+    assert watcher._cpu_budget.affords(1, clock.now()) == 0
+
+
 def test_nothing_is_looked_at_without_a_cpu_budget_and_everything_with_a_whole_core():
     assert CpuBudget(0.0, 0.0).affords(10, 1e6) == 0
     whole = CpuBudget(1.0, 0.0)
