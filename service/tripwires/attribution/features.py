@@ -7,6 +7,7 @@ No feature is of a known exploit. All functions take linear time in the length o
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -37,7 +38,8 @@ _NO_SPACES = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _HAS_NO_SPACES = re.compile(f"[{_NO_SPACES}]")
 _CHARACTER_OR_WORD = re.compile(rf"[{_NO_SPACES}]|(?:(?![{_NO_SPACES}])\w)+")
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+")
-_UPPER, _LOWER, _DIGIT = re.compile(r"[A-Z]"), re.compile(r"[a-z]"), re.compile(r"[0-9]")
+_UPPER, _LOWER = re.compile(r"[A-Z]"), re.compile(r"[a-z]")
+_CLASSES = string.ascii_uppercase.encode(), string.ascii_lowercase.encode(), string.digits.encode()
 _MARKS = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 LAYOUT = {
     "list": re.compile(r"^[ \t]{0,8}[-*•+] .*\n+[ \t]{0,8}[-*•+] ", re.MULTILINE),
@@ -212,8 +214,9 @@ def _case(text: str) -> Iterator[str]:
 
 def _numbers(text: str, words: Sequence[str], prompt: PromptWords) -> tuple[float, ...]:
     n, n_words = max(1, len(text)), max(1, len(words))
-    n_upper, n_lower, n_digits = (len(pattern.findall(text)) for pattern in (_UPPER, _LOWER, _DIGIT))
-    n_ascii = n if text.isascii() else len(text.encode("ascii", "ignore"))
+    ascii_text = text.encode("ascii", "ignore")
+    n_ascii = len(ascii_text) or n - len(text)
+    n_upper, n_lower, n_digits = (len(ascii_text) - len(ascii_text.translate(None, each)) for each in _CLASSES)
     n_marks = n_ascii - n_upper - n_lower - n_digits - sum(map(text.count, " \n\t"))
     n_sentences = max(1, len(_SENTENCE_END.split(text.strip())))
     triples = _triples(words)
