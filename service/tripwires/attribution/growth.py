@@ -61,7 +61,7 @@ def find_growth(early: Sequence[ObservedSample], recent: Sequence[ObservedSample
 def compare_with(before: EarlyFeatures, recent: Sequence[ObservedSample]) -> GrowthReport:
     """Compare recent samples with early ones, whose features are computed once.
 
-    Costs about .15 s of CPU for 256 samples of 1 kB. No findings where a side has fewer than `MIN_PROMPTS` prompts.
+    Costs about .2 s of CPU for 256 samples of 1 kB. No findings where a side has fewer than `MIN_PROMPTS` prompts.
     """
     early = before.samples
     prompts = prompt_change(before.prompts, recent)
