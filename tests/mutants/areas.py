@@ -67,7 +67,26 @@ AREAS = {
         ("rewardserve/service/tripwires/*.py",),
         ("tests/unit/service/tripwires",),
     ),
-    "divergence": Area(("rewardserve/service/tripwires/drift.py",), ("tests/unit/service/tripwires/test_drift.py",)),
+    "divergence": Area(
+        ("rewardserve/service/tripwires/drift.py",),
+        (
+            "tests/unit/service/tripwires/test_drift_formulas.py",
+            *(
+                f"tests/unit/service/tripwires/test_drift.py::test_{name}"
+                for name in (
+                    "a_restart_bets_again_against_the_same_start",
+                    "an_acknowledged_divergence_is_measured_on_later_prompts_alone",
+                    "every_prompt_is_audited_where_a_divergence_is_suspected_up_to_a_bound",
+                    "nothing_is_bet_before_the_start_of_the_run_is_known",
+                    "numbers_without_a_difference_and_huge_ones_stay_finite",
+                    "one_prompt_far_off_neither_ends_nor_makes_a_divergence",
+                    "the_hypothesis_is_wider_where_scores_are_far_from_those_of_the_start",
+                    "the_test_is_learning_until_it_knows_both_starts",
+                    "huge_scores_end_no_test",
+                )
+            ),
+        ),
+    ),
     "relevance": Area(
         ("rewardserve/service/tripwires/attribution/relevance.py",),
         ("tests/unit/service/tripwires/attribution/test_relevance.py",),
