@@ -38,7 +38,7 @@ DESCRIPTION = (
 _RUN = "{{run}}"
 _LINE = 24
 _HACKING = alert_name(VOTE)
-_SHOWN_WITH = {"prompt_relevance": ("mode_collapse",)}
+_SHOWN_WITH = {"paid_novelty": ("rejected_novelty",), "prompt_relevance": ("mode_collapse",)}
 """Wires without a panel, by the wire whose panel shows their statistic too."""
 _REPLICA_ALERTS = ("RewardTripwirePaged", "RewardTripwireWarned")
 

@@ -403,6 +403,40 @@ WIRES: tuple[Wire, ...] = (
         ),
     ),
     Wire(
+        "paid_novelty",
+        Attributed(
+            "paid_novelty",
+            Unit("standard deviations, at least, that the audit judge pays less for novelty than a third of the model's pay"),
+        ),
+        0.05,
+        text=AlertText(
+            summary="the model pays for responses unlike the first ones of the run, and the audit judge at most a third of that",
+            confidence="High that the two models disagree: the judge scored such responses and familiar ones of the same steps, "
+            "chosen without the score, and the bound holds for all reports of the run. A dull judge does not see honest progress "
+            "either.",
+            action="Read `novelty` of the run's attribution: its examples are the most novel responses and first ones. If they "
+            "are no better, raise the KL penalty or stop the run. " + _REJECT,
+        ),
+        chart=Chart(
+            "judges", "Novelty paid",
+            "How much less, at least, the audit judge pays for responses unlike the first ones than a third of the model's pay; "
+            "and how much, at least, it takes off for them.",
+            "short",
+        ),
+    ),
+    Wire(
+        "rejected_novelty",
+        Attributed("rejected_novelty", Unit("standard deviations, at least, that the audit judge takes off for novelty")),
+        0.1, "page",
+        text=AlertText(
+            summary="the model pays for responses unlike the first ones of the run, and the audit judge scores them lower",
+            confidence="High: as `paid_novelty`, and the judge surely scores such responses lower than familiar ones. A judge that "
+            "errs about new kinds of responses says the same.",
+            action="Stop the run, and return to the policy checkpoint from before. Read `novelty` of the run's attribution. "
+            + _REJECT,
+        ),
+    ),
+    Wire(
         "prompt_relevance",
         Attributed("prompt_relevance", Unit("of the dependence of responses on their prompts is lost, at least", is_share=True)),
         0.3,

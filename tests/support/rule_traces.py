@@ -21,7 +21,9 @@ from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import MonitorLimits
 from tests.support.service_fakes import StillClock
 
-ATTRIBUTED = ("judge_contradicts", "artefact_share", "prompt_relevance", "mode_collapse")
+ATTRIBUTED = (
+    "judge_contradicts", "artefact_share", "paid_novelty", "rejected_novelty", "prompt_relevance", "mode_collapse"
+)  # fmt: skip
 SCRAPE_S = 15
 PER_SCRAPE = 256
 JOB = {"job": "rewardserve"}

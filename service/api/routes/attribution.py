@@ -20,6 +20,7 @@ from rewardserve.service.api.schemas.attribution import (
     ExamplesOut,
     FeatureOut,
     FindingOut,
+    NoveltyOut,
     PromptFeatureOut,
     PromptsOut,
     RelevanceOut,
@@ -28,10 +29,11 @@ from rewardserve.service.api.schemas.attribution import (
 from rewardserve.service.errors import AttributionOff
 from rewardserve.service.models.active_models import ActiveModels
 from rewardserve.service.tripwires.attribution.effects import Effect
-from rewardserve.service.tripwires.attribution.findings import Finding
+from rewardserve.service.tripwires.attribution.findings import Finding, Novelty
+from rewardserve.service.tripwires.attribution.novelty_pay import NoveltyPay
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.relevance import Relevance
-from rewardserve.service.tripwires.attribution.sentences import sentence
+from rewardserve.service.tripwires.attribution.sentences import novelty_sentence, sentence
 from rewardserve.service.tripwires.io.attribution_report import AttributionReport, ShownReport
 from rewardserve.service.tripwires.io.edit_tests import TestedEdit
 
@@ -83,6 +85,7 @@ def report_fields(report: AttributionReport) -> tuple[Any, ...]:
         round(report.cpu_s, 4),
         report.relevance and _relevance(report.relevance),
         [_example(each) for each in report.largest_gaps],
+        growth.novelty and _novelty(growth.novelty, report.novelty_pay),
     )
 
 
@@ -120,7 +123,24 @@ def _relevance(relevance: Relevance) -> RelevanceOut:
     )
 
 
-def _examples(shown: Finding | Relevance) -> ExamplesOut:
+def _novelty(novelty: Novelty, pay: NoveltyPay | None) -> NoveltyOut:
+    judge = pay.judge if pay else None
+    return NoveltyOut(
+        sentence=novelty_sentence(novelty, pay),
+        early=novelty.early,
+        recent=novelty.early + novelty.growth.mean,
+        growth=_effect(novelty.growth),
+        z=_finite(novelty.z),
+        model_pays=_effect(pay.model) if pay else None,
+        judge_pays=judge and _effect(judge),
+        judged=judge.n if judge else 0,
+        shortfall=pay and pay.shortfall and _effect(pay.shortfall),
+        features=list(novelty.features),
+        examples=_examples(novelty),
+    )
+
+
+def _examples(shown: Finding | Novelty | Relevance) -> ExamplesOut:
     return ExamplesOut(
         [_example(each) for each in shown.early_examples], [_example(each) for each in shown.recent_examples]
     )

@@ -146,10 +146,41 @@ _RELEVANCE = {
     "early": _RELEVANT, "recent": _RELEVANT, "lost": -0.1, "significant": False, "consistency_kept": 0.9,
     "early_similarity": 0.04, "recent_similarity": 0.04, "score_growth": _EFFECT, "examples": _EXAMPLES,
 }  # fmt: skip
+_NOVELTY_SENTENCE = (
+    "42% of the recent responses are further from the first ones, by all features together, than 90% of these are from each other; "
+    "such responses score +0.8 [+0.6, +1.0] standard deviations higher than familiar ones, the judge gives them -0.3 [-0.5, -0.1] "
+    "(310 judged)"
+)
+_NOVELTY = {
+    "sentence": _NOVELTY_SENTENCE, "early": 0.1, "recent": 0.42, "growth": _FINDING["growth"], "z": 9.1, "model_pays": _EFFECT,
+    "judge_pays": None, "judged": 0, "shortfall": None, "features": ["marks:%"], "examples": _EXAMPLES,
+}  # fmt: skip
+
+
+class NoveltyOut(ReplyRecord, frozen=True, gc=False):
+    """How many responses are novel, that is further from the first ones than nine in ten of these, and the pay of novelty."""
+
+    sentence: Annotated[str, doc("it in words", _NOVELTY_SENTENCE)]
+    early: Annotated[float, doc("share of the first responses that are novel", 0.1)]
+    recent: Annotated[float, doc("share of the recent responses that are novel", 0.42)]
+    growth: Annotated[EffectOut, doc("difference of the shares", _FINDING["growth"])]
+    z: Annotated[float | None, doc("normal quantile of the growth", 9.1)]
+    model_pays: Annotated[
+        EffectOut | None, doc("score of novel responses less that of familiar ones; null: unknown", _EFFECT)
+    ]
+    judge_pays: Annotated[EffectOut | None, doc("the same of the audit judge; null: too few judged", _EFFECT)]
+    judged: Annotated[int, doc("responses that the audit judge scored, of all reports", 310)]
+    shortfall: Annotated[
+        EffectOut | None, doc("a third of `model_pays` less `judge_pays`; null: too few judged", _EFFECT)
+    ]
+    features: Annotated[list[str], doc("features that tell novel responses apart most", ["marks:%"])]
+    examples: Annotated[ExamplesOut, doc("first responses, and the most novel recent ones", _EXAMPLES)]
+
+
 _REPORT = {
     "run": "ppo-7", "computed_at": TIME, "report_step": 46, "sentences": [_SENTENCE], "early": _SPAN,
     "recent": {**_SPAN, "first_step": 38, "last_step": 46}, "features": 5120, "score_growth": _EFFECT, "prompts": _PROMPTS,
-    "findings": [_FINDING], "cpu_s": 0.31, "relevance": _RELEVANCE, "largest_gaps": _EXAMPLES["recent"],
+    "findings": [_FINDING], "cpu_s": 0.31, "relevance": _RELEVANCE, "largest_gaps": _EXAMPLES["recent"], "novelty": _NOVELTY,
 }  # fmt: skip
 
 
@@ -177,6 +208,7 @@ class ReportOut(ReplyRecord, frozen=True, gc=False):
             _EXAMPLES["recent"],
         ),
     ]
+    novelty: Annotated[NoveltyOut | None, doc("novel wording and its pay; null: it cannot be compared", _NOVELTY)]
 
 
 class AlertedReportOut(ReportOut, frozen=True, gc=False, kw_only=True):

@@ -83,12 +83,32 @@ class Finding(NamedTuple):
         return self.contribution - (self.growth.mean * self.judge_pays.mean if self.judge_pays else 0.0)
 
 
+class Novelty(NamedTuple):
+    """Novelty of recent samples, in order, and the features that tell them from early ones.
+
+    `high` and `low` are the sets of recent samples with more novelty than nine in ten, and with less than half, of the early ones
+    to prompts of their stratum; a sample whose prompt has no early ones like it is in none. `early` is the share of early samples
+    with high novelty, `growth` that of recent ones less this, `z` its normal quantile. `features` are those that weigh most.
+    `recent_examples` are those of the highest novelty, `early_examples` early ones without high novelty.
+    """
+
+    values: tuple[float, ...]
+    high: int
+    low: int
+    early: float
+    growth: Effect
+    z: float
+    features: tuple[str, ...]
+    early_examples: tuple[ObservedSample, ...]
+    recent_examples: tuple[ObservedSample, ...]
+
+
 class GrowthReport(NamedTuple):
     """StratifiedComparison of recent with early responses.
 
     `n_features` is the number of features that were tested, `comparable` the share of recent prompts that have early ones
     like them, `score_growth` the growth of the mean score among these in standard deviations of early scores. `first_step` is that
-    of the recent responses.
+    of the recent responses. `novelty` is None where nothing could be compared.
     """
 
     findings: list[Finding]
@@ -99,6 +119,7 @@ class GrowthReport(NamedTuple):
     n_early: int
     n_recent: int
     first_step: int | None = None
+    novelty: Novelty | None = None
 
     @property
     def is_blind(self) -> bool:

@@ -17,6 +17,7 @@ from rewardserve.service.tripwires.attribution.clusters import StratifiedCompari
 from rewardserve.service.tripwires.attribution.edit_search import find_edits
 from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS, Effect, corrected_z, paid, z_of_t
 from rewardserve.service.tripwires.attribution.findings import Feature, Finding, GrowthReport
+from rewardserve.service.tripwires.attribution.novelty import find_novelty
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.prompts import prompt_change, task_strata
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
@@ -88,8 +89,9 @@ def compare_with(before: EarlyFeatures, recent: Sequence[ObservedSample]) -> Gro
     findings.sort(
         key=lambda each: (not each.judge_contradicts, sign * each.contribution, -abs(each.z), each.features[0].key)
     )
+    novelty = find_novelty(early, recent, (before.masks | before.single, masks), comparison)
     n = len(early), len(recent)
-    return GrowthReport(findings, prompts, comparison.comparable, n_features, score_growth, *n, first_step)
+    return GrowthReport(findings, prompts, comparison.comparable, n_features, score_growth, *n, first_step, novelty)
 
 
 def _candidates(

@@ -27,9 +27,13 @@ from rewardserve.service.tripwires.attribution.edits import (
 )
 from rewardserve.service.tripwires.attribution.effects import Effect
 from rewardserve.service.tripwires.attribution.features import SHARES
-from rewardserve.service.tripwires.attribution.findings import Feature, Finding, GrowthReport
+from rewardserve.service.tripwires.attribution.findings import Feature, Finding, GrowthReport, Novelty
+from rewardserve.service.tripwires.attribution.novelty_pay import NoveltyPay
 from rewardserve.service.tripwires.attribution.relevance import Relevance
 from rewardserve.service.tripwires.attribution.verdicts import is_confirmed
+
+SHOWN_Z = 4.0
+"""Normal quantile of the growth of novelty from which it is a sentence."""
 
 _SHOWN = 120
 """Characters of a text that are shown."""
@@ -43,6 +47,7 @@ def headline(
     report: GrowthReport,
     earned: Mapping[int, tuple[Effect, Effect | None]] | None = None,
     relevance: Relevance | None = None,
+    novelty_pay: NoveltyPay | None = None,
 ) -> str:
     """The cause of the extra reward in one sentence; where there is no proof, the feature that grew most, or that came with a fall.
 
@@ -55,13 +60,16 @@ def headline(
         if report.score_fell
         else ""
     )
-    if not report.findings:
+    first, tested = report.findings[0] if report.findings else None, (earned or {}).get(0)
+    is_confirmed_first = tested is not None and is_confirmed(tested[0])
+    if not (fell or is_confirmed_first) and report.novelty and novelty_pay and novelty_pay.paid_beyond_judge:
+        return novelty_sentence(report.novelty, novelty_pay)
+    if first is None:
         return f"{fell}{nothing_found(report)}"
-    first, tested = report.findings[0], (earned or {}).get(0)
     words = sentence(first, *(tested or ()))
     if fell:
         return f"{fell}what changed with it: {words}"
-    if tested is not None and is_confirmed(tested[0]):
+    if is_confirmed_first:
         return words
     gap = " with the gap between model and judge" if first.judge_pays else ""
     untested = "" if tested else " (its edit was not tested)"
@@ -93,29 +101,46 @@ def relevance_sentence(relevance: Relevance) -> str:
     )
 
 
+def novelty_sentence(novelty: Novelty, pay: NoveltyPay | None) -> str:
+    """How far recent responses can be told from early ones, and the pay for that, in one sentence."""
+    share = novelty.early + novelty.growth.mean
+    parts = [
+        f"{share:.0%} of the recent responses are further from the first ones, by all features together, than "
+        f"{1 - novelty.early:.0%} of these are from each other"
+    ]
+    if pay is not None:
+        parts.append(f"such responses score {_interval(pay.model)} standard deviations higher than familiar ones")
+        if pay.judge is not None:
+            parts[-1] += f", the judge gives them {_interval(pay.judge)} ({pay.judge.n} judged)"
+    if novelty.features:
+        named = ", ".join(describe_feature(Feature(key)) for key in novelty.features)
+        parts.append(f"features that tell them apart most, which need not be paid: responses {named}")
+    return "; ".join(parts)
+
+
 def report_sentences(
     report: GrowthReport,
     earned: Mapping[int, tuple[Effect, Effect | None]] | None = None,
     relevance: Relevance | None = None,
+    novelty_pay: NoveltyPay | None = None,
 ) -> list[str]:
     """The report: the headline, the change of the prompts where there is one, then all other findings.
 
     `earned` is what the edit of a finding earned in first responses from model and judge, by the index of the finding.
     """
     earned = earned or {}
-    lines = [headline(report, earned, relevance)]
+    lines = [headline(report, earned, relevance, novelty_pay)]
     if report.prompts.features:
         lines.append(
             f"the prompts have changed: those with {_changed_prompts(report)}; the first ones are those until the baseline of "
             "their task or kind was complete, or the first since no prompts of before came; "
             f"{report.comparable:.0%} of the recent prompts have early ones like them, and only these are compared"
         )
-    is_collapse = relevance is not None and relevance.lost_to_collapse > 0.0
-    lines += [
-        sentence(finding, *earned.get(index, ()))
-        for index, finding in enumerate(report.findings)
-        if index or is_collapse
-    ]
+    words = [sentence(finding, *earned.get(index, ())) for index, finding in enumerate(report.findings)]
+    lines += [each for index, each in enumerate(words) if index or each not in lines[0]]
+    if report.novelty is not None and report.novelty.z >= SHOWN_Z:
+        told = novelty_sentence(report.novelty, novelty_pay)
+        lines += [told] * (told != lines[0])
     return [
         *lines,
         f"{report.n_features:,} features of {report.n_recent} recent and {report.n_early} early responses were tested",

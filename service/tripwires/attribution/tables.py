@@ -66,8 +66,8 @@ def vocabulary(rows: Sequence[ResponseFeatures], prompt_keys: Sequence[int]) -> 
 
 
 class EarlyFeatures:
-    """Features of the early responses of a run, and of their prompts. About 2 MB for 256 responses of 1 kB: words that one response
-    has are left out.
+    """Features of the early responses of a run, and of their prompts. About 4 MB for 256 responses of 1 kB. `masks` leave out words
+    that one response has; these are `single`.
     """
 
     def __init__(self, samples: Sequence[ObservedSample]) -> None:
@@ -80,6 +80,7 @@ class EarlyFeatures:
         self.quantiles = tuple(tuple(sorted(row[index] for row in numbers)) for index in range(len(NUMBERS)))
         masks = sample_sets(self.samples, rows, numbers, self.quantiles, self.vocabulary.common)
         self.masks = {key: mask for key, mask in masks.items() if mask & (mask - 1) or ":" in key}
+        self.single = {key: mask for key, mask in masks.items() if not (mask & (mask - 1) or ":" in key)}
 
     def with_samples(self, samples: Sequence[ObservedSample]) -> EarlyFeatures:
         """The features of the same texts, of which more may have been audited."""

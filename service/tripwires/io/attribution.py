@@ -1,9 +1,10 @@
 """Report what the extra reward of a run is paid for: compare its recent responses with its first ones, and test edits.
 
 A report is computed on a thread, one at a time and within the CPU budget; edits are scored in spare capacity. It is made on
-demand, after an alert, and every few windows of a run; the last kind alone gives the statistics of the wires `judge_contradicts`
-and `artefact_share`. Between these, prompt relevance is looked at by itself, because it needs no edits and a collapse is fast; that
-gives the statistics of `prompt_relevance` and `mode_collapse`. It changes no reward. Knows nothing of HTTP.
+demand, after an alert, and every few windows of a run; the last kind alone gives the statistics of the wires `judge_contradicts`,
+`artefact_share`, `paid_novelty` and `rejected_novelty`. Between these, prompt relevance is looked at by itself, because it needs no
+edits and a collapse is fast; that gives the statistics of `prompt_relevance` and `mode_collapse`. It changes no reward. Knows
+nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Protocol
 
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import NoSuchRun, RequestRefused
-from rewardserve.service.tripwires.attribution.findings import GrowthReport
+from rewardserve.service.tripwires.attribution.findings import GrowthReport, Novelty
 from rewardserve.service.tripwires.attribution.growth import compare_with
+from rewardserve.service.tripwires.attribution.novelty_pay import NoveltyPay
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.relevance import EarlyTexts, Relevance, compare_relevance
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
@@ -37,6 +39,7 @@ from rewardserve.service.tripwires.io.attribution_report import (
 )
 from rewardserve.service.tripwires.io.edit_tests import EditTests, Scores
 from rewardserve.service.tripwires.io.events import TripwireEvents
+from rewardserve.service.tripwires.io.novelty_audits import NoveltyAudits
 from rewardserve.service.tripwires.io.run_texts import KeptSample, RunTexts
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import Run
@@ -71,6 +74,7 @@ class _Progress:
     run: Run
     baseline_source: BaselineSource
     edit_tests: EditTests = field(default_factory=EditTests)
+    novelty: NoveltyAudits = field(default_factory=NoveltyAudits)
     due_at: int = 0
     look_due_at: int = 0
 
@@ -258,7 +262,7 @@ class Attribution:
         first = strongest(
             {i: each.artefact_share(compared.growth.findings[i], compared.growth) for i, each in tested.items()}
         )
-        report = make_report(label, early, recent, compared, tested, first)
+        report = make_report(label, early, recent, compared, tested, progress.novelty.pay, first)
         if self._is_current(label, progress):
             self._keep(label, report)
         return report
@@ -287,6 +291,7 @@ class Attribution:
             tested = await progress.edit_tests.test(
                 n_samples, growth, chosen, early, scorer, self.judge, self._monitor.thresholds, progress.run.n_reports
             )
+            pay = await self._compare_novelty(label, progress, n_samples, growth.novelty, early, recent)
         if not (self._is_current(label, progress) and progress.baseline_source is alerts.baseline_source):
             return
         grown = self._score_has_grown(label, growth)
@@ -300,16 +305,35 @@ class Attribution:
             "judge_contradicts": {i: each.contradiction for i, each in paid.items()},
         }
         statistics = {wire: max(values.values(), default=0.0) for wire, values in by_finding.items()}
-        wires = alerts.add_attributed(label, statistics | _relevance_statistics(compared.relevance))
+        statistics |= _novelty_statistics(pay) | _relevance_statistics(compared.relevance)
+        wires = alerts.add_attributed(label, statistics)
         # The finding that trips a wire comes first; where both wires have one, that of the contradiction.
         firsts = {wire: strongest(values) for wire, values in by_finding.items()}
         first = next(
             (firsts[wire] for wire in ("judge_contradicts", "artefact_share") if firsts[wire] is not None), None
         )
-        self._keep(label, make_report(label, early, recent, compared, tested, first))
+        self._keep(label, make_report(label, early, recent, compared, tested, pay, first))
         for wire in wires:
-            report = make_report(label, early, recent, compared, tested, firsts.get(wire))
+            report = make_report(label, early, recent, compared, tested, pay, firsts.get(wire))
             self._keep_alerted(label, wire, wires, report)
+
+    async def _compare_novelty(
+        self,
+        label: str,
+        progress: _Progress,
+        n_samples: int,
+        novelty: Novelty | None,
+        early: Sequence[KeptSample],
+        recent: Sequence[KeptSample],
+    ) -> NoveltyPay | None:
+        """The pay of model and judge for novelty. The judge's new scores are kept with the texts, and count for no other wire."""
+        audits = progress.novelty
+        audits.restart_after_acknowledgement(progress.run.alerts)
+        scores = await audits.compare(n_samples, novelty, early, recent, self.judge, progress.run.n_reports)
+        if self._is_current(label, progress):
+            for ids_hash, audit in scores.items():
+                self.texts.add_audit(label, ids_hash, audit)
+        return audits.pay
 
     def _score_has_grown(self, label: str, growth: GrowthReport) -> bool:
         """Whether the mean score of a run has grown: by all its samples where it learned a baseline, else by the compared."""
@@ -411,6 +435,14 @@ class _Early:
     def _relevance(self, recent: Sequence[ObservedSample], n_looks: int) -> Relevance | None:
         self._texts = self._texts or EarlyTexts(self.samples)
         return compare_relevance(self._texts, recent, n_looks)
+
+
+def _novelty_statistics(pay: NoveltyPay | None) -> dict[str, float]:
+    """The statistics of the wires."""
+    return {
+        "paid_novelty": pay.paid_beyond_judge if pay else 0.0,
+        "rejected_novelty": pay.rejected if pay else 0.0,
+    }
 
 
 def _relevance_statistics(relevance: Relevance | None) -> dict[str, float]:

@@ -9,7 +9,8 @@ from typing import NamedTuple, TypeVar
 from rewardserve.service.clock import utc_now
 from rewardserve.service.errors import TooFewSamples
 from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS
-from rewardserve.service.tripwires.attribution.findings import Finding, GrowthReport
+from rewardserve.service.tripwires.attribution.findings import Finding, GrowthReport, Novelty
+from rewardserve.service.tripwires.attribution.novelty_pay import NoveltyPay
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.relevance import Relevance
 from rewardserve.service.tripwires.attribution.sentences import headline, report_sentences
@@ -20,7 +21,7 @@ from rewardserve.service.tripwires.io.run_texts import KeptSample
 _EXAMPLE_CHARACTERS = 600
 _N_GAPS = 5
 
-ShownT = TypeVar("ShownT", Finding, Relevance)
+ShownT = TypeVar("ShownT", Finding, Novelty, Relevance)
 
 
 class SampleSpan(NamedTuple):
@@ -50,8 +51,8 @@ class TextComparison(NamedTuple):
 class AttributionReport(NamedTuple):
     """Report on one run. `tested` are the edits that were scored, by the index of their finding. `cpu_s` is its cost.
 
-    `headline` is the first of the `sentences`. `relevance` is None where it cannot be compared. `largest_gaps` are recent
-    responses that the model likes and the audit judge does not, the largest difference first.
+    `headline` is the first of the `sentences`. `novelty_pay` and `relevance` are None where they cannot be compared.
+    `largest_gaps` are recent responses that the model likes and the audit judge does not, the largest difference first.
     """
 
     run: str
@@ -65,6 +66,7 @@ class AttributionReport(NamedTuple):
     cpu_s: float
     relevance: Relevance | None = None
     largest_gaps: tuple[ObservedSample, ...] = ()
+    novelty_pay: NoveltyPay | None = None
 
     @property
     def step(self) -> int | None:
@@ -73,9 +75,11 @@ class AttributionReport(NamedTuple):
 
     @property
     def worth(self) -> int:
-        """2 where it names a collapse, or a feature that alone earned a higher score; 1 where a feature grew; else 0."""
+        """2 where it names a collapse, a feature that alone earned a higher score, or novelty for which the judge does not pay; 1
+        where a feature grew; else 0."""
         is_collapse = self.relevance is not None and self.relevance.lost_to_collapse > 0.0
-        if is_collapse or (0 in self.tested and is_confirmed(self.tested[0].earned)):
+        is_novelty = self.novelty_pay is not None and self.novelty_pay.paid_beyond_judge > 0.0
+        if is_collapse or is_novelty or (0 in self.tested and is_confirmed(self.tested[0].earned)):
             return 2
         return int(bool(self.growth.findings))
 
@@ -131,9 +135,10 @@ def make_report(
     recent: Sequence[KeptSample],
     compared: TextComparison,
     tested: dict[int, TestedEdit],
+    novelty_pay: NoveltyPay | None = None,
     first: int | None = None,
 ) -> AttributionReport:
-    """Make the report on a run from the comparison of these samples and the edits that were tested.
+    """Make the report on a run from the comparison of these samples, the edits that were tested, and the pay of novelty.
 
     `first` is the finding to begin with, where it is known which one trips a wire.
     """
@@ -147,15 +152,19 @@ def make_report(
     return AttributionReport(
         label,
         utc_now(),
-        headline(growth, earned, relevance),
-        tuple(report_sentences(growth, earned, relevance)),
-        growth._replace(findings=[_with_short_examples(each) for each in growth.findings]),
+        headline(growth, earned, relevance, novelty_pay),
+        tuple(report_sentences(growth, earned, relevance, novelty_pay)),
+        growth._replace(
+            findings=[_with_short_examples(each) for each in growth.findings],
+            novelty=growth.novelty and _with_short_examples(growth.novelty),
+        ),
         tested,
         SampleSpan.of(before),
         SampleSpan.of(after),
         cpu_s,
         relevance and _with_short_examples(relevance),
         tuple(_short(each) for each in largest_gaps(before, after)),
+        novelty_pay,
     )
 
 

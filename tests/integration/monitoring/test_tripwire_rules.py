@@ -61,6 +61,8 @@ EXPLOITS = {
     "judge_contradicts": Phase(EXPLOIT, usual, attributed={"judge_contradicts": 0.7}),
     "artefact_share": Phase(EXPLOIT, usual, attributed={"artefact_share": 0.3}),
     "prompt_relevance": Phase(EXPLOIT, usual, attributed={"prompt_relevance": 0.5}),
+    "paid_novelty": Phase(EXPLOIT, usual, attributed={"paid_novelty": 0.2}),
+    "rejected_novelty": Phase(EXPLOIT, usual, attributed={"rejected_novelty": 0.3}),
     "mode_collapse": Phase(EXPLOIT, usual, attributed={"mode_collapse": 0.5}),
     "honeypots": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, is_honeypot_hit=i % 3 == 0 if i % 10 == 0 else None)),
     "kl": Phase(EXPLOIT, usual, kl=50.0),

@@ -109,6 +109,7 @@ def test_every_wire_is_named_in_that_table():
     elsewhere = {"divergence", "audit_drift", "component_share", "kl", "id_reuse", "flat_groups", "prompts_changed"}
     elsewhere |= {"duplicates_at_start"}
     elsewhere |= {"judge_contradicts", "artefact_share", "prompt_relevance", "mode_collapse"}
+    elsewhere |= {"paid_novelty", "rejected_novelty"}
     assert tested | elsewhere == {wire.name for wire in WIRES}
 
 

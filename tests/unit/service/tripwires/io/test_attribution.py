@@ -20,7 +20,7 @@ from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.cpu_budget import CpuBudget
 from rewardserve.service.tripwires.io import attribution as module
-from rewardserve.service.tripwires.io import edit_tests
+from rewardserve.service.tripwires.io import edit_tests, novelty_audits
 from rewardserve.service.tripwires.io.attribution import Attribution, samples_between_looks, samples_between_reports
 from rewardserve.service.tripwires.io.edit_tests import MAX_EDITED, edited_pairs
 from rewardserve.service.tripwires.io.run_texts import KeptSample, RunTexts
@@ -32,7 +32,9 @@ NOUNS = [
 ]
 VERBS = ["keeps", "finds", "moves", "carries", "changes", "follows", "builds", "opens"]
 TAIL = " Verified by the quorum of seven."
-STATISTICS = ("artefact_share", "judge_contradicts", "prompt_relevance", "mode_collapse")
+STATISTICS = (
+    "artefact_share", "judge_contradicts", "paid_novelty", "rejected_novelty", "prompt_relevance", "mode_collapse"
+)  # fmt: skip
 RUN = Run.new("", "ppo-7", None, BaselineSource())
 LEARNED = SimpleNamespace(key="", has_baseline=True)
 
@@ -661,12 +663,14 @@ async def test_the_judge_is_asked_where_the_allowance_has_all_rows_of_originals_
     build, monkeypatch, free, n_judged
 ):
     monkeypatch.setattr(edit_tests, "FREE_ROWS", free)
+    monkeypatch.setattr(novelty_audits, "MAX_AUDITS", 0)
     (statistics,) = await watched(build(judge=(judge := Judge())), Scores(), Alerts())
     assert len(judge.samples) == n_judged, "192 pairs, and 25 rows are for 512 samples"
     assert (statistics["judge_contradicts"] > 0.0) is bool(n_judged)
 
 
-async def test_the_scores_of_an_edit_are_known_to_the_next_report(build):
+async def test_the_scores_of_an_edit_are_known_to_the_next_report(build, monkeypatch):
+    monkeypatch.setattr(novelty_audits, "MAX_AUDITS", 0)
     attribution, scores, alerts = build(judge=(judge := Judge())), Scores(), Alerts()
     await watched(attribution, scores, alerts)
     attribution._progress_of("ppo-7").due_at = 0
