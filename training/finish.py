@@ -246,11 +246,12 @@ def independence(tables: EncodedData, origins: Sequence[Path], config: Config | 
 
 def _training_data(origins: Sequence[Path]) -> str | None:
     """Digest of the pairs that checkpoints were trained on, by their reports; None if one has none, or they differ."""
-    digests = {_reported_data(checkpoint) for checkpoint in origins}
+    digests = {reported_data(checkpoint) for checkpoint in origins}
     return digests.pop() if len(digests) == 1 else None
 
 
-def _reported_data(checkpoint: Path) -> str | None:
+def reported_data(checkpoint: Path) -> str | None:
+    """Digest of the pairs that a checkpoint was trained on, by its report; None if it has none."""
     try:
         digest: str | None = json.loads((checkpoint / export.REPORT).read_text()).get("training data")
     except (OSError, ValueError, AttributeError):

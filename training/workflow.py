@@ -52,7 +52,7 @@ from rewardserve.training.dataset.feedback import Item, Kind, kinds_of, n_ties, 
 from rewardserve.training.dataset.rating_scale import standardised
 from rewardserve.training.dataset.sequences import FeedbackTable
 from rewardserve.training.errors import ModelUnusable
-from rewardserve.training.evaluation import evaluate, invariance
+from rewardserve.training.evaluation import evaluate
 from rewardserve.training.evaluation.benchmark import Scored, score_with_checkpoint
 from rewardserve.training.evaluation.benchmark_files import Benchmark
 from rewardserve.training.evaluation.evaluate import SliceMetrics
@@ -71,6 +71,7 @@ from rewardserve.training.finish import (
     finish,
     independence,
     invariance_report,
+    reported_data,
     score,
     score_slices,
     style_report,
@@ -295,19 +296,19 @@ def _accuracy(config: Config, table: FeedbackTable, checkpoint: Checkpoint) -> f
 
 
 def export_last_step(config: Config) -> Path:
-    """Finish a stopped run: its newest complete step becomes the checkpoint, or its checkpoint gets the missing report."""
+    """Finish a stopped run: its newest complete step becomes the checkpoint, with all that belongs to it.
+
+    A run that ended between its checkpoint and its report is finished again; without steps, its heads are the same solution.
+    """
     folder = Path(config.output.folder)
     timer = RunTimer()
     with _lock_folder(folder):
-        step = newest_step(config, folder)
-        if run_folder.lacks_report(folder):
-            _refuse_other_recipe(config, folder)
-            best = read_best(step_folders(config, folder)[-1], config.eval.best_by)
-            made = TrainingRecord("finish", timer, history=_history(step), best=best)
-            return _report_missing(config, folder, made)
-        if step is None:
+        step, is_solved = newest_step(config, folder), config.optim.epochs == 0
+        unreported = run_folder.lacks_report(folder)
+        if step is None and not (unreported and is_solved):
             raise ConfigError(f"{folder / 'steps'} holds no complete step checkpoint; run `rewardserve train` first")
-        run_folder.refuse_finished(folder)
+        if not unreported:
+            run_folder.refuse_finished(folder)
         _refuse_other_recipe(config, folder)
         if config.output.push_to_hub:
             hub.create_repository(config.output.push_to_hub, private=config.output.hub_private)
@@ -315,10 +316,14 @@ def export_last_step(config: Config) -> Path:
         tables = encode(config, start)
         _refuse_other_inputs(config, folder, start, tables.train, step)
         start = replace(start, policy=tables.policy)
-        _wrap(config, start)
-        best = read_best(step.parent, config.eval.best_by)
-        _load_newest(config, start.network, step.parent)
-        drop_length_heads(start.network)
+        if step is None:
+            _refuse_other_solution(folder / "checkpoint", tables.train)
+            initialise_heads(config, start, tables.train, features(config, start, tables.train))
+        else:
+            _wrap(config, start)
+            _load_newest(config, start.network, step.parent)
+            drop_length_heads(start.network)
+        best = None if step is None else read_best(step.parent, config.eval.best_by)
         made = TrainingRecord("finish", timer, history=_history(step), best=best)
         return _publish(config, finish(config, start, tables, folder, made))
 
@@ -328,22 +333,6 @@ def _publish(config: Config, checkpoint: Path) -> Path:
     if config.output.push_to_hub:
         show(f"uploaded: {hub.push(checkpoint, config.output.push_to_hub)}")
     return checkpoint
-
-
-def _report_missing(config: Config, folder: Path, made: TrainingRecord) -> Path:
-    """Write the report of a run that ended between its checkpoint and its report. Return the checkpoint's folder."""
-    out = folder / "checkpoint"
-    checkpoint = _with_limits(config, _read(config, str(out)))
-    own = _own_heads(config, checkpoint)
-    page = folder / run_folder.REPORT_PAGE
-    tables = encode(own, checkpoint, is_bound=True)
-    metrics, invariant = _write_report(own, checkpoint, tables, page, made, f"Reward model {folder.resolve().name}")
-    for line in evaluate.summary_lines(metrics):
-        show(line)
-    if invariant is not None:
-        show(invariance.summary_line(invariant))
-    show(f"report: {page}")
-    return out
 
 
 def _history(step: Path | None) -> tuple[dict[str, float], ...]:
@@ -691,6 +680,15 @@ def _refuse_other_inputs(
         raise ConfigError(
             f"{folder} was started with other {what} ({then[name]}; they are {now[name]} now): the files of {source} have changed. "
             "Restore them, or choose another output.folder."
+        )
+
+
+def _refuse_other_solution(checkpoint: Path, table: FeedbackTable) -> None:
+    """Raise `ConfigError` if a checkpoint was trained without steps on other pairs than these."""
+    if reported_data(checkpoint) not in (None, data.digest(table.items)):
+        raise ConfigError(
+            f"{checkpoint} was trained on other training pairs: the files of data.sources have changed. Restore them, or choose "
+            "another output.folder."
         )
 
 

@@ -533,8 +533,12 @@ def test_steps_of_other_training_pairs_are_not_gone_on_from(tmp_path, sft, capsy
     assert main([verb, "--config", recipe, *resume]) == 0
 
 
-def test_a_run_without_a_report_gets_it_from_finish(tmp_path, sft, pairs, capsys, monkeypatch):
-    recipe = frozen(tmp_path, sft, pairs)
+@pytest.mark.parametrize("method", ["solved", "frozen", "lora"])
+def test_a_run_without_a_report_gets_all_it_lacks_from_finish(tmp_path, sft, capsys, monkeypatch, method):
+    pairs = world.write_jsonl(tmp_path / "pairs.jsonl", world.planted_rows(N_ROWS))
+    part = "adapter" if method == "lora" else "heads"
+    steps = {"method": {"name": method, **({"rank": 2} if method == "lora" else {})}, "optim": {"max_steps": 2}}
+    recipe = frozen(tmp_path, sft, pairs) if method == "solved" else recipe_in(tmp_path, sft, pairs, **steps)
     out = tmp_path / "out"
 
     def missing(*_):
@@ -543,14 +547,22 @@ def test_a_run_without_a_report_gets_it_from_finish(tmp_path, sft, pairs, capsys
     with monkeypatch.context() as patch:
         patch.setattr(report, "write", missing)
         assert main(["train", "--config", recipe]) == 1
-    assert "`rewardserve finish` with this recipe writes its report" in one_line(capsys)
-    assert main(["train", "--config", recipe]) == 2
-    assert "writes the report that it lacks" in one_line(capsys)
-    before = {path: path.read_bytes() for path in (out / "checkpoint").iterdir()}
+    assert {"solved": "`rewardserve finish` with this recipe writes its report"}.get(method, "Resume from") in one_line(
+        capsys
+    )
+    assert not (out / part).exists()
+    before = (out / "checkpoint" / "model.safetensors").read_bytes()
+    probes = [probe.score for probe in ScoringContract.load(out / "checkpoint").probes]
     assert main(["finish", "--config", recipe, "--set", "seed=5"]) == 2, "another recipe"
+    kept = pairs.read_text()
+    pairs.write_text(kept.replace("kindly", "badly"))
+    assert main(["finish", "--config", recipe]) == 2
+    assert "have changed" in one_line(capsys)
+    pairs.write_text(kept)
     assert main(["finish", "--config", recipe]) == 0
-    assert "By its report, this checkpoint was trained on the training pairs" in (out / "report.html").read_text()
-    assert {path: path.read_bytes() for path in (out / "checkpoint").iterdir()} == before
+    assert (out / "checkpoint" / "model.safetensors").read_bytes() == before
+    assert [probe.score for probe in ScoringContract.load(out / part).probes] == pytest.approx(probes, abs=1e-4)
+    assert (out / "report.html").is_file()
     assert main(["finish", "--config", recipe]) == 2
 
 
