@@ -73,6 +73,9 @@ help:
 
 setup: $(VENV)/.ready
 
+# An empty stamp, which a full disk or `touch` leaves, says nothing of what is installed.
+$(shell [ ! -e $(VENV)/.ready ] || [ -s $(VENV)/.ready ] || rm -f $(VENV)/.ready)
+
 # An existing .venv is reused, unless its Python is too old or too new. torch comes through the constraints: unconstrained it may be another build.
 # The stamp holds a digest of what an installation depends on: other edits of these files install nothing.
 $(VENV)/.ready: pyproject.toml client/pyproject.toml setup.py constraints.txt model/default/weights.txt $(wildcard model/backends/native/*.[ch])

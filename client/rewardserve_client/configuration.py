@@ -61,6 +61,9 @@ def urls_from(given: str | Sequence[str] | None, environment: Mapping[str, str] 
     if given is None:
         given = environment.get(URL, "")
     listed = given.split(",") if isinstance(given, str) else _texts("url", given)
+    empty = next((n for n, url in enumerate(listed, 1) if not url.strip()), None)
+    if empty is not None and not isinstance(given, str) and len(listed) > 1:
+        raise Misconfigured(f"address {empty} of {len(listed)} in url is empty: leave it out, or name the server")
     urls = tuple(dict.fromkeys(_checked_url(url.strip()) for url in listed if url.strip()))
     if not urls:
         raise Misconfigured(f"no server: pass url, or set {URL} (separate several by commas)")

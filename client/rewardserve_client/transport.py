@@ -84,10 +84,10 @@ class ConnectionPool:
             raise Misconfigured("a URL or a header cannot be sent: check the URL and the API key") from None
         except httpx.ConnectError as error:
             # The operating system's message is safe to quote: no request was made yet.
-            return TransportError(f"ConnectError: {str(error)[:120]}")
+            return TransportError(f"cannot connect: {str(error)[:120]}")
         except httpx.HTTPError as error:
             # Only the type: the exception carries the request, which holds the key.
-            return TransportError(type(error).__name__)
+            return TransportError(f"the connection broke ({type(error).__name__})")
 
     async def _exchange(self, attempt: Attempt, seconds: float) -> AttemptResult:
         request = self._http.build_request(

@@ -231,6 +231,10 @@ def read_config(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a foreign config.json may raise anything
         _refuse_code(error, folder)
+        if '"model_type"' not in (folder / "config.json").read_text(encoding="utf-8", errors="replace"):
+            raise CheckpointError(
+                f"{folder}/config.json has no model_type: it does not say what the model is. Copy the config.json of the model."
+            ) from error
         raise CheckpointError(f"{folder}/config.json is unreadable: {_reason(error)}") from error
     named = getattr(config, "transformers_weights", None)
     if named is not None:

@@ -209,7 +209,7 @@ def test_a_wrong_port_is_named_in_the_log_long_before_the_deadline(caplog, attem
 
     class Hears(logging.Handler):
         def emit(self, record):
-            if "ConnectError" in record.getMessage():
+            if "cannot connect" in record.getMessage():
                 said.set()
 
     async def call():
@@ -229,7 +229,7 @@ def test_a_wrong_port_is_named_in_the_log_long_before_the_deadline(caplog, attem
     finally:
         logger.removeHandler(handler)
     assert url in caplog.text
-    assert "ConnectError" in caplog.text
+    assert "cannot connect" in caplog.text
     assert SECRET not in caplog.text
 
 

@@ -15,6 +15,13 @@ def test_servers_come_from_the_argument_or_else_from_the_environment():
     assert urls_from(["http://a:1", "http://b:2"], {}) == ("http://a:1", "http://b:2")
 
 
+def test_an_empty_address_in_a_list_is_no_server_less():
+    """A variable that is not set would take a server away without a word."""
+    with pytest.raises(Misconfigured, match="address 2 of 2 in url is empty"):
+        urls_from(["http://a:1", ""], {})
+    assert urls_from("http://a:1,", {}) == ("http://a:1",)
+
+
 @pytest.mark.parametrize(
     "url", ["", "reward:8000", "ftp://a", "http://", "http://a:99999999/", "http://a/?x=1", "http://[::1"]
 )

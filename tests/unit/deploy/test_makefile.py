@@ -170,3 +170,13 @@ def test_a_setup_whose_digest_fails_leaves_no_stamp(tmp_path):
     python.write_text(python.read_text().replace("echo digest", "exit 1"))
     assert set_up(python, tmp_path / "venv").returncode != 0
     assert not (tmp_path / "venv" / ".ready").exists()
+
+
+def test_an_empty_stamp_is_none_however_new_it_is(tmp_path):
+    """As a full disk leaves it: whatever is there would count as an environment that is ready."""
+    python, venv = fake_python(tmp_path, (3, 12, 1)), tmp_path / "venv"
+    venv.mkdir()
+    (venv / ".ready").touch()
+    assert set_up(python, venv).returncode == 0
+    assert (venv / ".ready").read_text() == "digest\n"
+    assert (venv / "bin" / "python").is_file()

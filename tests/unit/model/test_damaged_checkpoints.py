@@ -65,6 +65,11 @@ def test_a_file_that_is_not_whole_is_named(folder, name, how):
     assert "copy it again" in output
 
 
+def test_a_configuration_that_says_nothing_is_told_so(folder):
+    (folder / "config.json").write_text("{}")
+    assert "config.json has no model_type: it does not say what the model is" in refused(folder)
+
+
 @pytest.mark.parametrize("cut", [1, 7, 8, 100, 5000])
 def test_weights_that_lack_their_last_bytes_are_told_by_their_size(folder, cut):
     path = folder / "model.safetensors"
