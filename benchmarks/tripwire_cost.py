@@ -1,4 +1,4 @@
-"""Cost of trip wires: the server with and without them, in alternation, and the inspection time of a sample by its length.
+"""Cost of trip wires: a server with and one without them at the same time, and the inspection time of a sample by its length.
 
     python -m benchmarks.tripwire_cost
 
@@ -10,6 +10,7 @@ a CPU second. Exit code 1 beyond `MOST`.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import random
 import statistics
 import time
@@ -54,13 +55,14 @@ def main() -> int:
     """Command-line entry."""
     given = _arguments()
     print(tables.facts(machine.facts()))
-    loads: dict[tuple[Case, bool], list[RoundResult]] = {}
+    loads: dict[Case, list[list[RoundResult]]] = {case: [] for case in CASES}
     for round_ in range(given.rounds):
-        for has_wires in (False, True):
-            with ServerProcess("--log-level=warning", *ECHO, *([] if has_wires else _OFF)) as server:
-                for case in CASES:
-                    loads.setdefault((case, has_wires), []).append(_load(server, case, given.seconds, round_))
-    costs = {case: _Cost.of(loads[case, False], loads[case, True]) for case in CASES}
+        quiet = "--log-level=warning", *ECHO
+        with ServerProcess(*quiet, *_OFF) as without, ServerProcess(*quiet) as with_wires:
+            for case in CASES:
+                uvloop.run(_load_both((without, with_wires), case, given.seconds / 3, -1))
+                loads[case].append(uvloop.run(_load_both((without, with_wires), case, given.seconds, round_)))
+    costs = {case: _Cost.of(loads[case]) for case in CASES}
     print(tables.table([_line(case, costs[case]) for case in CASES]))
     print("\ninspection of one sample, all wires on")
     print(tables.table([{"characters": f"{n:,}", "us": f"{_inspection_us(n):.0f}"} for n in LENGTHS]))
@@ -74,14 +76,14 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _load(server: ServerProcess, case: Case, seconds: float, round_: int) -> RoundResult:
+async def _load_both(servers: Sequence[ServerProcess], case: Case, seconds: float, seed: int) -> list[RoundResult]:
+    """Load servers at the same time, so that other load on the machine is the same for each."""
     clients = SINGLE_CLIENTS if case.n_samples == 1 else CLIENTS
-    uvloop.run(drive(server, Bodies(case, 200, seed=-1), clients, seconds / 3))
-    return uvloop.run(drive(server, Bodies(case, 200, seed=round_), clients, seconds))
+    return await asyncio.gather(*(drive(each, Bodies(case, 200, seed), clients, seconds) for each in servers))
 
 
 class _Cost(NamedTuple):
-    """Requests a CPU second, without and with wires: medians; and what the wires take, of a core and of the server's CPU time."""
+    """Requests a CPU second, without and with wires; and what the wires take, of a core and of the server's CPU time."""
 
     without: float
     with_wires: float
@@ -89,10 +91,14 @@ class _Cost(NamedTuple):
     of_the_server: float
 
     @classmethod
-    def of(cls, off: Sequence[RoundResult], on: Sequence[RoundResult]) -> _Cost:
-        without, with_wires = (statistics.median(load.n_requests / load.cpu_s for load in loads) for loads in (off, on))
-        share = 1.0 - with_wires / without
-        return cls(without, with_wires, share * statistics.median(load.cpu_s / load.wall_s for load in on), share)
+    def of(cls, rounds: Sequence[Sequence[RoundResult]]) -> _Cost:
+        without, with_wires = (
+            sum(load.n_requests for load in loads) / sum(load.cpu_s for load in loads)
+            for loads in zip(*rounds, strict=True)
+        )
+        shares = [1.0 - (on.n_requests / on.cpu_s) / (off.n_requests / off.cpu_s) for off, on in rounds]
+        of_a_core = [share * on.cpu_s / on.wall_s for share, (_, on) in zip(shares, rounds, strict=True)]
+        return cls(without, with_wires, statistics.median(of_a_core), statistics.median(shares))
 
 
 def _line(case: Case, cost: _Cost) -> dict[str, str]:

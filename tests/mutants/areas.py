@@ -89,7 +89,22 @@ AREAS = {
     ),
     "relevance": Area(
         ("rewardserve/service/tripwires/attribution/relevance.py",),
-        ("tests/unit/service/tripwires/attribution/test_relevance.py",),
+        (
+            "tests/unit/service/tripwires/attribution/test_relevance_formulas.py",
+            *(
+                f"tests/unit/service/tripwires/attribution/test_relevance.py::test_{name}"
+                for name in (
+                    "a_collapse_that_is_paid_gives_both_statistics_and_its_sentence",
+                    "half_of_the_pairs_are_matched_by_chance_and_all_where_responses_copy_their_prompts",
+                    "nothing_can_be_lost_that_was_not_there",
+                    "similarity_is_the_share_of_weighted_words_that_a_response_to_another_prompt_has",
+                    "terms_are_stems_and_pairs_of_characters_without_spaces",
+                    "the_lost_share_is_the_largest_that_three_standard_errors_leave",
+                    "the_standard_error_is_the_jackknifes_and_has_a_floor",
+                    "two_standard_errors_of_the_score_decide_between_warning_and_page",
+                )
+            ),
+        ),
     ),
     "attribution": Area(
         ("rewardserve/service/tripwires/attribution/*.py",), ("tests/unit/service/tripwires/attribution",)
