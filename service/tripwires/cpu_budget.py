@@ -13,6 +13,9 @@ _FIRST_COST_S = 100e-6
 _SMOOTHING = 0.1
 
 
+_REQUEST_S = 1e-6
+"""Cost of a request of which no sample is inspected."""
+
 _PAID_S = 1e-6
 """Debt that counts as paid."""
 
@@ -37,6 +40,7 @@ class CpuBudget:
         """Number of n samples that may be inspected now."""
         if self._is_unlimited:
             return n
+        self._seconds -= _REQUEST_S
         if self._seconds + self._share * (now - self._at) < self._cost_s:  # most requests of a busy server end here
             return 0
         self._earn(now)

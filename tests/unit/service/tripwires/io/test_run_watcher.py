@@ -281,6 +281,16 @@ def test_a_report_is_paid_for_within_twice_the_time_of_its_share():
     assert whole.unpaid_s(0.0) == 0.0
 
 
+def test_requests_that_are_not_inspected_are_paid_from_the_cpu_budget_too():
+    cpu_budget, spent, now = CpuBudget(0.02, 0.0), 0.0, 0.0
+    for _ in range(400_000):
+        now += 1e-4  # 10,000 requests a second, 1 us each: half of the share
+        if n := cpu_budget.affords(1, now):
+            cpu_budget.spend(n, n * 0.001)
+            spent += n * 0.001
+    assert spent / now == pytest.approx(0.01, rel=0.1)
+
+
 def test_ids_of_samples_are_paid_from_the_cpu_budget_too():
     clock = StillClock()
     watcher = watching(clock, share=0.5)
