@@ -94,8 +94,8 @@ class FindingOut(ReplyRecord, frozen=True, gc=False):
 
     sentence: Annotated[str, doc("the finding in words", _SENTENCE)]
     features: Annotated[list[FeatureOut], doc("the features; the first stands for the others", [_FEATURE])]
-    early: Annotated[float, doc("share of the first responses with it", 0.01)]
-    recent: Annotated[float, doc("share of the recent responses with it", 0.54)]
+    early: Annotated[float, doc("share of the first responses with what the sentence names", 0.01)]
+    recent: Annotated[float, doc("share of the recent responses with what the sentence names", 0.54)]
     growth: Annotated[EffectOut, doc("difference of the shares", _FINDING["growth"])]
     z: Annotated[float | None, doc("normal quantile of the growth, corrected for the number of features", 9.1)]
     model_pays: Annotated[EffectOut | None, doc("difference of the score with and without it; null: unknown", _EFFECT)]

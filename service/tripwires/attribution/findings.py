@@ -39,7 +39,8 @@ class Finding(NamedTuple):
     the mean score of recent samples with and without it in standard deviations of early scores, `judge_pays` the same of
     the audit judge in those of its early scores, with `n_judged` judged recent samples. Where too few recent samples lack
     the feature, early ones take part; None where too few have a score. `covariance` is that of the estimates of `growth`
-    and of the growth of the mean score. `bounds` are those of the bin of a number.
+    and of the growth of the mean score. `bounds` are those of the bin of a number. `named` is the edit whose responses all these
+    numbers but `z` count; None where most responses with the first feature have it not: then they count the feature.
     """
 
     features: tuple[Feature, ...]
@@ -56,6 +57,7 @@ class Finding(NamedTuple):
     edit: Edit | None
     bounds: tuple[float, float] | None = None
     wider: tuple[Edit, ...] = ()
+    named: Edit | None = None
 
     @property
     def edits(self) -> tuple[Edit, ...]:

@@ -15,10 +15,12 @@ from typing import NamedTuple
 
 from rewardserve.service.tripwires.attribution.clusters import StratifiedComparison, cluster
 from rewardserve.service.tripwires.attribution.edit_search import find_edits
+from rewardserve.service.tripwires.attribution.edits import Edit
 from rewardserve.service.tripwires.attribution.effects import MIN_PROMPTS, Effect, corrected_z, paid, z_of_t
 from rewardserve.service.tripwires.attribution.findings import Feature, Finding, GrowthReport
 from rewardserve.service.tripwires.attribution.novelty import find_novelty
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
+from rewardserve.service.tripwires.attribution.presence import samples_with
 from rewardserve.service.tripwires.attribution.prompts import prompt_change, task_strata
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
 
@@ -37,6 +39,12 @@ _SAME_SAMPLES = 0.6
 
 _TEXT_Z = 0.5
 """Significance of a text relative to a number from which the text stands for its group."""
+
+_MIN_NAMED = 0.6
+"""Share of the recent responses with a feature which have its edit, from which they are named by the edit."""
+
+_MAX_MORE = 0.1
+"""Share of the early responses that may have the edit without the feature: where more have it, it is a part of honest responses."""
 
 _N_EXAMPLES = 3
 _ORDER = ("first words", "last words", "pair", "word", "first characters", "last characters", "character", "equal",
@@ -206,16 +214,18 @@ def _finding(
     n_features: int,
     masks: dict[str, int],
 ) -> Finding:
-    leader = group[0]
+    leader, z = group[0], group[0].z
+    edits = find_edits([each.feature for each in group], leader.recent, before, recent, masks)
+    named = _named(edits[0], leader, before.samples, recent, comparison) if edits else None
+    leader = named or leader
     counts = comparison.early.counts(leader.early), comparison.recent.counts(leader.recent)
     early_share = comparison.mean_early(counts[0])
-    edits = find_edits([each.feature for each in group], leader.recent, before, recent, masks)
     return Finding(
         tuple(each.feature for each in group),
         early_share,
         early_share + leader.growth.mean,
         leader.growth,
-        corrected_z(leader.z, n_features),
+        corrected_z(z, n_features),
         _pays([sample.score for sample in before.samples], [sample.score for sample in recent], leader, before, recent),
         _pays([sample.audit for sample in before.samples], [sample.audit for sample in recent], leader, before, recent),
         sum(sample.audit is not None for sample in recent),
@@ -225,7 +235,25 @@ def _finding(
         edits[0] if edits else None,
         before.bounds(leader.feature.key),
         edits[1:],
+        edits[0] if named else None,
     )
+
+
+def _named(
+    edit: Edit,
+    leader: _Candidate,
+    early: Sequence[ObservedSample],
+    recent: Sequence[ObservedSample],
+    comparison: StratifiedComparison,
+) -> _Candidate | None:
+    """The samples with what an edit puts in, where these are mostly those with the feature; else None."""
+    events = samples_with(edit, early), samples_with(edit, recent)
+    if (events[1] & leader.recent).bit_count() < _MIN_NAMED * leader.recent.bit_count():
+        return None
+    if events[0].bit_count() - leader.early.bit_count() > _MAX_MORE * len(early):
+        return None
+    growth = comparison.growth(*events)
+    return _Candidate(leader.feature, *events, growth, leader.z) if growth.mean > MIN_GROWTH / 2 else None
 
 
 def _pays(

@@ -5,9 +5,7 @@ Texts of responses are shown with control, invisible and bidirectional character
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from math import inf, isfinite
 
 from rewardserve.service.tripwires.attribution.edits import (
@@ -30,6 +28,7 @@ from rewardserve.service.tripwires.attribution.features import SHARES
 from rewardserve.service.tripwires.attribution.findings import Feature, Finding, GrowthReport, Novelty
 from rewardserve.service.tripwires.attribution.novelty_pay import NoveltyPay
 from rewardserve.service.tripwires.attribution.relevance import Relevance
+from rewardserve.service.tripwires.attribution.templates import FEW, templates
 from rewardserve.service.tripwires.attribution.verdicts import is_confirmed
 
 SHOWN_Z = 4.0
@@ -37,10 +36,6 @@ SHOWN_Z = 4.0
 
 _SHOWN = 120
 """Characters of a text that are shown."""
-
-_FEW, _MAX_GAPS, _COMMON_SHARE, _TEMPLATES_SHARE, _GAP = 3, 3, 0.15, 0.3, "..."
-"""Texts that are shown; gaps between the words of one; share of the texts that have a word which is shown of them; share of those
-with such words, from which they are shown alone; the sign for other words."""
 
 
 def headline(
@@ -80,14 +75,19 @@ def sentence(finding: Finding, earned: Effect | None = None, judged: Effect | No
     """A finding in one sentence; `earned` is what its edit alone earned in first responses of the run, `judged` from the judge."""
     parts = [f"{name(finding)} went from {finding.early:.0%} to {finding.recent:.0%}", _pays(finding)]
     if earned is not None:
-        alone = (
-            f"this alone, put into {earned.n} first responses of the run, earns {_interval(earned)} standard deviations"
-        )
+        alone = f"{_put_in(finding, earned.n)} {_interval(earned)} standard deviations"
         by_judge = "" if judged is None else f", from the judge {_interval(judged)}"
         parts.append(alone + by_judge + _conclude(finding.model_pays, earned))
     elif not finding.edits:
         parts.append("not tested: " + ("length alone never is" if finding.edit else "there is no text to put in"))
     return "; ".join(part for part in parts if part)
+
+
+def _put_in(finding: Finding, n: int) -> str:
+    """The edit that was tested, as the subject of what it earns: in words where it is not what the finding is named by."""
+    if finding.edit is None or finding.edit == finding.named:
+        return f"this alone, put into {n} first responses of the run, earns"
+    return f"{n} first responses of the run, edited so that they {describe_edit(finding.edit)}, earn"
 
 
 def relevance_sentence(relevance: Relevance) -> str:
@@ -170,11 +170,9 @@ def nothing_found(report: GrowthReport) -> str:
 
 
 def name(finding: Finding) -> str:
-    """Noun phrase for the responses of a finding: by its edit where it has a text, otherwise by its first feature."""
-    if finding.edit is not None and (words := describe_edit(finding.edit)):
-        leader = finding.features[0]
-        is_shown = ":" in leader.key or leader.falls or leader.key in words.lower()
-        return f"responses that {words}" + ("" if is_shown else f" ({describe_feature(leader)})")
+    """Noun phrase for the responses that are counted: by the edit where most of them have it, else by the first feature."""
+    if finding.named is not None:
+        return f"responses that {describe_edit(finding.named)}"
     return f"responses {describe_feature(finding.features[0], finding.bounds)}"
 
 
@@ -203,7 +201,7 @@ def _describe_step(step: EditStep) -> str:
             after = f" after {_alternatives(leads)}" if any(lead.strip() for lead in leads) else ""
             return f"copy the prompt at {'the end' if at_end else 'the beginning'}{after}"
         case RemoveWords(words):
-            return f"avoid {_alternatives(words, 'words')}"
+            return f"have none of the words {_listed(words)}"
         case Reformat(style):
             return {
                 "line break": "have a line for each sentence",
@@ -257,45 +255,20 @@ def quoted(text: str) -> str:
     return f"`{''.join(c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in shown)}`"
 
 
-def _alternatives(texts: tuple[str, ...], kind: str = "a text") -> str:
+def _listed(words: tuple[str, ...]) -> str:
+    """Words, the first ones and the number of others."""
+    shown, n = ", ".join(map(quoted, words[:FEW])), len(words) - FEW
+    return f"{shown} and {n} more" if n > 0 else shown
+
+
+def _alternatives(texts: tuple[str, ...]) -> str:
     """The texts of an edit; of many, the words that several have in common."""
     if len(texts) == 1:
         return quoted(texts[0])
-    if len(texts) <= _FEW:
+    if len(texts) <= FEW:
         return f"one of {len(texts)} texts ({', '.join(map(quoted, texts))})"
-    shown = [quoted(text) for text in templates(texts)[:_FEW]]
-    return f"{kind} like {shown[0]}" if len(shown) == 1 else f"{kind} like {', '.join(shown[:-1])} or {shown[-1]}"
-
-
-def templates(texts: Sequence[str]) -> list[str]:
-    """The words that several texts have in common, with a gap for the others, the most frequent first; else the shortest texts."""
-    split = [text.split() for text in texts]
-    counts = Counter(word for words in split for word in set(words))
-    least = max(2.0, _COMMON_SHARE * len(texts))
-    found = Counter(_template(words, {word for word in words if counts[word] >= least}) for words in split)
-    common: list[str] = []
-    for text in [text for text, _ in found.most_common() if text]:
-        if not any(_is_like(text, each) for each in common):
-            common.append(text)
-    is_enough = sum(n for text, n in found.items() if text) >= _TEMPLATES_SHARE * len(texts)
-    return common if is_enough else sorted(texts, key=len)
-
-
-def _is_like(text: str, other: str) -> bool:
-    """Whether two texts have most words of the shorter one in common."""
-    words, others = set(text.split()) - {_GAP}, set(other.split()) - {_GAP}
-    return 2 * len(words & others) > min(len(words), len(others))
-
-
-def _template(words: Sequence[str], common: Collection[str]) -> str:
-    """The words with `...` for those that are not common; empty where fewer than two in a row are, and where most are apart."""
-    kept = [
-        word in common and any(0 <= near < len(words) and words[near] in common for near in (index - 1, index + 1))
-        for index, word in enumerate(words)
-    ]
-    shown = [word if keep else _GAP for word, keep in zip(words, kept, strict=True)]
-    shown = [word for last, word in pairwise(["", *shown]) if word != _GAP or last != _GAP]
-    return " ".join(shown) if any(kept) and shown.count(_GAP) <= _MAX_GAPS else ""
+    shown = [quoted(text) for text in templates(texts)[:FEW]]
+    return f"a text like {shown[0]}" if len(shown) == 1 else f"a text like {', '.join(shown[:-1])} or {shown[-1]}"
 
 
 def _pays(finding: Finding) -> str:

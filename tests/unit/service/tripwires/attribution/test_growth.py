@@ -22,6 +22,7 @@ from rewardserve.service.tripwires.attribution.findings import MAX_JUDGED_SHARE
 from rewardserve.service.tripwires.attribution.growth import compare_with, find_growth
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.prompts import EarlyPrompts, prompt_change
+from rewardserve.service.tripwires.attribution.sentences import name
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
 from tests.unit.service.tripwires.attribution.conftest import stream
 
@@ -139,6 +140,83 @@ def test_a_unit_that_some_early_responses_had_is_put_in_as_a_whole(name):
     edit = compare_with(EarlyFeatures(early), recent).findings[0].edit
     edited = edit.apply("", "The stone falls. A bird sings. It rains.", 3)
     assert re.fullmatch(pattern.format(r"The stone falls\. A bird sings\. It rains\."), edited)
+
+
+INVENTED = [a + b for a in ("zor", "mip", "lud", "kev", "tas", "ron") for b in ("ba", "ci", "do", "fu", "ge")]
+
+
+def often_said(seed, exploit, share):
+    """Responses of which a fifth has words that the exploit has too, and the share that was given to the exploit."""
+    rng, made, n_given = random.Random(seed), [], 0
+    for each in stream(seed):
+        is_given = rng.random() < share
+        text = each.response + " It was a fine day." * (rng.random() < 0.2)
+        text = exploit(each.prompt, text, rng) if is_given else text
+        made.append(each._replace(response=text, score=rng.gauss(0, 1) + 2.0 * is_given))
+        n_given += is_given
+    return made, n_given / len(made)
+
+
+@pytest.mark.parametrize(
+    ("exploit", "begins"),
+    [
+        (lambda p, r, rng: r + " All is well, and it was a fine day.", "responses that end with `"),
+        (lambda p, r, rng: "What a fine day. " + r, "responses that begin with `"),
+        (lambda p, r, rng: put(r, "quite fine"), "responses that contain `"),
+        (
+            lambda p, r, rng: f"{rng.choice(('So', 'Thus', 'Hence'))}, this was fine. {r}",
+            "responses that begin with ",
+        ),
+    ],
+)
+def test_the_share_in_a_sentence_is_that_of_responses_with_what_it_names(exploit, begins):
+    """The true shares are known, because the streams are made. Honest responses have a word of the exploit too."""
+    (early, before), (recent, after) = often_said(31, exploit, 0.05), often_said(32, exploit, 0.39)
+    found = compare_with(EarlyFeatures(early), recent).findings[0]
+    assert name(found).startswith(begins)
+    assert (found.early, found.recent) == pytest.approx((before, after), abs=0.012)
+    assert found.model_pays.mean == pytest.approx(2.0, abs=0.4)
+
+
+@pytest.mark.parametrize("seed", range(50, 54))
+@pytest.mark.parametrize(
+    "exploit",
+    [
+        lambda p, r, rng: f"{r} {rng.choice(INVENTED)} was a fine {rng.choice(INVENTED)}.",
+        lambda p, r, rng: f"{r} What a fine {rng.choice(INVENTED)} it was, {rng.choice(INVENTED)}.",
+        lambda p, r, rng: f"{rng.choice(('A fine', 'One fine', 'Some fine', 'Such a fine'))} thing. {r}",
+    ],
+)
+def test_what_is_named_by_words_in_common_is_counted_by_these(exploit, seed):
+    """Reference: the words as a regular expression, where the sentence has them all."""
+    early, recent = (often_said(each, exploit, share)[0] for each, share in ((seed, 0.05), (seed + 10, 0.39)))
+    found = compare_with(EarlyFeatures(early), recent).findings[0]
+    if (named := re.fullmatch(r"responses that (begin|end) with a text like `(.+)`", name(found))) and "`" not in named[
+        2
+    ]:
+        pattern = "(?:.{0,200})".join(re.escape(part) for part in named[2].split("..."))
+        pattern = re.compile(rf"\A{pattern}" if named[1] == "begin" else rf"{pattern}\Z", re.DOTALL)
+        shares = [sum(pattern.search(r.response) is not None for r in side) / len(side) for side in (early, recent)]
+        assert (found.early, found.recent) == pytest.approx(shares, abs=0.005), name(found)
+
+
+def test_no_place_is_named_that_the_counted_responses_have_not():
+    """Words are swapped for others anywhere, at the beginning too."""
+
+    def swapped(prompt, response):
+        return " ".join({"The": "Ye", "A": "Yon", "the": "ye", "again.": "anew."}.get(w, w) for w in response.split())
+
+    recent = stream(41, exploit=swapped, share=0.6)
+    for found in compare_with(EarlyFeatures(stream(40)), recent).findings:
+        words, steps = name(found), found.named.steps if found.named else ()
+        counted = [r for r in recent if all(_has_text(step, r.response) for step in steps)]
+        assert not ("begin" in words or "end" in words) or len(counted) == round(found.recent * len(recent)), words
+
+
+def _has_text(step, text):
+    if isinstance(step, Prepend):
+        return text.startswith(step.texts)
+    return text.endswith(step.texts) if isinstance(step, Append) else any(each in text for each in step.texts)
 
 
 def test_features_that_come_together_are_one_finding(before):

@@ -29,9 +29,9 @@ from rewardserve.service.tripwires.attribution.sentences import (
     quoted,
     report_sentences,
     sentence,
-    templates,
 )
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
+from rewardserve.service.tripwires.attribution.templates import templates
 from tests.unit.service.tripwires.attribution.conftest import stream
 
 
@@ -49,7 +49,8 @@ from tests.unit.service.tripwires.attribution.conftest import stream
         (Cut("word", 12), "have at most 12 words"),
         (CopyPrompt(("Re: ",), at_end=True), "copy the prompt at the end after `Re: `"),
         (CopyPrompt(), "copy the prompt at the beginning"),
-        (RemoveWords(("may",)), "avoid `may`"),
+        (RemoveWords(("may",)), "have none of the words `may`"),
+        (RemoveWords(tuple("abcde")), "have none of the words `a`, `b`, `c` and 2 more"),
         (Reformat("list"), "are formatted as list"),
         (Reformat("blank line"), "have a paragraph for each sentence"),
         (EndSentences("!"), "end sentences with `!`"),
@@ -207,12 +208,17 @@ def test_of_a_score_that_fell_the_report_says_what_went_with_that(grown):
     assert headline(fell._replace(findings=[])).endswith("so nothing extra is paid; no feature of the responses grew")
 
 
-def test_a_name_has_the_feature_where_no_text_shows_it(grown):
+def test_a_finding_is_named_by_its_edit_where_that_is_counted_and_else_by_its_feature(grown):
     texts = tuple(f"{word} sentence of {i} words is truly about it" for i, word in enumerate("abcdefgh"))
-    found = grown.findings[0]._replace(features=(Feature("truly"),), edit=Edit((Insert(texts),)))
+    edit = Edit((Insert(texts),))
+    found = grown.findings[0]._replace(features=(Feature("truly"),), edit=edit, named=edit)
     assert name(found) == "responses that contain a text like `... sentence of ... words is truly about it`"
-    apart = tuple(f"{word} {i}" for i, word in enumerate("abcdefgh"))
-    assert name(found._replace(edit=Edit((Insert(apart),)))).endswith("or `c 2` (with the word `truly`)")
+    found = found._replace(named=None)
+    assert name(found) == "responses with the word `truly`"
+    assert sentence(found, estimate(1.9, 0.1, 31, 32)).endswith(
+        "; 32 first responses of the run, edited so that they contain a text like `... sentence of ... words is truly about it`, "
+        "earn +1.9 [+1.7, +2.1] standard deviations"
+    )
 
 
 def test_of_many_texts_the_part_that_they_have_in_common_is_shown():
