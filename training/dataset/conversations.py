@@ -374,28 +374,27 @@ def _implicit_text(given: _Responses, columns: SourceColumns) -> Conversations:
     return Conversations(tuple(Sample(text=text) for text in whole), tuple(text[n:] for text in whole), key)
 
 
-def _system(values: dict[str, Any], columns: SourceColumns) -> str:
-    """Text of the system message; empty if the row has none."""
-    key = columns.source.system_key
+def optional_text(values: dict[str, Any], key: str | None, what: str) -> str:
+    """Text of a column that not every row has; empty if this one does not. Raise `FieldError` for another value."""
     value = None if key is None else values.get(key)
     if is_empty_value(value):
         return ""
     if not isinstance(value, str):
-        raise FieldError(str(key), f"is a {type(value).__name__}; a system message is a text")
+        raise FieldError(str(key), f"is a {type(value).__name__}; {what} is a text")
     _check_text(value, str(key))
     return value
 
 
 def _with_system(messages: Messages, values: dict[str, Any], columns: SourceColumns) -> Messages:
     """The turns after the system message of the row. Raise `FieldError` if they have one already."""
-    system = _system(values, columns)
+    system = optional_text(values, columns.source.system_key, "a system message")
     if system and any(m.role == "system" for m in messages):
         raise FieldError(str(columns.source.system_key), "is there, and the conversation has a system message too")
     return (Message("system", system), *messages) if system else messages
 
 
 def _refuse_system(values: dict[str, Any], columns: SourceColumns, why: str) -> None:
-    if _system(values, columns):
+    if optional_text(values, columns.source.system_key, "a system message"):
         raise FieldError(
             str(columns.source.system_key),
             f"is there, and {why}, so no template would place it: make it a part of the text, or set system_key: null and name "

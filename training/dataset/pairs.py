@@ -16,8 +16,8 @@ from rewardserve.training.dataset.conversations import (
     Conversations,
     FieldError,
     check_samples,
-    check_utf8,
     name_of,
+    optional_text,
     read_conversations,
     refuse_unread_columns,
     value_of,
@@ -25,7 +25,6 @@ from rewardserve.training.dataset.conversations import (
 from rewardserve.training.dataset.feedback import Graded, Item, Pair, SourceKind
 from rewardserve.training.dataset.source_columns import SourceColumns
 from rewardserve.training.dataset.sources import SourceRow
-from rewardserve.training.settings.config import shown
 
 MAX_NUMBER = 1e6
 MOST_RANKED = 64
@@ -96,20 +95,9 @@ def _pair(row: SourceRow, values: dict[str, Any], found: Conversations, columns:
         weight=source.weight,
         tie=bool(tie),
         flip=_flip(values, columns),
-        paraphrase=_paraphrase(values, source.paraphrase_key),
+        paraphrase=optional_text(values, source.paraphrase_key, "a paraphrase"),
         repeat=source.repeat,
     )
-
-
-def _paraphrase(values: dict[str, Any], key: str | None) -> str:
-    """Text of the paraphrase; empty if the row has none. Raise `FieldError` for another value."""
-    value = None if key is None else values.get(key)
-    if is_empty_value(value):
-        return ""
-    if not isinstance(value, str):
-        raise FieldError(str(key), f"is {shown(value)}; a paraphrase is a text")
-    check_utf8(value, str(key))
-    return value
 
 
 def _to_ranking(row: SourceRow, columns: SourceColumns, head: str) -> Graded:
