@@ -9,13 +9,11 @@ from __future__ import annotations
 import base64
 import ipaddress
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict, SettingsError
 
 from rewardserve.model.backends import BACKENDS, DEVICES, ModelSpec, VllmSpec, require_backend, require_device
@@ -697,29 +695,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def unknown_variables(settings: type[BaseSettings], environment: Mapping[str, str]) -> list[str]:
-    """Return the `REWARD_*` variables that no setting of these or of the server reads, usually misspelt ones.
-
-    One environment often serves several commands: `score` is silent about `REWARD_PORT`.
-    """
-    known = {*_variables_of(settings), *_variables_of(ServeSettings)}
-    # In these sections pydantic-settings refuses an unknown name.
-    sections = tuple(
-        f"{ENV_PREFIX}{name.upper()}__" for name, field in settings.model_fields.items() if _is_section(field)
-    )
-    names = (name for name in environment if name.upper().startswith(ENV_PREFIX))
-    return sorted(name for name in names if name.upper() not in known and not name.upper().startswith(sections))
-
-
-def _variables_of(settings: type[BaseModel], prefix: str = ENV_PREFIX) -> Iterator[str]:
-    for name, field in settings.model_fields.items():
-        if _is_section(field):
-            yield from _variables_of(cast(type[BaseModel], field.annotation), f"{prefix}{name.upper()}__")
-        else:
-            yield prefix + name.upper()
-
-
-def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)

@@ -25,7 +25,7 @@ from rewardserve.arguments import Parser, is_option, one_of, respell, show
 from rewardserve.exit_codes import USAGE_ERROR, exit_codes_of
 from rewardserve.model.text.nearest_word import CUTOFF_OF_NAMES, did_you_mean
 from rewardserve.model.text.printable import printable
-from rewardserve.service.settings import ENV_PREFIX, ServeSettings, unknown_variables
+from rewardserve.service.settings import ENV_PREFIX, ServeSettings
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -176,6 +176,18 @@ def _unknown_variables(program: str, settings: type[BaseSettings]) -> list[str]:
         f"See {program} --help-all."
         for name in unknown_variables(settings, os.environ)
     ]
+
+
+def unknown_variables(settings: type[BaseSettings], environment: Mapping[str, str]) -> list[str]:
+    """Return the `REWARD_*` variables that no setting of these or of the server reads, usually misspelt ones.
+
+    One environment often serves several commands: `score` is silent about `REWARD_PORT`.
+    """
+    known = {option.variable for kind in (settings, ServeSettings) for option in options_of(kind)}
+    # In these sections pydantic-settings refuses an unknown name.
+    sections = tuple({f"{_variable(option.path[:1])}__" for option in options_of(settings) if len(option.path) > 1})
+    names = (name for name in environment if name.upper().startswith(ENV_PREFIX))
+    return sorted(name for name in names if name.upper() not in known and not name.upper().startswith(sections))
 
 
 def complain(program: str, lines: Sequence[str]) -> None:

@@ -42,7 +42,7 @@ def prepare_model(settings: ModelSettings) -> PreparedModel:
     loaded, pipeline = load_model(settings)
     try:
         noise = measure_noise(settings, loaded)
-        canaries = load_canaries(settings, loaded, noise)
+        canaries = score_canaries(settings, loaded, noise)
         return PreparedModel(loaded, pipeline, noise, canaries, load_own_judge(settings))
     except BaseException:
         loaded.scorer.close()
@@ -99,7 +99,7 @@ def _load_member(settings: ModelSettings, name: str, model: str) -> LoadedModel:
         raise LoadError(f"REWARD_ENSEMBLE: {name}={model} cannot be served: {error}") from error
 
 
-def load_canaries(settings: ModelSettings, loaded: LoadedModel, noise: NumericNoise | None) -> CanarySet:
+def score_canaries(settings: ModelSettings, loaded: LoadedModel, noise: NumericNoise | None) -> CanarySet:
     """Score the canaries for the first time. Raise `LoadError`. Takes a forward; a backend without weights has no canaries.
 
     A score may change by a hundredth of a standard deviation, or by a few times the noise, which is larger in half precision.

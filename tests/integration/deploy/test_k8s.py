@@ -15,7 +15,8 @@ from pydantic_settings import SettingsError
 from k8s import rules
 from rewardserve.service.api.route_policy import OPEN_PATHS
 from rewardserve.service.app import _MAX_CLOSING_S
-from rewardserve.service.settings import ServeSettings, unknown_variables
+from rewardserve.service.cli.options import unknown_variables
+from rewardserve.service.settings import ServeSettings
 from tests.support.manifests import (
     K8S,
     ROOT,

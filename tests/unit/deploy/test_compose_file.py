@@ -7,8 +7,8 @@ import re
 import pytest
 import yaml
 
-from rewardserve.service.cli.options import from_command_line
-from rewardserve.service.settings import ServeSettings, unknown_variables
+from rewardserve.service.cli.options import from_command_line, unknown_variables
+from rewardserve.service.settings import ServeSettings
 from rewardserve.training.settings.recipe import load
 from tests.docker.test_compose import HEAD
 from tests.support.deploy import ROOT, compose, mounted, servers, variables, with_defaults

@@ -10,12 +10,11 @@ from rewardserve.compare.command import CompareSettings
 from rewardserve.model.backends import ModelSpec
 from rewardserve.model.reward import CombineSettings, PenaltySettings, RewardSettings
 from rewardserve.model.text.nearest_word import CUTOFF_OF_NAMES, nearest_word
-from rewardserve.service.cli.options import from_command_line, options_of
+from rewardserve.service.cli.options import from_command_line, options_of, unknown_variables
 from rewardserve.service.settings import (
     ScoreSettings,
     ServeSettings,
     is_loopback,
-    unknown_variables,
 )
 
 
