@@ -31,7 +31,7 @@ from rewardserve.training.batches import scoring
 from rewardserve.training.console import say, show
 from rewardserve.training.dataset import data
 from rewardserve.training.dataset.comparisons import comparisons
-from rewardserve.training.dataset.counterexamples import SOURCE, Labelled, mined_accuracy
+from rewardserve.training.dataset.counterexamples import SOURCE, Labelled, control_accuracy, mined_accuracy
 from rewardserve.training.dataset.feedback import counted, kinds_of, n_ties
 from rewardserve.training.dataset.rating_scale import standardised
 from rewardserve.training.dataset.row_counts import RowCounts
@@ -304,9 +304,16 @@ def audited_figures(config: Config, checkpoint: Checkpoint, tables: EncodedData)
 
 
 def about_counterexamples(config: CounterexamplesConfig, tables: EncodedData) -> str:
-    """Describe the counterexamples of a run: their rows, and what becomes of them."""
+    """Describe the counterexamples of a run: their rows, what becomes of them, and how good the judge is that chose them."""
     n_train = sum(pair.source == SOURCE for pair in tables.train.pairs)
-    return f"{tables.labelled}; {n_train:,} to train on with weight {config.weight:g}, {len(tables.audited):,} held out"
+    about = (
+        f"{tables.labelled}; {n_train:,} to train on with weight {config.weight:g}, {len(tables.audited):,} held out"
+    )
+    found = control_accuracy(tables.labelled) if tables.labelled else None
+    if found is None:
+        return about
+    model, judge, n = found
+    return f"{about}; on {n:,} labelled controls the model that was mined is right in {model:.2f}, its judge in {judge:.2f}"
 
 
 def audited_lines(before: Sequence[SliceMetrics], after: Sequence[SliceMetrics], tables: EncodedData) -> list[str]:

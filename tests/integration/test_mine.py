@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 
 import pytest
@@ -150,6 +151,9 @@ def test_labels_repair_the_model_and_the_report_tells_before_and_after(mined, mo
     assert float(line.rpartition("the model they were mined for: ")[2]) < 0.2
     n_ties = sum(row["verdict"] == "tie" for row in rows_of(labels))
     assert f"40 rows, {40 - n_ties} pairs with a preference" in out
+    assert re.search(
+        r"on \d labelled controls the model that was mined is right in \d\.\d\d, its judge in \d\.\d\d", out
+    )
     assert after["source"] == "counterexamples"
     assert [m["source"] for m in report["metrics"]] == ["planted"], "they are no part of the other figures"
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rewardserve.model.text.nearest_word import did_you_mean
 from rewardserve.training.dataset import data, source_columns, sources
@@ -36,18 +36,26 @@ _UNLABELLED, _CONTRADICTING = "without a verdict", "with contradicting verdicts"
 _N_SHOWN = 20
 
 
+class MinedMargins(NamedTuple):
+    """Chosen less rejected, of the scores with which a pair was mined. A control was drawn whatever its scores."""
+
+    model: float
+    judge: float
+    is_control: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Labelled:
     """The pairs of a file, and its other rows by reason.
 
-    `mined_margin`: by the id of a pair, chosen less rejected of the raw scores of the model for which the queue was mined.
+    `mined`: by the id of a pair, the scores with which it was mined.
     """
 
     path: str
     n_rows: int
     pairs: tuple[Pair, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
-    mined_margin: Mapping[str, float] = field(default_factory=dict)
+    mined: Mapping[str, MinedMargins] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Describe the file as a line of the summary."""
@@ -111,7 +119,20 @@ def split(labelled: Labelled, config: CounterexamplesConfig, recipe: DataConfig,
 
 def mined_accuracy(labelled: Labelled, held_out: Sequence[Pair]) -> float | None:
     """Accuracy on these pairs of the model for which they were mined; a tie counts half. None if its scores are not known."""
-    margins = [labelled.mined_margin[pair.id] for pair in held_out if pair.id in labelled.mined_margin]
+    return _share_right([labelled.mined[pair.id].model for pair in held_out if pair.id in labelled.mined])
+
+
+def control_accuracy(labelled: Labelled) -> tuple[float, float, int] | None:
+    """Accuracy on the controls of the model and of the judge that mined, and their number; None without controls.
+
+    Only these show how good a judge is: in the other pairs it prefers, by choice, the response that is not suspected.
+    """
+    controls = [each for each in labelled.mined.values() if each.is_control]
+    model, judge = (_share_right([each[i] for each in controls]) for i in (0, 1))
+    return None if model is None or judge is None else (model, judge, len(controls))
+
+
+def _share_right(margins: Sequence[float]) -> float | None:
     return sum((m > 0) + 0.5 * (m == 0) for m in margins) / len(margins) if margins else None
 
 
@@ -149,7 +170,7 @@ def _of_queue(rows: Sequence[SourceRow], source: SourceConfig, on_bad_row: str, 
             left_out["more of the same id"] += len(same) - 1
             preferred[number] = found
     columns = source_columns.find_columns(list(preferred.values()), source)
-    pairs, margins = [], {}
+    pairs, mined = [], {}
     scores = _read_scores(scores_path(Path(source.path)))
     faulty: list[BadRow] = []
     for number, row in preferred.items():
@@ -160,12 +181,10 @@ def _of_queue(rows: Sequence[SourceRow], source: SourceConfig, on_bad_row: str, 
             continue
         pairs.append(pair)
         if number in scores and row.values is not None:
-            margins[pair.id] = scores[number].get(row.values["chosen"], 0.0) - scores[number].get(
-                row.values["rejected"], 0.0
-            )
+            mined[pair.id] = scores[number].margins(row.values["chosen"], row.values["rejected"])
     _refuse_bad(faulty, len(rows), on_bad_row)
     left_out["that make no pair"] = len(faulty)
-    return Labelled(source.path, len(rows), tuple(pairs), _left_out(left_out), margins)
+    return Labelled(source.path, len(rows), tuple(pairs), _left_out(left_out), mined)
 
 
 def _checked_id(row: SourceRow) -> str:
@@ -219,11 +238,28 @@ def _meant(values: Mapping[str, Any]) -> tuple[str, str] | str | None:
     return verdict or None
 
 
-def _read_scores(path: Path) -> dict[str, dict[str, float]]:
-    """By id, the raw scores of the mined model by response; empty if the file is not there, or is another's."""
+class _MinedScores(NamedTuple):
+    """Scores of model and judge by response, of one row."""
+
+    of_response: Mapping[str, tuple[float, float]]
+    is_control: bool
+
+    def margins(self, chosen: str, rejected: str) -> MinedMargins:
+        high, low = (self.of_response.get(text, (0.0, 0.0)) for text in (chosen, rejected))
+        return MinedMargins(high[0] - low[0], high[1] - low[1], self.is_control)
+
+
+def _read_scores(path: Path) -> dict[str, _MinedScores]:
+    """The scores of a queue by id; empty if the file is not there, or is another's."""
     try:
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-        return {row["id"]: {row[side]["response"]: float(row[side]["model"]) for side in ("a", "b")} for row in rows}
+        return {
+            row["id"]: _MinedScores(
+                {row[s]["response"]: (float(row[s]["model"]), float(row[s]["judge_z"])) for s in ("a", "b")},
+                row["kind"] == "control",
+            )
+            for row in rows
+        }
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

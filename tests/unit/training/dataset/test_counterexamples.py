@@ -138,18 +138,38 @@ def test_nothing_left_to_train_on_is_an_error(tmp_path):
         counterexamples.split(labelled, CounterexamplesConfig("q"), DATA, Split((), labelled.pairs, ()))
 
 
-def test_the_mined_model_is_judged_by_the_scores_beside_the_queue(tmp_path):
-    path = write(tmp_path, [row(1, "a"), row(2, "b"), row(3, "a")])
-    scores = [
-        {"id": r["id"], "a": {"response": r["a"], "model": high}, "b": {"response": r["b"], "model": 1.0}}
-        for r, high in zip([row(1), row(2), row(3)], [2.0, 2.0, 0.5], strict=True)
+def write_scores(path, rows, model, judge, kinds=("gap", "gap", "gap")):
+    """Scores of the response `a` of each row; `b` has 1."""
+    lines = [
+        {
+            "id": r["id"],
+            "kind": kind,
+            "a": {"response": r["a"], "model": m, "judge_z": j},
+            "b": {"response": r["b"], "model": 1.0, "judge_z": 1.0},
+        }
+        for r, m, j, kind in zip(rows, model, judge, kinds, strict=True)
     ]
-    scores_path(path).write_text("".join(json.dumps(each) + "\n" for each in scores))
+    scores_path(path).write_text("".join(json.dumps(each) + "\n" for each in lines))
+
+
+def test_the_mined_model_is_judged_by_the_scores_beside_the_queue(tmp_path):
+    path = write(tmp_path, rows := [row(1, "a"), row(2, "b"), row(3, "a")])
+    write_scores(path, rows, model=[2.0, 2.0, 0.5], judge=[1.0, 1.0, 1.0])
     found = read(path)
     assert counterexamples.mined_accuracy(found, found.pairs) == pytest.approx(1 / 3)
     assert counterexamples.mined_accuracy(found, ()) is None
+    assert counterexamples.control_accuracy(found) is None, "no controls"
     scores_path(path).write_text("nothing of it")
     assert counterexamples.mined_accuracy(read(path), found.pairs) is None
+
+
+def test_model_and_judge_are_judged_on_the_controls_alone(tmp_path):
+    path = write(tmp_path, rows := [row(1, "a"), row(2, "b"), row(3, "a"), row(4, "tie")])
+    kinds = ("control", "control", "gap", "control")
+    write_scores(path, rows, model=[2.0, 2.0, 0.5, 2.0], judge=[0.5, 0.5, 0.5, 0.5], kinds=kinds)
+    assert counterexamples.control_accuracy(read(path)) == (0.5, 0.5, 2)
+    write_scores(path, rows, model=[2.0, 0.5, 0.5, 2.0], judge=[0.5, 2.0, 2.0, 0.5], kinds=kinds)
+    assert counterexamples.control_accuracy(read(path)) == (1.0, 0.0, 2)
 
 
 def test_a_recipe_has_them_and_refuses_an_unknown_head_and_a_missing_file():
