@@ -38,7 +38,6 @@ from rewardserve.model.scorer import TokenBatch
 from rewardserve.training.cli import train as train_command
 from rewardserve.training.dataset.counterexamples import scores_path
 
-HEAD_L2: Final = 5e-4
 FIRST_PROMPT: Final = 1_000_000
 """Prompts of the labelled pairs; those of runs and of mined responses begin at 0."""
 
@@ -117,7 +116,7 @@ class Loop:
         write_network(backbone([self.seed, network + 1]), folder / "sft")
         write_rows(folder / "pairs.jsonl", _rows(labelled))
         recipe = {
-            "model": {"path": str(folder / "sft"), "head_init": "logistic", "head_l2": [HEAD_L2]},
+            "model": {"path": str(folder / "sft"), "head_init": "logistic"},
             "method": {"name": "frozen"},
             "optim": {"epochs": 0.0},
             "data": {"sources": [{"path": str(folder / "pairs.jsonl")}]},
