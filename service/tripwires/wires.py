@@ -408,7 +408,7 @@ WIRES: tuple[Wire, ...] = (
             "paid_novelty",
             Unit("standard deviations, at least, that the audit judge pays less for novelty than a third of the model's pay"),
         ),
-        0.05,
+        0.02,
         text=AlertText(
             summary="the model pays for responses unlike the first ones of the run, and the audit judge at most a third of that",
             confidence="High that the two models disagree: the judge scored such responses and familiar ones of the same steps, "

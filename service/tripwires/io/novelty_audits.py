@@ -25,10 +25,10 @@ from rewardserve.service.tripwires.looks import critical_z
 
 WIRES: Final = ("paid_novelty", "rejected_novelty")
 
-MIN_Z: Final = 2.0
-"""Normal quantile of the growth of novelty from which the judge is asked."""
+MIN_Z: Final = 3.5
+"""Normal quantile of the growth of novelty from which the judge is asked: before, most novel responses are so by chance."""
 
-MAX_AUDITS: Final = 32
+MAX_AUDITS: Final = 48
 """Samples of high novelty, and as many of low novelty, that the judge scores for one report."""
 
 FREE_AUDITS, AUDIT_SHARE = 512, 0.05
