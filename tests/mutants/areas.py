@@ -112,11 +112,18 @@ AREAS = {
     "attribution_io": Area(
         tuple(
             f"rewardserve/service/tripwires/io/{name}.py"
-            for name in ("attribution", "attribution_report", "run_texts", "edit_scorer", "edit_tests")
+            for name in (
+                "attribution",
+                "attribution_report",
+                "run_texts",
+                "edit_scorer",
+                "edit_tests",
+                "novelty_audits",
+            )
         ),
         tuple(
             f"tests/unit/service/tripwires/io/test_{name}.py"
-            for name in ("attribution", "run_texts", "edit_scorer", "edit_tests")
+            for name in ("attribution", "run_texts", "edit_scorer", "edit_tests", "novelty_audits")
         ),
     ),
     "client": Area(

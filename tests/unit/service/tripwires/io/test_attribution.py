@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from types import SimpleNamespace
 
 import msgspec
@@ -577,6 +578,57 @@ async def test_the_next_report_is_due_after_new_samples(build):
 
 def reports_of(alerts):
     return sum("artefact_share" in each for each in alerts.statistics)
+
+
+def ever_new(seed, share=0.0):
+    """The stream with another made-up adverb before most nouns of some responses, for which the model pays 2."""
+    rng = random.Random(f"{seed} words")
+
+    def exploit(text):
+        return re.sub("the ", lambda _: f"the {''.join(rng.choices('bcdfgklmnprst', k=5))}{rng.randint(0, 9)}ly ", text)
+
+    yield from stream(seed, share, exploit=exploit)
+
+
+class DislikesAdverbs:
+    """Takes 1 off for an adverb."""
+
+    def __init__(self):
+        self.samples = []
+
+    async def scores(self, samples):
+        self.samples += samples
+        return [len(s.response) ** 2 % 7 / 4 - 1.0 * ("ly " in s.response) for s in samples]
+
+
+async def test_ever_new_wording_that_the_model_pays_for_and_the_judge_does_not_is_said_first(build):
+    early, recent = tuple(ever_new(1)), tuple(ever_new(2, 0.4))
+    attribution, alerts = build(early=early, recent=recent, judge=(judge := DislikesAdverbs())), Alerts()
+    for each in early:
+        attribution.texts.add_audit("ppo-7", each.ids_hash, len(each.sample.response) ** 2 % 7 / 4)
+    (statistics,) = await watched(attribution, Scores(), alerts)
+    assert statistics["paid_novelty"] > 0.1
+    assert statistics["rejected_novelty"] > 0.1
+    asked = {sample.response for sample in judge.samples}
+    audited = {each.sample.response for each in attribution.texts.recent("ppo-7") if each.sample.audit is not None}
+    assert audited == asked
+    assert len(asked) == 2 * novelty_audits.MAX_AUDITS
+    report = attribution.alerted("ppo-7").report
+    assert report.worth == 2
+    novelty = msgspec.to_builtins(ReportOut(*report_fields(report)))["novelty"]
+    assert novelty["sentence"] == report.sentences[0]
+    assert novelty["judged"] == 2 * novelty_audits.MAX_AUDITS
+    assert novelty["judge_pays"]["high"] < 0.0 < novelty["model_pays"]["low"]
+    assert novelty["recent"] > 0.3 > novelty["early"]
+    assert all("ly " in each["response"] for each in novelty["examples"]["recent"])
+
+
+async def test_without_a_judge_the_report_says_what_ever_new_wording_earns(build):
+    attribution, alerts = build(early=tuple(ever_new(1)), recent=tuple(ever_new(2, 0.4))), Alerts()
+    (statistics,) = await watched(attribution, Scores(), alerts)
+    assert statistics["paid_novelty"] == statistics["rejected_novelty"] == 0.0
+    report = await attribution.report("ppo-7", Scores())
+    assert any("further from the first ones" in each for each in report.sentences)
 
 
 @pytest.mark.parametrize(("n", "between"), [(512, 32), (1_024, 32), (3_200, 100), (16_384, 512), (10**6, 512)])
