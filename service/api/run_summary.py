@@ -74,7 +74,9 @@ def _worst(alerts: list[Alert]) -> str:
 
 
 def _trend(run: Run) -> str:
-    """The score against the baseline, and where other prompts came since the start of the run, against that start too."""
+    """The score against the baseline, and where other prompts came since the start of the run, against that start too; and the
+    number of samples, of those that were sent where some were not inspected.
+    """
     shift, later = run.baseline.shift("score", run.compared.mean("score")), run.later_prompts
     if shift is None:
         changed = "the baseline is being learned"
@@ -88,7 +90,9 @@ def _trend(run: Run) -> str:
         start = "" if whole is None else f"{whole:+.1f} standard deviations from the start of the run, "
         changed = f"{start}{shift:+.1f} standard deviations from the start of each kind of prompts{since}"
     at = "" if run.step is None else f", at step {run.step}"
-    return f"{changed}{at}, {int(run.all_sums['samples']):,} samples"
+    n = int(run.all_sums["samples"])
+    samples = f"{n:,} of {n + run.n_skipped:,} samples inspected" if run.n_skipped else f"{n:,} samples"
+    return f"{changed}{at}, {samples}"
 
 
 def _next(label: str, alerts: list[Alert], state: RunState, shown: ShownReport | None) -> str:

@@ -95,6 +95,14 @@ class RunMonitor:
         self.alerts_revision += len(alerts)
         return alerts
 
+    def add_skipped(self, name: RunName, n: int, owner: str = "") -> None:
+        """Count samples that are not inspected. A run without any inspected sample has no state to count them in."""
+        self.n_skipped += n
+        run = self._table.runs.get(self._table.label_of(name, owner))
+        if run is not None:
+            run.n_skipped += n
+            run.revision += 1
+
     def add_audit(
         self,
         name: RunName,

@@ -68,7 +68,8 @@ class Run:
     `strata` are its samples by task, and without tasks by the profiles of their `prompts`. `has_baseline`: wires are evaluated,
     with the strata whose baselines are complete. `baseline` is that of all samples: of the only stratum, or mixed of several;
     `run_wide` has the numbers of no single stratum. `window_audits` are the audited samples of the open window: prompt, and both
-    scores; `window_ids` are its ids. `n_reports` and `n_looks` count reports of attribution, and looks at prompt relevance, under
+    scores; `window_ids` are its ids. `n_skipped` samples were not inspected, for
+    want of CPU budget. `n_reports` and `n_looks` count reports of attribution, and looks at prompt relevance, under
     the model. `total` is over rewards of the model of `baseline_source`, since `model_changed_at` where
     another model scored the run before; sums over rewards of the earlier model are in `earlier`. `owner` is the name of the API
     key, "" without keys; `name` is "" for samples without a run, which `client` sends.
@@ -105,6 +106,7 @@ class Run:
     statistics: dict[str, float] = field(default_factory=dict)
     attributed: dict[str, float] = field(default_factory=dict)
     n_windows: int = 0
+    n_skipped: int = 0
     n_reports: int = 0
     n_looks: int = 0
     step: int | None = None

@@ -106,7 +106,8 @@ class RunWatcher:
         if self._judge is not None:
             self._judge.submit(rows, rewards, context.name, context.owner, self.baseline_source)
         n = self._cpu_budget.affords(len(rows), began)
-        self.monitor.n_skipped += len(rows) - n
+        if n < len(rows):
+            self.monitor.add_skipped(context.name, len(rows) - n, context.owner)
         if not n:
             return None
         self.monitor.n_inspected += n

@@ -158,6 +158,8 @@ def test_the_trend_is_the_distance_of_the_score_from_the_baseline_of_the_run(mea
         summarise_runs(monitor, 100.0, {})["run"].reward
         == f"{words} standard deviations from the start of the run, at step 7, 1 samples"
     )
+    run.n_skipped = 4_999
+    assert summarise_runs(monitor, 100.0, {})["run"].reward.endswith(", at step 7, 1 of 5,000 samples inspected")
 
 
 def test_the_trend_after_a_change_of_the_prompts_is_that_of_the_run_and_that_since_they_changed():

@@ -281,6 +281,20 @@ def test_a_report_is_paid_for_within_twice_the_time_of_its_share():
     assert whole.unpaid_s(0.0) == 0.0
 
 
+def test_samples_that_are_not_inspected_are_counted_for_their_run():
+    clock = StillClock()
+    watcher = watching(clock, share=0.5)
+    rows, rewards = [row() for _ in range(8)], [REWARD] * 8
+    watcher.inspect(PPO, rows, rewards)
+    run = watcher.monitor.runs["ppo-7"]
+    n_inspected = run.all_sums["samples"]
+    watcher._cpu_budget.spend(1, 60.0)  # more than may be saved up
+    assert watcher.inspect(PPO, rows, rewards) is None
+    assert run.all_sums["samples"] + run.n_skipped == 16
+    assert run.all_sums["samples"] == n_inspected
+    assert watcher.monitor.n_skipped == run.n_skipped > 0
+
+
 def test_requests_that_are_not_inspected_are_paid_from_the_cpu_budget_too():
     cpu_budget, spent, now = CpuBudget(0.02, 0.0), 0.0, 0.0
     for _ in range(400_000):
