@@ -98,7 +98,7 @@ class TrainingRecord:
     """Origin of the weights: the subcommand, its timer, the figures `before` training, the log of its steps, and the best of them.
 
     Without `best` the weights are those of the last step. `origins`: checkpoints that were trained elsewhere, whose weights or mean
-    these are; empty: trained here.
+    these are; empty: trained here. `of_stage` is the log of the last stage, of which `best` is a step; None: there is one stage.
     `audited_before` are the figures on held-out counterexamples.
     """
 
@@ -109,16 +109,19 @@ class TrainingRecord:
     origins: tuple[Path, ...] = ()
     best: BestStep | None = None
     audited_before: tuple[SliceMetrics, ...] = ()
+    of_stage: tuple[dict[str, float], ...] | None = None
 
     def facts(self) -> dict[str, str]:
         """The exported step, for a report."""
         if self.best is None:
             return {}
-        last = int(max((line["step"] for line in self.history if "step" in line), default=self.best.step))
-        n = sum(f"eval_{self.best.metric}" in line for line in self.history)
+        log = self.history if self.of_stage is None else self.of_stage
+        last = int(max((line["step"] for line in log if "step" in line), default=self.best.step))
+        n = sum(f"eval_{self.best.metric}" in line for line in log)
+        where = "" if self.of_stage is None else " of the last stage"
         best = f"the best {self.best.metric} ({self.best.value:.4g}) of {n} evaluations on the held-out pairs"
         return {
-            "exported step": f"{self.best.step:,} of {last:,}: {best}, so the figures on these pairs are optimistic"
+            "exported step": f"{self.best.step:,} of {last:,}{where}: {best}, so the figures on these pairs are optimistic"
         }
 
 

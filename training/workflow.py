@@ -181,10 +181,10 @@ def _train(config: Config) -> Path:
         initialise_heads(config, start, tables.train, hidden_ND)
         trained, history = fit(config, start, tables, hidden_ND, folder, resume_from)
         if trained is not None:
-            best = read_best(step_folders(config, folder)[-1], config.eval.best_by)
-            made = TrainingRecord(
-                "train", timer, tuple(before), tuple(history), best=best, audited_before=tuple(audited_before)
-            )
+            made = replace(
+                _record("train", config, folder, timer, step_folders(config, folder)[-1]),
+                before=tuple(before), history=tuple(history), audited_before=tuple(audited_before),
+            )  # fmt: skip
             _publish(config, finish(config, trained, tables, folder, made))
     _process().wait_for_everyone()
     return folder / "checkpoint"
@@ -323,8 +323,7 @@ def export_last_step(config: Config) -> Path:
             _wrap(config, start)
             _load_newest(config, start.network, step.parent)
             drop_length_heads(start.network)
-        best = None if step is None else read_best(step.parent, config.eval.best_by)
-        made = TrainingRecord("finish", timer, history=_history(step), best=best)
+        made = _record("finish", config, folder, timer, step.parent if step else None)
         return _publish(config, finish(config, start, tables, folder, made))
 
 
@@ -333,6 +332,18 @@ def _publish(config: Config, checkpoint: Path) -> Path:
     if config.output.push_to_hub:
         show(f"uploaded: {hub.push(checkpoint, config.output.push_to_hub)}")
     return checkpoint
+
+
+def _record(verb: str, config: Config, folder: Path, timer: RunTimer, steps: Path | None) -> TrainingRecord:
+    """The record of a run whose weights are those of the last step in `steps`, or the best one; None: no step was taken."""
+    if steps is None:
+        return TrainingRecord(verb, timer)
+    history: list[dict[str, float]] = []
+    for each in step_folders(config, folder):
+        history += continued(_history(last_complete(each)), history)
+    best = read_best(steps, config.eval.best_by)
+    own = _history(last_complete(steps)) if config.stages else None
+    return TrainingRecord(verb, timer, history=tuple(history), best=best, of_stage=own)
 
 
 def _history(step: Path | None) -> tuple[dict[str, float], ...]:

@@ -135,13 +135,20 @@ def test_stages_train_one_after_the_other_each_with_its_settings(sft, tmp_path, 
     assert all(m["accuracy"] > 0.85 for m in report_of(tmp_path / "out")["metrics"])
 
 
-@pytest.mark.parametrize("stop", [5, 12], ids=["within the first stage", "within the second"])
-def test_a_run_stopped_in_any_stage_ends_with_the_same_weights(stop, sft, tmp_path, two_sources, monkeypatch):
+@pytest.mark.parametrize("stop", [5, 12, 24], ids=["within the first stage", "within the second", "late in the second"])
+@pytest.mark.parametrize("way", ["last step", "best step of an average"])
+def test_a_run_stopped_in_any_stage_ends_with_the_same_weights(stop, way, sft, tmp_path, two_sources, monkeypatch):
     """The step is counted over both stages: 8 and 24 of them."""
     whole, cut = (tmp_path / name for name in ("whole", "cut"))
+    chosen = (
+        {"optim": {"ema": 0.8, "lr": 0.02}, "eval": {"best_by": "nll", "steps": 2, "patience": 6}}
+        if way != "last step"
+        else {}
+    )
+    stages = [{**stage, "optim": {**stage["optim"], "lr": 0.02}} for stage in STAGES] if chosen else STAGES
     for folder in (whole, cut):
         folder.mkdir()
-        recipe_for(folder, sft, two_sources, stages=STAGES, output={"save_steps": 3})
+        recipe_for(folder, sft, two_sources, stages=stages, output={"save_steps": 3}, **chosen)
     assert train(whole / "recipe.yaml") == 0
 
     from rewardserve.training.loop.trainer import RewardTrainer
@@ -160,6 +167,14 @@ def test_a_run_stopped_in_any_stage_ends_with_the_same_weights(stop, sft, tmp_pa
     assert train(cut / "recipe.yaml", "output.resume=true") == 0
     weights = [read(str(folder / "out" / "checkpoint"), ReadOptions()).network.state_dict() for folder in (whole, cut)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    if chosen:
+        reports = [report_of(folder / "out") for folder in (whole, cut)]
+        steps = [report["best step"]["step"] for report in reports]
+        assert steps[0] == steps[1] <= 24
+        for report in reports:
+            assert " of the last stage: the best nll (" in report["exported step"]
+            n_evaluations = int(report["exported step"].split(" evaluations")[0].split()[-1])
+            assert n_evaluations == min(steps[0] // 2 + 6, 12)
 
 
 def refused(recipe, capsys, *overrides):
