@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from docs import pages
+from docs import pages, reference
 from rewardserve.cli import COMMANDS
 from rewardserve.model.default.base_model import PACKAGE
 from rewardserve.training.settings.recipe import load
@@ -64,3 +67,43 @@ def test_the_tutorial_shows_the_pairs_that_its_script_prints():
 
 def test_the_recipe_of_the_tutorial_is_read():
     assert load(ROOT / "examples/tutorial/recipe.yaml").output.folder == "runs/tutorial"
+
+
+READS_A_REPLY = re.compile(
+    r"curl [^\n]*?localhost:8000(/\S*)(?:(?!\n\n|```)[\s\S])*?\|\s*((?:python -c|jq)\s[^']*'[^']*')"
+)
+
+
+def reading_commands():
+    """Commands of the pages that pick fields of a reply: page, path, and the command that gets the reply."""
+    return [
+        (name, path.partition("?")[0], command)
+        for name in [*pages.sources(), "README.zh.md"]
+        for path, command in READS_A_REPLY.findall((ROOT / name).read_text())
+    ]
+
+
+def test_commands_that_read_a_reply_are_found():
+    found = {(name, path) for name, path, _ in reading_commands()}
+    assert {
+        ("docs/tutorial.md", "/tripwires/tutorial/details"),
+        ("docs/tutorial.md", "/score"),
+        ("docs/how-to/runbook.md", "/tripwires/RUN/attribution"),
+    } <= found
+
+
+@pytest.mark.parametrize(("name", "path", "command"), reading_commands())
+def test_commands_in_pages_read_fields_that_the_reply_has(name, path, command):
+    replies = {
+        re.compile(re.sub(r"\{\w+\}", "[^/]+", route)): operation["responses"]["200"]["content"]["application/json"]
+        for method, route, operation in reference.operations(reference.openapi())
+        if "application/json" in operation["responses"].get("200", {}).get("content", {})
+    }
+    (reply,) = {json.dumps(each["example"]) for route, each in replies.items() if route.fullmatch(path)}
+    if command.startswith("jq") and shutil.which("jq") is None:
+        pytest.skip("no jq")
+    command = command.replace("python -c", f"{sys.executable} -c", 1)
+    done = subprocess.run(["bash", "-c", command], input=reply, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert "null" not in done.stdout.splitlines(), "jq has null for a field that is not there"
