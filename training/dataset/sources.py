@@ -22,6 +22,25 @@ from rewardserve.training.dataset import hub
 from rewardserve.training.settings.config import ConfigError, SourceConfig
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_MAGIC = {
+    b"PAR1": ("a Parquet file", "name it .parquet"),
+    b"PK\x03\x04": ("a zip archive or a spreadsheet", "export it as CSV, or decompress it"),
+    b"ARROW1": ("an Arrow file", "write it as Parquet"),
+    b"SQLite format 3": ("a data base of SQLite", "export it as CSV"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "decompress it"),
+    b"BZh": ("compressed by bzip2", "decompress it"),
+    b"\xfd7zXZ": ("compressed by xz", "decompress it"),
+    b"\x80\x04": ("a pickle of Python", "write it as JSONL or Parquet"),
+}
+"""First bytes of files that are no text: what they are, and the remedy."""
+_SEPARATORS = (",", ";", "\t")
+_START = 65_536
+"""Bytes of a file by which its format is recognised."""
+_NUMBERS = (
+    "score", "kto_tag", "helpfulness", "correctness", "coherence", "complexity", "verbosity", "preference_strength",
+    "overall_preference", "better_response_id", "safer_response_id", "labels",
+)  # fmt: skip
+"""Columns of numbers that no setting names, under other names or in the shape of a public data set."""
 _COMPRESSED = (".zst", ".bz2", ".xz", ".zip", ".lz4", ".br", ".7z", ".tar", ".tgz")
 _CELL_CHARS = 2**31 - 1
 KNOWN = ".jsonl, .ndjson, .json, .csv, .tsv (each also .gz), .parquet"
@@ -63,6 +82,8 @@ def read(source: SourceConfig, cache: str | None = None) -> Iterator[SourceRow]:
         raise _unreadable(source, line, f"its gzip data is truncated or damaged ({_first_line(error)})") from error
     except csv.Error as error:
         raise _unreadable(source, line, f"it is not a well-formed table: {error}") from error
+    except _CutOff as error:
+        raise _unreadable(source, line, f"it ends within the next row ({error})") from error
     except OSError as error:
         raise _unreadable(source, line, error.strerror or _first_line(error)) from error
 
@@ -86,8 +107,7 @@ def find_reader(source: SourceConfig) -> Callable[[Path, SourceConfig], Iterator
 
 def _reader(path: Path) -> Callable[[Path, SourceConfig], Iterator[SourceRow]] | None:
     """Reader for files of this name; None for a name that `datasets` may know. Raise `ConfigError` for other files."""
-    name = path.name.casefold()
-    kind = Path(name.removesuffix(".gz")).suffix
+    name, kind = path.name.casefold(), _suffix(path)
     if kind == ".parquet" and name.endswith(".parquet"):
         return _parquet
     if kind in _READERS:
@@ -122,6 +142,15 @@ def _unreadable(source: SourceConfig, line: int, why: str) -> ConfigError:
     return ConfigError(f"data source {source.path!r} cannot be read {place}: {why}. Copy or create it again.")
 
 
+class _CutOff(Exception):
+    """The file ends within a row."""
+
+
+def _ends_within(data: bytes, error: str) -> bool:
+    """Whether a faulty row is the last one, and was cut off: writers end each row with a line break."""
+    return bool(error) and not data.endswith((b"\n", b"\r"))
+
+
 def _open(path: Path) -> IO[bytes]:
     """Open the decompressed bytes. Raise `ConfigError` if name and content disagree, or for another encoding than UTF-8."""
     with path.open("rb") as plain:
@@ -134,17 +163,46 @@ def _open(path: Path) -> IO[bytes]:
     opener: Any = gzip.open if named else open
     file: IO[bytes] = opener(path, "rb")
     try:
-        encoding = wide_encoding(file.read(4))
+        first = file.read(_START)
         file.seek(0)
+        _refuse_other_format(path, first)
     except BaseException:
         file.close()
         raise
+    return file
+
+
+def _refuse_other_format(path: Path, first: bytes) -> None:
+    """Raise `ConfigError` for the first bytes of a file of another format or encoding than those of text under this name."""
+    encoding = wide_encoding(first[:4])
     if encoding is not None:
-        file.close()
         raise ConfigError(
             f"data source {str(path)!r} is {encoding}; convert it to UTF-8 (iconv -f {encoding.lower()} -t utf-8)"
         )
-    return file
+    known = next((found for magic, found in _MAGIC.items() if first.startswith(magic)), None)
+    if known is not None:
+        raise ConfigError(f"data source {str(path)!r} is {known[0]}, not what its name says: {known[1]}")
+    is_table = _suffix(path) in _TABLES
+    line = first.removeprefix(UTF8_MARK).lstrip().partition(b"\n")[0].strip()
+    if is_table and isinstance(_value_of(line.decode("utf-8", "replace")), dict | list):
+        raise ConfigError(
+            f"data source {str(path)!r} has JSON in its first line, and no header of a table: name it .jsonl"
+        )
+    if not is_table and _is_header(line):
+        raise ConfigError(
+            f"data source {str(path)!r} has the header of a table in its first line, and no JSON: name it .csv or .tsv"
+        )
+
+
+def _suffix(path: Path) -> str:
+    """The ending of a name, without .gz."""
+    return Path(path.name.casefold().removesuffix(".gz")).suffix
+
+
+def _is_header(line: bytes) -> bool:
+    """Whether a line names two columns or more, as the first one of a table does."""
+    names = next((line.split(mark.encode()) for mark in _SEPARATORS if mark.encode() in line), [])
+    return len(names) > 1 and all(re.fullmatch(rb'\s*"?[A-Za-z_][\w .-]{0,63}"?\s*', name) for name in names)
 
 
 # -- JSON -------------------------------------------------------------------------------------------------
@@ -157,7 +215,15 @@ def _jsonl(path: Path, source: SourceConfig) -> Iterator[SourceRow]:
         for line, text in enumerate(lines, start=1):
             data = text.removeprefix(UTF8_MARK) if line == 1 else text
             if data.strip():
-                yield _json_row(str(path), line, data)
+                row = _json_row(str(path), line, data)
+                if _ends_within(text, row.error) and _is_begun(data):
+                    raise _CutOff(row.error)
+                yield row
+
+
+def _is_begun(data: bytes) -> bool:
+    """Whether a line begins a JSON object."""
+    return data.lstrip().startswith(b"{") and _continues_on_next_line(data.decode("utf-8", "ignore"))
 
 
 def _refuse_several_lines(path: Path) -> None:
@@ -176,7 +242,8 @@ def _continues_on_next_line(line: str) -> bool:
     try:
         json.loads(line)
     except json.JSONDecodeError as error:
-        return line[:1] in ("{", "[") and error.pos >= len(line)
+        is_open = error.pos >= len(line) or error.msg.startswith("Unterminated string")
+        return line[:1] in ("{", "[") and is_open
     except (ValueError, RecursionError):
         pass
     return False
@@ -247,20 +314,21 @@ def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
 # -- tables -----------------------------------------------------------------------------------------------
 
 
-def _csv(path: Path, source: SourceConfig) -> Iterator[SourceRow]:
-    yield from _table(path, source, ",")
-
-
-def _tsv(path: Path, source: SourceConfig) -> Iterator[SourceRow]:
-    yield from _table(path, source, "\t")
-
-
-def _table(path: Path, source: SourceConfig, delimiter: str) -> Iterator[SourceRow]:
+def _table(path: Path, source: SourceConfig) -> Iterator[SourceRow]:
     """Read the rows of a table with a header; an empty cell has no value. `strict`: a stray quote would swallow later rows."""
     csv.field_size_limit(_CELL_CHARS)
+    last = b""
+
+    def lines(file: IO[bytes]) -> Iterator[str]:
+        nonlocal last
+        for number, line in enumerate(file, start=1):
+            last = line
+            yield _decoded(path, number, line)
+
     with _open(path) as file:
-        lines = (_decoded(path, number, line) for number, line in enumerate(file, start=1))
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        delimiter = _separator(path, _decoded(path, 1, file.readline()))
+        file.seek(0)
+        reader = csv.reader(lines(file), delimiter=delimiter, strict=True)
         header = next(reader, [])
         _refuse_repeated_columns(path, header)
         for cells in reader:
@@ -268,10 +336,18 @@ def _table(path: Path, source: SourceConfig, delimiter: str) -> Iterator[SourceR
                 continue
             if len(cells) != len(header):
                 error = f"has {len(cells)} cells, and the header {len(header)}"
+                if len(cells) < len(header) and _ends_within(last, error):
+                    raise _CutOff(error)
                 yield SourceRow(str(path), reader.line_num, None, error)
                 continue
             values: dict[str, Any] = {k: v if v else None for k, v in zip(header, cells, strict=True)}
             yield SourceRow(str(path), reader.line_num, _with_numbers(values, source))
+
+
+def _separator(path: Path, header: str) -> str:
+    """The separator that goes with the name of a table; where the header has none of it, another one that it has."""
+    own = _TABLES[_suffix(path)]
+    return next((mark for mark in (own, *_SEPARATORS) if mark in header), own)
 
 
 def _decoded(path: Path, number: int, line: bytes) -> str:
@@ -285,15 +361,26 @@ def _decoded(path: Path, number: int, line: bytes) -> str:
 
 def _with_numbers(values: dict[str, Any], source: SourceConfig) -> dict[str, Any]:
     """Convert the numbers of a table, where all cells are text."""
-    names = (source.margin_key, source.rating_key, "score", source.confidence_key, source.flip_key)
+    keys = (
+        source.margin_key,
+        source.rating_key,
+        source.confidence_key,
+        source.flip_key,
+        source.label_key,
+        source.tie_key,
+    )
+    texts = (source.prompt_key, source.chosen_key, source.rejected_key, source.response_key)
+    names = {*keys, *source.attributes, *_NUMBERS}.difference(texts)
     return values | {name: _number(values[name]) for name in names if name and values.get(name) is not None}
 
 
 def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
 
 
 def _parquet(path: Path, source: SourceConfig) -> Iterator[SourceRow]:
@@ -309,7 +396,20 @@ def _parquet(path: Path, source: SourceConfig) -> Iterator[SourceRow]:
                 line += 1
                 yield SourceRow(str(path), line, None if error else _without_filling(values), error)
     except pyarrow.ArrowException as error:
+        with path.open("rb") as plain:
+            start = plain.read(_START).removeprefix(UTF8_MARK).lstrip()
+        if not start.startswith(b"PAR1"):
+            _refuse_text(path, start)
         raise _unreadable(source, line, f"it is not a complete Parquet file ({_first_line(error)})") from error
+
+
+def _refuse_text(path: Path, start: bytes) -> None:
+    """Raise `ConfigError` for a file of JSON, a table or gzipped data under the name of a Parquet file."""
+    kind = "gzipped: decompress it" if start.startswith(_GZIP_MAGIC) else ""
+    kind = "JSON: name it .jsonl or .json" if start[:1] in (b"{", b"[") else kind
+    kind = "a table: name it .csv or .tsv" if _is_header(start.partition(b"\n")[0].strip()) else kind
+    if kind:
+        raise ConfigError(f"data source {str(path)!r} is no Parquet file but {kind}")
 
 
 def _refuse_repeated_columns(path: Path, names: list[str]) -> None:
@@ -357,12 +457,13 @@ def _dense(value: Any) -> Any:
 _NO_VALUE = (ValueError, OverflowError, ImportError)
 
 
+_TABLES = {".csv": ",", ".tsv": "\t"}
+"""Separators that go with the names of tables."""
 _READERS: dict[str, Callable[[Path, SourceConfig], Iterator[SourceRow]]] = {
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".json": _json,
-    ".csv": _csv,
-    ".tsv": _tsv,
+    **dict.fromkeys(_TABLES, _table),
 }
 _OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files beside the data that the library `datasets` writes."""

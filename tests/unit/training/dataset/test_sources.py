@@ -44,6 +44,11 @@ SAME = {
     "mark.csv": b"\xef\xbb\xbf" + table(",").encode(),
     "d.csv.gz": gzip.compress(table(",").encode()),
     "d.tsv": table("\t").encode(),
+    "semicolon.csv": table(";").encode(),
+    "tab.csv.gz": gzip.compress(table("\t").encode()),
+    "comma.tsv": table(",").encode(),
+    "no_break.csv": table(",").removesuffix("\r\n").encode(),
+    "no_break.jsonl": LINES.removesuffix("\n").encode(),
 }
 
 
@@ -87,7 +92,22 @@ BROKEN = {
     "d.txt": (LINES.encode(), "has an unsupported file type"),
     "d": (LINES.encode(), "has an unsupported file type"),
     "empty.parquet": (b"", "not a complete Parquet file"),
-    "false.parquet": (LINES.encode(), "not a complete Parquet file"),
+    "false.parquet": (LINES.encode(), "is no Parquet file but JSON"),
+    "table.parquet": (table(",").encode(), "is no Parquet file but a table"),
+    "packed.parquet": (PACKED, "is no Parquet file but gzipped"),
+    "parquet.jsonl": (b"PAR1\x15\x04\xe9\xff", "is a Parquet file, not what its name says: name it .parquet"),
+    "parquet.csv": (b"PAR1\x15\x04\xe9\xff", "is a Parquet file"),
+    "sheet.csv": (b"PK\x03\x04\x14\x00", "a spreadsheet"),
+    "table.jsonl": (table(",").encode(), "the header of a table in its first line"),
+    "table.json": (table(";").encode(), "the header of a table in its first line"),
+    "table.jsonl.gz": (gzip.compress(table("\t").encode()), "the header of a table in its first line"),
+    "lines.csv": (LINES.encode(), "has JSON in its first line"),
+    "array.tsv": (json.dumps(ROWS).encode(), "has JSON in its first line"),
+    "cut.jsonl": (LINES.encode()[:-30], "after line 3: it ends within the next row"),
+    "cut_in_name.jsonl": (LINES.encode() + b'{"pro', "after line 4: it ends within the next row"),
+    "cut.ndjson.gz": (gzip.compress(LINES.encode()[:-30]), "after line 3: it ends within the next row"),
+    "cut.csv": (b"prompt,chosen,rejected\na,b,c\nd,e", "after line 2: it ends within the next row (has 2 cells"),
+    "open.csv": (b'prompt,chosen,rejected\na,b,c\nd,"e', "not a well-formed table"),
 }
 
 
@@ -360,3 +380,46 @@ def test_a_missing_file_is_reported_before_a_model_is_loaded(tmp_path, monkeypat
     assert cli.main(verb, ["--config", str(tmp_path / "recipe.yaml")]) == 2
     missing = f"data source '{tmp_path / 'missing.jsonl'}' is not a file (looked in {tmp_path})"
     assert capsys.readouterr().err == f"rewardserve {verb}: {missing}\n"
+
+
+NUMBERS = {
+    "attributes": ({"response": "r", "helpfulness": 0.65, "honesty": 2}, {"attributes": ("helpfulness", "honesty")}),
+    "attributes of pairs": ({"chosen": "c", "rejected": "r", "honesty": -1}, {"attributes": ("honesty",)}),
+    "ratings": ({"response": "r", "rating": 4.5}, {}),
+    "ratings by another name": ({"response": "r", "stars": 4}, {"rating_key": "stars"}),
+    "score": ({"response": "r", "score": 4}, {}),
+    "labels": ({"response": "r", "label": 1}, {}),
+    "kto_tag": ({"response": "r", "kto_tag": 0}, {}),
+    "ties": ({"chosen": "c", "rejected": "r", "tie": 1}, {}),
+    "margin": ({"chosen": "c", "rejected": "r", "margin": 0.5}, {}),
+    "confidence": ({"chosen": "c", "rejected": "r", "sure": 0.75}, {"confidence_key": "sure"}),
+    "flips": ({"chosen": "c", "rejected": "r", "wrong": 0.25}, {"flip_key": "wrong"}),
+    "helpsteer": (
+        {"response": "r", "helpfulness": 4, "correctness": 3, "coherence": 4, "complexity": 1, "verbosity": 1},
+        {},
+    ),
+    "preferences of helpsteer": ({"response_1": "a", "response_2": "b", "preference_strength": -2}, {}),
+    "saferlhf": ({"response_0": "a", "response_1": "b", "better_response_id": 0, "safer_response_id": 1}, {}),
+    "shp": ({"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 0}, {}),
+}
+
+
+@pytest.mark.parametrize("of", NUMBERS)
+def test_every_number_of_a_table_is_read_as_that_of_a_json_row(of, tmp_path):
+    columns, settings = NUMBERS[of]
+    row = columns if "history" in columns else {"prompt": "q", **columns}
+    write_jsonl(tmp_path / "d.jsonl", [row])
+    (tmp_path / "d.csv").write_text(f"{','.join(row)}\n{','.join(map(str, row.values()))}\n")
+    expected, found = (
+        data.read_source(SourceConfig(str(tmp_path / name), **settings), head="score") for name in ("d.jsonl", "d.csv")
+    )
+    assert not expected.bad
+    assert not found.bad
+    assert found.items
+    assert data.digest(found.items) == data.digest(expected.items)
+
+
+def test_a_text_of_digits_stays_text(tmp_path):
+    (tmp_path / "d.csv").write_text("score,chosen,rejected\n42,7,8\n")
+    (pair,) = data.read_source(SourceConfig(str(tmp_path / "d.csv"), prompt_key="score"), head="score").pairs
+    assert (pair.chosen.conversation()[0].content, pair.chosen_text) == ("42", "7")
