@@ -72,8 +72,10 @@ def main(verb: str, arguments: Sequence[str]) -> int:
             config = recipe.load(Path(options.config), [*_of_options(options), *options.set])
             # A cross-validation reads no eval_sources; it refuses them itself.
             held_out = () if verb in ("crossvalidate", "sweep") else config.data.eval_sources
-            for source in (*config.data.sources, *held_out):
-                sources.find_reader(source)  # a missing file is reported before the model is loaded
+            for place, listed in (("sources", config.data.sources), ("eval_sources", held_out)):
+                for number, source in enumerate(listed):
+                    with sources.named(f"data.{place}.{number}"):
+                        sources.find_reader(source)  # a missing file is reported before the model is loaded
             if config.counterexamples is not None:
                 counterexamples.require_file(config.counterexamples.path)
             _run(verb, config, options)

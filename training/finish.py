@@ -32,7 +32,7 @@ from rewardserve.training.console import say, show
 from rewardserve.training.dataset import data
 from rewardserve.training.dataset.comparisons import comparisons
 from rewardserve.training.dataset.counterexamples import SOURCE, Labelled, control_accuracy, mined_accuracy
-from rewardserve.training.dataset.feedback import counted, kinds_of, n_ties
+from rewardserve.training.dataset.feedback import counted, kinds_of, n_ties, with_noun
 from rewardserve.training.dataset.rating_scale import standardised
 from rewardserve.training.dataset.row_counts import RowCounts
 from rewardserve.training.dataset.sequences import EMPTY, FeedbackTable, TokenSequence
@@ -333,7 +333,7 @@ def audited_lines(before: Sequence[SliceMetrics], after: Sequence[SliceMetrics],
         known = first.get((m.head, m.source))
         lines.append(
             f"held-out counterexamples, {m.head}: accuracy {m.accuracy:.3f} [{m.accuracy_low:.3f}, {m.accuracy_high:.3f}] of "
-            f"{m.n_pairs:,} pairs in {m.n_groups:,} groups"
+            f"{with_noun(m.n_pairs, 'pair')} in {with_noun(m.n_groups, 'group')}"
             + ("" if known is None else f"; {known:.3f} before training")
             + ("" if mined is None else f"; the model they were mined for: {mined:.3f}")
         )

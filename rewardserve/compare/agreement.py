@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewardserve.training.evaluation.evaluate import Floats, Ints, bootstrap_mean, pearson, ranks, wins
+from rewardserve.training.evaluation.evaluate import Floats, Ints, interval, pearson, ranks, wins
 
 N_BOOTSTRAP = 2_000
 LEAST_RANKED = 3
@@ -95,20 +95,6 @@ def spearman(a_N: Floats, b_N: Floats) -> float | None:
     if len(a_N) < 2 or not (np.ptp(a_N) > 0 and np.ptp(b_N) > 0):
         return None
     return pearson(ranks(a_N), ranks(b_N))
-
-
-def interval(sum_G: Floats, size_G: Ints, low: float, high: float, n_bootstrap: int) -> tuple[float, float]:
-    """Compute the interval of `sum(sum_G) / sum(size_G)`, a mean between `low` and `high`.
-
-    If all prompts have the same mean, a bootstrap interval would have no width; then the interval has the exact bound
-    for an event that occurred in none of G prompts (Clopper and Pearson 1934).
-    """
-    mean_G = sum_G / size_G
-    if np.ptp(mean_G) > 0:
-        return bootstrap_mean(sum_G, size_G, n_bootstrap)
-    unseen = 1 - 0.025 ** (1 / len(sum_G))
-    mean = float(mean_G[0])
-    return mean - (mean - low) * unseen, mean + (high - mean) * unseen
 
 
 def _of_pairs(

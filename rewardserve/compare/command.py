@@ -25,6 +25,7 @@ from rewardserve.service.cli.options import Wording, complain, complain_of_model
 from rewardserve.service.errors import RequestRefused
 from rewardserve.service.observability import logs
 from rewardserve.service.settings import ModelSettings
+from rewardserve.training.dataset.feedback import with_noun
 from rewardserve.training.settings.config import ConfigError
 
 PROGRAM = "rewardserve compare"
@@ -95,7 +96,7 @@ def _print_missing(rows: Rows, a: Scores, b: Scores) -> bool:
     messages = []
     if rows.bad:
         messages.append(
-            f"{sum(rows.bad.values())} of {rows.n_rows} rows are left out ({_counts(rows.bad)}): {rows.first_bad}"
+            f"{sum(rows.bad.values())} of {with_noun(rows.n_rows, 'row')} left out ({_counts(rows.bad)}): {rows.first_bad}"
         )
     for name, scores in (("A", a), ("B", b)):
         if scores.failed:

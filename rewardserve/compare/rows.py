@@ -14,6 +14,7 @@ from rewardserve.service.api.requests import SampleIn, to_sample
 from rewardserve.service.api.validation import NO_SUCH_FIELD, check
 from rewardserve.service.errors import InvalidJson, RequestRefused
 from rewardserve.training.dataset import data, sources
+from rewardserve.training.dataset.feedback import with_noun
 from rewardserve.training.settings.config import ConfigError, SourceConfig
 
 
@@ -59,13 +60,13 @@ def read_rows(path: Path) -> Rows:
     found = _pairs(source) if is_labelled else _responses(rows)
     if not found.samples:
         raise ConfigError(
-            f"{path}: none of the {len(rows)} rows can be scored. {found.first_bad or 'It is empty.'} A row must have chosen and "
-            "rejected, or be a sample as in POST /score."
+            f"{path}: none of the {with_noun(len(rows), 'row')} can be scored. {found.first_bad or 'It is empty.'} "
+            "A row must have chosen and rejected, or be a sample as in POST /score."
         )
     if len(found.samples) == 1:
         raise ConfigError(
-            f"{path} has no pair to compare: its {found.n_rows} rows hold one response. Models are compared by the order of "
-            f"two responses at least. {found.first_bad}".rstrip()
+            f"{path} has no pair to compare: its {with_noun(found.n_rows, 'row')} gave one response. Models are compared by the "
+            f"order of two responses at least. {found.first_bad}".rstrip()
         )
     return found
 

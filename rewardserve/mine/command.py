@@ -47,6 +47,7 @@ from rewardserve.service.settings import AUTO_AUDIT_MODEL, ModelSettings
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.training.dataset import sources
 from rewardserve.training.dataset.counterexamples import scores_path
+from rewardserve.training.dataset.feedback import with_noun
 from rewardserve.training.settings.config import ConfigError, SourceConfig
 
 PROGRAM = "rewardserve mine"
@@ -343,7 +344,9 @@ def _print_missing(rows: Rows, responses: Responses, scores: Sequence[Scores]) -
     messages = []
     if rows.bad:
         counts = ", ".join(f"{name} {n}" for name, n in sorted(rows.bad.items()))
-        messages.append(f"{sum(rows.bad.values())} of {rows.n_rows} rows are left out ({counts}): {rows.first_bad}")
+        messages.append(
+            f"{sum(rows.bad.values())} of {with_noun(rows.n_rows, 'row')} left out ({counts}): {rows.first_bad}"
+        )
     if n := len(rows.samples) - len(responses.samples):
         messages.append(f"{n} samples are left out: text and token ids have no known prompt")
     for each in scores:

@@ -85,7 +85,7 @@ def test_responses_without_labels_are_ordered_within_their_prompt(models, tmp_pa
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"prompt": "p", "response": ""}\n')
     code, out, output = run_command("compare", *models, path, "--json", "--device=cpu")
     assert code == 3
-    assert "1 of 21 rows are left out (empty_response 1)" in output
+    assert "1 of 21 rows left out (empty_response 1)" in output
     found = json.loads(out)
     assert found["accuracy"] is None
     scores = [[by_transformers(folder, r["prompt"], r["response"]) for r in rows] for folder in models]
@@ -127,7 +127,7 @@ def test_a_sample_that_a_model_gives_no_score_is_counted_and_left_out(models, tm
     ("arguments", "code", "words"),
     [
         (["{a}", "{b}", "none.jsonl"], 2, "none.jsonl is not a file"),
-        (["/tmp", "/tmp", "{one}"], 2, "one.jsonl has no pair to compare: its 1 rows hold one response."),
+        (["/tmp", "/tmp", "{one}"], 2, "one.jsonl has no pair to compare: its 1 row gave one response."),
         (["{a}", "nosuch-model", "{rows}"], 1, "rewardserve compare: MODEL_B (nosuch-model) cannot be served.\n"),
         (["/tmp", "{b}", "{rows}"], 1, "rewardserve compare: MODEL_A (/tmp) cannot be served.\n"),
         (

@@ -83,7 +83,7 @@ def test_a_run_accounts_for_its_rows_and_ends_with_its_figures(tmp_path, sft, ca
     out = output.out
     assert f"rows read: {N_ROWS + 4}" in out
     for line in (
-        "1 make no pair",
+        "1 without a pair",
         "1 longer than encoding.max_tokens",
         "pairs to train on",
         "0 contradicting, 2 duplicate",

@@ -19,7 +19,7 @@ from rewardserve.model.text.nearest_word import did_you_mean
 from rewardserve.training.dataset import data, source_columns, sources
 from rewardserve.training.dataset.conversations import FieldError
 from rewardserve.training.dataset.data import BadRow, DataError, Split
-from rewardserve.training.dataset.feedback import Pair
+from rewardserve.training.dataset.feedback import Pair, with_noun
 from rewardserve.training.dataset.leakage import prompt_key
 from rewardserve.training.dataset.pairs import to_pair
 from rewardserve.training.dataset.row_counts import N_ROWS
@@ -60,7 +60,7 @@ class Labelled:
     def __str__(self) -> str:
         """Describe the file as a line of the summary."""
         rest = "".join(f", {n:,} {reason}" for reason, n in self.left_out.items())
-        return f"{self.n_rows:,} rows, {len(self.pairs):,} pairs with a preference{rest}"
+        return f"{with_noun(self.n_rows, 'row')}, {with_noun(len(self.pairs), 'pair')} with a preference{rest}"
 
 
 def queue_id(prompt: str | Sequence[Mapping[str, str]], first: str, second: str) -> str:
@@ -89,13 +89,13 @@ def read(config: CounterexamplesConfig, recipe: DataConfig, head: str) -> Labell
     )
     rows = list(sources.read(source))
     if any("verdict" in row.values for row in rows if row.values is not None):
-        labelled = _of_queue(rows, source, recipe.on_bad_row, head)
+        labelled = _of_queue(rows, source, head)
     else:
         labelled = _of_pairs(source, recipe.on_bad_row, head)
     if not labelled.pairs:
         raise DataError(
-            f"none of the {labelled.n_rows} rows of {config.path} prefers one response ({_counts(labelled.left_out)}). Fill in "
-            f"`verdict` with one of {', '.join(VERDICTS)}."
+            f"none of the {with_noun(labelled.n_rows, 'row')} of {config.path} prefers one response "
+            f"({_counts(labelled.left_out)}). Fill in `verdict` with one of {', '.join(VERDICTS)}."
         )
     return labelled
 
@@ -146,12 +146,13 @@ def unused_rows(labelled: Labelled, held_out: FeedbackTable) -> dict[str, int]:
 def _of_pairs(source: SourceConfig, on_bad_row: str, head: str) -> Labelled:
     """Read preference pairs in any form that training reads."""
     found = data.read_source(replace(source, group_key="group", margin_key="margin"), head=source.head or head)
-    _refuse_bad(found.bad, found.n_rows, on_bad_row)
-    return Labelled(source.path, found.n_rows, found.pairs, _left_out({"that make no pair": len(found.bad)}))
+    if on_bad_row == "raise":
+        _refuse_bad(found.bad, found.n_rows, "data.on_bad_row: skip leaves them out.")
+    return Labelled(source.path, found.n_rows, found.pairs, _left_out({"without a pair": len(found.bad)}))
 
 
-def _of_queue(rows: Sequence[SourceRow], source: SourceConfig, on_bad_row: str, head: str) -> Labelled:
-    """Read a queue: one pair an id whose verdicts agree on a response."""
+def _of_queue(rows: Sequence[SourceRow], source: SourceConfig, head: str) -> Labelled:
+    """Read a queue: one pair an id whose verdicts agree on a response. Raise `DataError` for a bad row: it is lost work."""
     bad: list[BadRow] = []
     by_id: dict[str, list[SourceRow]] = {}
     for row in rows:
@@ -159,8 +160,8 @@ def _of_queue(rows: Sequence[SourceRow], source: SourceConfig, on_bad_row: str, 
             by_id.setdefault(_checked_id(row), []).append(row)
         except FieldError as error:
             bad.append(BadRow(row.file, row.line, error.field, str(error)))
-    _refuse_bad(bad, len(rows), on_bad_row)
-    left_out = Counter({"that are no rows of a queue": len(bad)})
+    _refuse_bad(bad, len(rows), "Correct them, or mine the queue again.")
+    left_out: Counter[str] = Counter()
     preferred: dict[str, SourceRow] = {}
     for number, same in by_id.items():
         found, reason = _preference(same)
@@ -182,8 +183,7 @@ def _of_queue(rows: Sequence[SourceRow], source: SourceConfig, on_bad_row: str, 
         pairs.append(pair)
         if number in scores and row.values is not None:
             mined[pair.id] = scores[number].margins(row.values["chosen"], row.values["rejected"])
-    _refuse_bad(faulty, len(rows), on_bad_row)
-    left_out["that make no pair"] = len(faulty)
+    _refuse_bad(faulty, len(rows), "Correct them, or set their verdict to skip.")
     return Labelled(source.path, len(rows), tuple(pairs), _left_out(left_out), mined)
 
 
@@ -264,12 +264,12 @@ def _read_scores(path: Path) -> dict[str, _MinedScores]:
         return {}
 
 
-def _refuse_bad(bad: Sequence[BadRow], n_rows: int, on_bad_row: str) -> None:
-    if bad and on_bad_row == "raise":
-        listed = "\n  ".join(map(str, bad[:_N_SHOWN]))
+def _refuse_bad(bad: Sequence[BadRow], n_rows: int, remedy: str) -> None:
+    if bad:
+        causes = data.causes_of(bad)
+        listed = "\n  ".join(causes[:_N_SHOWN])
         raise DataError(
-            f"{len(bad)} of {n_rows} rows of the counterexamples cannot be read (data.on_bad_row: skip leaves them out):"
-            f"\n  {listed}"
+            f"{len(bad)} of {with_noun(n_rows, 'row')} of the counterexamples cannot be read. {remedy}\n  {listed}"
         )
 
 

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rewardserve.model.contract import sample_to_dict
 from rewardserve.training.dataset import shapes, source_columns, sources
 from rewardserve.training.dataset.conversations import FieldError
-from rewardserve.training.dataset.feedback import Item, Pair, SourceKind, counted, noun
+from rewardserve.training.dataset.feedback import Item, Pair, SourceKind, counted, noun, with_noun
 from rewardserve.training.dataset.pairs import to_items
 from rewardserve.training.settings.config import DataConfig, SourceConfig
 
 _SPLIT_STEPS = 10_000
-_N_SHOWN = 20
+_N_SHOWN, _N_LINES = 20, 10
+_OF_ONE_ROW = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[-+]?\d[\d.e+-]*|0x\w+")
+"""Parts of a fault that differ between rows with the same cause: values and numbers."""
 
 
 class DataError(Exception):
-    """Rows that make no item; the message lists the first of them."""
+    """Rows that make no item; the message has a line for each cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,11 @@ class BadRow:
     def __str__(self) -> str:
         """One line for a terminal."""
         return f"{self.file}:{self.line}: {self.field}: {self.message}"
+
+    @property
+    def cause(self) -> tuple[str, str, str]:
+        """Equal for rows of one file with the same fault in the same field."""
+        return self.file, self.field, _OF_ONE_ROW.sub("_", self.message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +91,10 @@ class Split:
 
 def load(config: DataConfig, default_head: str) -> Split:
     """Read every source and split. Raise `DataError` (bad rows, or no training pairs) or `ConfigError`."""
-    read = _read_all(config.sources, config, default_head)
+    read = _read_all("data.sources", config.sources, config, default_head)
     items = [item for r in read for item in r.items]
     if config.eval_sources:
-        held_read = _read_all(config.eval_sources, config, default_head)
+        held_read = _read_all("data.eval_sources", config.eval_sources, config, default_head)
         held = tuple(item for r in held_read for item in r.items)
         held_groups = {item.group for item in held}
         train = tuple(item for item in items if item.group not in held_groups)
@@ -100,8 +108,9 @@ def load(config: DataConfig, default_head: str) -> Split:
     if not split.train:
         one = _noun_of(split.read)
         raise DataError(
-            f"no {one} is left to train on: {split.n_rows} rows, {len(split.bad)} make no {one}, {len(split.held_out)} {one}s "
-            f"held out, {split.n_same_group} in a group that is held out"
+            f"no {one} is left to train on: {with_noun(split.n_rows, 'row')}, {len(split.bad)} without a {one}, "
+            f"{with_noun(len(split.held_out), one)} held out, {split.n_same_group} in a group that is held out"
+            f"{_listed(split.bad)}"
         )
     return split
 
@@ -111,8 +120,8 @@ def _refuse_losses(split: Split, max_dropped: float) -> None:
     for read in split.read:
         if not read.n_rows:
             raise DataError(f"data source {read.path!r} has no rows")
-        lost = {f"make no {noun((read.kind,))}": len(read.bad)}
-        refuse_loss(f"rows of {read.path!r}", read.n_rows, lost, max_dropped)
+        lost = {f"without a {noun((read.kind,))}": len(read.bad)}
+        refuse_loss(f"rows of {read.path!r}", read.n_rows, lost, max_dropped, read.bad)
 
 
 def _refuse_none_held_out(split: Split, config: DataConfig) -> None:
@@ -121,19 +130,24 @@ def _refuse_none_held_out(split: Split, config: DataConfig) -> None:
         return
     n_groups = len({item.group for item in split.train})
     raise DataError(
-        f"data.eval_fraction is {config.eval_fraction:g}, and of {n_groups} groups ({counted(split.train)}) none is held out. "
-        "Raise it, set another data.salt to draw other groups, name data.eval_sources, or set data.eval_fraction: 0."
+        f"data.eval_fraction is {config.eval_fraction:g}, and of {with_noun(n_groups, 'group')} ({counted(split.train)}) none is "
+        "held out. Raise it, set another data.salt to draw other groups, name data.eval_sources, or set data.eval_fraction: 0."
     )
 
 
-def refuse_loss(units: str, n_units: int, lost: Mapping[str, int], max_dropped: float) -> None:
-    """Raise `DataError` if a larger share than `max_dropped` of these units is lost, with the counts by reason."""
+def refuse_loss(
+    units: str, n_units: int, lost: Mapping[str, int], max_dropped: float, bad: Sequence[BadRow] = ()
+) -> None:
+    """Raise `DataError` if a larger share than `max_dropped` of these units is lost, with the counts by reason.
+
+    `bad`: the rows among them that make no item, whose causes are listed.
+    """
     n = sum(lost.values())
     if n > max_dropped * n_units:
         reasons = ", ".join(f"{count} {reason}" for reason, count in lost.items() if count)
         raise DataError(
             f"{n} of the {n_units} {units} are lost: {reasons}. That is more than data.max_dropped "
-            f"({max_dropped:g}) allows; raise it if the loss is intended."
+            f"({max_dropped:g}) allows; raise it if the loss is intended.{_listed(bad)}"
         )
 
 
@@ -181,8 +195,15 @@ def _noun_of(read: Iterable[SourceItems]) -> str:
     return noun(tuple(kinds))
 
 
-def _read_all(all_sources: Iterable[SourceConfig], config: DataConfig, default_head: str) -> list[SourceItems]:
-    read = [read_source(s, head=s.head or default_head, salt=config.salt, cache=config.cache) for s in all_sources]
+def _read_all(
+    place: str, all_sources: Iterable[SourceConfig], config: DataConfig, default_head: str
+) -> list[SourceItems]:
+    """Read sources; `place` is that of their list in the recipe, which errors name."""
+    read = []
+    for number, source in enumerate(all_sources):
+        with sources.named(f"{place}.{number}"):
+            head = source.head or default_head
+            read.append(read_source(source, head=head, salt=config.salt, cache=config.cache))
     bad = tuple(b for r in read for b in r.bad)
     if bad and config.on_bad_row == "raise":
         raise DataError(_complaint(bad, sum(r.n_rows for r in read), _noun_of(read)))
@@ -190,9 +211,31 @@ def _read_all(all_sources: Iterable[SourceConfig], config: DataConfig, default_h
 
 
 def _complaint(bad: Sequence[BadRow], n_rows: int, one: str) -> str:
-    shown = "\n  ".join(map(str, bad[:_N_SHOWN]))
-    more = f"\n  ... and {len(bad) - _N_SHOWN} more" if len(bad) > _N_SHOWN else ""
-    return f"{len(bad)} of {n_rows} rows make no {one} (data.on_bad_row: skip leaves them out):\n  {shown}{more}"
+    make = "makes" if len(bad) == 1 else "make"
+    return f"{len(bad)} of {with_noun(n_rows, 'row')} {make} no {one} (data.on_bad_row: skip leaves them out):{_listed(bad)}"
+
+
+def _listed(bad: Sequence[BadRow]) -> str:
+    """A line for each of the first causes."""
+    causes = causes_of(bad)
+    more = [f"... and {with_noun(len(causes) - _N_SHOWN, 'more cause')}"] * (len(causes) > _N_SHOWN)
+    return "".join(f"\n  {line}" for line in (*causes[:_N_SHOWN], *more))
+
+
+def causes_of(bad: Sequence[BadRow]) -> list[str]:
+    """A line for each cause, those of most rows first: its first row, and the lines of others."""
+    rows: dict[tuple[str, str, str], list[BadRow]] = {}
+    for each in bad:
+        rows.setdefault(each.cause, []).append(each)
+    most = sorted(rows.values(), key=len, reverse=True)
+    return [str(first) + _others(others) for first, *others in most]
+
+
+def _others(rows: Sequence[BadRow]) -> str:
+    if not rows:
+        return ""
+    lines = ", ".join(str(each.line) for each in rows[:_N_LINES]) + ", ..." * (len(rows) > _N_LINES)
+    return f" (and {with_noun(len(rows), 'more row')}: {lines})"
 
 
 def _by_group(items: Sequence[Item], config: DataConfig) -> tuple[tuple[Item, ...], tuple[Item, ...]]:

@@ -197,7 +197,12 @@ def noun(kinds: Sequence[SourceKind]) -> str:
 def counted(items: Sequence[Item]) -> str:
     """Number of items by kind, in words: `1,200 pairs and 300 ratings`."""
     numbers = {kind: sum(item.kind == kind for item in items) for kind in kinds_of(items)}
-    return " and ".join(f"{n:,} {kind}" for kind, n in numbers.items()) or "0 pairs"
+    return " and ".join(with_noun(n, NOUNS[kind]) for kind, n in numbers.items()) or "0 pairs"
+
+
+def with_noun(n: int, one: str) -> str:
+    """A number with its noun in the singular or plural."""
+    return f"{n:,} {one}{'s' * (n != 1)}"
 
 
 def n_ties(items: Iterable[Item]) -> int:

@@ -79,7 +79,7 @@ def _pair(row: SourceRow, values: dict[str, Any], found: Conversations, columns:
         raise FieldError(source.rejected_key, "is equal to the chosen response: there is no preference")
     check_samples(found, columns.fields)
     tie = _yes_no(value_of(values, source.tie_key, columns), str(source.tie_key))
-    margin = _number(value_of(values, source.margin_key, columns), str(source.margin_key), "margin")
+    margin = _number(value_of(values, source.margin_key, columns), str(source.margin_key), "margin", 0.0)
     if tie and margin:
         raise FieldError(str(source.margin_key), f"is {margin:g}, and the row is a tie, which has no margin")
     return Pair(

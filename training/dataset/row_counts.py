@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from rewardserve.training.dataset import data
 from rewardserve.training.dataset.data import Split
-from rewardserve.training.dataset.feedback import Item, counted, kinds_of, noun
+from rewardserve.training.dataset.feedback import Item, counted, kinds_of, noun, with_noun
 from rewardserve.training.dataset.leakage import Overlap
 from rewardserve.training.dataset.sequences import FeedbackTable, Rows
 
@@ -23,6 +23,7 @@ REASONS = {
 N_ROWS = "rows"
 """Key of the number of rows among the counts of counterexamples."""
 
+_N_CAUSES = 5
 _SAME_GROUP, _LEAKED = "in a group that eval_sources has", "with a response that is held out"
 
 
@@ -31,9 +32,9 @@ class RowCounts:
     """Numbers of rows. `n_rows` is the sum of the counts up to `n_held_out`; the later ones are those of used pairs.
 
     `n_contradicting` pairs have an opposite: the same two responses, preferred the other way. `n_duplicate` repeat
-    another. `made`: numbers of pairs that augmentation made, by kind, which are in none of the other numbers.
-    `counterexamples` counts the rows of a queue that train nothing, by reason. `noun` names an item, `train_words` and
-    `held_out_words` name them by kind.
+    another. `made`: numbers of pairs that augmentation made, by kind, which are in none of the other numbers. `causes` has the
+    first bad row of each cause. `counterexamples` counts the rows of a queue that train nothing, by reason. `noun` names an
+    item, `train_words` and `held_out_words` name them by kind.
     """
 
     n_rows: int
@@ -55,6 +56,7 @@ class RowCounts:
     made: dict[str, int] = field(default_factory=dict)
     counterexamples: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    causes: tuple[str, ...] = ()
 
 
 def count_rows(
@@ -85,6 +87,7 @@ def count_rows(
         train_words=counted(train.items),
         held_out_words=counted(held_out.items) if kinds_of(held_out.items) != ("pairs",) else f"{len(held_out):,}",
         counterexamples={reason: n for reason, n in unused.items() if reason != N_ROWS},
+        causes=tuple(data.causes_of(split.bad)[:_N_CAUSES]),
         notes=tuple(f"{r.path}: {note}" for r in split.read for note in r.notes),
     )
 
@@ -114,8 +117,8 @@ def refuse_losses(
         )
         reasons = {r: lost[r] for r in (dropped, *([_SAME_GROUP, _LEAKED] if counts_held_out else []))}
         one = noun((read.kind,))
-        lost_rows = {f"make no {one}": len(read.bad), **reasons}
-        data.refuse_loss(f"rows of {read.path!r}", read.n_rows, lost_rows, max_dropped)
+        lost_rows = {f"without a {one}": len(read.bad), **reasons}
+        data.refuse_loss(f"rows of {read.path!r}", read.n_rows, lost_rows, max_dropped, read.bad)
         # With max_pairs, the share is relative to the items that were taken.
         data.refuse_loss(f"{one}s of {read.path!r}", len(read.items), reasons, max_dropped)
 
@@ -132,8 +135,9 @@ def _ids(items: Iterable[Item]) -> set[str]:
 def lines(found: RowCounts, *, in_folds: bool = False) -> Iterator[str]:
     """Yield the lines of the summary before training. `in_folds`: every pair is held out later, in its fold."""
     yield f"rows read: {found.n_rows:,}"
+    without = f"without a {found.noun}"
     lost = {
-        f"make no {found.noun}": found.n_bad,
+        without: found.n_bad,
         "beyond max_pairs": found.n_spare,
         **{REASONS.get(reason, reason): n for reason, n in found.dropped.items()},
         _SAME_GROUP: found.n_same_group,
@@ -143,10 +147,12 @@ def lines(found: RowCounts, *, in_folds: bool = False) -> Iterator[str]:
     for reason, n in lost.items():
         if n:
             yield f"  left out: {n:,} {reason}"
+        if reason == without:
+            yield from (f"    {cause}" for cause in found.causes)
     if in_folds:
         yield f"  used: {found.train_words}, each held out in one fold"
     else:
-        yield f"  used: {found.train_words} to train on, {found.held_out_words} held out ({found.n_groups:,} groups)"
+        yield f"  used: {found.train_words} to train on, {found.held_out_words} held out ({with_noun(found.n_groups, 'group')})"
     yield (
         f"  of these: {found.n_truncated:,} truncated, {found.n_contradicting:,} contradicting, {found.n_duplicate:,} duplicate"
     )

@@ -135,7 +135,8 @@ def find_columns(rows: Sequence[SourceRow], source: SourceConfig) -> SourceColum
         implicit = "declared" if source.prompt_key is None else "found"
         if implicit == "found" and not any(_is_whole(row, found) for row in values):
             raise ConfigError(_no_prompt(n_with, len(values), source, kind))
-    unread = tuple(sorted(set(map(str, n_with)) - {key for key in keys.values() if key}))
+    read = {*(key for key in keys.values() if key), *source.attributes, *(["finish_reason"] if kind == "steps" else [])}
+    unread = tuple(sorted(set(map(str, n_with)) - read))
     return replace(found, implicit=implicit, repeats=_repeats(values, found), unread=unread)
 
 

@@ -13,6 +13,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -86,6 +87,15 @@ def read(source: SourceConfig, cache: str | None = None) -> Iterator[SourceRow]:
         raise _unreadable(source, line, f"it ends within the next row ({error})") from error
     except OSError as error:
         raise _unreadable(source, line, error.strerror or _first_line(error)) from error
+
+
+@contextmanager
+def named(place: str) -> Iterator[None]:
+    """Put the place of a source in the recipe before the message of each `ConfigError`: that of its settings too."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from error
 
 
 def find_reader(source: SourceConfig) -> Callable[[Path, SourceConfig], Iterator[SourceRow]] | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rewardserve.training.dataset.feedback import with_noun
 from rewardserve.training.dataset.sequences import FeedbackTable
 from rewardserve.training.evaluation.calibrate import sigmoid, temperature
 
@@ -21,6 +22,8 @@ MOST_BINS = 15
 PAIRS_A_BIN = 10
 COMBINED = "(combined)"
 ALL = "(all)"
+ONE_GROUP = "; one group says next to nothing about others: hold out more (data.eval_fraction, data.eval_sources)"
+"""Ends a line of figures of one group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,9 @@ def summary_lines(metrics: Sequence[SliceMetrics]) -> list[str]:
     if not metrics:
         return ["held out: no pairs, so there is no accuracy"]
     return [
-        f"held out, {m.head} {m.source}: accuracy {m.accuracy:.3f} [{m.accuracy_low:.3f}, {m.accuracy_high:.3f}] of {m.n_pairs:,} "
-        f"pairs in {m.n_groups:,} groups, mean margin {m.margin:.3g}; longer text wins {m.longer:.3f}"
+        f"held out, {m.head} {m.source}: accuracy {m.accuracy:.3f} [{m.accuracy_low:.3f}, {m.accuracy_high:.3f}] of "
+        f"{with_noun(m.n_pairs, 'pair')} in {with_noun(m.n_groups, 'group')}, "
+        f"mean margin {m.margin:.3g}; longer text wins {m.longer:.3f}" + ONE_GROUP * (m.n_groups == 1)
         for m in metrics
     ]
 
@@ -256,7 +260,21 @@ def bootstrap_accuracy(won_P: Floats, group_P: Floats, n: int, seed: int = 0) ->
     """95 % interval of the accuracy by a bootstrap over whole groups, as the pairs of one prompt are not independent."""
     _, number_P = np.unique(group_P, return_inverse=True)
     won_G = np.bincount(number_P, weights=won_P).astype(np.float64)
-    return bootstrap_mean(won_G, np.bincount(number_P), n, seed)
+    return interval(won_G, np.bincount(number_P), 0.0, 1.0, n, seed)
+
+
+def interval(sum_G: Floats, size_G: Ints, low: float, high: float, n: int, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of `sum(sum_G) / sum(size_G)`, a mean between `low` and `high`.
+
+    If all groups have the same mean, as one alone has, a bootstrap interval would have no width; then the interval has the
+    exact bound for an event that occurred in none of G groups (Clopper and Pearson 1934).
+    """
+    mean_G = sum_G / size_G
+    if np.ptp(mean_G) > 0:
+        return bootstrap_mean(sum_G, size_G, n, seed)
+    unseen = 1 - 0.025 ** (1 / len(sum_G))
+    mean = float(mean_G[0])
+    return mean - (mean - low) * unseen, mean + (high - mean) * unseen
 
 
 def bootstrap_mean(sum_G: Floats, size_G: Ints, n: int, seed: int = 0) -> tuple[float, float]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewardserve.training.dataset.feedback import Kind
+from rewardserve.training.dataset.feedback import NOUNS, Kind, with_noun
 from rewardserve.training.dataset.leakage import prompt_key
 from rewardserve.training.dataset.sequences import FeedbackTable
-from rewardserve.training.evaluation.evaluate import Floats, Ints, pearson, ranks
+from rewardserve.training.evaluation.evaluate import ONE_GROUP, Floats, Ints, pearson, ranks
 
 _LEAST_OF_PROMPT = 3
 
@@ -42,8 +42,9 @@ class GradedMetrics:
 def graded_lines(metrics: Sequence[GradedMetrics]) -> list[str]:
     """The lines for the console, after those of the pairs."""
     return [
-        f"held out, {m.head} {m.source}: {m.measure} {m.value:.3f} [{m.low:.3f}, {m.high:.3f}] of {m.n:,} {m.kind} in "
-        f"{m.n_groups:,} groups{'' if m.within is None else f', within prompts {m.within:.3f}'}"
+        f"held out, {m.head} {m.source}: {m.measure} {m.value:.3f} [{m.low:.3f}, {m.high:.3f}] of "
+        f"{with_noun(m.n, NOUNS[m.kind])} in {with_noun(m.n_groups, 'group')}"
+        f"{'' if m.within is None else f', within prompts {m.within:.3f}'}" + ONE_GROUP * (m.n_groups == 1)
         for m in metrics
     ]
 
@@ -122,6 +123,8 @@ def _bootstrap(
 ) -> tuple[float, float]:
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(group_I == g) for g in range(int(group_I.max()) + 1)]
+    if len(members) == 1:  # all draws are the same, and the interval would have no width
+        return -1.0 if measure is spearman else 0.0, 1.0
     drawn = (np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))]) for _ in range(n))
     low, high = np.quantile([measure(score_I[d], value_I[d]) for d in drawn], [0.025, 0.975])
     return float(low), float(high)

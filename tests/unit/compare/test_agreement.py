@@ -9,7 +9,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from rewardserve.compare.agreement import agreement, interval, spearman
+from rewardserve.compare.agreement import agreement, spearman
+from rewardserve.training.evaluation.evaluate import interval
 
 NAN = math.nan
 

@@ -96,7 +96,7 @@ def test_a_pair_of_equal_responses_is_none(tmp_path):
         ([], "It is empty"),
         ([{"prompt": "p", "chosen": "a"}], "its rows have chosen without rejected[.]"),
         ([{"prompt": "p", "rejectd": "b", "chosen": "a"}], "chosen without rejected; did you mean rejectd"),
-        ([{"score": 1}], "none of the 1 rows can be scored"),
+        ([{"score": 1}], "none of the 1 row can be scored"),
         (["[1]"], "a row must be an object"),
     ],
 )
@@ -107,7 +107,7 @@ def test_a_file_without_a_response_is_refused(tmp_path, rows, words):
 
 def test_a_file_with_one_response_has_nothing_to_compare(tmp_path):
     path = file_of(tmp_path, {"prompt": "p", "response": "a"}, {"prompt": "p", "response": "a"}, "nonsense")
-    with pytest.raises(ConfigError, match=r"no pair to compare: its 3 rows hold one response.*rows.jsonl:3: "):
+    with pytest.raises(ConfigError, match=r"no pair to compare: its 3 rows gave one response.*rows.jsonl:3: "):
         read_rows(path)
 
 

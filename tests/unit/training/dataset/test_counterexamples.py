@@ -48,7 +48,7 @@ def test_rows_without_a_preference_are_counted_by_reason(tmp_path):
     assert found.left_out == {
         "a tie": 1, "both bad": 1, "skipped by all annotators": 1, "with contradicting verdicts": 2, "without a verdict": 2,
     }  # fmt: skip
-    assert "8 rows, 1 pairs with a preference" in str(found)
+    assert "8 rows, 1 pair with a preference" in str(found)
 
 
 def test_annotators_who_agree_make_one_pair_whatever_the_order_of_the_responses(tmp_path):
@@ -77,14 +77,13 @@ def mined(prompt, a, b):
     ],
     ids=["blank", "equal", "role", "object"],
 )
-def test_a_row_that_makes_no_pair_is_named_with_its_line_or_left_out(tmp_path, mined):
+@pytest.mark.parametrize("on_bad_row", ["raise", "skip"])
+def test_a_row_of_a_queue_that_makes_no_pair_ends_the_run_with_its_line(tmp_path, mined, on_bad_row):
     path = write(tmp_path, [row(9, "a"), mined])
     with pytest.raises(DataError) as error:
-        read(path)
+        read(path, DataConfig(DATA.sources, on_bad_row=on_bad_row))
     assert f"{path}:2: " in str(error.value)
-    found = read(path, DataConfig((SourceConfig("pairs.jsonl"),), on_bad_row="skip"))
-    assert [p.chosen_text for p in found.pairs] == ["first 9"]
-    assert found.left_out == {"that make no pair": 1}
+    assert "set their verdict to skip" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -97,14 +96,22 @@ def test_a_row_that_makes_no_pair_is_named_with_its_line_or_left_out(tmp_path, m
         (row(1, 3), "must be one of a, b, tie, both_bad, skip"),
     ],
 )
-def test_a_row_that_no_annotator_may_write_ends_the_run_with_its_line(tmp_path, bad, message):
+@pytest.mark.parametrize("on_bad_row", ["raise", "skip"])
+def test_a_row_that_no_annotator_may_write_ends_the_run_with_its_line(tmp_path, bad, message, on_bad_row):
     path = write(tmp_path, [row(9, "a"), bad])
     with pytest.raises(DataError) as error:
-        read(path)
+        read(path, DataConfig(DATA.sources, on_bad_row=on_bad_row))
     assert f"{path}:2: " in str(error.value)
     assert message.removeprefix("verdict: verdict ") in str(error.value)
-    left = read(path, DataConfig(DATA.sources, on_bad_row="skip"))
-    assert (len(left.pairs), left.left_out) == (1, {"that are no rows of a queue": 1})
+    assert "of 2 rows of the counterexamples" in str(error.value)
+
+
+def test_rows_of_pairs_are_left_out_as_those_of_other_sources(tmp_path):
+    path = write(tmp_path, [{"prompt": "p", "chosen": "c", "rejected": "r"}, {"prompt": "p", "chosen": "c"}])
+    with pytest.raises(DataError, match=rf"1 of 2 rows .*\n  {path}:2: rejected"):
+        read(path)
+    found = read(path, DataConfig(DATA.sources, on_bad_row="skip"))
+    assert str(found) == "2 rows, 1 pair with a preference, 1 without a pair"
 
 
 def test_a_file_without_any_preference_is_refused_with_counts(tmp_path):

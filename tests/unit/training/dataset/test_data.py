@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -123,8 +124,48 @@ def test_bad_rows_are_listed_with_file_line_and_field(tmp_path):
     message = str(caught.value)
     assert "32 of 35 rows" in message
     assert f"{path}:4: chosen: is missing" in message
-    assert "and 12 more" in message
-    assert message.count("\n  ") == 21
+    assert message.count("\n  ") == 3, "one line a cause"
+    assert f"{path}:4: chosen: is missing" in message
+    assert "(and 29 more rows: " in message
+
+
+def test_the_values_of_a_fault_make_no_other_cause(tmp_path):
+    rows = [{"prompt": "p", "response": f"r{i}", "rating": ["good", "it's", "7,5"][i % 3] + f"{i}"} for i in range(160)]
+    path = write_jsonl(tmp_path / "d.jsonl", rows)
+    with pytest.raises(DataError) as caught:
+        data.load(DataConfig((SourceConfig(str(path)),)), "score")
+    assert str(caught.value).count("\n  ") == 1
+    assert f"{path}:1: rating: is 'good0'; a rating is a number" in str(caught.value)
+    assert "(and 159 more rows: " in str(caught.value)
+
+
+def test_a_source_that_loses_too_much_says_why(tmp_path):
+    path = write_jsonl(
+        tmp_path / "d.jsonl", [planted_rows(1)[0], *({"prompt": "p", "rejected": "x"} for _ in range(9))]
+    )
+    with pytest.raises(DataError) as caught:
+        data.load(DataConfig((SourceConfig(str(path)),), on_bad_row="skip"), "score")
+    assert f"\n  {path}:2: chosen: is missing" in str(caught.value)
+    assert "(and 8 more rows: " in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["sources", "eval_sources"])
+def test_errors_name_the_place_of_a_source_in_the_recipe(tmp_path, place):
+    good = SourceConfig(str(write_jsonl(tmp_path / "d.jsonl", planted_rows(4))))
+    wrong = replace(good, chosen_key="choosen")
+    listed = {"sources": (good,), "eval_sources": (good,), place: (good, wrong)}
+    with pytest.raises(ConfigError, match=rf"^data\.{place}\.1: data source '.*': chosen_key is 'choosen'"):
+        data.load(DataConfig(**listed), "score")
+
+
+def test_a_negative_margin_is_a_bad_row(tmp_path):
+    path = write_jsonl(
+        tmp_path / "d.jsonl", [{**row, "margin": m} for row, m in zip(planted_rows(3), (0, 1.5, -1), strict=True)]
+    )
+    with pytest.raises(
+        DataError, match=r"1 of 3 rows makes no pair .*\n  \S+:3: margin: is '-1'; a margin is a number from 0 to"
+    ):
+        data.load(DataConfig((SourceConfig(str(path)),)), "score")
 
 
 def test_bad_rows_are_skipped_and_counted_where_the_recipe_says_so(tmp_path):
@@ -220,5 +261,8 @@ def test_a_share_that_holds_nothing_out_is_refused_with_the_numbers(tmp_path, n_
     source = SourceConfig(str(write_jsonl(tmp_path / "d.jsonl", rows)))
     with pytest.raises(DataError) as refused:
         data.load(DataConfig((source,), eval_fraction=1e-4), "score")
-    assert f"data.eval_fraction is 0.0001, and of {n_groups} groups (12 pairs) none is held out" in str(refused.value)
+    assert (
+        f"data.eval_fraction is 0.0001, and of {n_groups} group{'s' * (n_groups > 1)} (12 pairs) none is held out"
+        in str(refused.value)
+    )
     assert len(data.load(DataConfig((source,), eval_fraction=0), "score").train) == 12

@@ -112,7 +112,7 @@ def test_columns_of_two_kinds_need_a_word_of_the_recipe():
 def test_bad_rows_are_named_by_their_kind_with_file_and_line(tmp_path):
     rows = [{"prompt": f"p{i}", "response": "a", "rating": 1} for i in range(3)] + [{"prompt": "p", "response": "a"}]
     path = write_jsonl(tmp_path / "r.jsonl", rows)
-    with pytest.raises(data.DataError, match=rf"1 of 4 rows make no rating .*\n  {path}:4: rating: is missing"):
+    with pytest.raises(data.DataError, match=rf"1 of 4 rows makes no rating .*\n  {path}:4: rating: is missing"):
         data.load(DataConfig((SourceConfig(str(path)),)), "score")
 
 
@@ -147,7 +147,7 @@ def test_the_digest_of_pairs_is_that_of_before_and_says_what_else_is_known():
 
 def test_items_are_counted_in_words():
     items = [item(ROWS[name][0]) for name in ("pair", "rating", "rating", "ranking")]
-    assert counted(items) == "1 pairs and 1 rankings and 2 ratings"
+    assert counted(items) == "1 pair and 1 ranking and 2 ratings"
     assert kinds_of(items) == ("pairs", "rankings", "ratings")
     assert [noun(("ratings",)), noun(()), noun(("pairs", "labels"))] == ["rating", "pair", "item"]
 

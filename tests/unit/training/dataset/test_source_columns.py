@@ -107,3 +107,21 @@ def test_the_complaint_names_source_and_line(tmp_path):
     path = write_jsonl(tmp_path / "d.jsonl", rows)
     with pytest.raises(DataError, match=re.escape(f"{path}:2: prompt: is missing")):
         data.load(DataConfig((SourceConfig(str(path)),)), "score")
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "unread"),
+    [
+        (
+            {"response": "r", "helpfulness": 4, "honesty": 2, "stars": 1},
+            {"attributes": ("helpfulness", "honesty")},
+            "stars",
+        ),
+        ({"chosen": "c", "rejected": "r", "honesty": -1, "stars": 1}, {"attributes": ("honesty",)}, "stars"),
+        ({"completions": ["s"], "labels": [True], "finish_reason": "length", "stars": 1}, {}, "stars"),
+    ],
+)
+def test_columns_that_are_trained_on_are_not_listed_as_unread(tmp_path, row, settings, unread):
+    path = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "q", **row}])
+    found = data.read_source(SourceConfig(str(path), **settings), head="score")
+    assert f"columns that are not read: {unread}" in found.notes

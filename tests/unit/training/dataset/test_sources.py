@@ -178,7 +178,7 @@ def test_what_a_data_set_library_raises_is_one_line(tmp_path):
 
 def test_a_source_of_which_most_is_lost_is_refused_with_counts(tmp_path):
     path = str(write_jsonl(tmp_path / "d.jsonl", [*planted_rows(4), *([{"prompt": "p"}] * 5)]))
-    with pytest.raises(DataError, match=r"5 of the 9 rows of .* are lost: 5 make no pair"):
+    with pytest.raises(DataError, match=r"5 of the 9 rows of .* are lost: 5 without a pair[^\n]*\n  \S+:\d+: "):
         data.load(DataConfig((SourceConfig(path),), on_bad_row="skip", eval_fraction=0), "score")
     split = data.load(DataConfig((SourceConfig(path),), on_bad_row="skip", eval_fraction=0, max_dropped=0.6), "score")
     assert len(split.train) == 4

@@ -255,3 +255,15 @@ def test_a_report_is_one_file_that_escapes_what_it_prints(tmp_path):
     assert text.count("data:image/png;base64,") == 3
     assert "http" not in text.replace("http-equiv", "")
     assert "0.667" in text
+
+
+@pytest.mark.parametrize(("won", "low", "high"), [([1, 0, 0, 1], 0.01, 0.99), ([1, 1, 1, 1], 0.03, 1.0)])
+def test_one_group_gives_an_interval_that_says_next_to_nothing(won, low, high):
+    found = evaluate.bootstrap_accuracy(np.array(won, dtype=float), np.zeros(4), 100)
+    assert found[0] < low + 0.02
+    assert found[1] > high - 0.02
+
+
+def test_groups_that_are_all_won_leave_the_bound_of_what_was_not_seen():
+    low, high = evaluate.bootstrap_accuracy(np.ones(36), np.arange(36), 100)
+    assert (low, high) == (pytest.approx(0.025 ** (1 / 36)), 1.0)
