@@ -1,7 +1,8 @@
 """Politeness test: how often a polite, useful answer scores above a rude one of the same length, for every head and the reward.
 
 The 24 pairs are hand-written (training/recipes/politeness.jsonl); the good answer is the longer one in five of them, so
-length is no advantage.
+length is no advantage. `--pairs training/recipes/injections.jsonl` compares honest answers with the same or none beside text
+that is addressed to the judge: 140 pairs of 20 texts that share no three words with the phrases of `augment`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ def main() -> None:
     """Print one line a head."""
     parser = argparse.ArgumentParser(description="Compare the scores of good and rude answers of the same length.")
     parser.add_argument("--model", default="", help="folder or hub name; empty: the embedded default model")
-    model = load("torch", ModelSpec(parser.parse_args().model))
-    pairs = [json.loads(line) for line in PAIRS.read_text().splitlines()]
+    parser.add_argument("--pairs", type=Path, default=PAIRS, help="rows with prompt, chosen and rejected")
+    given = parser.parse_args()
+    model = load("torch", ModelSpec(given.model))
+    pairs = [json.loads(line) for line in given.pairs.read_text("utf-8").splitlines()]
     samples = [Sample(prompt=p["prompt"], response=p[side]) for p in pairs for side in ("chosen", "rejected")]
     rows = model.scorer.score(TokenBatch(tuple(model.encode(s).ids for s in samples))).rows
     scores = {name: [row[name] for row in rows] for name, _ in model.identity.heads}

@@ -25,6 +25,8 @@ from rewardserve.training.settings.config import AugmentConfig
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _MAX_DRAWS = 50
+_SHORT_SHARE = 0.75
+_PLACES = ("before", "after", "middle", "quote", "instead", "instead")
 
 
 class _Made(NamedTuple):
@@ -175,8 +177,27 @@ def _flattery(rng: random.Random, pair: Pair, donors: _Donors) -> _Made:
 
 
 def _injection(rng: random.Random, pair: Pair, donors: _Donors) -> _Made:
+    """One or two of the phrases before, after, inside or quoted behind a response, or up to four in its place.
+
+    Most responses are cut to their longest sentence, so that length does not tell an injected text from an honest one.
+    """
     orders = [" ".join(part for part in map(rng.choice, ORDERS) if part) for _ in range(2)]
-    return _added(rng, pair, rng.sample([*rng.sample(INJECTIONS, 2), *orders], 4))
+    phrases = rng.sample([*rng.sample(INJECTIONS, 2), *orders], 4)
+    text = _either(rng, pair)
+    if rng.random() < _SHORT_SHARE:
+        text = max(_SENTENCE_END.split(text.strip()), key=len)
+    phrase = " ".join(phrases[: rng.randint(1, 2)])
+    gap = rng.choice((" ", "\n\n"))
+    place = rng.choice(_PLACES)
+    if place == "instead":
+        return _Made(text, " ".join(phrases[: rng.randint(1, len(phrases))]))
+    if place == "middle":
+        words = text.split(" ")
+        cut = len(words) // 2
+        return _Made(text, " ".join((*words[:cut], phrase, *words[cut:])))
+    if place == "quote":
+        phrase = f'> "{phrase}"' if gap == "\n\n" else f'They wrote: "{phrase}"'
+    return _Made(text, gap.join((phrase, text) if place == "before" else (text, phrase)))
 
 
 def _added(rng: random.Random, pair: Pair, phrases: Sequence[str]) -> _Made:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,7 @@ from rewardserve.training.settings.config import AugmentConfig, ConfigError
 from tests.support.tiny import tiny_tokenizer
 from tests.unit.training.dataset.test_leakage import encoder
 
+HELD_OUT_INJECTIONS = Path(__file__).parents[4] / "training" / "recipes" / "injections.jsonl"
 TEXT = "Tea number {i} is hot. It is made of leaves. Pour it slowly."
 
 
@@ -105,16 +107,35 @@ def test_a_repetition_has_no_word_that_the_response_has_not():
     assert {2, 3} <= set(lengths), "the whole answer twice and three times"
 
 
-PHRASES = {"flattery": augment_phrases.FLATTERY, "injection": (*augment_phrases.INJECTIONS, *augment_phrases.ORDERS[3])}
+INJECTED = (*augment_phrases.INJECTIONS, *augment_phrases.ORDERS[3])
 
 
-@pytest.mark.parametrize("kind", PHRASES)
-def test_a_phrase_is_put_before_after_and_in_place_of_the_response(kind):
+def test_a_phrase_is_put_before_after_and_in_place_of_the_response():
     places = Counter()
-    for each in made(kind):
-        assert any(phrase in each.rejected_text for phrase in PHRASES[kind])
+    for each in made("flattery"):
+        assert any(phrase in each.rejected_text for phrase in augment_phrases.FLATTERY)
         places[each.rejected_text.find(each.chosen_text) > 0, each.chosen_text in each.rejected_text] += 1
     assert len(places) == 3
+
+
+def test_an_injected_phrase_is_put_before_after_inside_quoted_behind_and_in_place_of_the_response():
+    places = set()
+    for each in made("injection"):
+        assert any(phrase in each.rejected_text for phrase in INJECTED)
+        before, found, after = each.rejected_text.partition(each.chosen_text)
+        words = each.chosen_text.split(" ")
+        half = " ".join(words[: len(words) // 2])
+        if found:
+            places.add("before" if before else "quote" if after.strip().startswith(("> ", "They wrote:")) else "after")
+        else:
+            places.add("middle" if each.rejected_text.startswith(f"{half} ") else "instead")
+    assert places == {"before", "after", "middle", "quote", "instead"}
+
+
+def test_most_responses_beside_an_injected_text_are_their_longest_sentence():
+    texts = [each.chosen_text for each in made("injection")]
+    assert 20 < sum(text.count(".") == 1 for text in texts) < 40
+    assert "Pour it slowly." not in texts
 
 
 def test_what_says_nothing_of_quality_is_added_to_either_response():
@@ -279,3 +300,10 @@ def test_no_phrase_has_three_words_in_a_row_of_a_canary_or_is_one():
     in_canaries = set().union(*map(trigrams, exploits))
     assert [phrase for phrase in phrases if trigrams(phrase) & in_canaries] == []
     assert {e.strip().lower() for e in exploits}.isdisjoint(p.strip().lower() for p in phrases)
+
+
+def test_no_injected_phrase_has_three_words_in_a_row_of_a_held_out_one():
+    rows = [json.loads(line) for line in HELD_OUT_INJECTIONS.read_text("utf-8").splitlines()]
+    held_out = set().union(*(trigrams(row["rejected"]) - trigrams(row["chosen"]) for row in rows))
+    phrases = (*augment_phrases.INJECTIONS, *orders())
+    assert [phrase for phrase in phrases if trigrams(phrase) & held_out] == []
