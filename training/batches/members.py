@@ -1,6 +1,6 @@
 """Outputs of the network that an item trains, with their shares of its weight: its head, or members of an ensemble.
 
-Independent of torch. A draw depends on seed, member and content of an item alone, not on order or other items.
+Independent of torch.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ def trained_outputs(items: Sequence[Item], config: ModelConfig, seed: int) -> li
     if config.members == 1:
         number = {name: h for h, name in enumerate(config.heads)}
         return [((number[item.head], 1.0),) for item in items]
-    of_item = {"bootstrap": _drawn, "folds": _in_fold, "all": _by_all}[config.member_data]
-    shares = [of_item(item, config.members, seed) for item in items]
+    if config.member_data == "all":
+        shares: list[Shares] = [tuple((m, 1.0) for m in range(config.members)) for _ in items]
+    elif config.member_data == "folds":
+        shares = _folds(items, config.members, seed)
+    else:
+        shares = [_drawn(item, config.members, seed) for item in items]
     idle = sorted(set(range(config.members)) - {m for each in shares for m, _ in each})
     if idle:
         raise ConfigError(
@@ -50,18 +54,20 @@ def of_output(table: FeedbackTable, shares: Sequence[Shares], output: int) -> Fe
 
 
 def _drawn(item: Item, n_members: int, seed: int) -> Shares:
-    """Bootstrap (Oza and Russell 2001): counts of Poisson; an item that no member has drawn is given to one."""
+    """Bootstrap (Oza and Russell 2001): counts of Poisson; an item that no member has drawn is given to one.
+
+    A draw depends on seed, member and content of the item alone, not on order or other items.
+    """
     counts = [bisect(_COUNTS, _uniform(f"{seed}:{m}:{_content(item)}")) for m in range(n_members)]
     found = tuple((m, float(count)) for m, count in enumerate(counts) if count)
-    return found or _in_fold(item, n_members, seed)
+    return found or ((int(_uniform(f"{seed}:{_content(item)}") * n_members), 1.0),)
 
 
-def _in_fold(item: Item, n_members: int, seed: int) -> Shares:
-    return ((int(_uniform(f"{seed}:{item.group}") * n_members), 1.0),)
-
-
-def _by_all(item: Item, n_members: int, seed: int) -> Shares:
-    return tuple((m, 1.0) for m in range(n_members))
+def _folds(items: Sequence[Item], n_members: int, seed: int) -> list[Shares]:
+    """Groups one by one to the members, in the order of their digests."""
+    groups = sorted({item.group for item in items}, key=lambda group: _uniform(f"{seed}:{group}"))
+    member_of = {group: i % n_members for i, group in enumerate(groups)}
+    return [((member_of[item.group], 1.0),) for item in items]
 
 
 def _content(item: Item) -> str:

@@ -53,7 +53,8 @@ def test_folds_keep_groups_whole_and_share_no_pair(many):
     member_of = {}
     for item, ((member, _),) in zip(many.items, shares, strict=True):
         assert member_of.setdefault(item.group, member) == member
-    assert set(member_of.values()) == {0, 1, 2, 3}
+    counts = np.bincount(list(member_of.values()))
+    assert (len(counts), counts.min(), counts.max()) == (4, N // 16, N // 16), "as many groups for each"
 
 
 def test_a_member_without_data_is_refused():
