@@ -83,6 +83,19 @@ def test_an_ensemble_is_served_like_a_model(checkpoints):
     assert [m["name"] for m in model["pipeline"]["members"]] == ["a", "b"]
 
 
+def test_a_checkpoint_of_members_is_served_as_an_ensemble_without_a_setting(tmp_path):
+    reward_model(tmp_path / "members", heads={"1/score": 0.4, "2/score": 0.6})
+    heads = (HeadCalibration("1/score", 0.0, 1.5, 0.7), HeadCalibration("2/score", 1.0, 0.5, 0.4))
+    (tmp_path / "members" / "calibration.json").unlink()
+    Calibration(0.5, 2.0, heads=heads).save(tmp_path / "members")
+    with serve_in_process(f"{tmp_path / 'members'}") as server:
+        found, model = results(server), server.client.get("/model").json()
+    for result in found:
+        z = [result["heads"]["1/score"] / 1.5, (result["heads"]["2/score"] - 1.0) / 0.5]
+        assert result["reward"] == pytest.approx(-0.5 * math.log(sum(math.exp(-x / 0.5) for x in z) / 2), abs=1e-5)
+    assert [m["name"] for m in model["pipeline"]["members"]] == ["1/score", "2/score"]
+
+
 def test_the_heads_of_one_model_may_be_members(checkpoints):
     with serve_in_process(f"{checkpoints / 'one'}", "--combine.method=min", "--shape=none") as server:
         for result in results(server):
