@@ -31,7 +31,6 @@ from rewardserve.model.checkpoint import (
     with_whole_tokenization,
     without_bias,
 )
-from rewardserve.model.checkpoint.lm_head import read_lm_head
 from rewardserve.model.encoding import Encoder
 from rewardserve.model.network import RewardNetwork
 from rewardserve.model.reward.checkpoint_members import head_of_members
@@ -77,6 +76,7 @@ from rewardserve.training.finish import (
     style_report,
     summary,
 )
+from rewardserve.training.loop.lm_head import kept_lm_head
 from rewardserve.training.loop.methods import (
     CachedNetwork,
     adapt,
@@ -759,7 +759,7 @@ def fit(
         _refuse_idle_losses(stage.config, tables.train)
     if config.optim.epochs == 0:
         return (start if _process().is_main_process else None), []
-    lm_head = _lm_head(start) if any(stage.config.loss.sft for stage in stages) else None
+    lm_head = kept_lm_head(config, start, tables.train) if any(stage.config.loss.sft for stage in stages) else None
     module, rows = network_and_rows(config, start, tables.train, features)
     _refuse_low_precision(module)
     trained = start if _process().is_main_process else None
@@ -813,14 +813,6 @@ def _fit_stage(
     if trained is not None and read_best(steps, config.eval.best_by) is not None:
         load_trained(trained.network, steps / BEST)
     return trained, list(trainer.state.log_history)
-
-
-def _lm_head(start: Checkpoint) -> torch.nn.Linear:
-    """Output layer of the language model. Raise `ConfigError`."""
-    try:
-        return read_lm_head(start)
-    except CheckpointError as error:
-        raise ConfigError(f"loss.sft needs the output layer of a language model: {error}. Leave it out.") from error
 
 
 def _load_newest(config: Config, network: RewardNetwork, steps: Path) -> None:
