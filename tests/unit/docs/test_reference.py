@@ -19,10 +19,10 @@ from rewardserve.service.api import body
 from rewardserve.service.api.error_responses import error_response
 from rewardserve.service.api.requests import ScoreRequest
 from rewardserve.service.api.validation import check
-from rewardserve.service.cli.options import from_command_line
+from rewardserve.service.cli.options import from_command_line, unknown_variables
 from rewardserve.service.errors import RequestRefused
 from rewardserve.service.observability.metrics import Metrics
-from rewardserve.service.settings import ServeSettings, unknown_variables
+from rewardserve.service.settings import ServeSettings
 from rewardserve.service.tripwires.alert import CANARY, VOTE
 from rewardserve.training.settings.config import RANGES
 
