@@ -42,7 +42,7 @@ _SETTINGS = {name: f"model.{name}: true" for name in ("allow_pickle", "ignore_ch
 _SUMMARIES = {
     "train": "Train a reward model, and write it as a checkpoint.",
     "finish": "Finish a stopped training: turn its newest complete step into a checkpoint. A run that ended between its "
-    "checkpoint and its report gets its report.",
+    "checkpoint and its report gets all that it lacks.",
     "evaluate": "Evaluate a checkpoint on the held-out pairs of a recipe, and write a report; or score a benchmark file with a "
     "checkpoint or a running server.",
     "calibrate": "Fit the calibration of a checkpoint on the held-out pairs of a recipe, and write the checkpoint with it into "

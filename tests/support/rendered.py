@@ -18,9 +18,10 @@ from pydantic_settings import SettingsError
 from rewardserve.service.api.route_policy import OPEN_PATHS
 from rewardserve.service.api.routes.health import health_routes
 from rewardserve.service.app import _MAX_CLOSING_S
+from rewardserve.service.cli.options import unknown_variables
 from rewardserve.service.models.active_models import ActiveModels
 from rewardserve.service.observability.metrics import PREFIX, TABLE, Metrics
-from rewardserve.service.settings import ServeSettings, unknown_variables
+from rewardserve.service.settings import ServeSettings
 from tests.support.manifests import K8S, fits, of_kind, pod_templates
 
 SUFFIX = re.compile(r"([KMGT]i?)?$")
