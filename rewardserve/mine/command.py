@@ -30,7 +30,9 @@ from rewardserve.mine.selection import (
     Ints,
     controls,
     find_candidates,
+    n_controls_for,
     quantiles,
+    responses_in,
     spread,
     standardise,
 )
@@ -270,13 +272,23 @@ def mine(settings: MineSettings, responses: Responses, scores: Sequence[Scores])
     model_N, *judges = (np.array(each.raw) for each in scores)
     gaps = standardise(model_N, _mean_judge(judges, prompt_N), prompt_N)
     chars_N = np.array([len(text) for text in texts], dtype=np.int64)
-    found = find_candidates(gaps, prompt_N, chars_N, texts, min_gap=settings.min_gap, per_prompt=settings.per_prompt)
+    n_controls = round(settings.pairs * settings.controls)
+
+    def candidates(of: Gaps) -> list[Candidate]:
+        return find_candidates(of, prompt_N, chars_N, texts, min_gap=settings.min_gap, per_prompt=settings.per_prompt)
+
+    found = candidates(gaps)
+    n_wanted = min(n_controls, n_controls_for(len(found), settings.controls))
+    reserved: list[Candidate] = []
+    if len(controls(gaps, prompt_N, texts, found, n_wanted)) < n_wanted:
+        # Too few responses are left: the controls are drawn first, so that their rows are as blind as others.
+        reserved = controls(gaps, prompt_N, texts, [], n_wanted)
+        found = candidates(gaps.without(responses_in(reserved)))
     found.sort(key=lambda each: (-each.gap, each.prompt, each.high))
     suspected, beside = ([_observed(responses, gaps, i) for i in side] for side in _sides(found))
     shared, groups = find_shared(suspected, beside)
-    n_controls = round(settings.pairs * settings.controls)
     chosen = spread(found, groups, settings.pairs - n_controls)
-    drawn = controls(gaps, prompt_N, texts, chosen, n_controls) if chosen else []
+    drawn = (reserved or controls(gaps, prompt_N, texts, chosen, n_controls)) if chosen else []
     words = dict(zip(found, groups, strict=True))
     if chosen:
         write_queue(settings.out, [_entry(responses, gaps, model_N, each, words) for each in (*chosen, *drawn)])
@@ -292,6 +304,7 @@ def mine(settings: MineSettings, responses: Responses, scores: Sequence[Scores])
         n_prompts_contradicted=len({each.prompt for each in found}),
         n_suspected=len(chosen),
         n_controls=len(drawn),
+        n_controls_wanted=min(n_controls, n_controls_for(len(chosen), settings.controls)),
         n_prompts_chosen=len({each.prompt for each in (*chosen, *drawn)}),
         correlation=spearman(gaps.model_N[known_N], gaps.judge_N[known_N]),
         gap_quantiles=dict(quantiles(gaps)),

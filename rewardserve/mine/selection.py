@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,6 +45,11 @@ class Gaps:
 
     model_N: Floats
     judge_N: Floats
+
+    def without(self, numbers: Collection[int]) -> Gaps:
+        """The same, with no score for these responses."""
+        gone_N = np.isin(np.arange(len(self.model_N)), list(numbers))
+        return Gaps(np.where(gone_N, np.nan, self.model_N), np.where(gone_N, np.nan, self.judge_N))
 
     @property
     def gap_N(self) -> Floats:
@@ -146,7 +151,7 @@ def controls(gaps: Gaps, prompt_N: Ints, texts: Sequence[str], chosen: Sequence[
 
     They hide from an annotator that one response of each pair is suspected, and show how often the judge is wrong.
     """
-    used = {number for candidate in chosen for number in (candidate.high, candidate.other)}
+    used = responses_in(chosen)
     with_pair = {candidate.prompt for candidate in chosen}
     found = []
     for prompt, members in _by_prompt(gaps, prompt_N).items():
@@ -160,6 +165,16 @@ def controls(gaps: Gaps, prompt_N: Ints, texts: Sequence[str], chosen: Sequence[
         key=lambda each: (each.prompt in with_pair, _draw("prompt", *sorted((texts[each.high], texts[each.other]))))
     )
     return found[:n]
+
+
+def n_controls_for(n_suspected: int, share: float) -> int:
+    """Number of controls that are this share of a queue with so many suspected pairs."""
+    return round(n_suspected * share / (1 - share))
+
+
+def responses_in(pairs: Iterable[Candidate]) -> set[int]:
+    """Numbers of the responses of pairs."""
+    return {number for pair in pairs for number in (pair.high, pair.other)}
 
 
 def _draw(*parts: object) -> bytes:

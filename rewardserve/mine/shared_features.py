@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewardserve.service.tripwires.attribution.effects import Effect
 from rewardserve.service.tripwires.attribution.findings import Finding
 from rewardserve.service.tripwires.attribution.growth import compare_with
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
-from rewardserve.service.tripwires.attribution.sentences import name
+from rewardserve.service.tripwires.attribution.sentences import name, pays
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
 
 MOST_COMPARED = 4_000
@@ -33,12 +32,13 @@ def find_shared(
 ) -> tuple[list[SharedFeature], list[str]]:
     """Features that suspected responses have more often than the responses beside them, and the group of each pair.
 
-    Both have the same length, one pair a place; later pairs than the first `MOST_COMPARED` have no group.
+    Features for which the model pays less than the judge are left out. Both have the same length, one pair a place; later
+    pairs than the first `MOST_COMPARED` have no group.
     """
     early, recent = beside[:MOST_COMPARED], suspected[:MOST_COMPARED]
     before = EarlyFeatures([each.clipped() for each in early])
     clipped = [each.clipped() for each in recent]
-    findings = compare_with(before, clipped).findings
+    findings = [each for each in compare_with(before, clipped).findings if not _is_underpaid(each)]
     masks = before.recent_sets(clipped) if findings else {}
     everyone = (1 << len(recent)) - 1
     groups = [NO_FEATURE] * len(suspected)
@@ -53,15 +53,12 @@ def find_shared(
     return shared, groups
 
 
+def _is_underpaid(finding: Finding) -> bool:
+    """Whether the model pays less for the feature than the judge: then it is no reason why responses are suspected."""
+    model, judge = finding.model_pays, finding.judge_pays
+    return model is not None and judge is not None and model.mean < judge.mean
+
+
 def _sentence(finding: Finding) -> str:
-    parts = [
-        f"{name(finding)}: {finding.recent:.0%} of the suspected responses, {finding.early:.0%} of those beside them"
-    ]
-    if finding.model_pays is not None:
-        judged = "" if finding.judge_pays is None else f", by the judge {_interval(finding.judge_pays)}"
-        parts.append(f"responses with it score {_interval(finding.model_pays)} standard deviations higher{judged}")
-    return "; ".join(parts)
-
-
-def _interval(effect: Effect) -> str:
-    return f"{effect.mean:+.1f} [{effect.low:+.1f}, {effect.high:+.1f}]"
+    shares = f"{finding.recent:.0%} of the suspected responses, {finding.early:.0%} of those beside them"
+    return "; ".join(part for part in (f"{name(finding)}: {shares}", pays(finding)) if part)

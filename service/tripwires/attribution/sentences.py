@@ -73,7 +73,7 @@ def headline(
 
 def sentence(finding: Finding, earned: Effect | None = None, judged: Effect | None = None) -> str:
     """A finding in one sentence; `earned` is what its edit alone earned in first responses of the run, `judged` from the judge."""
-    parts = [f"{name(finding)} went from {finding.early:.0%} to {finding.recent:.0%}", _pays(finding)]
+    parts = [f"{name(finding)} went from {finding.early:.0%} to {finding.recent:.0%}", pays(finding)]
     if earned is not None:
         alone = f"{_put_in(finding, earned.n)} {_interval(earned)} standard deviations"
         by_judge = "" if judged is None else f", from the judge {_interval(judged)}"
@@ -271,17 +271,18 @@ def _alternatives(texts: tuple[str, ...]) -> str:
     return f"a text like {shown[0]}" if len(shown) == 1 else f"a text like {', '.join(shown[:-1])} or {shown[-1]}"
 
 
-def _pays(finding: Finding) -> str:
+def pays(finding: Finding) -> str:
+    """What the model and the judge give responses with the feature; empty where it is not known."""
     model, judge = finding.model_pays, finding.judge_pays
     if model is None:
         return ""
     is_less = model.mean < 0
-    pays = (
+    amount = (
         f"{_amount(_negated(model))} standard deviations lower"
         if is_less
         else f"{_interval(model)} standard deviations higher"
     )
-    paid = f"responses with it score {pays}"
+    paid = f"responses with it score {amount}"
     return f"{paid}, the judge gives them {_interval(judge)} ({finding.n_judged} judged)" if judge else paid
 
 
