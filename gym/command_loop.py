@@ -114,7 +114,7 @@ class Loop:
         folder = self.folder / name
         folder.mkdir()
         write_network(backbone([self.seed, network + 1]), folder / "sft")
-        write_rows(folder / "pairs.jsonl", _rows(labelled))
+        write_rows(folder / "pairs.jsonl", pair_rows(labelled))
         recipe = {
             "model": {"path": str(folder / "sft"), "head_init": "logistic"},
             "method": {"name": "frozen"},
@@ -131,14 +131,14 @@ class Loop:
         return folder / "out" / "checkpoint"
 
 
-def _rows(labelled: LabelledPairs) -> list[dict[str, str]]:
-    """Preference pairs with a prompt each, without those with an empty response, which training leaves out."""
+def pair_rows(labelled: LabelledPairs) -> list[dict[str, str]]:
+    """Preference pairs with a prompt each, without those that training refuses: with an empty response, or two equal ones."""
     left, right = labelled.left.texts(), labelled.right.texts()
     rows = [
         {"prompt": vocabulary.prompt(i), "chosen": a if won else b, "rejected": b if won else a}
         for i, (a, b, won) in enumerate(zip(left, right, labelled.left_won_N.tolist(), strict=True), start=FIRST_PROMPT)
     ]
-    return [row for row in rows if row["chosen"] and row["rejected"]]
+    return [row for row in rows if row["chosen"] and row["rejected"] and row["chosen"] != row["rejected"]]
 
 
 def main() -> None:

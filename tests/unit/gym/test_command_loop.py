@@ -11,8 +11,11 @@ from transformers import AutoModel, AutoTokenizer
 
 from gym import vocabulary
 from gym.checkpoint import write_network
-from gym.command_loop import Loop, ServedModel
+from gym.command_loop import Loop, ServedModel, pair_rows
+from gym.labeller import LabelledPairs
 from gym.proxy import VECTOR, WIDTH, backbone
+from gym.responses import Responses
+from gym.vocabulary import EOS
 from rewardserve.model.backends import ModelSpec, load
 from tests.support.command import run_command
 
@@ -34,6 +37,16 @@ def test_the_checkpoint_has_the_features_of_the_network(base, tmp_path):
     assert np.mean(alike) > 0.7
     other_BD = backbone([6, 1]).hidden_BD(responses)
     assert abs(np.mean([np.corrcoef(features_BD[:, i], other_BD[:, i])[0, 1] for i in range(WIDTH)])) < 0.3
+
+
+def test_rows_that_training_refuses_are_left_out(base):
+    sampled = base.sample(np.random.default_rng(3), np.zeros(3, dtype=np.int64))
+    tokens_BT = sampled.tokens_BT.copy()
+    tokens_BT[1] = EOS
+    left, right = Responses(tokens_BT, sampled.prompt_ids_B), sampled.take(np.array([1, 0, 2]))
+    won_N = np.ones(3, dtype=np.bool_)
+    (row,) = pair_rows(LabelledPairs(left, right, won_N, won_N))
+    assert (row["chosen"], row["rejected"]) == (left.texts()[0], right.texts()[0])
 
 
 def test_every_round_is_made_of_the_commands(base, tmp_path, capsys):
