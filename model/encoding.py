@@ -113,19 +113,10 @@ class _Talk(NamedTuple):
     messages: tuple[Message, ...]
     tools: str = ""
 
-    @property
-    def prompt(self) -> _Talk:
-        """All but the last message."""
-        return _Talk(self.messages[:-1], self.tools)
-
     def texts(self) -> list[str]:
         """Every text that a client has written, in the order of `with_texts`."""
-        written = [self.tools] if self.tools else []
-        for message in self.messages:
-            written.append(message.content)
-            for call in message.tool_calls:
-                written += (call.name, call.arguments)
-        return written
+        written = [text for message in self.messages for text in _texts_of(message)]
+        return [self.tools, *written] if self.tools else written
 
     def with_texts(self, texts: Iterable[str]) -> _Talk:
         """The same conversation with other texts."""
@@ -333,20 +324,22 @@ class Encoder:
             messages = sample.conversation()
             if self._slots is not None and messages[0] == Message("system", ""):
                 messages = messages[1:]  # LLaMA-Factory drops an empty system message
-            talk = _Talk(messages, sample.tools)
-            self._check_slots(talk)
+            talk, last = _Talk(messages, sample.tools), messages[-1]
+            if self._slots is not None:
+                _check_slots(talk)
             for text in talk.texts():
                 check_text(text)
-            last = messages[-1]
             # The text of a policy often still has its end token, which the template writes again.
             content, had_ending = self._without_ending(last.content)
             if not content.strip() and not last.tool_calls:
                 _check_empty(sample)
-            prompt = self._prompts.get(talk.prompt) or self._cache_prompt(talk.prompt)
-            talk = _Talk((*messages[:-1], replace(last, content=content)), sample.tools)
-            if prompt.is_quoting or any(map(self._controls.are_quoted, _Talk(talk.messages[-1:]).texts())):
+            before = _Talk(messages[:-1], sample.tools)
+            prompt = self._prompts.get(before) or self._cache_prompt(before)
+            if content != last.content:
+                talk = _Talk((*messages[:-1], replace(last, content=content)), sample.tools)
+            if prompt.is_quoting or any(map(self._controls.are_quoted, _texts_of(talk.messages[-1]))):
                 talk, escaped = self._escape(talk)
-                prompt = self._render_prompt(talk.prompt)
+                prompt = self._render_prompt(_Talk(talk.messages[:-1], talk.tools))
             rendering = self._render(talk.messages, add_generation_prompt=False, tools=talk.tools)
             if escaped is not None:
                 _check_stand_ins(escaped, rendering, talk)
@@ -425,14 +418,6 @@ class Encoder:
             return rendering
         stripped = rendering.rstrip("\n")
         return stripped if stripped.endswith(self._eos) else f"{stripped} {self._eos}"
-
-    def _check_slots(self, talk: _Talk) -> None:
-        """Raise `UnsupportedField` for tools and calls in LLaMA-Factory's layout, whose trainer writes them by itself."""
-        if self._slots is None:
-            return
-        for field, is_there in (("tools", bool(talk.tools)), ("tool_calls", any(m.tool_calls for m in talk.messages))):
-            if is_there:
-                raise UnsupportedField(field, by=" in the layout of LLaMA-Factory")
 
     def _escape(self, talk: _Talk) -> tuple[_Talk, Escaped]:
         """Replace the control tokens that a conversation quotes by stand-ins."""
@@ -745,6 +730,20 @@ class Encoder:
             raise InputTooLong(n=n_response + head, limit=limit, what="response" if encoded.n_prompt else "sample")
         ids = encoded.ids[:head] + encoded.ids[head + excess :]
         return encoded._replace(ids=ids, n_prompt=encoded.n_prompt - excess, truncated=True)
+
+
+def _texts_of(message: Message) -> list[str]:
+    """Texts of a message: its content, and names and arguments of its calls."""
+    if not message.tool_calls:
+        return [message.content]
+    return [message.content, *(text for call in message.tool_calls for text in (call.name, call.arguments))]
+
+
+def _check_slots(talk: _Talk) -> None:
+    """Raise `UnsupportedField` for tools and calls in LLaMA-Factory's layout, whose trainer writes them by itself."""
+    for field, is_there in (("tools", bool(talk.tools)), ("tool_calls", any(m.tool_calls for m in talk.messages))):
+        if is_there:
+            raise UnsupportedField(field, by=" in the layout of LLaMA-Factory")
 
 
 def _check_stand_ins(escaped: Escaped, rendering: str, talk: _Talk) -> None:

@@ -50,8 +50,11 @@ def plain_message(message: Message, beside_calls: ContentOfCalls) -> dict[str, A
             plain |= {"content": None} if beside_calls == "null" else {}
             plain = {"role": message.role} if beside_calls == "missing" else plain
         plain["tool_calls"] = [_plain_call(call) for call in message.tool_calls]
-    named = {"tool_call_id": message.tool_call_id, "name": message.name}
-    return plain | {key: value for key, value in named.items() if value}
+    if message.tool_call_id:
+        plain["tool_call_id"] = message.tool_call_id
+    if message.name:
+        plain["name"] = message.name
+    return plain
 
 
 def plain_tools(tools: str) -> list[dict[str, Any]] | None:

@@ -1,7 +1,7 @@
 """The recipe of the audit judge that is trained beside a model, and its place in the checkpoint.
 
-A judge is of use where it errs otherwise than the model, so it differs in pairs, depth and seed, learns from no made pairs, and
-does not learn length.
+A judge is of use where it errs otherwise than the model, so it differs in feedback, depth and seed, learns from no made pairs and
+from no counterexamples of the model, and does not learn length from pairs.
 Independent of torch.
 """
 
@@ -51,7 +51,7 @@ def judge_config(config: Config, judge: AuditJudgeConfig) -> Config:
     return replace(
         config,
         model=model,
-        data=replace(data, balance_length=judge.balance_length),
+        data=replace(data, balance_length=None if judge.balance_length else False),
         augment=AugmentConfig(),
         method=replace(config.method, layers=layers),
         output=replace(
@@ -61,7 +61,9 @@ def judge_config(config: Config, judge: AuditJudgeConfig) -> Config:
             run_name=f"{config.output.reported_name}-{AUDIT_JUDGE}",
         ),
         audit_judge=None,
-        counterexamples=None,
+        counterexamples=judge.counterexamples,
+        loss=judge.loss or config.loss,
+        stages=() if judge.sources else config.stages,
         seed=(config.seed + 1) % 2**32,
     )
 

@@ -466,7 +466,7 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_fold
             "Hold out other pairs."
         )
     _refuse_settings_of_pairs(config, kept)
-    if config.data.balance_length:
+    if config.data.balance_length is not False:
         kept = length_balance.balanced(kept)
     unused = None if labelled is None else counterexamples.unused_rows(labelled, audited_table)
     counts = row_counts.count_rows(split, kept, held_out, overlap, unused)
@@ -480,7 +480,8 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_fold
         show(line)
     if kept.twins:
         show(f"  twins: {len(kept.twins):,}, which say the same as a training response")
-    tables = EncodedData(split, kept, comparisons(held_out), counts, fitted.policy, held_out, labelled, audited_table)
+    audited_pairs = comparisons(audited_table)
+    tables = EncodedData(split, kept, comparisons(held_out), counts, fitted.policy, held_out, labelled, audited_pairs)
     if config.counterexamples is not None:
         show(f"counterexamples: {about_counterexamples(config.counterexamples, tables)}")
     return tables

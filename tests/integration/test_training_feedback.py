@@ -289,3 +289,23 @@ def test_a_source_that_repeats_makes_more_steps(sft, tmp_path, two_sources):
     assert train(recipe, "data.sources.1.repeat=3") == 0
     (step,) = (tmp_path / "out" / "steps").glob("checkpoint-*")
     assert step.name == f"checkpoint-{(120 + 3 * 120) // 16}"
+
+
+@pytest.mark.parametrize("kind", ["rankings", "ratings", "labels"])
+def test_a_judge_learns_from_other_feedback_than_the_model_and_from_a_separate_queue(kind, sft, tmp_path):
+    """It has the lengths of no pairs to balance, no stage of the model, and another loss."""
+    pairs = world.write_jsonl(tmp_path / "pairs.jsonl", world.planted_rows(160))
+    other = world.write_jsonl(tmp_path / "other.jsonl", rows_of(kind, 160, seed=1))
+    queue = world.write_jsonl(
+        tmp_path / "queue.jsonl",
+        [{"prompt": f"q {i}", "chosen": f"kindly {i}", "rejected": f"rudely {i}"} for i in range(40)],
+    )
+    judge = {"sources": [{"path": str(other)}], "n_layers": 1, "counterexamples": {"path": str(queue)}}
+    judge |= {"loss": {"ratings": "huber"}} if kind == "ratings" else {}
+    stages = [{"kinds": ["pairs"], "loss": {"centring": 0.01}}]
+    recipe = recipe_for(tmp_path, sft, [pairs], method={"name": "frozen"}, audit_judge=judge, stages=stages)
+    assert main(["train", "--config", str(recipe)]) == 0
+    report = json.loads((tmp_path / "out/checkpoint/audit_judge/training_report.json").read_text())
+    assert report["rows read"] == 160 + 40
+    assert report["counterexamples"]
+    assert not report_of(tmp_path / "out")["counterexamples"]

@@ -19,7 +19,7 @@ from rewardserve.model.text.nearest_word import did_you_mean
 from rewardserve.training.dataset import data, source_columns, sources
 from rewardserve.training.dataset.conversations import FieldError
 from rewardserve.training.dataset.data import BadRow, DataError, Split
-from rewardserve.training.dataset.feedback import Pair, with_noun
+from rewardserve.training.dataset.feedback import Pair, n_ties, with_noun
 from rewardserve.training.dataset.leakage import prompt_key
 from rewardserve.training.dataset.pairs import to_pair
 from rewardserve.training.dataset.row_counts import N_ROWS
@@ -31,7 +31,7 @@ SOURCE = "counterexamples"
 """Name of these pairs in reports."""
 
 VERDICTS = ("a", "b", "tie", "both_bad", "skip")
-_NO_PREFERENCE = {"tie": "a tie", "both_bad": "both bad", "skip": "skipped by all annotators"}
+_NO_PREFERENCE = {"both_bad": "both bad", "skip": "skipped by all annotators"}
 _UNLABELLED, _CONTRADICTING = "without a verdict", "with contradicting verdicts"
 _N_SHOWN = 20
 
@@ -59,8 +59,10 @@ class Labelled:
 
     def __str__(self) -> str:
         """Describe the file as a line of the summary."""
-        rest = "".join(f", {n:,} {reason}" for reason, n in self.left_out.items())
-        return f"{with_noun(self.n_rows, 'row')}, {with_noun(len(self.pairs), 'pair')} with a preference{rest}"
+        ties = n_ties(self.pairs)
+        others = {**({"ties": ties} if ties else {}), **self.left_out}
+        rest = "".join(f", {n:,} {reason}" for reason, n in others.items())
+        return f"{with_noun(self.n_rows, 'row')}, {with_noun(len(self.pairs) - ties, 'pair')} with a preference{rest}"
 
 
 def queue_id(prompt: str | Sequence[Mapping[str, str]], first: str, second: str) -> str:
@@ -94,7 +96,7 @@ def read(config: CounterexamplesConfig, recipe: DataConfig, head: str) -> Labell
         labelled = _of_pairs(source, recipe.on_bad_row, head)
     if not labelled.pairs:
         raise DataError(
-            f"none of the {with_noun(labelled.n_rows, 'row')} of {config.path} prefers one response "
+            f"none of the {with_noun(labelled.n_rows, 'row')} of {config.path} prefers one response or is a tie "
             f"({_counts(labelled.left_out)}). Fill in `verdict` with one of {', '.join(VERDICTS)}."
         )
     return labelled
@@ -118,7 +120,7 @@ def split(labelled: Labelled, config: CounterexamplesConfig, recipe: DataConfig,
 
 
 def mined_accuracy(labelled: Labelled, held_out: Sequence[Pair]) -> float | None:
-    """Accuracy on these pairs of the model for which they were mined; a tie counts half. None if its scores are not known."""
+    """Accuracy on these pairs of the model for which they were mined; equal scores count half. None if its scores are not known."""
     return _share_right([labelled.mined[pair.id].model for pair in held_out if pair.id in labelled.mined])
 
 
@@ -152,7 +154,7 @@ def _of_pairs(source: SourceConfig, on_bad_row: str, head: str) -> Labelled:
 
 
 def _of_queue(rows: Sequence[SourceRow], source: SourceConfig, head: str) -> Labelled:
-    """Read a queue: one pair an id whose verdicts agree on a response. Raise `DataError` for a bad row: it is lost work."""
+    """Read a queue: one pair an id with one verdict of all. Raise `DataError` for a bad row, which is lost work."""
     bad: list[BadRow] = []
     by_id: dict[str, list[SourceRow]] = {}
     for row in rows:
@@ -181,7 +183,7 @@ def _of_queue(rows: Sequence[SourceRow], source: SourceConfig, head: str) -> Lab
             faulty.append(BadRow(row.file, row.line, error.field, str(error)))
             continue
         pairs.append(pair)
-        if number in scores and row.values is not None:
+        if number in scores and row.values is not None and not pair.tie:
             mined[pair.id] = scores[number].margins(row.values["chosen"], row.values["rejected"])
     _refuse_bad(faulty, len(rows), "Correct them, or set their verdict to skip.")
     return Labelled(source.path, len(rows), tuple(pairs), _left_out(left_out), mined)
@@ -222,11 +224,12 @@ def _preference(same: Sequence[SourceRow]) -> tuple[SourceRow | None, str]:
     if len(decided) > 1:
         return None, _CONTRADICTING
     (verdict,) = decided
-    if isinstance(verdict, str):
+    if isinstance(verdict, str) and verdict in _NO_PREFERENCE:
         return None, _NO_PREFERENCE[verdict]
-    assert verdict is not None
     row = next(row for row in same if row.values is not None and _meant(row.values) == verdict)
-    values = {"prompt": (row.values or {}).get("prompt"), "chosen": verdict[0], "rejected": verdict[1]}
+    given = row.values or {}
+    chosen, rejected = (given["a"], given["b"]) if isinstance(verdict, str) or verdict is None else verdict
+    values = {"prompt": given.get("prompt"), "chosen": chosen, "rejected": rejected, "tie": verdict == "tie"}
     return SourceRow(row.file, row.line, values), ""
 
 

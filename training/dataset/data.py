@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -94,7 +95,7 @@ def load(config: DataConfig, default_head: str) -> Split:
     read = _read_all("data.sources", config.sources, config, default_head)
     items = [item for r in read for item in r.items]
     if config.eval_sources:
-        held_read = _read_all("data.eval_sources", config.eval_sources, config, default_head)
+        held_read = _read_all("data.eval_sources", config.eval_sources, config, default_head, before=config.sources)
         held = tuple(item for r in held_read for item in r.items)
         held_groups = {item.group for item in held}
         train = tuple(item for item in items if item.group not in held_groups)
@@ -196,14 +197,25 @@ def _noun_of(read: Iterable[SourceItems]) -> str:
 
 
 def _read_all(
-    place: str, all_sources: Iterable[SourceConfig], config: DataConfig, default_head: str
+    place: str,
+    all_sources: Iterable[SourceConfig],
+    config: DataConfig,
+    default_head: str,
+    before: Iterable[SourceConfig] = (),
 ) -> list[SourceItems]:
-    """Read sources; `place` is that of their list in the recipe, which errors name."""
-    read = []
+    """Read sources; `place` is that of their list in the recipe, which errors name.
+
+    One that was read `before`, for another head say, gets separate ids.
+    """
+    paths, read = Counter(source.path for source in before), list[SourceItems]()
     for number, source in enumerate(all_sources):
         with sources.named(f"{place}.{number}"):
             head = source.head or default_head
-            read.append(read_source(source, head=head, salt=config.salt, cache=config.cache))
+            found = read_source(source, head=head, salt=config.salt, cache=config.cache)
+        paths[source.path] += 1
+        if (n := paths[source.path]) > 1:
+            found = replace(found, items=tuple(item.with_id(f"{item.id} (source {n})") for item in found.items))
+        read.append(found)
     bad = tuple(b for r in read for b in r.bad)
     if bad and config.on_bad_row == "raise":
         raise DataError(_complaint(bad, sum(r.n_rows for r in read), _noun_of(read)))

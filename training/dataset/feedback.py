@@ -58,6 +58,10 @@ class Item(Protocol):
     def donor_group(self) -> str | None: ...
     @property
     def paraphrase(self) -> str: ...
+    def with_id(self, new: str) -> Item:
+        """The same item under another id."""
+        ...
+
     def with_samples(self, samples: Sequence[Sample]) -> Item:
         """The same label over other samples."""
         ...
@@ -124,6 +128,10 @@ class Pair:
             rejected_text=self.chosen_text,
         )
 
+    def with_id(self, new: str) -> Pair:
+        """The same preference under another id."""
+        return replace(self, id=new)
+
     def with_samples(self, samples: Sequence[Sample]) -> Pair:
         """The same preference between other samples."""
         chosen, rejected = samples
@@ -173,6 +181,10 @@ class Graded:
     def paraphrase(self) -> str:
         """Empty: only pairs have paraphrases."""
         return ""
+
+    def with_id(self, new: str) -> Graded:
+        """The same values under another id."""
+        return replace(self, id=new)
 
     def with_samples(self, samples: Sequence[Sample]) -> Graded:
         """The same values over other samples."""

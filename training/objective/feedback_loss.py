@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rewardserve.training.batches.pair_batches import Batch
+from rewardserve.training.dataset.counterexamples import SOURCE
 from rewardserve.training.dataset.feedback import Item, Kind
 from rewardserve.training.objective.losses import (
     RATING_LOSSES,
@@ -34,10 +35,11 @@ _LEAST_SHARE = 1e-3
 def fitted(config: LossConfig, items: Sequence[Item]) -> LossConfig:
     """The settings with `tie` and `label_offset` as numbers.
 
-    The share of ties s gives `2 s / (1 - s)`, the nu at which Davidson's model of two equal responses ties that often. The share of
+    The share of ties s gives `2 s / (1 - s)`, the nu at which Davidson's model of two equal responses ties that often. Ties of a
+    queue of counterexamples do not count: their share is that of its selection. The share of
     good labels p gives `-log(p / (1 - p))`, so a score of 0 is that of a response that is good as often as all are.
     """
-    ties = [item.values[0] == item.values[1] for item in items if item.kind == "pairs"]
+    ties = [item.values[0] == item.values[1] for item in items if item.kind == "pairs" and item.source != SOURCE]
     good = [item.values[0] for item in items if item.kind == "labels"]
     s, p = _share(ties), _share(good)
     tie = 2 * s / (1 - s) if config.tie is None else config.tie

@@ -11,6 +11,7 @@ from math import log
 
 import numpy as np
 
+from rewardserve.training.dataset.feedback import Pair
 from rewardserve.training.dataset.sequences import FeedbackTable
 
 N_BINS = 8
@@ -21,17 +22,18 @@ MAX_WEIGHT = 8.0
 
 
 def balanced(table: FeedbackTable) -> FeedbackTable:
-    """The table with the weights of its pairs multiplied; the sum of a head's weights stays."""
-    factors = np.ones(len(table))
-    pairs = table.pairs
-    for head in {pair.head for pair in pairs}:
-        numbers = [i for i, pair in enumerate(pairs) if pair.head == head]
-        weights = np.array([pairs[i].weight for i in numbers])
+    """The table with the weights of its pairs multiplied; the sum of a head's weights stays, and so does other feedback."""
+    factors, items = np.ones(len(table)), table.items
+    for head in {pair.head for pair in table.pairs}:
+        numbers = [i for i, item in enumerate(items) if item.kind == "pairs" and item.head == head]
+        weights = np.array([items[i].weight for i in numbers])
         factor = _factors(np.array([_difference(table, i) for i in numbers]), weights)
         factors[numbers] = factor * weights.sum() / (factor * weights).sum()
-    return replace(
-        table, items=tuple(replace(p, weight=p.weight * f) for p, f in zip(pairs, factors.tolist(), strict=True))
+    weighed = (
+        replace(item, weight=item.weight * factor) if isinstance(item, Pair) else item
+        for item, factor in zip(items, factors.tolist(), strict=True)
     )
+    return replace(table, items=tuple(weighed))
 
 
 def _difference(table: FeedbackTable, pair: int) -> float:

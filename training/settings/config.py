@@ -373,8 +373,9 @@ class DataConfig:
     both sides, or for a held-out pair."""
     swap: bool = False
     """Train on the pairs that would be held out, and hold out the others."""
-    balance_length: bool = False
-    """Weight pairs so that, among those with about the same difference in length, longer and shorter responses win alike."""
+    balance_length: bool | None = False
+    """Weight pairs so that, among those with about the same difference in length, longer and shorter responses win alike; null: if
+    there are pairs."""
     cache: str | None = None
     """Folder in which `datasets` keeps data sets of the hub; null: its default."""
 
@@ -761,33 +762,6 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class AuditJudgeConfig:
-    """The audit judge that is trained beside the model, by the same method.
-
-    It has other pairs than the model, another depth, another seed, and pairs whose lengths are balanced.
-    """
-
-    n_layers: int | None = None
-    """Number of first layers of the backbone; null: two thirds of those of the model."""
-    sources: tuple[SourceConfig, ...] = ()
-    """Sources of its pairs, best from other labellers; empty: those that are held out from the model."""
-    heads: tuple[str, ...] = ()
-    """Heads of the model that the judge has, with the sources that train them; empty: all. Left out with `sources`."""
-    balance_length: bool = True
-    """`data.balance_length` of the judge."""
-
-    def __post_init__(self) -> None:
-        """Raise `ConfigError` naming field and value."""
-        _require_ranges("audit_judge", self)
-        _require(
-            not (self.heads and self.sources),
-            "audit_judge.heads",
-            self.heads,
-            "left out with sources, which name heads",
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class CounterexamplesConfig:
     """Labelled pairs of an audit queue (`rewardserve mine`), which are trained on beside the pairs of `data.sources`."""
 
@@ -804,6 +778,37 @@ class CounterexamplesConfig:
         """Raise `ConfigError` naming field and value."""
         _require_ranges("counterexamples", self)
         _require(bool(self.path), "counterexamples.path", self.path, "a file")
+
+
+@dataclass(frozen=True, slots=True)
+class AuditJudgeConfig:
+    """The audit judge that is trained beside the model, by the same method.
+
+    It has other pairs than the model, another depth, another seed, and pairs whose lengths are balanced.
+    """
+
+    n_layers: int | None = None
+    """Number of first layers of the backbone; null: two thirds of those of the model."""
+    sources: tuple[SourceConfig, ...] = ()
+    """Sources of its pairs, best from other labellers; empty: those that are held out from the model."""
+    heads: tuple[str, ...] = ()
+    """Heads of the model that the judge has, with the sources that train them; empty: all. Left out with `sources`."""
+    balance_length: bool = True
+    """`data.balance_length` of the judge's pairs; other feedback keeps its weights."""
+    loss: LossConfig | None = None
+    """Loss of the judge, where it learns from other kinds of feedback; null: that of the model."""
+    counterexamples: CounterexamplesConfig | None = None
+    """Labelled queue that the judge alone learns from, best one that another judge has mined; null: none."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming field and value."""
+        _require_ranges("audit_judge", self)
+        _require(
+            not (self.heads and self.sources),
+            "audit_judge.heads",
+            self.heads,
+            "left out with sources, which name heads",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -826,7 +831,7 @@ class Config:
     stages: tuple[StageConfig, ...] = ()
     """Stages of the training, such as ratings before pairs; empty: one, over all kinds of feedback."""
     audit_judge: AuditJudgeConfig | None = None
-    """The audit judge that is trained before the model; null: none. It learns from no counterexamples."""
+    """The audit judge that is trained before the model; null: none. It learns from no counterexamples of the model."""
     counterexamples: CounterexamplesConfig | None = None
     """Labelled pairs of an audit queue; null: none."""
     seed: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,14 @@ from rewardserve.training.dataset import counterexamples
 from rewardserve.training.dataset.counterexamples import queue_id, scores_path
 from rewardserve.training.dataset.data import DataError, Split
 from rewardserve.training.dataset.leakage import prompt_key
-from rewardserve.training.settings.config import ConfigError, CounterexamplesConfig, DataConfig, SourceConfig
+from rewardserve.training.objective.feedback_loss import fitted
+from rewardserve.training.settings.config import (
+    ConfigError,
+    CounterexamplesConfig,
+    DataConfig,
+    LossConfig,
+    SourceConfig,
+)
 from rewardserve.training.settings.recipe import parse
 
 DATA = DataConfig((SourceConfig("pairs.jsonl"),))
@@ -42,13 +50,31 @@ def test_a_verdict_makes_its_response_the_chosen_one_with_the_weight(tmp_path):
 
 def test_rows_without_a_preference_are_counted_by_reason(tmp_path):
     swapped = row(5, "a", a="second 5", b="first 5")
-    rows = [row(1, "a"), row(2), row(3, "tie"), row(4, "both_bad"), row(5, "a"), swapped, row(6, "skip"), row(7, "")]
+    rows = [row(1, "a"), row(2), row(3, "b"), row(4, "both_bad"), row(5, "a"), swapped, row(6, "skip"), row(7, "")]
     found = read(write(tmp_path, rows))
-    assert [p.chosen_text for p in found.pairs] == ["first 1"]
+    assert [p.chosen_text for p in found.pairs] == ["first 1", "second 3"]
     assert found.left_out == {
-        "a tie": 1, "both bad": 1, "skipped by all annotators": 1, "with contradicting verdicts": 2, "without a verdict": 2,
+        "both bad": 1, "skipped by all annotators": 1, "with contradicting verdicts": 2, "without a verdict": 2,
     }  # fmt: skip
-    assert "8 rows, 1 pair with a preference" in str(found)
+    assert "8 rows, 2 pairs with a preference, 1 both bad" in str(found)
+
+
+def test_a_tie_is_trained_as_one(tmp_path):
+    swapped = row(2, "tie", a="second 2", b="first 2")
+    path = write(tmp_path, [row(1, "a"), row(2, "tie"), swapped, row(2, "skip"), row(3, "tie")])
+    write_scores(path, [row(1), row(2), row(3)], model=[2.0, 2.0, 2.0], judge=[1.0, 1.0, 1.0])
+    found = read(path)
+    assert [(p.chosen_text, p.values, p.weight) for p in found.pairs] == [
+        ("first 1", (1.0, 0.0), 4.0), ("first 2", (0.0, 0.0), 4.0), ("first 3", (0.0, 0.0), 4.0),
+    ]  # fmt: skip
+    assert "5 rows, 1 pair with a preference, 2 ties, 2 more of the same id" in str(found)
+    assert counterexamples.mined_accuracy(found, found.pairs) == 1.0, "of decided pairs"
+
+
+def test_ties_of_a_queue_do_not_say_how_often_annotators_tie(tmp_path):
+    queue = read(write(tmp_path, [row(1, "a"), row(2, "tie")])).pairs
+    data = tuple(replace(queue[0], source="data", tie=i < 1) for i in range(5))
+    assert fitted(LossConfig(), (*data, *queue)).tie == pytest.approx(2 * 0.2 / 0.8)
 
 
 def test_annotators_who_agree_make_one_pair_whatever_the_order_of_the_responses(tmp_path):
@@ -116,9 +142,10 @@ def test_rows_of_pairs_are_left_out_as_those_of_other_sources(tmp_path):
 
 def test_a_file_without_any_preference_is_refused_with_counts(tmp_path):
     with pytest.raises(
-        DataError, match=r"none of the 2 rows of .* prefers one response \(1 a tie, 1 without a verdict\)"
+        DataError,
+        match=r"none of the 2 rows of .* prefers one response or is a tie \(1 both bad, 1 without a verdict\)",
     ):
-        read(write(tmp_path, [row(1), row(2, "tie")]))
+        read(write(tmp_path, [row(1), row(2, "both_bad")]))
 
 
 def test_a_file_of_preference_pairs_is_read_too(tmp_path):

@@ -266,3 +266,14 @@ def test_a_share_that_holds_nothing_out_is_refused_with_the_numbers(tmp_path, n_
         in str(refused.value)
     )
     assert len(data.load(DataConfig((source,), eval_fraction=0), "score").train) == 12
+
+
+def test_one_file_as_several_sources_has_items_with_ids_of_their_own(tmp_path):
+    """Else what one source loses is not missed where the other has it."""
+    path = str(write_jsonl(tmp_path / "d.jsonl", planted_rows(40)))
+    sources_ = tuple(SourceConfig(path, head=head) for head in ("a", "b"))
+    split = data.load(DataConfig(sources_, eval_fraction=0.25), "a")
+    items = (*split.train, *split.held_out)
+    assert len({item.id for item in items}) == len(items) == 80
+    assert {item.id for item in split.read[0].items} == {f"{path}:{i}" for i in range(1, 41)}
+    assert {item.id for item in split.read[1].items} == {f"{path}:{i} (source 2)" for i in range(1, 41)}

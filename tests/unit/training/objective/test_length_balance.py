@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from rewardserve.model.conversation import Sample
-from rewardserve.training.dataset.feedback import Pair
+from rewardserve.training.dataset.feedback import Graded, Pair
 from rewardserve.training.dataset.sequences import FeedbackTable, TokenSequence
 from rewardserve.training.objective.length_balance import MAX_WEIGHT, balanced
 
@@ -86,3 +87,13 @@ def test_pairs_of_one_side_alone_weigh_half():
     """They teach length and nothing can balance them, but where a bin has no other side they are all there is."""
     weights = [p.weight for p in balanced(table([(10, 10)] * 5 + [(20, 10)] * 5)).pairs]
     assert weights[0] == pytest.approx(2 * weights[-1])
+
+
+def test_other_feedback_beside_pairs_keeps_its_weight():
+    pairs = table([(2, 1), (3, 1), (1, 2)])
+    rating = Graded("r", "source", "group", "score", "ratings", (Sample(text="a"),), ("a",), (1.0,), weight=2.0)
+    mixed = replace(pairs, items=(rating, *pairs.items), rows=((0,), *pairs.rows))
+    found = balanced(mixed)
+    assert found.items[0] == rating
+    assert found.items[1:] == balanced(pairs).items
+    assert balanced(replace(mixed, items=(rating,), rows=((0,),))).items == (rating,)

@@ -148,7 +148,7 @@ def numbers():
             place, name = f"{where}.{f.name}".lstrip("."), f"{key}.{f.name}".lstrip(".")
             if inner is SourceConfig:
                 yield from walk(inner, f"{place}.0", "data.sources") if place == "data.sources" else ()
-            elif inner is StageConfig:
+            elif inner is StageConfig or (inner and where == "audit_judge"):
                 continue  # its sections are those of the recipe
             elif inner:
                 yield from walk(inner, place, name)
