@@ -26,7 +26,7 @@ SOAK ?=
 MEMORY ?=
 OVERLOAD ?=
 
-.PHONY: help hashes image-digests setup install serve test test-sweeps test-vllm test-trainers test-trackers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check docs reference bench bench-peers bench-overhead bench-tripwires bench-load gym gym-report streams grpo drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
+.PHONY: help hashes image-digests setup install serve test test-sweeps test-vllm test-trainers test-trackers test-cuda-dry test-architectures test-ray test-faults test-postgres test-fuzz test-mutants test-docker docker image secrets up check docs reference bench bench-peers bench-overhead bench-tripwires bench-load gym gym-report streams grpo drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +40,7 @@ help:
 	@echo "make test-architectures  every decoder of transformers, tiny, through its engine against plain forwards; writes docs/reference/architectures.md"
 	@echo "make test-ray       the server on Ray Serve, with replicas that follow the queue; installs Ray into .bench/"
 	@echo "make test-faults    slow clients, full disks, out-of-memory kills: tests that need root or minutes (skips those that lack a program)"
+	@echo "make test-postgres  the review store on a real Postgres (Debian: postgresql); installs its driver into .bench/"
 	@echo "make test-fuzz      a hundred thousand bodies, heads and paths put together at random, schemathesis (minutes)"
 	@echo "make test-mutants   whether tests notice mutants of the code; an hour and more (AREAS=api_keys); installs mutmut into .bench/"
 	@echo "make test-docker    the image and docker compose, for real; needs root and dockerd (minutes)"
@@ -137,6 +138,10 @@ test-faults: setup
 	@TEST_FAULTS=1 $(BIN)/python -m pytest -n0 tests/integration/test_server_kills.py tests/integration/test_server_connections.py \
 	  tests/integration/test_slow_clients.py tests/integration/test_server_memory.py tests/integration/test_server_clock.py \
 	  tests/integration/test_disk_full.py tests/integration/test_behind_nginx.py tests/unit/model/test_damaged_checkpoints.py
+
+test-postgres: setup
+	@$(BIN)/python -m tests.postgres.install
+	@"$$($(BIN)/python -m tests.postgres.install | tail -n 1)" -m tests.postgres
 
 test-fuzz: setup
 	@$(BIN)/python -m tests.fuzz.install

@@ -81,6 +81,7 @@ COMMANDS = {
     "Operate": (
         Command("keys", "NAME FILE", "make an API key", "rewardserve.service.cli.keys:main"),
         Command("rules", "", "print the alert rules for Prometheus", "rewardserve.service.cli.rules:main"),
+        Command("review", "ACTION DATABASE", "export, import or delete captured samples", "rewardserve.service.cli.review:main"),
         Command("honeypots", "KEY_FILE", "hash planted prompts", "rewardserve.service.cli.honeypots:main"),
         Command("version", "", "print the versions of RewardServe and its libraries", "rewardserve.cli:print_versions"),
     ),

@@ -75,6 +75,12 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
     },
     "keys": {0: "the key is printed and its digest is in the file", USAGE_ERROR: _INVALID},
     "rules": {0: "the rules are printed", USAGE_ERROR: _INVALID},
+    "review": {
+        0: "the action is done",
+        FAILED: "the store cannot be opened, read or written",
+        USAGE_ERROR: "invalid arguments or lines, or no such run or sample",
+        INTERRUPTED: f"{_STOPPED}; the samples that are imported stay",
+    },
     "honeypots": {0: "the hashed prompts are printed", USAGE_ERROR: _INVALID, INTERRUPTED: _STOPPED},
     "version": {0: "the versions are printed", USAGE_ERROR: "invalid arguments"},
 }

@@ -21,6 +21,7 @@ from typing import Any, cast
 import uvicorn
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
+from pydantic_settings import SettingsError
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -44,6 +45,7 @@ from rewardserve.service.api.routes.health import health_routes
 from rewardserve.service.api.routes.kserve_health import kserve_health_routes
 from rewardserve.service.api.routes.model import model_routes
 from rewardserve.service.api.routes.pages import page_routes
+from rewardserve.service.api.routes.review import Review, review_routes
 from rewardserve.service.api.routes.scoring import scoring_routes
 from rewardserve.service.api.routes.tripwires import tripwire_routes
 from rewardserve.service.api.server_limits import ServerLimits
@@ -57,10 +59,14 @@ from rewardserve.service.models.deployment import Source
 from rewardserve.service.models.loading import PreparedModel, prepare_model
 from rewardserve.service.models.registry import ModelRegistry, in_daemon_thread, tune_garbage_collector
 from rewardserve.service.models.runtime import ModelRuntime
-from rewardserve.service.models.shared_resources import create_shared_resources
+from rewardserve.service.models.shared_resources import Capture, create_shared_resources
 from rewardserve.service.observability import logs
+from rewardserve.service.observability.capture_report import CaptureReport
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.observability.tripwire_report import TripwireReport
+from rewardserve.service.review.errors import ReviewStoreError
+from rewardserve.service.review.policy import CapturePolicy
+from rewardserve.service.review.writer import CaptureWriter, Retention
 from rewardserve.service.settings import ServeSettings, is_loopback
 from rewardserve.service.storage.slots import claimed_slot
 from rewardserve.service.storage.watched_files import watching
@@ -87,6 +93,7 @@ class Application:
     app: ASGIApp
     load_shedder: LoadShedder
     key_file: ApiKeysFile | None
+    review: Review | None
 
 
 # -- building ---------------------------------------------------------------------------------------------------
@@ -110,7 +117,7 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
         docs_url=None,
         redoc_url=None,
     )
-    aliases = settings.aliases()
+    aliases, review = settings.aliases(), _create_review(settings, clock, metrics)
     policy = DialectPolicy(settings.overload_status, aliases, {"on_failure": settings.verify_on_failure})
     scoring = [
         scoring_routes(
@@ -125,10 +132,11 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
         *scoring,
         kserve_health_routes(active_models, aliases),
         health_routes(active_models, metrics, aliases),
-        model_routes(active_models, server_limits),
+        model_routes(active_models, server_limits, settings.capture),
         attribution_routes(active_models),
         tripwire_routes(active_models, clock),
         admin_routes(active_models),
+        review_routes(review),
         page_routes(api.title),
     ]
     for router in routers:
@@ -175,7 +183,25 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
         [*declared, *(route for route in api.routes if type(route) is Route)], settings.metrics_key_required
     )
     app = RequestLogMiddleware(app, route_policy=route_policy, clock=clock, events=events)
-    return Application(settings, active_models, admission, metrics, clock, log, events, app, load_shedder, key_file)
+    return Application(
+        settings, active_models, admission, metrics, clock, log, events, app, load_shedder, key_file, review
+    )
+
+
+def _create_review(settings: ServeSettings, clock: Clock, metrics: Metrics) -> Review | None:
+    """The review store, which is opened when its writer starts; None: there is none. Raise `SettingsError`."""
+    database = settings.review_database()
+    if database is None:
+        return None
+    # Its libraries take half a second to import: a server without a store does without them.
+    from rewardserve.service.review.store import ReviewStore
+
+    try:
+        store = ReviewStore(database)
+    except ReviewStoreError as error:
+        raise SettingsError(f"REWARD_REVIEW__DATABASE: {error}.") from None
+    retention = Retention(settings.review.max_age_days * 86_400.0, settings.review.max_mib * 2**20)
+    return Review(store, CaptureWriter(store, retention, clock, CaptureReport(metrics)), settings.capture)
 
 
 def _host_policy(settings: ServeSettings) -> HostPolicy:
@@ -365,12 +391,17 @@ async def _background_work(
             events = TripwireReport(application.metrics)
             webhook = Webhook(settings.webhook_url, webhook_secrets, application.clock, events, folder=folder)
             webhook.start()
+        if application.review is not None:
+            application.log.warning("capture", what=settings.capture, store=application.review.store.name)
+            application.review.writer.start()
         try:
             with watching(
                 [file for file in (application.key_file, certificate) if file is not None], application.events
             ):
                 yield webhook, folder
         finally:
+            if application.review is not None:
+                await asyncio.to_thread(application.review.writer.stop)
             if webhook is not None:
                 await webhook.stop()
 
@@ -421,6 +452,7 @@ async def _load_unless_stopped(
         settings.scorer_timeout_s,
         state_folder,
         prepared.audit,
+        _capture(application),
     )
     source = Source(settings.model, settings.ensemble)
     registry = ModelRegistry(
@@ -429,6 +461,11 @@ async def _load_unless_stopped(
     application.active_models.attach_admin(registry)
     tune_garbage_collector()
     return registry
+
+
+def _capture(application: Application) -> Capture | None:
+    policy = CapturePolicy.parse(application.settings.capture)
+    return Capture(policy, application.review.writer) if application.review is not None and policy.is_on else None
 
 
 async def _drain(application: Application, registry: ModelRegistry) -> None:

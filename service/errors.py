@@ -103,6 +103,30 @@ class AttributionOff(RequestRefused):
     remedy = "Set REWARD_TRIPWIRES__ATTRIBUTION=1 and REWARD_TRIPWIRES__CPU_SHARE above 0."
 
 
+class ReviewOff(RequestRefused):
+    """The server has no review store."""
+
+    code = "review_off"
+    status = 409
+    remedy = "Set REWARD_CAPTURE, and REWARD_REVIEW__DATABASE or REWARD_TRIPWIRES__STATE_DIR."
+
+
+class NoSuchSample(RequestRefused):
+    """The review store has no sample with this id: it was deleted, or is older than the store keeps samples."""
+
+    code = "no_such_sample"
+    status = 404
+    remedy = "Look up samples in `GET /review/samples`."
+
+
+class ReviewUnavailable(RequestRefused):
+    """The review store cannot be read or written. Scoring goes on."""
+
+    code = "review_unavailable"
+    status = 503
+    remedy = "Look at the database that REWARD_REVIEW__DATABASE names, then retry."
+
+
 class InvalidJson(RequestRefused):
     """The body is not valid JSON: malformed, with NaN or Infinity, or nested too deeply."""
 

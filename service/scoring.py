@@ -29,6 +29,7 @@ from rewardserve.service.inference.outcomes import RowOutcome, RowScored
 from rewardserve.service.inference.rewards import ScoredRow, compute_rewards
 from rewardserve.service.inference.shadow import Shadow
 from rewardserve.service.observability.metrics import Metrics
+from rewardserve.service.review.capture import SampleCapture
 from rewardserve.service.tripwires.io.run_watcher import Flags, RunWatcher
 from rewardserve.service.tripwires.run_context import RunContext
 
@@ -100,7 +101,8 @@ class Scoring:
 
     `n_in_flight` counts the calls in progress; `idle` is set while there are none.
 
-    `shadow` is another model that scores a share of the same samples, for comparison only.
+    `shadow` is another model that scores a share of the same samples, for comparison only. `capture` writes some samples to the
+    review store.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Scoring:
         metrics: Metrics,
         clock: Clock,
         max_tokens: int,
+        capture: SampleCapture | None = None,
     ) -> None:
         self._version = version
         self._admission = admission
@@ -125,6 +128,7 @@ class Scoring:
         self._metrics = metrics
         self._clock = clock
         self._max_tokens = max_tokens
+        self._capture = capture
         self._temperature = pipeline.combination.temperature
         self.shadow: Shadow | None = None
         self.n_in_flight = 0
@@ -256,6 +260,8 @@ class Scoring:
         ]
         rewards = compute_rewards(scored, self._pipeline) if scored else []
         flags = self._watcher.inspect(context, scored, rewards) if context is not None and scored else None
+        if self._capture is not None and context is not None and scored:
+            self._capture.add(context, scored, rewards, flags)
         if self.shadow is not None and scored:
             self.shadow.submit(scored, rewards)
         rewarded = enumerate(rewards)

@@ -24,6 +24,7 @@ from rewardserve.model.traits import Lexicon, LexiconError
 from rewardserve.service.auth.api_keys import ApiKeys, ApiKeysError
 from rewardserve.service.auth.api_keys import read_api_keys as read_keys
 from rewardserve.service.auth.tls import TlsError, TlsFiles, create_ssl_context
+from rewardserve.service.review.policy import FILE_NAME, CapturePolicy
 from rewardserve.service.tripwires.config import WireConfig, WireConfigError
 from rewardserve.service.tripwires.honeypots import Honeypots, HoneypotsError
 from rewardserve.service.tripwires.honeypots import read as read_honeypots
@@ -37,6 +38,10 @@ AUTO_AUDIT_MODEL = "auto"
 """Audit model that stands for the judge beside the model in service."""
 _MAX_BYTES = 64 * 2**20
 _MAX_SECRET_BYTES = 4_096
+
+
+def _checked_capture(text: str) -> str:
+    return str(CapturePolicy.parse(text))
 
 
 class Batching(BaseModel):
@@ -198,6 +203,18 @@ class Tripwires(BaseModel):
         le=1.0,
         description="share of the samples that the audit judge scores, after the start of a run, of which it scores every prompt",
     )
+
+
+class Review(BaseModel):
+    """Settings of the review store, which has the captured samples."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    database: str = Field(
+        "", description="path of a SQLite file, or URL of a Postgres database; empty: review.db in tripwires.state_dir"
+    )
+    max_age_days: float = Field(30.0, gt=0.0, description="age from which captured samples and alerts are deleted")
+    max_mib: int = Field(4096, gt=0, description="size beyond which the oldest captured samples are deleted")
 
 
 class AdmissionSettings(BaseModel):
@@ -498,6 +515,12 @@ class ServeSettings(ModelSettings):
         gt=0,
         description="connections; beyond it, the one idle for longest is evicted; default: by file descriptors, at most 8192",
     )
+    capture: Annotated[str, AfterValidator(_checked_capture)] = Field(
+        "off",
+        description="which samples are written with their texts to the review store; flagged: those with flags, and at an alert "
+        "the first and latest ones of its run; share:0.01: these, and one prompt of a hundred with its responses; off: none",
+    )
+    review: Review = Review()
     webhook_url: str = Field("", description="URL to which alerts are sent as JSON by POST; empty: nowhere")
     webhook_secret_file: Path | None = Field(
         None,
@@ -563,6 +586,11 @@ class ServeSettings(ModelSettings):
                 "REWARD_METRICS_KEY_REQUIRED is set, but there are no keys. Set REWARD_KEYS_FILE, or leave out "
                 "REWARD_METRICS_KEY_REQUIRED."
             )
+        if CapturePolicy.parse(self.capture).is_on and not self.review_database():
+            raise ValueError(
+                f"REWARD_CAPTURE={self.capture} needs a place: set REWARD_TRIPWIRES__STATE_DIR to a folder, or "
+                "REWARD_REVIEW__DATABASE to a file of SQLite or the URL of a Postgres database."
+            )
         if not _is_http_url(self.webhook_url):
             # The message omits the URL, which often holds a token.
             raise ValueError(
@@ -587,6 +615,13 @@ class ServeSettings(ModelSettings):
                 "lower REWARD_MAX_INPUT_TOKENS."
             )
         return self
+
+    def review_database(self) -> str | Path | None:
+        """The place of the review store; None: there is none."""
+        if self.review.database:
+            return self.review.database
+        folder = self.tripwires.state_dir
+        return folder / FILE_NAME if folder is not None and CapturePolicy.parse(self.capture).is_on else None
 
     def aliases(self) -> frozenset[str]:
         """Parse `model_aliases` into a set of names."""

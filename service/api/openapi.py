@@ -69,6 +69,7 @@ NO_PARAMETERS = {422: "`invalid_request`: the URL has a query parameter, and thi
 """Error of a route that reads neither a body nor query parameters."""
 
 _STRING = {"type": "string"}
+Responses = dict[int | str, dict[str, Any]]
 
 
 def _parameter(
@@ -143,6 +144,7 @@ _IN_PATH = {
     "version": ("version of the model within this process, `model_version` in replies", "1"),
     "run": ("name of the run", "ppo-7"),
     "wire": ("name of the trip wire", "repetition"),
+    "sample": ("number of the sample in the review store", "17"),
 }
 """Description and example."""
 
@@ -178,6 +180,22 @@ def admin_operation(body: type[StrictRecord], reply: type[ReplyRecord], *statuse
     }
 
 
+def query_operation(
+    query: type[StrictRecord], reply: type[ReplyRecord] | Responses, *statuses: int, **of_errors: Any
+) -> dict[str, Any]:
+    """Build the arguments of a route that reads `query` from its URL."""
+    schema = msgspec.json.schema(query)["$defs"][query.__name__]
+    parameters = [
+        {
+            **_parameter("query", name, each, each.pop("description"), each.pop("examples")[0]),
+            "required": name in schema.get("required", ()),
+        }
+        for name, each in schema["properties"].items()
+    ]
+    responses = reply if isinstance(reply, dict) else replies(reply, *statuses, **of_errors)
+    return {"responses": responses, "openapi_extra": {"parameters": parameters}}
+
+
 def dialect_operation(dialect: Dialect) -> dict[str, Any]:
     """Build the arguments of a route of another wire format: its bodies, its replies, and its errors."""
     forms = dialect.body_formats
@@ -202,9 +220,6 @@ def dialect_operation(dialect: Dialect) -> dict[str, Any]:
             "parameters": [*in_path, *_REPLY_PARAMETERS, *_RUN_PARAMETERS, *_TASK_PARAMETERS, _VALUE, *optional],
         },
     }
-
-
-Responses = dict[int | str, dict[str, Any]]
 
 
 def replies(reply: type[ReplyRecord], *statuses: int, **of_errors: Any) -> Responses:

@@ -31,6 +31,7 @@ OPEN_PATHS: frozenset[str] = frozenset({"/livez", "/readyz", "/health", METRICS,
 """Paths that need no key: orchestrators and Prometheus have none."""
 
 _ADMIN = "/admin/"
+_REVIEW = "/review/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class RoutePolicy:
                 raise TypeError(f"{route!r} is not a route with a path")
             scope, methods = _scope_of(route.path, metrics_need_key), frozenset(route.methods or ())
             methods |= {"HEAD"} if "GET" in methods else set()
-            is_admin = route.path.startswith(_ADMIN) or route.path == ATTRIBUTION
+            is_admin = route.path.startswith((_ADMIN, _REVIEW)) or route.path == ATTRIBUTION
             if route.param_convertors:
                 info = RouteInfo(route.path_format, methods, scope, route.path_regex, is_admin)
                 self._patterns.append((route.path_regex, info))
@@ -97,6 +98,8 @@ def _scope_of(path: str, metrics_need_key: bool) -> str | None:
         return "metrics" if metrics_need_key else None
     if path in OPEN_PATHS:
         return None
+    if path.startswith(_REVIEW):
+        return "review"
     return "admin" if path in (ACKNOWLEDGE, ATTRIBUTION) or path.startswith(_ADMIN) else "score"
 
 

@@ -80,7 +80,7 @@ def read_parameters(
     if run is None and step is None and digest is None and task is None and not scope["query_string"]:
         return NO_PARAMETERS
     known = {*options, "run", "step", "model_digest", *(("task",) if has_task else ())}
-    given = _query_parameters(scope["query_string"], known, remark)
+    given = query_parameters(scope["query_string"], known, remark)
     others = {k: v for k, v in given.items() if k in options}
     return RequestParameters(
         single_value("run", given.get("run") or None, _header_text(run, "x-run") or None),
@@ -166,7 +166,8 @@ def _client_of(scope: Scope) -> UnnamedClient:
     return UnnamedClient(address[0] if address else "local", f"{readable} {scope['path']}")
 
 
-def _query_parameters(query: bytes, known: Collection[str], remark: str) -> dict[str, str]:
+def query_parameters(query: bytes, known: Collection[str], remark: str) -> dict[str, str]:
+    """The parameters of a query by name. Raise `InvalidRequest` for one that is not known, or is given twice."""
     try:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict")
     except ValueError:

@@ -27,7 +27,7 @@ from rewardserve.service.auth.events import AuthEvents
 from rewardserve.service.auth.rate_limits import UNLIMITED, RateLimits
 from rewardserve.service.storage.files import FileState, file_state
 
-SCOPES = ("score", "admin", "metrics")
+SCOPES = ("score", "admin", "review", "metrics")
 MIN_KEY_CHARS = 16
 """A key with fewer characters is probably not random."""
 

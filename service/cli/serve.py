@@ -81,6 +81,9 @@ def main(arguments: Sequence[str]) -> int:
                 print_status(f"RewardServe is ready: {model} {ready}")
 
             runner.run(serve(settings, keys, listening, on_ready, webhook_secrets, shared))
+    except SettingsError as error:  # the database of the review store
+        complain(PROGRAM, [wording(str(error))])
+        return USAGE_ERROR
     except AuditJudgeError as error:
         complain(PROGRAM, wording(str(error)).splitlines())
         return FAILED

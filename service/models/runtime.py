@@ -32,6 +32,7 @@ from rewardserve.service.models.loading import PreparedModel
 from rewardserve.service.models.shared_resources import SharedResources
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
+from rewardserve.service.review.capture import SampleCapture
 from rewardserve.service.scoring import Scoring
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, baseline_stat
 from rewardserve.service.tripwires.io.audit import AuditJudge
@@ -178,7 +179,8 @@ def start_runtime(resources: SharedResources, model: PreparedModel, version: int
     edit_scorer = EditScorer(BackgroundScorer(encode_pool, batcher, pipeline), batcher, clock)
     own_judge = _start_own_judge(resources, model)
     judge = own_judge or resources.judge
-    watcher = _build_watcher(resources, model, version, edit_scorer, judge)
+    capture = _build_capture(resources, loaded, pipeline, version)
+    watcher = _build_watcher(resources, model, version, edit_scorer, judge, capture)
     metrics.model_loaded(version, loaded.calibration, pipeline)
     batcher.start()
     canaries = model.canaries or CanarySet([], loaded.encode, loaded.identity, 1.0)
@@ -196,6 +198,7 @@ def start_runtime(resources: SharedResources, model: PreparedModel, version: int
         metrics=metrics,
         clock=clock,
         max_tokens=loaded.identity.max_tokens,
+        capture=capture,
     )
     runtime = ModelRuntime(
         version=version,
@@ -244,6 +247,7 @@ def _build_watcher(
     version: int,
     edit_scorer: EditScorer,
     judge: AuditJudge | None,
+    capture: SampleCapture | None,
 ) -> RunWatcher:
     loaded, pipeline, settings = model.loaded, model.pipeline, resources.settings
     known = _baseline(loaded.calibration, pipeline) if settings.tripwires.baseline == "calibration" else Baseline()
@@ -263,6 +267,25 @@ def _build_watcher(
         evidence_store=resources.evidence_store,
         attribution=resources.attribution,
         edit_scorer=edit_scorer,
+        archive=capture,
+    )
+
+
+def _build_capture(
+    resources: SharedResources, loaded: LoadedModel, pipeline: Pipeline, version: int
+) -> SampleCapture | None:
+    if resources.capture is None:
+        return None
+    return SampleCapture(
+        resources.capture.policy,
+        resources.capture.writer,
+        resources.monitor,
+        resources.clock,
+        encoder=loaded.encode,
+        stage_names=pipeline.stage_names,
+        head_names=[name for name, _ in loaded.identity.heads],
+        model=loaded.identity.name,
+        model_version=version,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rewardserve.model.traits import Lexicon
 from rewardserve.service.admission import Admission
@@ -12,6 +13,8 @@ from rewardserve.service.clock import Clock
 from rewardserve.service.models.audit_judge import LoadedJudge, start_judge
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.observability.tripwire_report import TripwireReport
+from rewardserve.service.review.policy import CapturePolicy
+from rewardserve.service.review.writer import CaptureWriter
 from rewardserve.service.settings import ModelSettings
 from rewardserve.service.tripwires.baseline import BaselineSource, LearnedBaselines
 from rewardserve.service.tripwires.cpu_budget import CpuBudget
@@ -25,6 +28,13 @@ from rewardserve.service.tripwires.io.state_keeper import StateKeeper
 from rewardserve.service.tripwires.io.webhook import Webhook
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import MonitorLimits
+
+
+class Capture(NamedTuple):
+    """Which samples are written to the review store, and what writes them."""
+
+    policy: CapturePolicy
+    writer: CaptureWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,7 @@ class SharedResources:
     scorer_timeout_s: float = 0.0
     learned: LearnedBaselines | None = None
     state_keeper: StateKeeper | None = None
+    capture: Capture | None = None
 
     async def close(self) -> None:
         """Close all parts that run, after the last model has stopped, and save the state of runs."""
@@ -76,6 +87,7 @@ def create_shared_resources(
     scorer_timeout_s: float = 0.0,
     state_folder: Path | None = None,
     own_judge: LoadedJudge | None = None,
+    capture: Capture | None = None,
 ) -> SharedResources:
     """Create the shared resources, once per process. `scorer_timeout_s` 0: a forward may take any time. `state_folder` is for the
     state of runs, and belongs to this process alone. `own_judge` lies beside the first model, where `audit` is None.
@@ -122,6 +134,7 @@ def create_shared_resources(
         scorer_timeout_s,
         learned,
         state_keeper,
+        capture,
     )
 
 

@@ -104,6 +104,8 @@ TABLE: tuple[MetricSpec, ...] = (
     MetricSpec("collector_failures_total", "counter", "Parts of the metrics that a scrape could not read and left out.", ("part",)),
     MetricSpec("alerts_lost_total", "counter", "Alerts that the webhook could not deliver."),
     MetricSpec("audit_skipped_total", "counter", "Samples that the audit judge skipped because its queue was full."),
+    MetricSpec("captured_samples_total", "counter",
+        "Samples for the review store: stored, known to it already, or dropped because it could not keep up.", ("outcome",)),
     MetricSpec("device_memory_bytes", "gauge", "Memory of the device that the model is on.", ("kind",)),
     MetricSpec("model_info", "gauge", "Loaded models with their roles; the value is always 1.",
         ("name", "architecture", "backend", "engine", "dtype", "device", "contract", "calibration", "pipeline",
@@ -419,6 +421,11 @@ class Metrics:
     def observe_audit_skipped(self, n_samples: int) -> None:
         """Count samples that the audit judge skipped, because its queue was full."""
         self._count("audit_skipped_total", n_samples)
+
+    def observe_captured(self, n: int, outcome: str) -> None:
+        """Count samples for the review store, by outcome. On any thread."""
+        if n:
+            self._count("captured_samples_total", n, outcome)
 
     def observe_failure(self, reason: str) -> None:
         """Count a forward without scores. Its rows may be scored again in smaller batches."""

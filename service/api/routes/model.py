@@ -43,19 +43,19 @@ from rewardserve.service.tripwires.io.canaries import CanaryResult, failing
 from rewardserve.service.tripwires.io.run_texts import MAX_BYTES, N_SAMPLES
 
 
-def model_routes(active_models: ActiveModels, server_limits: ServerLimits) -> APIRouter:
-    """Create the route."""
+def model_routes(active_models: ActiveModels, server_limits: ServerLimits, capture: str) -> APIRouter:
+    """Create the route. `capture`: which samples are captured, in the words of the setting."""
     router = APIRouter(tags=["health"], dependencies=[Depends(check_no_parameters)])
 
     @router.get("/model", responses=openapi.replies(ModelReply, 422, 503, words=openapi.NO_PARAMETERS))
     async def model() -> Response:
         """Describe the loaded model, its contract and its verification, the reward pipeline, and the limits of requests."""
-        return info_response(describe_model(active_models.current(), server_limits))
+        return info_response(describe_model(active_models.current(), server_limits, capture))
 
     return router
 
 
-def describe_model(runtime: ModelRuntime, server_limits: ServerLimits) -> ModelReply:
+def describe_model(runtime: ModelRuntime, server_limits: ServerLimits, capture: str) -> ModelReply:
     """Build the reply of `GET /model`."""
     loaded, noise = runtime.loaded, runtime.numeric_noise
     report = loaded.report
@@ -73,6 +73,7 @@ def describe_model(runtime: ModelRuntime, server_limits: ServerLimits) -> ModelR
         canaries=_canaries(runtime),
         audit_judge=_audit_judge(runtime),
         attribution=KeptTexts(runtime.watcher.attribution is not None, N_SAMPLES, MAX_CHARACTERS, MAX_BYTES),
+        capture=capture,
         numeric_noise=None if noise is None else NumericNoiseOut(noise.max, noise.p99, noise.n_rows),
         contract_clauses=contract_clauses(runtime),
         calibration_data=None if loaded.calibration is None else _calibration(loaded.calibration),

@@ -302,6 +302,7 @@ class ModelReply(ModelVersionOut, frozen=True, gc=False):
         KeptTexts,
         doc("texts of runs in memory", {"keeps_texts": True, "samples": 256, "characters": 4000, "bytes": 67_108_864}),
     ]
+    capture: Annotated[str, doc("which samples are written to the review store: REWARD_CAPTURE", "flagged")]
     numeric_noise: Annotated[
         NumericNoiseOut | None,
         doc("effect of a batch on a score; null: not measured", {"max": 3e-6, "p99": 2e-6, "rows": 24}),

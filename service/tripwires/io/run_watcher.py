@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from rewardserve.model.backends import SampleEncoder
 from rewardserve.model.conversation import Message, Sample, SampleError
@@ -42,6 +42,14 @@ _FLAGS = {i: name for i, name in enumerate(TRAITS) if name in FLAGGED_TRAITS}
 """Traits that flag a sample in the reply, by their place."""
 
 
+class AlertArchive(Protocol):
+    """Store of alerts with the texts that explain them."""
+
+    def add_alerts(self, run: str, alerts: Sequence[Alert], kept: Sequence[KeptSample]) -> None:
+        """Store alerts, with texts of their run. Never waits."""
+        ...
+
+
 class _Inspected(NamedTuple):
     """The inspected samples of one request: their features, flags by place, texts of prompts by hash, and texts to keep."""
 
@@ -57,6 +65,7 @@ class RunWatcher:
 
     `baseline_source`, `encoder` and `pipeline` are the model's; `model` has the fields that identify it in an alert. `judge`
     scores some samples too. `attribution` keeps some texts, and `edit_scorer` scores edited responses by the model for it.
+    `archive` stores alerts, with these texts.
     """
 
     def __init__(
@@ -76,6 +85,7 @@ class RunWatcher:
         evidence_store: EvidenceStore | None = None,
         attribution: Attribution | None = None,
         edit_scorer: Scores | None = None,
+        archive: AlertArchive | None = None,
     ) -> None:
         self.monitor = monitor
         self.baseline_source = baseline_source
@@ -91,6 +101,7 @@ class RunWatcher:
         self._evidence_store = evidence_store
         self.attribution = attribution
         self._edit_scorer = edit_scorer
+        self._archive = archive
         self._first = 0
 
     def begin_run(self, context: RunContext) -> None:
@@ -219,6 +230,11 @@ class RunWatcher:
         return [alert.wire for alert in alerts if alert.severity != "note"]
 
     def _send(self, run: str, alerts: Collection[Alert]) -> None:
+        if self._archive is not None and alerts:
+            kept: list[KeptSample] = []
+            if self.attribution is not None and any(alert.severity != "note" for alert in alerts):
+                kept = [*self.attribution.texts.early(run), *self.attribution.texts.recent(run)]
+            self._archive.add_alerts(run, most_severe_first(alerts), kept)
         for alert in most_severe_first(alerts):
             if self._evidence_store is not None:
                 self._evidence_store.save(run, alert)

@@ -58,6 +58,7 @@ BESIDE_THE_DESIGN = {
     "runs_over_limit_total": set(),
     "samples_inspected_total": {"outcome"},
     "audit_skipped_total": set(),
+    "captured_samples_total": {"outcome"},
     "alerts_lost_total": set(),
     "device_memory_bytes": {"kind"},
     "encode_seconds": set(),

@@ -1,0 +1,237 @@
+"""`/review/...`: read, export and delete captured samples. They are conversations, so a key needs the scope review.
+
+A key that is bound to runs reads and deletes these alone, by their labels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response, StreamingResponse
+
+from rewardserve.service.api import openapi
+from rewardserve.service.api.query import read_query
+from rewardserve.service.api.replies import info_response
+from rewardserve.service.api.run_context import check_no_parameters
+from rewardserve.service.api.schemas.review import (
+    CapturedAlertOut,
+    CapturedAlertsReply,
+    CapturedRunOut,
+    CapturedRunsReply,
+    CapturedSampleOut,
+    DeletedReply,
+    RunQuery,
+    SamplePageQuery,
+    SamplesQuery,
+    SamplesReply,
+    TurnOut,
+)
+from rewardserve.service.auth.api_keys import RunPermissions
+from rewardserve.service.errors import NoSuchRun, NoSuchSample, ReviewOff, ReviewUnavailable, RunNotAllowed
+from rewardserve.service.review.errors import ReviewStoreError
+from rewardserve.service.review.records import (
+    RunCounts,
+    SampleFilter,
+    SampleRecord,
+    StoredAlert,
+    StoredSample,
+    to_line,
+)
+from rewardserve.service.review.writer import CaptureWriter, Store
+
+T = TypeVar("T")
+_MAX_RUNS = 10_000
+_MAX_ALERTS = 1_000
+_WORDS = {
+    **openapi.ADMIN,
+    404: "`no_such_run` or `no_such_sample`",
+    409: "`review_off`: the server has no review store",
+    422: "`invalid_request`: a query parameter is unknown or out of range",
+    503: "`review_unavailable`: the store cannot be read or written; `loading`",
+}
+_STATUSES = (404, 409, 422, 503)
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """The review store of a server. `capture`: which samples it gets, in the words of the setting."""
+
+    store: Store
+    writer: CaptureWriter
+    capture: str
+
+
+def review_routes(review: Review | None) -> APIRouter:
+    """Create the routes. `review` None: they refuse."""
+    router = APIRouter(prefix="/review", tags=["review"])
+
+    @router.get(
+        "/runs",
+        responses=openapi.replies(CapturedRunsReply, *_STATUSES, words=_WORDS),
+        dependencies=[Depends(check_no_parameters)],
+    )
+    async def runs(request: Request) -> Response:
+        """List the runs that have captured samples or alerts."""
+        known = _on(review)
+        found = await _call(known.store.runs, _MAX_RUNS)
+        return info_response(
+            CapturedRunsReply(known.capture, [_run(each) for each in found if _may_see(request, each.run)])
+        )
+
+    @router.get("/samples", **openapi.query_operation(SamplePageQuery, SamplesReply, *_STATUSES, words=_WORDS))
+    async def samples(request: Request) -> Response:
+        """List captured samples, the latest first, a page at a time."""
+        query = read_query(request, SamplePageQuery)
+        store = _on(review).store
+        wanted = _filter(request, query)
+        found = await _call(store.samples, wanted, query.limit, query.before)
+        last = found[-1].id if len(found) == query.limit else None
+        return info_response(SamplesReply([_sample(each) for each in found], last))
+
+    @router.get(
+        "/samples/{sample}",
+        responses=openapi.replies(CapturedSampleOut, *_STATUSES, words=_WORDS),
+        dependencies=[Depends(check_no_parameters)],
+    )
+    async def sample(sample: str, request: Request) -> Response:
+        """Show one captured sample."""
+        number, found = await _find(request, _on(review), sample)
+        return info_response(_sample(StoredSample(number, found)))
+
+    @router.delete(
+        "/samples/{sample}",
+        responses=openapi.replies(DeletedReply, *_STATUSES, words=_WORDS),
+        dependencies=[Depends(check_no_parameters)],
+    )
+    async def delete_sample(sample: str, request: Request) -> Response:
+        """Delete one captured sample, also from the files of the store."""
+        known = _on(review)
+        number, _ = await _find(request, known, sample)
+        if not await _call(known.store.delete_sample, number):
+            raise _no_such_sample()
+        return info_response(DeletedReply(1, 0))
+
+    @router.get("/alerts", **openapi.query_operation(RunQuery, CapturedAlertsReply, *_STATUSES, words=_WORDS))
+    async def alerts(request: Request) -> Response:
+        """List the captured alerts of a run, the latest first."""
+        run = _allowed(request, read_query(request, RunQuery).run)
+        found = await _call(_on(review).store.alerts, run, _MAX_ALERTS)
+        return info_response(CapturedAlertsReply([_alert(each) for each in found]))
+
+    @router.delete("/runs", **openapi.query_operation(RunQuery, DeletedReply, *_STATUSES, words=_WORDS))
+    async def delete_run(request: Request) -> Response:
+        """Delete all captured samples and alerts of a run, also from the files of the store. Later ones are captured again."""
+        run = _allowed(request, read_query(request, RunQuery).run)
+        deleted = await _call(_on(review).writer.delete_run, run)
+        if deleted is None:
+            raise NoSuchRun("the review store has no run with this label: see GET /review/runs")
+        return info_response(DeletedReply(deleted.n_samples, deleted.n_alerts))
+
+    @router.get(
+        "/export",
+        **openapi.query_operation(
+            SamplesQuery,
+            openapi.text_reply("application/x-ndjson", '{"run":"ppo-7","response":"..."}\n', *_STATUSES, words=_WORDS),
+        ),
+    )
+    async def export(request: Request) -> Response:
+        """Export captured samples as JSON Lines, the oldest first, as `rewardserve review import` reads them."""
+        wanted = _filter(request, read_query(request, SamplesQuery))
+        store = _on(review).store
+        await _call(store.runs, 1)  # an error must come before the first line
+        return StreamingResponse(_lines(store, wanted), media_type="application/x-ndjson")
+
+    return router
+
+
+def _on(review: Review | None) -> Review:
+    if review is None:
+        raise ReviewOff("this server has no review store: set REWARD_CAPTURE to flagged, or to share:0.01")
+    return review
+
+
+async def _call(method: Callable[..., T], *arguments: object) -> T:
+    """Call a method of the store on a thread."""
+    try:
+        return await asyncio.to_thread(method, *arguments)
+    except ReviewStoreError:
+        # The message may name the host of the database.
+        raise ReviewUnavailable("the review store cannot be read or written: see the log of the server") from None
+
+
+async def _find(request: Request, review: Review, text: str) -> tuple[int, SampleRecord]:
+    """The sample with this id, if the key may see it: another one is not told from none."""
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else 0
+    found = await _call(review.store.sample, number) if number else None
+    if found is None or not _may_see(request, found.run):
+        raise _no_such_sample()
+    return number, found
+
+
+def _no_such_sample() -> NoSuchSample:
+    return NoSuchSample("the review store has no sample with this id: it is deleted, or expired")
+
+
+def _permissions(request: Request) -> RunPermissions | None:
+    found: RunPermissions | None = request.scope["state"].get("permissions")
+    return found
+
+
+def _may_see(request: Request, run: str) -> bool:
+    """Whether the key of a request is bound to no runs, or to this one."""
+    permissions = _permissions(request)
+    return permissions is None or not permissions.runs or run in permissions.runs
+
+
+def _allowed(request: Request, run: str) -> str:
+    if not _may_see(request, run):
+        raise RunNotAllowed("this key is bound to other runs")
+    return run
+
+
+def _filter(request: Request, query: SamplesQuery) -> SampleFilter:
+    if query.run is not None:
+        _allowed(request, query.run)
+    elif (permissions := _permissions(request)) is not None and permissions.runs:
+        raise RunNotAllowed("this key is bound to runs: name one of them with ?run=")
+    return SampleFilter(
+        query.run, query.prompt_key, query.reason, query.evidence, query.flag, query.first_step, query.last_step
+    )
+
+
+def _lines(store: Store, wanted: SampleFilter) -> Iterator[bytes]:
+    for record in store.export(wanted):
+        yield to_line(record) + b"\n"
+
+
+def _time(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds")
+
+
+def _run(counts: RunCounts) -> CapturedRunOut:
+    return CapturedRunOut(
+        counts.run, counts.n_samples, counts.n_alerts, counts.n_bytes, _time(counts.first_at), _time(counts.last_at)
+    )
+
+
+def _sample(stored: StoredSample) -> CapturedSampleOut:
+    each = stored.sample
+    prompt = each.prompt if isinstance(each.prompt, str) else [TurnOut(turn.role, turn.content) for turn in each.prompt]
+    return CapturedSampleOut(
+        stored.id, each.run, each.step, _time(each.at), prompt, each.response, each.score, each.reward, each.raw, each.heads,
+        each.stages, each.flags, each.audit, each.reason, each.sample_id, each.task, each.n_tokens, each.truncated,
+        each.missing_end, each.evidence, each.prompt_key, each.model, each.model_version,
+    )  # fmt: skip
+
+
+def _alert(stored: StoredAlert) -> CapturedAlertOut:
+    each = stored.alert
+    return CapturedAlertOut(
+        stored.id, each.run, each.step, _time(each.at), each.wire, each.severity, each.statistic, each.threshold, each.task,
+        each.evidence, each.model, each.model_version,
+    )  # fmt: skip

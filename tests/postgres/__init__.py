@@ -1,0 +1,1 @@
+"""The review store on a real Postgres."""
