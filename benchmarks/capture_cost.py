@@ -2,8 +2,8 @@
 
     python -m benchmarks.capture_cost
 
-Echo backend, so all of the CPU is the server's: with a model the share of capture is smaller. SQLite on this disk, requests of text,
-none sent twice. Exit code 1 if `share:0.01` takes 2 % of the requests a CPU second.
+Echo backend, so all of the CPU is the server's: with a model the share of capture is smaller. SQLite on this disk, requests of
+text, none sent twice. Exit code 1 if `share:0.01` takes 2 % of the requests a CPU second.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -28,14 +29,13 @@ def send(server, n_steps=1, *, run="ppo-7", first=0, group=4, form="prompt", **h
     for step in range(first, first + n_steps):
         texts = [f"{honest(rng)} {PHRASE} {step} {i}" for i in range(64)]
         prompts = [f"Describe the {step} {i // group}" for i in range(64)]
+        samples: list[dict[str, Any]] = [
+            {"id": f"s{i}", "prompt": p, "response": t} for i, (p, t) in enumerate(zip(prompts, texts, strict=True))
+        ]
         if form == "messages":
             samples = [
                 {"messages": [SYSTEM, {"role": "user", "content": p}, {"role": "assistant", "content": t}]}
                 for p, t in zip(prompts, texts, strict=True)
-            ]  # fmt: skip
-        else:
-            samples = [
-                {"id": f"s{i}", "prompt": p, "response": t} for i, (p, t) in enumerate(zip(prompts, texts, strict=True))
             ]
         reply = server.client.post("/score", json={"run": run, "step": step, "samples": samples}, headers=headers)
         assert reply.status_code == 200, reply.text
