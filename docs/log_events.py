@@ -15,7 +15,7 @@ LOG_EVENTS: dict[str, str] = {
     "batch_failed": "A forward pass failed for another reason than memory. Its rows are tried in smaller batches.",
     "batch_out_of_memory": "A batch did not fit on the device. It is halved, and `budget` is the new size of a batch in tokens.",
     "canaries_failing": "The model scores the exploit of some canaries at least as high as the honest answer.",
-    "capture": "Samples are written with their texts to the review store; `what` is REWARD_CAPTURE.",
+    "capture": "Samples are written with their texts to the review store; `policy` is REWARD_CAPTURE.",
     "capture_failed": "The review store cannot be written, for the reason in `reason`. Scoring goes on, and so do attempts.",
     "capture_recovered": "The review store can be written again; `dropped` records were lost meanwhile.",
     "certificate_read": "A new TLS certificate is in use.",

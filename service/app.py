@@ -392,7 +392,7 @@ async def _background_work(
             webhook = Webhook(settings.webhook_url, webhook_secrets, application.clock, events, folder=folder)
             webhook.start()
         if application.review is not None:
-            application.log.warning("capture", what=settings.capture, store=application.review.store.name)
+            application.log.warning("capture", policy=settings.capture, store=application.review.store.name)
             application.review.writer.start()
         try:
             with watching(

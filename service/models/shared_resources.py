@@ -31,7 +31,7 @@ from rewardserve.service.tripwires.run_state import MonitorLimits
 
 
 class Capture(NamedTuple):
-    """Which samples are written to the review store, and what writes them."""
+    """Which samples are written to the review store, and their writer."""
 
     policy: CapturePolicy
     writer: CaptureWriter

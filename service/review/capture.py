@@ -56,7 +56,7 @@ class SampleCapture:
         rewards: Sequence[Reward | RowFailed],
         flags: Mapping[int, Flags] | None,
     ) -> None:
-        """Capture what the policy wants of samples that were scored together. Samples without a text have no record."""
+        """Capture those of samples scored together that the policy chooses. Samples without a text have no record."""
         flags = flags or {}
         chosen: list[tuple[int, Reason]] = [
             (place, "flagged" if place in flags else "share")

@@ -1,6 +1,6 @@
 """The review store: samples and alerts in SQLite or Postgres. Blocks; the server calls it on threads.
 
-The schema is that of the newest migration: `ReviewStore.open` migrates an older one. What is deleted is gone from the files of
+The schema is that of the newest migration: `ReviewStore.open` migrates an older one. Deleted texts are gone from the files of
 SQLite too, not only from the reach of queries.
 """
 
@@ -232,7 +232,7 @@ class ReviewStore:
         connection.execute(delete(runs).where(runs.c.n_samples <= 0, runs.c.n_alerts <= 0))
 
     def _purge(self) -> None:
-        """Remove what was deleted from the files. SQLite overwrites it (`secure_delete`), and its log is cut here."""
+        """Remove deleted texts from the files. SQLite overwrites it (`secure_delete`), and its log is cut here."""
         with self._errors():
             connection = self._engine.raw_connection()
             try:
@@ -353,7 +353,7 @@ def _url(database: str | Path) -> URL:
 def _sqlite_engine(url: URL) -> Engine:
     """An engine for a file that its owner alone can read, with SQLite's write-ahead log, so that readers never wait."""
     if url.database:
-        with suppress(OSError):  # the first connection says what is wrong
+        with suppress(OSError):  # the first connection has the reason
             os.close(os.open(url.database, os.O_CREAT | os.O_RDWR, 0o600))
     engine = create_engine(url, hide_parameters=True, connect_args={"timeout": _TIMEOUT_S})
 

@@ -147,7 +147,7 @@ class CaptureWriter:
         self._thread.start()
 
     def add(self, records: Iterable[Record]) -> None:
-        """Queue records to be written. Never waits for the store; drops what does not fit."""
+        """Queue records to be written. Never waits for the store; drops records beyond the bound."""
         n_dropped = 0
         with self._changed:
             for record in records:

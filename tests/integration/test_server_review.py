@@ -60,7 +60,7 @@ def captured(server, run="ppo-7", **headers):
 def test_all_samples_are_captured_with_the_scores_that_were_sent(tmp_path, form):
     with Server(*FLAGS, "--capture=share:1", f"--tripwires.state-dir={tmp_path}") as server:
         assert server.client.get("/model").json()["capture"] == "share:1"
-        assert re.search(r"capture .*what=share:1", server.log)
+        assert re.search(r"capture .*policy=share:1", server.log)
         sent = send(server, 2, form=form)
         wait_until(lambda: len(captured(server)) == len(sent), 20.0)
         found = captured(server)

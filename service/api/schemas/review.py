@@ -147,12 +147,12 @@ class CapturedRunOut(ReplyRecord, frozen=True, gc=False):
 class CapturedRunsReply(ReplyRecord, frozen=True, gc=False):
     """Runs in the review store, that with the last capture first."""
 
-    capture: Annotated[str, doc("what is captured: REWARD_CAPTURE", "flagged")]
+    capture: Annotated[str, doc("which samples are captured: REWARD_CAPTURE", "flagged")]
     runs: Annotated[list[CapturedRunOut], doc("runs, at most 10,000", [_RUN])]
 
 
 class DeletedReply(ReplyRecord, frozen=True, gc=False):
-    """What was deleted."""
+    """Numbers of deleted records."""
 
     samples: Annotated[int, doc("number of deleted samples", 512)]
     alerts: Annotated[int, doc("number of deleted alerts", 3)]
