@@ -32,9 +32,15 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(PROGRAM, _DESCRIPTION)
     parser.add_argument("action", choices=ACTIONS, metavar="ACTION", help=f"one of {', '.join(ACTIONS)}")
     parser.add_argument("database", metavar="DATABASE", help="path of a SQLite file, or URL of a Postgres database")
-    parser.add_argument("--run", metavar="LABEL", help="export or delete samples of this run only; default: all runs for export")
+    parser.add_argument(
+        "--run", metavar="LABEL", help="export or delete samples of this run only; default: all runs for export"
+    )
     parser.add_argument("--sample", type=int, metavar="ID", help="delete this sample only; default: none")
-    parser.add_argument("--revision", metavar="REVISION", help="revision of the schema to downgrade to; base: an empty database; default: none")
+    parser.add_argument(
+        "--revision",
+        metavar="REVISION",
+        help="revision of the schema to downgrade to; base: no tables; default: none",
+    )
     given = parser.parse_args(arguments)
     if given.action == "delete" and (given.run is None) == (given.sample is None):
         parser.error("delete needs one of --run and --sample")

@@ -254,7 +254,9 @@ def test_a_route_names_the_errors_that_are_its_own(document):
     cancel = document["paths"]["/admin/models/cancel"]["post"]["responses"]
     assert "`nothing_is_loading`" in cancel["409"]["description"]
     for _, path, op in operations(document):
-        assert ("`admin_needs_key`" in op["responses"]["403"]["description"]) == path.startswith(("/admin", "/review")), path
+        assert ("`admin_needs_key`" in op["responses"]["403"]["description"]) == path.startswith(
+            ("/admin", "/review")
+        ), path
         assert "`head_too_large`" in op["responses"]["431"]["description"], path
 
 

@@ -117,7 +117,7 @@ class CapturedAlertOut(ReplyRecord, frozen=True, gc=False):
     run: Annotated[str, doc("label of its run", "ppo-7")]
     step: Annotated[int | None, doc("training step; null: not known", 120)]
     at: Annotated[str, doc("time of its capture, in UTC", TIME)]
-    wire: Annotated[str, doc("trip wire", "repetition")]
+    wire: Annotated[str, doc("name of the trip wire that tripped", "repetition")]
     severity: Annotated[str, doc("note, warn or page", "warn")]
     statistic: Annotated[float, doc("number that was measured", 0.88)]
     threshold: Annotated[float, doc("threshold that it exceeded", 0.2)]
