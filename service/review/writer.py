@@ -175,7 +175,7 @@ class CaptureWriter:
             return self._store.delete_run(run)
 
     def stop(self) -> None:
-        """Write what waits, for at most `_STOP_S`, and close the store. Blocks. What is left then is dropped."""
+        """Write what waits, for at most `_STOP_S`, and close the store. Blocks. Records that are left then are dropped."""
         with self._changed:
             self._ends_at = monotonic() + _STOP_S
             self._changed.notify()
