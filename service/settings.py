@@ -205,7 +205,7 @@ class Tripwires(BaseModel):
     )
 
 
-class Review(BaseModel):
+class ReviewSettings(BaseModel):
     """Settings of the review store, which has the captured samples."""
 
     model_config = ConfigDict(extra="forbid")
@@ -520,7 +520,7 @@ class ServeSettings(ModelSettings):
         description="which samples are written with their texts to the review store; flagged: those with flags, and at an alert "
         "the first and latest ones of its run; share:0.01: these, and one prompt of a hundred with its responses; off: none",
     )
-    review: Review = Review()
+    review: ReviewSettings = ReviewSettings()
     webhook_url: str = Field("", description="URL to which alerts are sent as JSON by POST; empty: nowhere")
     webhook_secret_file: Path | None = Field(
         None,

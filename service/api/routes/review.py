@@ -6,10 +6,10 @@ A key that is bound to runs reads and deletes these alone, by their labels.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response, StreamingResponse
@@ -44,7 +44,6 @@ from rewardserve.service.review.records import (
 )
 from rewardserve.service.review.writer import CaptureWriter, Store
 
-T = TypeVar("T")
 _MAX_RUNS = 10_000
 _MAX_ALERTS = 1_000
 _WORDS = {
@@ -78,7 +77,8 @@ def review_routes(review: Review | None) -> APIRouter:
     async def runs(request: Request) -> Response:
         """List the runs that have captured samples or alerts."""
         known = _on(review)
-        found = await _call(known.store.runs, _MAX_RUNS)
+        with _store_errors():
+            found = await asyncio.to_thread(known.store.runs, _MAX_RUNS)
         return info_response(
             CapturedRunsReply(known.capture, [_run(each) for each in found if _may_see(request, each.run)])
         )
@@ -89,7 +89,8 @@ def review_routes(review: Review | None) -> APIRouter:
         query = read_query(request, SamplePageQuery)
         store = _on(review).store
         wanted = _filter(request, query)
-        found = await _call(store.samples, wanted, query.limit, query.before)
+        with _store_errors():
+            found = await asyncio.to_thread(store.samples, wanted, query.limit, query.before)
         last = found[-1].id if len(found) == query.limit else None
         return info_response(SamplesReply([_sample(each) for each in found], last))
 
@@ -112,7 +113,9 @@ def review_routes(review: Review | None) -> APIRouter:
         """Delete one captured sample, also from the files of the store."""
         known = _on(review)
         number, _ = await _find(request, known, sample)
-        if not await _call(known.store.delete_sample, number):
+        with _store_errors():
+            is_deleted = await asyncio.to_thread(known.store.delete_sample, number)
+        if not is_deleted:
             raise _no_such_sample()
         return info_response(DeletedReply(1, 0))
 
@@ -120,14 +123,16 @@ def review_routes(review: Review | None) -> APIRouter:
     async def alerts(request: Request) -> Response:
         """List the captured alerts of a run, the latest first."""
         run = _allowed(request, read_query(request, RunQuery).run)
-        found = await _call(_on(review).store.alerts, run, _MAX_ALERTS)
+        with _store_errors():
+            found = await asyncio.to_thread(_on(review).store.alerts, run, _MAX_ALERTS)
         return info_response(CapturedAlertsReply([_alert(each) for each in found]))
 
     @router.delete("/runs", **openapi.query_operation(RunQuery, DeletedReply, *_STATUSES, words=_WORDS))
     async def delete_run(request: Request) -> Response:
         """Delete all captured samples and alerts of a run, also from the files of the store. Later ones are captured again."""
         run = _allowed(request, read_query(request, RunQuery).run)
-        deleted = await _call(_on(review).writer.delete_run, run)
+        with _store_errors():
+            deleted = await asyncio.to_thread(_on(review).writer.delete_run, run)
         if deleted is None:
             raise NoSuchRun("the review store has no run with this label: see GET /review/runs")
         return info_response(DeletedReply(deleted.n_samples, deleted.n_alerts))
@@ -143,7 +148,8 @@ def review_routes(review: Review | None) -> APIRouter:
         """Export captured samples as JSON Lines, the oldest first, as `rewardserve review import` reads them."""
         wanted = _filter(request, read_query(request, SamplesQuery))
         store = _on(review).store
-        await _call(store.runs, 1)  # an error must come before the first line
+        with _store_errors():
+            await asyncio.to_thread(store.runs, 1)  # an error must come before the first line
         return StreamingResponse(_lines(store, wanted), media_type="application/x-ndjson")
 
     return router
@@ -155,19 +161,20 @@ def _on(review: Review | None) -> Review:
     return review
 
 
-async def _call(method: Callable[..., T], *arguments: object) -> T:
-    """Call a method of the store on a thread."""
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    """Reply with a failure of the store. Its message may name the host of the database, so only the log has it."""
     try:
-        return await asyncio.to_thread(method, *arguments)
+        yield
     except ReviewStoreError:
-        # The message may name the host of the database.
         raise ReviewUnavailable("the review store cannot be read or written: see the log of the server") from None
 
 
 async def _find(request: Request, review: Review, text: str) -> tuple[int, SampleRecord]:
     """The sample with this id, if the key may see it: another one is not told from none."""
     number = int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else 0
-    found = await _call(review.store.sample, number) if number else None
+    with _store_errors():
+        found = await asyncio.to_thread(review.store.sample, number) if number else None
     if found is None or not _may_see(request, found.run):
         raise _no_such_sample()
     return number, found
