@@ -25,8 +25,8 @@ from rewardserve.service.tripwires.looks import critical_z
 MAX_PROFILES: Final = 8
 """Profiles of a run, the first one included."""
 
-MAX_PROMPTS: Final = 64
-"""Prompts of a window that are read: the first ones."""
+MAX_PROMPTS: Final = 80
+"""Prompts of a window that are kept: of more, a half by a hash, then a quarter, because a trainer may sort a step."""
 
 MIN_PROMPTS: Final = 4
 """Fewest prompts of a window that can show a change."""
@@ -42,6 +42,8 @@ _FEW: Final = 8.0
 
 _HEAD, _TAIL = 200, 60
 """Characters of a long prompt that are read."""
+_MIX, _MASK = 0x9E3779B97F4A7C15, 2**64 - 1
+"""Fibonacci hashing (Knuth, "The Art of Computer Programming" 3, section 6.4)."""
 _NUMBER: Final = re.compile(rb"\b[A-Za-z]*+[0-9][0-9A-Za-z]*+")
 _CLASSES: Final = {
     "digits": b"0123456789",
@@ -52,6 +54,8 @@ _CLASSES: Final = {
     "rare letters": b"bjkqvwxyz",
 }
 """Classes of bytes, of which a prompt has shares."""
+_MAX_SHARES: Final = tuple(1.0 if name == "vowels" else 0.12 for name in _CLASSES)
+"""Shares of a class that count as this: one prompt in capitals alone is no change of the others."""
 
 _N_FIRST_WORDS = 8
 _FIRST_WORDS = tuple(tuple(float(i == k) for i in range(_N_FIRST_WORDS)) for k in range(_N_FIRST_WORDS))
@@ -85,7 +89,10 @@ def prompt_features(text: str) -> tuple[float, ...]:
     n = len(content) or 1
     words = content.split(None, 1)
     first = crc32(words[0].lower()) % _N_FIRST_WORDS if words else 0
-    shares = [(n - len(content.translate(None, of_class))) / n for of_class in _CLASSES.values()]
+    shares = [
+        min(most, (n - len(content.translate(None, of_class))) / n)
+        for of_class, most in zip(_CLASSES.values(), _MAX_SHARES, strict=True)
+    ]
     return (
         log(1 + len(text) - len(whole) + len(content)),
         log(1 + text.count("\n")),
@@ -134,7 +141,7 @@ class FeatureSums(NamedTuple):
 @dataclass(slots=True)
 class PromptProfile:
     """A distribution of prompts: the sums of its `n_windows` windows, of which the latest are `recent`. The first `n_learned` ones
-    are those until the baseline of its responses was complete.
+    are those until the baseline of its responses was complete; by then the run had named `n_tasks` tasks.
 
     `jumps` are the `differences` of successive windows, added up over `n_jumps`: in a shuffled run each is as large as the variance
     of prompts, and larger where the mix of sources varies by more than that.
@@ -147,6 +154,7 @@ class PromptProfile:
     jumps: list[float] = field(default_factory=lambda: [0.0] * len(FEATURES))
     n_jumps: int = 0
     n_restarts: int = 0
+    n_tasks: int = 0
 
     @property
     def is_complete(self) -> bool:
@@ -221,36 +229,52 @@ def max_chance(n_looks: int, n_before: float, n_latest: float) -> float:
 @dataclass(slots=True)
 class PromptProfiles:
     """The profiles of one run. `current` is that of the latest window, `n_changes` counts the new ones. `window` has the features
-    of prompts of the open window, by hash.
+    of prompts of the open window, by hash, of which one in 2**`n_halvings` is kept. `has_restarted`: the current profile has begun
+    again with the latest window.
     """
 
     profiles: list[PromptProfile] = field(default_factory=lambda: [PromptProfile()])
     current: int = 0
     n_changes: int = 0
     n_looks: int = 0
+    n_halvings: int = 0
+    has_restarted: bool = False
     window: dict[int, tuple[float, ...]] = field(default_factory=dict)
 
     def add(self, prompt_hash: int, text: str) -> None:
         """Read the text of a prompt that the open window does not have yet."""
-        if text and len(self.window) < MAX_PROMPTS:
-            self.window[prompt_hash] = prompt_features(text)
+        if not text or not self._is_kept(prompt_hash):
+            return
+        self.window[prompt_hash] = prompt_features(text)
+        if len(self.window) > MAX_PROMPTS:
+            self.n_halvings += 1
+            self.window = {key: features for key, features in self.window.items() if self._is_kept(key)}
 
-    def close_window(self) -> int:
-        """The profile of the prompts of the open window, which becomes the current one. A new window opens."""
-        prompts = [*self.window.values()]
+    def _is_kept(self, prompt_hash: int) -> bool:
+        """Whether a prompt is of the part that the open window keeps, another one in each window."""
+        return not ((prompt_hash + self.n_looks) * _MIX & _MASK) >> (64 - self.n_halvings)
+
+    def close_window(self, n_tasks: int = 0) -> int:
+        """The profile of the prompts of the open window, which becomes the current one. A new window opens. `n_tasks` are named by
+        the run: where tasks have been named since, their prompts are missing here, and nothing need have changed.
+        """
+        prompts, self.n_halvings, self.has_restarted = [*self.window.values()], 0, False
         self.window.clear()
         if len(prompts) >= MIN_PROMPTS:
             self.n_looks += 1
             window = FeatureSums.of(prompts)
-            self.current = self._profile_of(window)
-            self.profiles[self.current].add(window)
+            self.current = self._profile_of(window, n_tasks)
+            profile = self.profiles[self.current]
+            profile.add(window)
+            if not profile.is_complete:
+                profile.n_tasks = n_tasks
         return self.current
 
     def complete(self, profile: int) -> None:
         """Freeze a profile: the baseline of its responses is complete."""
         self.profiles[profile].n_learned = max(1, self.profiles[profile].n_windows)
 
-    def _profile_of(self, window: FeatureSums) -> int:
+    def _profile_of(self, window: FeatureSums, n_tasks: int) -> int:
         known, n = self.profiles[self.current], self.n_looks
         if not self.profiles[0].is_complete:  # the first baseline is of all prompts of the warm-up
             return 0
@@ -263,9 +287,10 @@ class PromptProfiles:
         if not known.is_complete:
             if known.n_restarts == 0:
                 known.restart()
+                self.has_restarted = True
             return self.current
         if len(self.profiles) < MAX_PROFILES:
             self.profiles.append(PromptProfile(jumps=[*known.jumps], n_jumps=known.n_jumps))
-            self.n_changes += 1
+            self.n_changes += n_tasks <= known.n_tasks
             return len(self.profiles) - 1
         return min(range(len(self.profiles)), key=lambda i: self.profiles[i].distance(window))

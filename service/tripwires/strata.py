@@ -69,6 +69,10 @@ class Stratum:
         self.smooth = self.smooth.smoothed(self.window, keep, keep_audited)
         self.window = RunningSums(n_components=self.window.n_components)
 
+    def forget_windows(self) -> None:
+        """Begin again with the open window: the one before had samples of two kinds of prompts."""
+        self.total, self.smooth = (RunningSums(n_components=self.window.n_components) for _ in range(2))
+
     def complete_baseline(self, run_wide: Baseline, min_audited: int) -> None:
         """Learn the missing numbers of the baseline from all samples so far, and freeze it.
 

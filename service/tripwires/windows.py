@@ -242,7 +242,10 @@ def _assign_profile(run: Run) -> None:
     counted_as = run.stratum_of_profile(run.prompts.current) if run.has_samples_without_task else None
     if counted_as is None:
         return
-    stratum = run.stratum_of_profile(run.prompts.close_window())
+    n_tasks = sum(bool(each.task) for each in run.strata.values())
+    stratum = run.stratum_of_profile(run.prompts.close_window(n_tasks))
+    if run.prompts.has_restarted:
+        stratum.forget_windows()
     if stratum is counted_as:
         return
     samples = [each for each in run.window_samples if each.stratum == counted_as.key]

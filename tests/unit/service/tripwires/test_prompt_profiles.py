@@ -13,6 +13,7 @@ from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.prompt_profiles import (
     FEATURES,
     MAX_PROFILES,
+    MAX_PROMPTS,
     FeatureSums,
     PromptProfiles,
     given_text,
@@ -133,7 +134,7 @@ def test_features_are_numbers_of_the_text_alone():
     features = dict(zip(FEATURES, prompt_features("Why 12?\nNo."), strict=True))
     assert features["length"] == pytest.approx(2.3979, abs=1e-4), "a number has one digit"
     assert (features["lines"], features["question"]) == (pytest.approx(0.6931, abs=1e-4), 1.0)
-    assert (features["digits"], features["capitals"], features["spaces"]) == (1 / 10, 2 / 10, 1 / 10)
+    assert (features["digits"], features["capitals"], features["spaces"]) == (1 / 10, 0.12, 1 / 10)
     assert features["bytes a character"] == 1.0
     assert sum(value for name, value in features.items() if name.startswith("first word")) == 1.0
     assert len(prompt_features("")) == len(FEATURES)
@@ -227,6 +228,40 @@ def test_another_source_of_a_part_of_the_prompts_is_seen_once(n_prompts, least, 
             seed, lambda window, share=share: (1 - share * (window >= at), 0, share * (window >= at)), n_prompts
         )
         assert at <= seen <= at + 8, (share, seen)
+
+
+def test_prompts_of_a_step_that_is_sorted_by_source_are_read_from_all_of_it():
+    profiles, rng = PromptProfiles(), Random(15)
+    for window in range(12):
+        source = code if window < 8 else summary
+        profiles.window.clear()
+        for _ in range(64):
+            profiles.add(rng.getrandbits(60), chat(rng))
+        for _ in range(64):
+            profiles.add(rng.getrandbits(60), source(rng))
+        assert 20 <= len(profiles.window) <= MAX_PROMPTS
+        profile = profiles.close_window()
+        if window == 3:
+            profiles.complete(0)
+        assert profile == (window >= 8), window
+
+
+def test_prompts_whose_task_is_named_from_then_on_have_not_changed():
+    """A half of the prompts is code, and has a task from step 20 on: the others alone are unlike both, and learn a new baseline."""
+    first, second = stream(12, ["chat"] * 60, batch=64), stream(13, ["code"] * 60, batch=64)
+    steps = [
+        [*chats, *(each._replace(task="code" * (i >= 20)) for each in codes)]
+        for i, (chats, codes) in enumerate(zip(first, second, strict=True))
+    ]
+    run, alerts = watched(steps)
+    assert alerts == []
+    assert [(each.task, each.profile, each.has_baseline) for each in run.strata.values()] == [
+        ("", 0, True),
+        ("code", 0, True),
+        ("", 1, True),
+    ]
+    changed = [[each._replace(task="") for each in step] for step in steps[:20]]
+    assert [wire for _, wire in watched(changed + stream(14, ["chat"] * 20))[1]] == ["prompts_changed"]
 
 
 # -- nasty runs -------------------------------------------------------------------------------------------------------
