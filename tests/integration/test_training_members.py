@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -113,3 +114,38 @@ def test_a_recipe_goes_on_from_members_with_as_many(run, world_of, tmp_path, cap
 def test_settings_without_a_meaning_are_refused(settings, message, world_of, tmp_path, capsys):
     assert main(["train", "--config", str(recipe_for(tmp_path, *world_of, model=settings))]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_audit_judge_beside_members_has_one_head(world_of, tmp_path):
+    sections = {**ONE_RUN, "model": {**ONE_RUN["model"], "member_data": "folds"}, "audit_judge": {"n_layers": 1}}
+    assert main(["train", "--config", str(recipe_for(tmp_path, *world_of, **sections))]) == 0
+    checkpoint = tmp_path / "out" / "checkpoint"
+    assert read(str(checkpoint)).network.head_names == ("1/score", "2/score", "3/score")
+    assert read(str(checkpoint / "audit_judge")).network.head_names == ("score",)
+
+
+def test_a_run_of_members_resumes_to_the_weights_of_one_that_was_not_stopped(world_of, tmp_path):
+    optim = {"lr": 1e-3, "batch_pairs": 32, "max_steps": 4, "schedule": "constant"}
+    found = []
+    for name, steps in (("whole", (4,)), ("in parts", (2, 4))):
+        for n, max_steps in enumerate(steps):
+            (tmp_path / name).mkdir(exist_ok=True)
+            recipe = recipe_for(
+                tmp_path / name, *world_of, model={"members": 2}, optim={**optim, "max_steps": 4},
+                output={"save_steps": 2, "resume": n > 0},
+            )  # fmt: skip
+            if max_steps == 2:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr("rewardserve.training.workflow.finish", _crash)
+                    with pytest.raises(RuntimeError, match="power cut"):
+                        main(["train", "--config", str(recipe)])
+                shutil.rmtree(tmp_path / name / "out" / "steps" / "checkpoint-4")
+            else:
+                assert main(["train", "--config", str(recipe)]) == 0
+        found.append(read(str(tmp_path / name / "out" / "checkpoint")).network.state_dict())
+    for tensor_name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][tensor_name], tensor, rtol=0, atol=1e-6)
+
+
+def _crash(*_arguments):
+    raise RuntimeError("power cut")
