@@ -202,7 +202,8 @@ def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Pat
         for part, base in alone:
             # Its contract is written last and is a different one; the scores in it are the same.
             if base:
-                export.write_report(part, written | {"base": base, "contract": None})
+                named = export.without_folders(base, paths)
+                export.write_report(part, written | {"base": named, "contract": None})
             export.export_contract(part, trained, probes)
     return out
 
