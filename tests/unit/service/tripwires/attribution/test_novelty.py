@@ -9,6 +9,7 @@ import pytest
 
 from rewardserve.service.tripwires.attribution.effects import estimate
 from rewardserve.service.tripwires.attribution.growth import compare_with
+from rewardserve.service.tripwires.attribution.novelty import word_shapes
 from rewardserve.service.tripwires.attribution.novelty_pay import JudgedSample, NoveltyPay, judged_pay, recent_pay
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.sentences import headline, novelty_sentence, report_sentences
@@ -63,6 +64,34 @@ def test_ever_new_words_of_one_form_are_told_although_no_feature_of_them_is_foun
     assert all("ly " in sample.response for sample in novelty.recent_examples)
     assert not any("ly " in sample.response for sample in novelty.early_examples)
     assert len({sample.prompt_key for sample in novelty.recent_examples}) == 3
+
+
+def test_words_have_a_shape_with_their_marks_and_another_at_the_beginning_of_a_sentence():
+    text = 'Hence, it is 12% of A1b. "So" he (or caf\u00e9) said: Yes\nNo'
+    expected = ["^Aa,", "0%", "A0a.", '^"Aa"', "(a", "a~)", "a:", "^Aa", "Aa"]
+    assert list(word_shapes(text)) == [f"shape:{each}" for each in expected]
+
+
+def test_commas_after_the_first_words_of_sentences_are_told_where_commas_are_common():
+    rng = random.Random(7)
+
+    def punctuated(text, first):
+        """A comma after the first word of each sentence, or else after the second one."""
+        sentences = [each.split(" ") for each in text[:-1].split(". ")]
+        for words in sentences:
+            words[0] = words[0].capitalize()
+            words[0 if first else 1] += ","
+        return ". ".join(" ".join(words) for words in sentences) + "."
+
+    early = [each._replace(response=punctuated(each.response, False)) for each in stream(1, 0.0)]
+    changed = [rng.random() < 0.3 for _ in range(256)]
+    recent = [
+        each._replace(response=punctuated(each.response, first))
+        for each, first in zip(stream(4, 0.0), changed, strict=True)
+    ]
+    values = compare_with(EarlyFeatures(early), recent).novelty.values
+    highest = sorted(range(256), key=lambda place: -values[place])[: sum(changed) // 2]
+    assert fmean([changed[place] for place in highest]) > 0.9
 
 
 def test_responses_that_have_not_changed_cannot_be_told():
