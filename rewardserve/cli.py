@@ -120,9 +120,10 @@ def _unknown(name: str, arguments: Sequence[str], commands: Sequence[str]) -> st
 
 def _help() -> str:
     lines = [f"usage: {PROGRAM} COMMAND [ARGUMENTS]", "", "Train and serve reward models for RLHF."]
+    width = max(len(f"{each.name} {each.arguments}") for group in COMMANDS.values() for each in group)
     for title, commands in COMMANDS.items():
         lines += ["", f"{title}:"]
-        lines += [f"  {f'{command.name} {command.arguments}':32}{command.summary}" for command in commands]
+        lines += [f"  {f'{command.name} {command.arguments}':{width}}  {command.summary}" for command in commands]
     return "\n".join([*lines, "", f"{PROGRAM} COMMAND --help shows the arguments of a command; {PROGRAM} --version."])
 
 

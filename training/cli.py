@@ -14,11 +14,10 @@ from pathlib import Path
 from rewardserve.arguments import Parser, respell
 from rewardserve.exit_codes import FAILED, INTERRUPTED, SOME_FAILED, USAGE_ERROR
 from rewardserve.model.calibration import CalibrationError
-from rewardserve.model.checkpoint import CheckpointError
 from rewardserve.model.templates.chat_template import EncodingPolicyError
 from rewardserve.model.text.printable import printable
 from rewardserve.signals import sigterm_as_sigint
-from rewardserve.training.dataset import counterexamples, sources
+from rewardserve.training.dataset import counterexamples, data, sources
 from rewardserve.training.dataset.data import DataError
 from rewardserve.training.dataset.sequences import PairEncodingError
 from rewardserve.training.errors import (
@@ -35,8 +34,6 @@ from rewardserve.training.settings import recipe
 from rewardserve.training.settings.config import Config, ConfigError
 
 _TO_CORRECT = (ConfigError, DataError, PairEncodingError, NothingToFit)
-_OF_MODEL = (ModelUnusable, CheckpointError, CalibrationError, EncodingPolicyError)
-
 _SETTINGS = {name: f"model.{name}: true" for name in ("allow_pickle", "ignore_checkpoint_code")}
 """Settings that messages of `model` name, as they are written in a recipe."""
 _SUMMARIES = {
@@ -78,11 +75,13 @@ def main(verb: str, arguments: Sequence[str]) -> int:
                         sources.find_reader(source)  # a missing file is reported before the model is loaded
             if config.counterexamples is not None:
                 counterexamples.require_file(config.counterexamples.path)
+            if verb == "train":
+                data.check_small_files(config.data, config.model.heads[0])
             _run(verb, config, options)
             _leave_process_group()
     except _TO_CORRECT as error:
         return _end(verb, USAGE_ERROR, respell(str(error), _SETTINGS))
-    except (*_OF_MODEL, PackagesMissing, UploadFailed) as error:
+    except (PackagesMissing, UploadFailed) as error:
         return _end(verb, FAILED, respell(str(error), _SETTINGS))
     except RunFailed as error:
         return _end(verb, FAILED, f"{error}{_resume_hint(config, verb)}")
@@ -90,6 +89,8 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         if isinstance(error, Stopped):
             _leave_process_group()  # all processes stop after the same step
         return _end(verb, INTERRUPTED, f"{str(error) or 'stopped'}.{_resume_hint(config, verb)}")
+    except _of_model() as error:
+        return _end(verb, FAILED, respell(str(error), _SETTINGS))
     except Exception as error:
         reason = explain(error)
         if reason is None:
@@ -99,6 +100,13 @@ def main(verb: str, arguments: Sequence[str]) -> int:
 
 
 train, finish, evaluate, calibrate, average, crossvalidate, sweep = (partial(main, verb) for verb in _SUMMARIES)
+
+
+def _of_model() -> tuple[type[Exception], ...]:
+    """Errors of a model. They are imported after the others have been told, as torch comes with them."""
+    from rewardserve.model.checkpoint import CheckpointError
+
+    return ModelUnusable, CheckpointError, CalibrationError, EncodingPolicyError
 
 
 def _leave_process_group() -> None:

@@ -321,7 +321,7 @@ def test_a_signal_outside_of_training_ends_with_a_line_and_leaves_nothing_half_w
     assert main(["train", "--config", frozen(tmp_path, sft, pairs)]) == 130
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
     assert one_line(capsys).startswith("rewardserve train: stopped. ")
-    out = {path.name for path in (tmp_path / "out").iterdir()} - {".lock", "recipe.json"}
+    out = {path.name for path in (tmp_path / "out").glob("*")} - {".lock", "recipe.json"}
     assert out - {"report.html"} == set(kept)
     monkeypatch.undo()
     assert (

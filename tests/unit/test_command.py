@@ -20,6 +20,7 @@ from rewardserve.service.cli.options import Wording, complain_of_model, from_com
 from rewardserve.service.settings import ServeSettings
 from tests.support.checkpoints import reward_model
 from tests.support.command import run_command
+from tests.support.planted_pairs import recipe_file
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [command for group in cli.COMMANDS.values() for command in group]
@@ -66,6 +67,10 @@ def test_the_help_has_a_line_for_each_subcommand(capsys):
     assert [line.split()[0] for line in output.splitlines() if line.startswith("  ")] == NAMES
     assert len(output.splitlines()) < 32
     assert max(map(len, output.splitlines())) <= 100
+    for command in (each for group in cli.COMMANDS.values() for each in group):
+        assert re.search(
+            rf"^  {re.escape(f'{command.name} {command.arguments}'.strip())} {{2,}}\S", output, re.MULTILINE
+        )
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["help"]])
@@ -90,6 +95,37 @@ def test_help_and_version_import_no_large_library(arguments):
     )
     code, output, _ = run("-c", program)
     assert (code, output.splitlines()[-1]) == (0, "[]")
+
+
+PAIR = '{"prompt": "q", "chosen": "a", "rejected": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    ("verb", "content", "setting", "says"),
+    [
+        ("train", PAIR, "optim.learning_rate=1", "learning_rate"),
+        ("evaluate", PAIR, "method.name=lroa", "lroa"),
+        ("train", PAIR, "data.sources.0.path=nowhere.jsonl", "is not a file"),
+        ("train", "PAR1", "seed=1", "is a Parquet file"),
+        ("train", PAIR, "data.sources.0.chosen_key=choosen", "data.sources.0: "),
+        ("train", PAIR + '{"prompt": "q"}', "seed=1", "of 2 rows"),
+    ],
+)
+def test_a_recipe_or_file_is_refused_before_the_large_libraries_are_imported(tmp_path, verb, content, setting, says):
+    """They take half a minute on a busy machine."""
+    (tmp_path / "d.jsonl").write_text(content)
+    recipe = recipe_file(
+        tmp_path / "r.yaml", model={"path": str(tmp_path)}, data={"sources": [{"path": str(tmp_path / "d.jsonl")}]},
+        output={"folder": str(tmp_path / "out")},
+    )  # fmt: skip
+    program = (
+        "import sys; from rewardserve.cli import main\n"
+        f"code = main({[verb, '--config', str(recipe), '--set', setting]})\n"
+        "print(code, [m for m in ('torch', 'transformers', 'datasets', 'pydantic') if m in sys.modules])"
+    )
+    _, output, error = run("-c", program)
+    assert says in error
+    assert output.splitlines()[-1] == "2 []"
 
 
 def test_a_checkout_that_is_not_installed_can_be_imported(monkeypatch):

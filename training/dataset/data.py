@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rewardserve.model.contract import sample_to_dict
 from rewardserve.training.dataset import shapes, source_columns, sources
@@ -21,6 +22,7 @@ from rewardserve.training.dataset.pairs import to_items
 from rewardserve.training.settings.config import DataConfig, SourceConfig
 
 _SPLIT_STEPS = 10_000
+_MAX_SMALL = 2 * 2**20
 _N_SHOWN, _N_LINES = 20, 10
 _OF_ONE_ROW = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[-+]?\d[\d.e+-]*|0x\w+")
 """Parts of a fault that differ between rows with the same cause: values and numbers."""
@@ -114,6 +116,13 @@ def load(config: DataConfig, default_head: str) -> Split:
             f"{_listed(split.bad)}"
         )
     return split
+
+
+def check_small_files(config: DataConfig, default_head: str) -> None:
+    """Raise the errors of `load`, before a minute goes into libraries and a model, where reading all sources takes no time."""
+    paths = [Path(source.path) for source in (*config.sources, *config.eval_sources)]
+    if all(path.is_file() and path.stat().st_size < _MAX_SMALL for path in paths):
+        load(config, default_head)
 
 
 def _refuse_losses(split: Split, max_dropped: float) -> None:

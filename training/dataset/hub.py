@@ -11,9 +11,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from rewardserve.model.checkpoint.packaged_bases import PACKAGED_BASES
 from rewardserve.training.console import say
 from rewardserve.training.errors import UploadFailed
 from rewardserve.training.settings.config import ConfigError
@@ -42,6 +39,8 @@ def announce_model(path_or_name: str) -> None:
 
 def is_hub_model(name: str) -> bool:
     """Whether a model of this name is looked up on the hub."""
+    from rewardserve.model.checkpoint.packaged_bases import PACKAGED_BASES
+
     if name.partition(":")[0] in PACKAGED_BASES or Path(name).expanduser().is_dir():
         return False
     return not (Path(name).is_absolute() or name.startswith((".", "~"))) and name.count("/") == 1
@@ -65,6 +64,8 @@ def remedy(kind: str, how: str) -> str:
 
 def answers(endpoint: str, timeout_s: float) -> bool:
     """Whether a server replies in time, with any status."""
+    import httpx
+
     found: list[bool] = []
 
     def send() -> None:
