@@ -268,6 +268,6 @@ def test_rows_that_were_not_looked_at_are_told_with_3(models, tmp_path):
         file.write("{\n")
     code, out, error = run_command("mine", models[2], path, "--judge", models[3], "--out", tmp_path / "q.jsonl", CPU)
     assert code == 3
-    assert "1 of 402 rows are left out (invalid_json 1)" in error
+    assert "1 of 402 rows left out (invalid_json 1)" in error
     assert "1 samples are left out: text and token ids have no known prompt" in error
     assert "400 responses" in out
