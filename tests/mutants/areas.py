@@ -82,6 +82,7 @@ AREAS = {
                     "one_prompt_far_off_neither_ends_nor_makes_a_divergence",
                     "the_hypothesis_is_wider_where_scores_are_far_from_those_of_the_start",
                     "the_test_is_learning_until_it_knows_both_starts",
+                    "the_wealth_is_the_mixture_over_the_windows_at_which_bets_begin",
                     "huge_scores_end_no_test",
                 )
             ),

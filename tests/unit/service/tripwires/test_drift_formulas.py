@@ -119,16 +119,18 @@ def written(windows, n_errors=3.0):
     return mean_of([each.wealth() for each in both]), both[1].shift, next((d for d in known if d is not None), None)
 
 
-def drawn(seed, tasks, mix, size, n, wander=0.0, scale=0.3, growth=0.005):
-    """Windows whose scores have another mean and spread than 0 and 1, whose judge moves between windows, and a task "c" from
-    window 14 on."""
+def drawn(seed, tasks, mix, size, n, wander=0.0, scale=0.3, growth=0.005, slope=0.5, outliers=0.0, has_later=False):
+    """Windows whose scores have another mean and spread than 0 and 1, and whose judge moves between windows, and is far off for
+    some prompts; with a task "c" from window 14 on where there are several, or `has_later`."""
     rng, made = Random(seed), []
     for i in range(n):
         moved, window = rng.gauss(0.0, wander) * scale, []
         for k in range(size):
-            task = "c" if tasks > 1 and i >= 14 and k % 4 == 0 else "ab"[rng.random() < mix] if tasks > 1 else ""
+            is_later = (tasks > 1 or has_later) and i >= 14 and k % 4 == 0
+            task = "c" if is_later else "ab"[rng.random() < mix] if tasks > 1 else ""
             score = 3.0 + scale * (rng.gauss(ord(task or "a") - 97, 1.0) + growth * max(0, i - 10))
-            audit = 0.5 * score - scale * (0.8 * rng.gauss(0, 1) + 2 * growth * max(0, i - 12)) + moved
+            audit = slope * score - scale * (0.8 * rng.gauss(0, 1) + 2 * growth * max(0, i - 12)) + moved
+            audit -= 9.0 * scale * (rng.random() < outliers)
             window.append(PromptMeans(score, audit, task))
         made.append(window)
     return made
@@ -143,6 +145,11 @@ def drawn(seed, tasks, mix, size, n, wander=0.0, scale=0.3, growth=0.005):
         drawn(4, 2, 0.05, 64, 60, wander=0.4, scale=2.0),
         drawn(5, 1, 0.0, 70, 30, scale=0.001, growth=0.05),
         drawn(6, 1, 0.0, 13, 60, growth=0.03),
+        drawn(7, 1, 0.0, 64, 40, outliers=0.04, has_later=True),
+        drawn(8, 1, 0.0, 64, 30, slope=1.7, growth=-0.01),
+        drawn(9, 1, 0.0, 64, 30, slope=-0.5, outliers=0.1, wander=0.5),
+        # The task "b" has eight prompts in the short start, as few as a task may have.
+        [[p._replace(task="ab"[k % 16 == 0]) for k, p in enumerate(window)] for window in drawn(10, 1, 0.0, 32, 30)],
     ],
 )
 def test_every_number_is_that_of_the_formulas_written_out(made):
@@ -155,3 +162,18 @@ def test_every_number_is_that_of_the_formulas_written_out(made):
             assert test.shift == pytest.approx(shift, abs=1e-9), n
             assert test.divergence() == pytest.approx(divergence, abs=1e-9), n
             assert test.divergence(2.0) == pytest.approx(written(made[:n], 2.0)[2], abs=1e-9)
+
+
+def test_while_a_divergence_is_suspected_512_prompts_are_audited_and_a_quarter_of_the_others():
+    rng, test, usual, suspected, wanted = Random(7), DriftTest(), 0, 0, []
+    for i in range(120):
+        divergence = test.divergence(2.0)
+        is_suspected = divergence is not None and divergence > 0.0
+        assert test.wants_every_prompt == (test.is_learning or (is_suspected and suspected < 512 + usual / 4)), i
+        wanted.append(test.wants_every_prompt)
+        rise = 1.0 if i >= 40 else 0.0
+        test.add_window([PromptMeans(rng.gauss(rise, 1.0), rng.gauss(-0.4 * rise, 1.0)) for _ in range(32)])
+        usual, suspected = (usual, suspected + 32) if is_suspected else (usual + 32, suspected)
+    assert wanted[:16] == [True] * 16, "the start is learned"
+    assert True in wanted[40:100], "suspected"
+    assert True not in wanted[100:], "the bound is reached"
