@@ -10,8 +10,10 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from heapq import heappush, heappushpop
+from operator import itemgetter
 from pathlib import Path
 
 from rewardserve.model.contract import sample_to_dict
@@ -19,6 +21,7 @@ from rewardserve.training.dataset import shapes, source_columns, sources
 from rewardserve.training.dataset.conversations import FieldError
 from rewardserve.training.dataset.feedback import Item, Pair, SourceKind, counted, noun, with_noun
 from rewardserve.training.dataset.pairs import to_items
+from rewardserve.training.dataset.sources import SourceRow
 from rewardserve.training.settings.config import DataConfig, SourceConfig
 
 _SPLIT_STEPS = 10_000
@@ -185,19 +188,63 @@ def digest(items: Sequence[Item]) -> str:
 
 def read_source(source: SourceConfig, *, head: str, salt: str = "", cache: str | None = None) -> SourceItems:
     """Read all items of one source, at most `max_pairs` of them (those with the lowest digest), and its bad rows."""
-    items: list[Item] = []
-    bad: list[BadRow] = []
-    shaped = shapes.shaped(sources.read(source, cache), source)
-    rows = list(shaped.rows)
+    rows = _Rows(source, cache)
     found = source_columns.find_columns(rows, source)
+    chosen = _Chosen(source.max_pairs, salt)
+    bad: list[BadRow] = []
+    n_rows = 0
     for row in rows:
+        n_rows += 1
         try:
-            items += to_items(row, found, head)
+            for item in to_items(row, found, head):
+                chosen.add(item)
         except FieldError as error:
             bad.append(BadRow(row.file, row.line, error.field, str(error)))
-    kept = tuple(_at_most(items, source.max_pairs, salt))
-    notes = (*([shaped.note] if shaped.name else []), *source_columns.notes(found))
-    return SourceItems(source.path, kept, len(rows), tuple(bad), len(items) - len(kept), notes, found.kind)
+    kept = chosen.items()
+    notes = (*([rows.note] if rows.note else []), *source_columns.notes(found))
+    return SourceItems(source.path, kept, n_rows, tuple(bad), chosen.n - len(kept), notes, found.kind)
+
+
+class _Rows:
+    """The rows of a source, as often as they are asked for: a file is read again, so its rows need not fit into memory."""
+
+    def __init__(self, source: SourceConfig, cache: str | None) -> None:
+        self.note = ""
+        self._source, self._cache = source, cache
+        self._kept = None if sources.find_reader(source) is not None else list(self._read())
+
+    def __iter__(self) -> Iterator[SourceRow]:
+        """Rows in order."""
+        return self._read() if self._kept is None else iter(self._kept)
+
+    def _read(self) -> Iterator[SourceRow]:
+        shaped = shapes.shaped(sources.read(self._source, self._cache), self._source)
+        self.note = shaped.note if shaped.name else ""
+        return shaped.rows
+
+
+class _Chosen:
+    """At most `most` items, those with the lowest digests of their ids, in order; `n` counts all."""
+
+    def __init__(self, most: int | None, salt: str) -> None:
+        self.n = 0
+        self._most, self._salt = most, salt
+        self._found: list[tuple[int, int, Item]] = []
+        """A heap by digest, the highest first; without a limit a list."""
+
+    def add(self, item: Item) -> None:
+        """Take one more item."""
+        self.n += 1
+        if self._most is None:
+            self._found.append((0, self.n, item))
+            return
+        digest = int.from_bytes(hashlib.sha256(f"{self._salt}:{item.id}".encode()).digest())
+        put = heappush if len(self._found) < self._most else heappushpop
+        put(self._found, (-digest, self.n, item))
+
+    def items(self) -> tuple[Item, ...]:
+        """The items in the order in which they came."""
+        return tuple(item for _, _, item in sorted(self._found, key=itemgetter(1)))
 
 
 def _noun_of(read: Iterable[SourceItems]) -> str:
@@ -262,10 +309,3 @@ def _others(rows: Sequence[BadRow]) -> str:
 def _by_group(items: Sequence[Item], config: DataConfig) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
     held = {g: is_held_out(g, config.salt, config.eval_fraction) for g in {item.group for item in items}}
     return tuple(i for i in items if not held[i.group]), tuple(i for i in items if held[i.group])
-
-
-def _at_most(items: list[Item], n: int | None, salt: str) -> list[Item]:
-    if n is None or len(items) <= n:
-        return items
-    order = sorted(range(len(items)), key=lambda i: hashlib.sha256(f"{salt}:{items[i].id}".encode()).digest())
-    return [items[i] for i in sorted(order[:n])]

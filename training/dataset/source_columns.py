@@ -7,7 +7,7 @@ files or items.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -110,17 +110,19 @@ def _words(kind: SourceKind) -> str:
     return "chosen and rejected" if kind == "pairs" else "the responses"
 
 
-def find_columns(rows: Sequence[SourceRow], source: SourceConfig) -> SourceColumns:
-    """Find the columns of these rows. Raise `ConfigError` for a named column that none of them has."""
-    values = [row.values for row in rows if row.values is not None]
-    n_with = Counter(key for row in values for key, value in row.items() if value is not None)
-    if not values:
+def find_columns(rows: Iterable[SourceRow], source: SourceConfig) -> SourceColumns:
+    """Find the columns of these rows, which are read up to three times. Raise `ConfigError` for a named column that none has."""
+    n_rows, n_with = 0, Counter[str]()
+    for values in _values(rows):
+        n_rows += 1
+        n_with.update([key for key, value in values.items() if value is not None])
+    if not n_rows:
         return SourceColumns(source, 0, n_with)
     kind = find_kind(n_with, source)
     own = _keys_of(kind, source)
     _refuse_other_keys(source, kind, own)
     _require_attributes(source, kind, n_with)
-    keys: dict[str, Any] = {name: _present(name, kind, n_with, len(values), source) for name in own}
+    keys: dict[str, Any] = {name: _present(name, kind, n_with, n_rows, source) for name in own}
     if source.context == "ignore":
         keys["context_key"] = None
     if source.attributes:
@@ -129,15 +131,19 @@ def find_columns(rows: Sequence[SourceRow], source: SourceConfig) -> SourceColum
     for key in _NOT_REQUIRED:
         if keys[key] in (*source.ignored_columns, *others):
             keys[key] = None
-    found = SourceColumns(replace(source, **keys), len(values), n_with, kind=kind)
+    found = SourceColumns(replace(source, **keys), n_rows, n_with, kind=kind)
     implicit: Literal["", "declared", "found"] = ""
     if found.source.prompt_key is None:
         implicit = "declared" if source.prompt_key is None else "found"
-        if implicit == "found" and not any(_is_whole(row, found) for row in values):
-            raise ConfigError(_no_prompt(n_with, len(values), source, kind))
+        if implicit == "found" and not any(_is_whole(values, found) for values in _values(rows)):
+            raise ConfigError(_no_prompt(n_with, n_rows, source, kind))
     read = {*(key for key in keys.values() if key), *source.attributes, *(["finish_reason"] if kind == "steps" else [])}
     unread = tuple(sorted(set(map(str, n_with)) - read))
-    return replace(found, implicit=implicit, repeats=_repeats(values, found), unread=unread)
+    return replace(found, implicit=implicit, repeats=_repeats(_values(rows), found), unread=unread)
+
+
+def _values(rows: Iterable[SourceRow]) -> Iterator[dict[str, Any]]:
+    return (row.values for row in rows if row.values is not None)
 
 
 def find_kind(columns: Mapping[str, int], source: SourceConfig) -> SourceKind:
@@ -266,7 +272,7 @@ def common_text(*texts: str) -> str:
     return low[: next((i for i, (x, y) in enumerate(zip(low, high, strict=False)) if x != y), len(low))]
 
 
-def _repeats(values: Sequence[dict[str, Any]], found: SourceColumns) -> bool:
+def _repeats(values: Iterable[dict[str, Any]], found: SourceColumns) -> bool:
     """Whether the responses are texts in every row, and begin with the prompt or its last user turn."""
     some_long = False
     for row in values:

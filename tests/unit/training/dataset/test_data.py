@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 from dataclasses import replace
 
 import pyarrow as pa
@@ -277,3 +278,23 @@ def test_one_file_as_several_sources_has_items_with_ids_of_their_own(tmp_path):
     assert len({item.id for item in items}) == len(items) == 80
     assert {item.id for item in split.read[0].items} == {f"{path}:{i}" for i in range(1, 41)}
     assert {item.id for item in split.read[1].items} == {f"{path}:{i} (source 2)" for i in range(1, 41)}
+
+
+def test_a_source_beyond_max_pairs_takes_no_more_memory(tmp_path):
+    """Rows are read again from the file instead of kept: ten times the rows, the same peak."""
+
+    def peak(n):
+        path = tmp_path / f"{n}.jsonl"
+        with path.open("w") as file:
+            for i in range(n):
+                row = {"prompt": f"question {i} " + "p" * 2000, "chosen": f"good {i}", "rejected": f"bad {i}"}
+                file.write(json.dumps(row) + "\n")
+        tracemalloc.start()
+        found = data.read_source(SourceConfig(str(path), max_pairs=50), head="score")
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (len(found.items), found.n_rows, found.n_spare) == (50, n, n - 50)
+        return top
+
+    peak(100)  # what is loaded on the way
+    assert peak(3000) < 1.2 * peak(300) + 100_000
