@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from rewardserve.model.conversation import EmptyResponse, InputTooLong, Sample, SampleError
 from rewardserve.model.encoding import Encoded, Encoder
 from rewardserve.training.console import progress
-from rewardserve.training.dataset.feedback import Item, Pair, kinds_of, noun
+from rewardserve.training.dataset.feedback import Item, Pair, kinds_of, noun, with_noun
 
 Ids = tuple[int, ...]
 Rows = tuple[int, ...]
@@ -107,7 +107,9 @@ def encode(items: Sequence[Item], encoder: Encoder, label: str = "pairs") -> Fee
             else:
                 kept.append((item, rows))
     if refused:
-        raise PairEncodingError(f"{len(refused)}{unit} cannot be encoded:\n  " + "\n  ".join(refused[:20]))
+        raise PairEncodingError(
+            f"{with_noun(len(refused), noun(kinds_of(items)))} cannot be encoded:\n  " + "\n  ".join(refused[:20])
+        )
     return _table(kept, shelf.sequences, dict(dropped))
 
 

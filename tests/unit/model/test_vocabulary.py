@@ -208,7 +208,7 @@ def test_training_names_the_pairs_whose_tokens_have_no_embedding(tmp_path):
         Pair("f:1", "s", "g", "score", good, replace(good, response="c"), "b", "c"),
         Pair("f:2", "s", "g", "score", good, bad, "b", EXTRA),
     ]
-    with pytest.raises(sequences.PairEncodingError, match=r"1 pairs cannot be encoded:\n  f:2: .*320"):
+    with pytest.raises(sequences.PairEncodingError, match=r"1 pair cannot be encoded:\n  f:2: .*320"):
         sequences.encode(pairs, checkpoint.encoder)
 
 

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from rewardserve.model.calibration import REFERENCE_QUANTILES
 from rewardserve.model.traits import TRAITS
-from rewardserve.training.evaluation import calibrate, evaluate
+from rewardserve.training.evaluation import calibrate, evaluate, graded_metrics
 from rewardserve.training.evaluation.calibrate import NothingToFit
 from rewardserve.training.evaluation.evaluate import ScoredPairs
 from rewardserve.training.results import report
@@ -267,3 +267,15 @@ def test_one_group_gives_an_interval_that_says_next_to_nothing(won, low, high):
 def test_groups_that_are_all_won_leave_the_bound_of_what_was_not_seen():
     low, high = evaluate.bootstrap_accuracy(np.ones(36), np.arange(36), 100)
     assert (low, high) == (pytest.approx(0.025 ** (1 / 36)), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "interval"), [("ratings", "[-1.000, 1.000] of 4 ratings"), ("labels", "[0.000, 1.000] of 4 labels")]
+)
+def test_ratings_and_labels_of_one_group_have_no_interval_and_say_so(kind, interval):
+    values = np.array([0.0, 1.0, 0.0, 1.0])
+    measure = {"ratings": graded_metrics.spearman, "labels": graded_metrics.auc}[kind]
+    low, high = graded_metrics._bootstrap(measure, np.arange(4.0), values, np.zeros(4, dtype=int), 10)
+    line = graded_metrics.GradedMetrics("score", "s", kind, "m", 4, 1, 0.5, low, high, None)
+    (text,) = graded_metrics.graded_lines([line])
+    assert f"{interval} in 1 group; one group says next to nothing about others" in text
