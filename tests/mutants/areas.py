@@ -13,6 +13,7 @@ class Area:
     tests: tuple[str, ...]
 
 
+# `[!d]` leaves out `drift`, and `[!r]` `relevance`, which are areas of their own.
 AREAS = {
     "api_keys": Area(("rewardserve/service/auth/api_keys.py",), ("tests/unit/service/auth/test_api_keys.py",)),
     "rate_limits": Area(
@@ -64,7 +65,7 @@ AREAS = {
         ("tests/unit/model/packed/test_tree.py", "tests/properties/test_tree.py"),
     ),
     "tripwires": Area(
-        ("rewardserve/service/tripwires/*.py",),
+        ("rewardserve/service/tripwires/[!d]*.py",),
         ("tests/unit/service/tripwires",),
     ),
     "divergence": Area(
@@ -108,7 +109,7 @@ AREAS = {
         ),
     ),
     "attribution": Area(
-        ("rewardserve/service/tripwires/attribution/*.py",), ("tests/unit/service/tripwires/attribution",)
+        ("rewardserve/service/tripwires/attribution/[!r]*.py",), ("tests/unit/service/tripwires/attribution",)
     ),
     "attribution_io": Area(
         tuple(

@@ -171,7 +171,7 @@ class EarlyTexts:
         return similarity(texts, self._weights, log((len(self.side.texts.words) + 1) / 0.5))
 
 
-def compare_relevance(early: EarlyTexts, recent: Sequence[ObservedSample], n_looks: int = 1) -> Relevance | None:
+def compare_relevance(early: EarlyTexts, recent: Sequence[ObservedSample], n_looks: int) -> Relevance | None:
     """Compare recent samples with early ones, both in order, where this is look number `n_looks` at the run.
 
     Early ones are the first half of each task's; the others are recent until there are newer ones, so that a collapse while the
