@@ -23,11 +23,17 @@ def words(rng, n):
     return ["".join(rng.choices("bdfgklmnprst", k=1)[0] + rng.choice("aeiou") for _ in range(3)) for _ in range(n)]
 
 
-def stream(seed, n_prompts, group, *, first=0, by_step=4, lost=0.0, tasks=("",), steps=True, han=False, pay=0.0):
+POOL = words(random.Random(0), 40)
+"""Words of several prompts."""
+
+
+def stream(
+    seed, n_prompts, group, *, first=0, by_step=4, lost=0.0, tasks=("",), steps=True, han=False, pay=0.0, varied=False
+):
     """Responses with some words of their prompts; a share `lost` of the prompts gets the same words instead."""
     rng, samples = random.Random(seed), []
     for i in range(n_prompts):
-        topic = words(rng, 7)
+        topic = words(rng, rng.randint(2, 12)) + rng.sample(POOL, 3) if varied else words(rng, 7)
         prompt, is_lost = " ".join(rng.sample(COMMON, 5) + topic), rng.random() < lost
         for _ in range(group if isinstance(group, int) else rng.choice(group)):
             own = rng.sample(topic, rng.randint(0, 4)) + words(rng, rng.randint(0, 6))
@@ -229,6 +235,7 @@ GROUPS = stream(1, 48, 4)
 SINGLE = stream(2, 72, 1)
 MIXED = stream(3, 40, (1, 2, 3, 5), by_step=3)
 TASKS = stream(4, 60, 2, tasks=("code", "chat"))
+VARIED = stream(6, 50, (1, 2, 3), varied=True)
 HAN = stream(5, 40, 2, han=True)
 
 
@@ -242,6 +249,8 @@ HAN = stream(5, 40, 2, han=True)
         (MIXED, stream(16, 50, (2, 4, 6), first=40, by_step=1, lost=0.5), 2),
         (TASKS, stream(17, 60, 2, lost=0.6, tasks=("chat", "chat", "code"), pay=1.0), 7),
         (HAN, stream(18, 40, 2, lost=0.5, han=True), 1),
+        (VARIED, stream(20, 60, (1, 2, 4), first=50, lost=0.4, pay=1.0, varied=True), 2),
+        (VARIED, stream(21, 90, 1, first=50, varied=True), 2),
         (GROUPS, [], 1),
         (GROUPS, stream(19, 90, 4, first=48, lost=0.3), 10**6),
     ],
