@@ -387,6 +387,7 @@ def facts_of(config: Config, tables: EncodedData) -> dict[str, Any]:
         **_of_kinds(config, tables),
         "contradicting pairs": counts.n_contradicting,
         "duplicate pairs": counts.n_duplicate,
+        "pairs with a response that was cut off": counts.n_cut,
         "sequences truncated": sum(s.truncated for t in (tables.train, tables.held_out) for s in t.sequences),
         "training data": data.digest(tables.train.items),
         "held-out data": data.digest(tables.held_items.items),

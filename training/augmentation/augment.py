@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
-from rewardserve.model.conversation import Message, Sample
+from rewardserve.model.conversation import FinishReason, Message, Sample
 from rewardserve.training.augmentation.augment_phrases import EMPTY, FLATTERY, INJECTIONS, OPENERS, ORDERS
 from rewardserve.training.dataset.data import DataError
 from rewardserve.training.dataset.feedback import Pair
@@ -29,11 +29,22 @@ _SHORT_SHARE = 0.75
 _PLACES = ("before", "after", "middle", "quote", "instead", "instead")
 
 
-class _Made(NamedTuple):
-    """Texts of two responses to the prompt of a pair; `donor` is the pair from which foreign ones come."""
+class _Response(NamedTuple):
+    """Text of a response, and its finish reason."""
 
-    better: str
-    worse: str
+    text: str
+    finish_reason: FinishReason
+
+
+class _Made(NamedTuple):
+    """Two responses to the prompt of a pair; `donor` is the pair from which foreign ones come.
+
+    A text that is made of a response has its finish reason, also one that was cut short: with another one, the end token would
+    tell which of the two is better. For a missing end the reward pipeline has a penalty.
+    """
+
+    better: _Response
+    worse: _Response
     donor: Pair | None = None
 
 
@@ -88,18 +99,19 @@ def counts(pairs: Sequence[Pair]) -> dict[str, int]:
 
 
 def _as_pairs(kind: str, pair: Pair, found: _Made, config: AugmentConfig) -> Iterator[Pair]:
-    if found.better.strip() == found.worse.strip() or not found.worse.strip() or not found.better.strip():
+    stripped = {found.better.text.strip(), found.worse.text.strip()}
+    if len(stripped) < 2 or "" in stripped:
         return
-    texts = (found.better, found.worse)
-    sides = [(texts, 1.0)] if kind not in TIES else [(texts, 0.5), (texts[::-1], 0.5)]
+    both = (found.better, found.worse)
+    sides = [(both, 1.0)] if kind not in TIES else [(both, 0.5), (both[::-1], 0.5)]
     for head, ((better, worse), factor) in product(config.heads or (pair.head,), sides):
         yield replace(
             pair,
             head=head,
             chosen=_with_response(pair, better),
             rejected=_with_response(pair, worse),
-            chosen_text=better,
-            rejected_text=worse,
+            chosen_text=better.text,
+            rejected_text=worse.text,
             margin=0.0,
             flip=0.0,
             tie=False,
@@ -123,9 +135,9 @@ def _is_editable(pair: Pair) -> bool:
     )
 
 
-def _with_response(pair: Pair, text: str) -> Sample:
+def _with_response(pair: Pair, response: _Response) -> Sample:
     """The sample of the chosen response with another response."""
-    sample = pair.chosen
+    text, sample = response.text, replace(pair.chosen, finish_reason=response.finish_reason)
     if sample.text is not None and sample.n_prompt_chars is not None:
         return replace(sample, text=sample.text[: sample.n_prompt_chars] + text)
     if sample.messages is not None:
@@ -138,38 +150,39 @@ def _with_response(pair: Pair, text: str) -> Sample:
 
 def _other_prompt(rng: random.Random, pair: Pair, donors: _Donors) -> _Made | None:
     donor = donors.draw(rng, pair)
-    return _Made(pair.chosen_text, donor.chosen_text, donor) if donor else None
+    return _Made(_chosen(pair), _chosen(donor), donor) if donor else None
 
 
 def _neutral(rng: random.Random, pair: Pair, donors: _Donors) -> _Made | None:
     donor = donors.draw(rng, pair)
-    return _Made(donor.chosen_text, donor.rejected_text, donor) if donor else None
+    return _Made(_chosen(donor), _rejected(donor), donor) if donor else None
 
 
 def _truncated(rng: random.Random, pair: Pair, donors: _Donors) -> _Made | None:
     words = pair.chosen_text.split(" ")
     kept = words[: round(len(words) * rng.uniform(0.2, 0.8))]
-    return _Made(pair.chosen_text, " ".join(kept).rstrip(" .!?")) if len(words) > 3 else None
+    return _made_of(_chosen(pair), " ".join(kept).rstrip(" .!?")) if len(words) > 3 else None
 
 
 def _empty(rng: random.Random, pair: Pair, donors: _Donors) -> _Made:
-    return _Made(pair.chosen_text, rng.choice(EMPTY))
+    return _made_of(_chosen(pair), rng.choice(EMPTY))
 
 
 def _opener(rng: random.Random, pair: Pair, donors: _Donors) -> _Made:
-    return _Made(pair.chosen_text, rng.choice(OPENERS))
+    return _made_of(_chosen(pair), rng.choice(OPENERS))
 
 
 def _repeated(rng: random.Random, pair: Pair, donors: _Donors) -> _Made:
-    text = _either(rng, pair)
+    response = _either(rng, pair)
+    text = response.text
     gap = rng.choice((" ", "\n", "\n\n"))
     way = rng.randrange(4)
     if way < 2:  # the whole answer again
-        return _Made(text, gap.join([text] * rng.choice((2, 2, 2, 3))))
+        return _made_of(response, gap.join([text] * rng.choice((2, 2, 2, 3))))
     sentences = _SENTENCE_END.split(text.strip())
     if way == 2:
-        return _Made(text, " ".join([*sentences, *sentences[-1:] * rng.randint(1, 4)]))
-    return _Made(text, gap.join([rng.choice(sentences)] * rng.randint(3, 8)))
+        return _made_of(response, " ".join([*sentences, *sentences[-1:] * rng.randint(1, 4)]))
+    return _made_of(response, gap.join([rng.choice(sentences)] * rng.randint(3, 8)))
 
 
 def _flattery(rng: random.Random, pair: Pair, donors: _Donors) -> _Made:
@@ -183,36 +196,37 @@ def _injection(rng: random.Random, pair: Pair, donors: _Donors) -> _Made:
     """
     orders = [" ".join(part for part in map(rng.choice, ORDERS) if part) for _ in range(2)]
     phrases = rng.sample([*rng.sample(INJECTIONS, 2), *orders], 4)
-    text = _either(rng, pair)
+    response = _either(rng, pair)
     if rng.random() < _SHORT_SHARE:
-        text = max(_SENTENCE_END.split(text.strip()), key=len)
+        response = response._replace(text=max(_SENTENCE_END.split(response.text.strip()), key=len))
+    text = response.text
     phrase = " ".join(phrases[: rng.randint(1, 2)])
     gap = rng.choice((" ", "\n\n"))
     place = rng.choice(_PLACES)
     if place == "instead":
-        return _Made(text, " ".join(phrases[: rng.randint(1, len(phrases))]))
+        return _made_of(response, " ".join(phrases[: rng.randint(1, len(phrases))]))
     if place == "middle":
         words = text.split(" ")
         cut = len(words) // 2
-        return _Made(text, " ".join((*words[:cut], phrase, *words[cut:])))
+        return _made_of(response, " ".join((*words[:cut], phrase, *words[cut:])))
     if place == "quote":
         phrase = f'> "{phrase}"' if gap == "\n\n" else f'They wrote: "{phrase}"'
-    return _Made(text, gap.join((phrase, text) if place == "before" else (text, phrase)))
+    return _made_of(response, gap.join((phrase, text) if place == "before" else (text, phrase)))
 
 
 def _added(rng: random.Random, pair: Pair, phrases: Sequence[str]) -> _Made:
     """One or two of the phrases before or after a response, or up to all of them in its place."""
-    text, place, gap = _either(rng, pair), rng.randrange(3), rng.choice((" ", "\n\n"))
+    response, place, gap = _either(rng, pair), rng.randrange(3), rng.choice((" ", "\n\n"))
     if place == 2:
-        return _Made(text, " ".join(phrases[: rng.randint(1, len(phrases))]))
+        return _made_of(response, " ".join(phrases[: rng.randint(1, len(phrases))]))
     phrase = " ".join(phrases[: rng.randint(1, 2)])
-    return _Made(text, gap.join((phrase, text) if place else (text, phrase)))
+    return _made_of(response, gap.join((phrase, response.text) if place else (response.text, phrase)))
 
 
 def _markup(rng: random.Random, pair: Pair, donors: _Donors) -> _Made:
-    text = _either(rng, pair)
-    sentences = _SENTENCE_END.split(text.strip())
-    return _Made(text, rng.choice(_MARKUPS)(rng, sentences))
+    response = _either(rng, pair)
+    sentences = _SENTENCE_END.split(response.text.strip())
+    return _made_of(response, rng.choice(_MARKUPS)(rng, sentences))
 
 
 def _bullets(rng: random.Random, sentences: Sequence[str]) -> str:
@@ -246,9 +260,21 @@ def _bold(rng: random.Random, sentences: Sequence[str]) -> str:
 _MARKUPS = (_bullets, _bold_bullets, _numbered, _heading, _bold)
 
 
-def _either(rng: random.Random, pair: Pair) -> str:
-    """The text of either response: an addition says nothing of its quality."""
-    return rng.choice((pair.chosen_text, pair.rejected_text))
+def _either(rng: random.Random, pair: Pair) -> _Response:
+    """Either response: an addition says nothing of its quality."""
+    return rng.choice((_chosen(pair), _rejected(pair)))
+
+
+def _chosen(pair: Pair) -> _Response:
+    return _Response(pair.chosen_text, pair.chosen.finish_reason)
+
+
+def _rejected(pair: Pair) -> _Response:
+    return _Response(pair.rejected_text, pair.rejected.finish_reason)
+
+
+def _made_of(response: _Response, worse: str) -> _Made:
+    return _Made(response, response._replace(text=worse))
 
 
 _MAKERS: dict[str, _Maker] = {

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rewardserve.model.conversation import InvalidMessages, Message, Sample, SampleError, check_text, is_empty_value
+from rewardserve.model.conversation import (
+    FinishReason,
+    InvalidMessages,
+    Message,
+    Sample,
+    SampleError,
+    check_text,
+    is_empty_value,
+)
 from rewardserve.model.tools import read_calls, read_tools
 from rewardserve.training.dataset import turns
 from rewardserve.training.dataset.source_columns import SourceColumns, common_text
@@ -67,7 +75,7 @@ def read_conversations(values: dict[str, Any], columns: SourceColumns) -> Conver
         found = _implicit(given, values, columns)
     else:
         found = _explicit(_prompt(prompt, columns.source), given, values, columns)
-    return _with_tools(found, values, columns)
+    return _with_finish_reasons(_with_tools(found, values, columns), values, columns)
 
 
 def check_samples(found: Conversations, fields: Sequence[str]) -> None:
@@ -237,6 +245,38 @@ def _with_tools(found: Conversations, values: dict[str, Any], columns: SourceCol
     return Conversations(
         tuple(replace(sample, tools=tools) for sample in found.samples), found.texts, f"{tools}\n{found.prompt_key}"
     )
+
+
+def _with_finish_reasons(found: Conversations, values: dict[str, Any], columns: SourceColumns) -> Conversations:
+    """The samples with their finish reasons, so that one that was cut off is encoded without an end token, as served."""
+    reasons = _finish_reasons(values, columns, len(found.samples))
+    samples = tuple(replace(s, finish_reason=r) for s, r in zip(found.samples, reasons, strict=True))
+    return replace(found, samples=samples)
+
+
+def _finish_reasons(values: dict[str, Any], columns: SourceColumns, n: int) -> list[FinishReason]:
+    """One for each of `n` responses. All steps but the last are followed by another one, so they have no end."""
+    ignored, names = columns.source.ignored_columns, columns.finish_reasons
+    given = [None if name in ignored else values.get(name) for name in names]
+    if columns.kind == "rankings" and not is_empty_value(given[0]):
+        (listed,) = given
+        if not isinstance(listed, list) or len(listed) != n:
+            raise FieldError(names[0], f"must be a list of {n} finish reasons, one a response")
+        return [read_finish_reason(each, names[0]) for each in listed]
+    read = [read_finish_reason(each, name) for each, name in zip(given, names, strict=True)]
+    if columns.kind == "steps":
+        unfinished: list[FinishReason] = ["length"]
+        return unfinished * (n - 1) + read
+    return read * n if columns.kind == "rankings" else read
+
+
+def read_finish_reason(value: Any, field: str) -> FinishReason:
+    """Stop where there is none. Raise `FieldError` for another value than stop and length."""
+    if is_empty_value(value) or value == "stop":
+        return "stop"
+    if value == "length":
+        return "length"
+    raise FieldError(field, f"is {shown(value)}; it must be 'stop' or 'length'")
 
 
 def _prompt(value: Any, source: SourceConfig) -> str | Messages:

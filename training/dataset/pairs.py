@@ -131,8 +131,7 @@ def _to_label(row: SourceRow, columns: SourceColumns, head: str) -> Graded:
 def _to_steps(row: SourceRow, columns: SourceColumns, head: str) -> tuple[Item, ...]:
     """A label for the end of each step: of the response up to there, as a server scores one that is not finished.
 
-    Only the last step ends the response, so its score is read where that of any response is; with a `finish_reason` of `length`
-    not even that one. A step whose label is null makes no item.
+    A step whose label is null makes no item.
     """
     values, source, (field,) = _values(row, columns), columns.source, columns.fields
     steps, labels = value_of(values, field, columns), value_of(values, source.step_labels_key, columns)
@@ -144,12 +143,7 @@ def _to_steps(row: SourceRow, columns: SourceColumns, head: str) -> tuple[Item, 
     if all(label is None for label in good):
         raise FieldError(source.step_labels_key, "has no label")
     until = [source.step_separator.join(steps[:n]) for n in range(1, len(steps) + 1)]
-    found = read_conversations(values | {field: until}, columns)
-    n_unfinished = len(until) - (values.get("finish_reason") != "length")
-    unfinished = [replace(sample, finish_reason="length") for sample in found.samples[:n_unfinished]]
-    whole = _graded(
-        row, values, replace(found, samples=(*unfinished, *found.samples[n_unfinished:])), columns, head, ()
-    )
+    whole = _graded(row, values, read_conversations(values | {field: until}, columns), columns, head, ())
     return tuple(
         replace(whole, id=f"{whole.id}#{n}", samples=(sample,), texts=(text,), values=(float(is_good),))
         for n, (sample, text, is_good) in enumerate(zip(whole.samples, whole.texts, good, strict=True), 1)

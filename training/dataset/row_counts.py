@@ -32,9 +32,9 @@ class RowCounts:
     """Numbers of rows. `n_rows` is the sum of the counts up to `n_held_out`; the later ones are those of used pairs.
 
     `n_contradicting` pairs have an opposite: the same two responses, preferred the other way. `n_duplicate` repeat
-    another. `made`: numbers of pairs that augmentation made, by kind, which are in none of the other numbers. `causes` has the
-    first bad row of each cause. `counterexamples` counts the rows of a queue that train nothing, by reason. `noun` names an
-    item, `train_words` and `held_out_words` name them by kind.
+    another. `n_cut` have a response that was cut off: its finish reason is length. `made`: numbers of pairs that augmentation
+    made, by kind, which are in none of the other numbers. `causes` has the first bad row of each cause. `counterexamples` counts
+    the rows of a queue that train nothing, by reason. `noun` names an item, `train_words` and `held_out_words` name them by kind.
     """
 
     n_rows: int
@@ -50,6 +50,7 @@ class RowCounts:
     n_duplicate: int
     n_same_prompt: int
     n_groups: int
+    n_cut: int = 0
     noun: str = "pair"
     train_words: str = ""
     held_out_words: str = ""
@@ -83,6 +84,7 @@ def count_rows(
         n_duplicate=sum(len(t) - len(set(_keys(t))) for t in tables),
         n_same_prompt=overlap.n_same_prompt,
         n_groups=len({item.group for item in held_out.items}),
+        n_cut=sum(any(s.finish_reason == "length" for s in item.samples) for table in tables for item in table.items),
         noun=noun(tuple({r.kind for r in split.read})),
         train_words=counted(train.items),
         held_out_words=counted(held_out.items) if kinds_of(held_out.items) != ("pairs",) else f"{len(held_out):,}",
@@ -156,6 +158,8 @@ def lines(found: RowCounts, *, in_folds: bool = False) -> Iterator[str]:
     yield (
         f"  of these: {found.n_truncated:,} truncated, {found.n_contradicting:,} contradicting, {found.n_duplicate:,} duplicate"
     )
+    if found.n_cut:
+        yield f"  {found.n_cut:,} have a response that was cut off (finish_reason: length), read without an end token"
     if found.made:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in found.made.items())
         yield f"  made of these: {sum(found.made.values()):,} more pairs to train on ({kinds})"

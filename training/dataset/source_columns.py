@@ -23,18 +23,25 @@ _DEFAULT = {f.name: f.default for f in fields(SourceConfig) if f.name.endswith("
 
 @dataclass(frozen=True, slots=True)
 class _KindColumns:
-    """Settings that name the columns of one kind: of its responses, of its label, and those that may be missing."""
+    """Settings that name the columns of one kind: of its responses, of its label, and those that may be missing.
+
+    `finish_reasons`: columns that tell which responses were cut off, under these names alone.
+    """
 
     responses: tuple[str, ...]
     label: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    finish_reasons: tuple[str, ...] = ("finish_reason",)
 
 
 _OF_KIND: dict[SourceKind, _KindColumns] = {
     "pairs": _KindColumns(
-        ("chosen_key", "rejected_key"), (), ("margin_key", "tie_key", "confidence_key", "flip_key", "paraphrase_key")
+        ("chosen_key", "rejected_key"),
+        (),
+        ("margin_key", "tie_key", "confidence_key", "flip_key", "paraphrase_key"),
+        ("chosen_finish_reason", "rejected_finish_reason"),
     ),
-    "rankings": _KindColumns(("responses_key",), ("ranks_key",)),
+    "rankings": _KindColumns(("responses_key",), ("ranks_key",), finish_reasons=("finish_reasons",)),
     "ratings": _KindColumns(("response_key",), ("rating_key",)),
     "labels": _KindColumns(("response_key",), ("label_key",), ("confidence_key", "flip_key")),
     "steps": _KindColumns(("steps_key",), ("step_labels_key",)),
@@ -98,7 +105,13 @@ class SourceColumns:
     def read(self) -> tuple[str, ...]:
         """Columns that are read."""
         keys = _keys_of(self.kind, self.source)
-        return (*(name for key in keys if (name := getattr(self.source, key))), *self.source.attributes)
+        own = (name for key in keys if (name := getattr(self.source, key)))
+        return (*own, *self.source.attributes, *(name for name in self.finish_reasons if self.n_with.get(name)))
+
+    @property
+    def finish_reasons(self) -> tuple[str, ...]:
+        """Columns that tell which responses were cut off."""
+        return _OF_KIND[self.kind].finish_reasons
 
     def responses(self, row: Mapping[str, Any]) -> list[Any]:
         """Values of a row's responses, unchecked."""
@@ -137,7 +150,7 @@ def find_columns(rows: Iterable[SourceRow], source: SourceConfig) -> SourceColum
         implicit = "declared" if source.prompt_key is None else "found"
         if implicit == "found" and not any(_is_whole(values, found) for values in _values(rows)):
             raise ConfigError(_no_prompt(n_with, n_rows, source, kind))
-    read = {*(key for key in keys.values() if key), *source.attributes, *(["finish_reason"] if kind == "steps" else [])}
+    read = {*(key for key in keys.values() if key), *source.attributes, *found.finish_reasons}
     unread = tuple(sorted(set(map(str, n_with)) - read))
     return replace(found, implicit=implicit, repeats=_repeats(_values(rows), found), unread=unread)
 

@@ -210,6 +210,21 @@ def test_messages_and_joined_text_are_edited_at_their_end():
     assert each.rejected == Sample(text=f"Q:{each.rejected_text}", n_prompt_chars=2)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_made_response_ends_as_the_one_that_it_is_made_of(kind):
+    """Otherwise the end token would tell which one is better."""
+    pairs = tuple(replace(p, rejected=replace(p.rejected, finish_reason="length")) for p in PAIRS)
+    reasons = {response(s): s.finish_reason for p in pairs for s in p.samples}
+    found = made(kind, pairs)
+    for each in found:
+        of_texts = [reasons.get(text) for text in each.texts]
+        ends = [s.finish_reason for s in each.samples]
+        assert all(known in (None, end) for known, end in zip(of_texts, ends, strict=True))
+        assert kind == "neutral" or ends[0] == ends[1] or each.donor_group
+    if kind in ("repeated", "flattery", "markup", "injection"):
+        assert {s.finish_reason for each in found for s in each.samples} == {"stop", "length"}
+
+
 def test_a_kind_that_makes_no_pair_is_refused_with_its_name():
     with pytest.raises(DataError, match=r"augment\.other_prompt is 1 and makes no pair of 1 chosen responses"):
         made("other_prompt", PAIRS[:1])
