@@ -48,7 +48,7 @@ from rewardserve.service.observability import logs
 from rewardserve.service.settings import AUTO_AUDIT_MODEL, ModelSettings
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.training.dataset import sources
-from rewardserve.training.dataset.counterexamples import scores_path
+from rewardserve.training.dataset.counterexamples import QueueResponse, scores_path
 from rewardserve.training.dataset.feedback import with_noun
 from rewardserve.training.settings.config import ConfigError, SourceConfig
 
@@ -338,7 +338,7 @@ def _entry(
 ) -> QueueEntry:
     high, other = (
         ScoredResponse(
-            responses.samples[i].conversation()[-1].content,
+            QueueResponse(responses.samples[i].conversation()[-1].content, responses.samples[i].finish_reason),
             float(model_N[i]),
             float(gaps.model_N[i]),
             float(gaps.judge_N[i]),

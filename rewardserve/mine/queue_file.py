@@ -14,14 +14,14 @@ from typing import Any
 
 from rewardserve.model.conversation import Sample
 from rewardserve.model.text.text_files import write_text
-from rewardserve.training.dataset.counterexamples import queue_id, scores_path
+from rewardserve.training.dataset.counterexamples import QueueResponse, queue_id, scores_path
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredResponse:
     """A response with its raw score of the model, and the standardised scores of model and judge."""
 
-    text: str
+    response: QueueResponse
     model: float
     model_z: float
     judge_z: float
@@ -44,9 +44,9 @@ def write_queue(path: Path, entries: Sequence[QueueEntry]) -> None:
     rows, scores = [], []
     for entry in entries:
         prompt = _prompt(entry.sample)
-        number = queue_id(prompt, entry.high.text, entry.other.text)
+        number = queue_id(prompt, entry.high.response, entry.other.response)
         sides = (entry.high, entry.other) if _digest(number, "order")[0] % 2 else (entry.other, entry.high)
-        rows.append(_row(number, prompt, sides[0].text, sides[1].text))
+        rows.append(_row(number, prompt, sides[0].response, sides[1].response))
         scores.append(
             {
                 "id": number,
@@ -62,9 +62,10 @@ def write_queue(path: Path, entries: Sequence[QueueEntry]) -> None:
         write_text(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered))
 
 
-def _row(number: str, prompt: str | list[dict[str, str]], a: str, b: str) -> dict[str, Any]:
+def _row(number: str, prompt: str | list[dict[str, str]], a: QueueResponse, b: QueueResponse) -> dict[str, Any]:
+    ends = {"a_finish_reason": a.finish_reason, "b_finish_reason": b.finish_reason}
     unlabelled = {"verdict": None, "labelled_by": None, "labelled_at": None}
-    return {"id": number, "prompt": prompt, "a": a, "b": b, **unlabelled}
+    return {"id": number, "prompt": prompt, "a": a.text, "b": b.text, **ends, **unlabelled}
 
 
 def _prompt(sample: Sample) -> str | list[dict[str, str]]:
@@ -76,7 +77,7 @@ def _prompt(sample: Sample) -> str | list[dict[str, str]]:
 
 
 def _scores(side: ScoredResponse) -> Mapping[str, Any]:
-    return {"response": side.text, "model": side.model, "model_z": side.model_z, "judge_z": side.judge_z}
+    return {"response": side.response.text, "model": side.model, "model_z": side.model_z, "judge_z": side.judge_z}
 
 
 def _digest(number: str, purpose: str) -> bytes:

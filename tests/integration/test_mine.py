@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from rewardserve.cli import main
-from rewardserve.training.dataset.counterexamples import queue_id, scores_path
+from rewardserve.training.dataset.counterexamples import QueueResponse, queue_id, scores_path
 from tests.support import planted_pairs as world
 from tests.support.command import run_command
 from tests.support.policy_server import policy
@@ -99,9 +99,11 @@ def test_the_queue_has_what_the_model_pays_and_the_judge_does_not(mined):
 def test_an_annotator_sees_no_score_and_no_order(mined):
     queue, _ = mined
     rows, scores = rows_of(queue), {row["id"]: row for row in rows_of(scores_path(queue))}
-    assert all(set(row) == {"id", "prompt", "a", "b", "verdict", "labelled_by", "labelled_at"} for row in rows)
+    ends = {"a_finish_reason", "b_finish_reason"}
+    assert all(set(row) == {"id", "prompt", "a", "b", *ends, "verdict", "labelled_by", "labelled_at"} for row in rows)
     assert all(row["verdict"] is None for row in rows)
-    assert all(row["id"] == queue_id(row["prompt"], row["a"], row["b"]) for row in rows)
+    sides = [[QueueResponse(row[side], row[f"{side}_finish_reason"]) for side in "ab"] for row in rows]
+    assert all(row["id"] == queue_id(row["prompt"], *both) for row, both in zip(rows, sides, strict=True))
     first = [scores[row["id"]]["suspected"] for row in rows]
     assert 10 <= first.count("a") <= 30
     gaps = [scores[row["id"]]["gap"] for row in rows]
@@ -192,9 +194,12 @@ def test_a_policy_answers_prompts_and_its_responses_can_be_mined_again(models, t
     first = tmp_path / "first.jsonl"
     options = ("--judge", models[3], "--pairs=20", CPU)
 
+    def ends(text):
+        return "length" if EXPLOIT in text else "stop"
+
     def answer(_, body):
         texts = answers[body["messages"][-1]["content"]][: body["n"]]
-        return 200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"} for text in texts]}
+        return 200, {"choices": [{"message": {"content": text}, "finish_reason": ends(text)} for text in texts]}
 
     with policy(answer) as (url, seen):
         asked = (
@@ -221,6 +226,7 @@ def test_a_policy_answers_prompts_and_its_responses_can_be_mined_again(models, t
     code, _, error = run_command("mine", models[2], samples, "--out", again, *options)
     assert code == 0, error
     assert len(rows_of(again)) == 20
+    assert all(row[f"{side}_finish_reason"] == ends(row[side]) for row in rows_of(again) for side in "ab")
     assert f"queue: {first}, 20 rows" in out
 
 

@@ -1,8 +1,8 @@
 """Read labelled counterexamples: rows of an audit queue with their verdicts, or pairs with chosen and rejected.
 
-A row of a queue has `prompt`, the responses `a` and `b` in random order, and `id`, the digest of these, so a changed text is
-noticed. An annotator fills in `verdict`, and may fill in `labelled_by` and `labelled_at`; several annotators make several rows of
-one id. Nothing without a verdict is trained on. Independent of tokenizers and torch.
+A row of a queue has `prompt`, the responses `a` and `b` in random order, `a_finish_reason` and `b_finish_reason`, and `id`, the
+digest of these, so a changed text is noticed. An annotator fills in `verdict`, and may fill in `labelled_by` and `labelled_at`;
+several annotators make several rows of one id. Nothing without a verdict is trained on. Independent of tokenizers and torch.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rewardserve.model.conversation import FinishReason
 from rewardserve.model.text.nearest_word import did_you_mean
 from rewardserve.training.dataset import data, source_columns, sources
-from rewardserve.training.dataset.conversations import FieldError
+from rewardserve.training.dataset.conversations import FieldError, read_finish_reason
 from rewardserve.training.dataset.data import BadRow, DataError, Split
 from rewardserve.training.dataset.feedback import Pair, n_ties, with_noun
 from rewardserve.training.dataset.leakage import prompt_key
@@ -65,9 +66,17 @@ class Labelled:
         return f"{with_noun(self.n_rows, 'row')}, {with_noun(len(self.pairs) - ties, 'pair')} with a preference{rest}"
 
 
-def queue_id(prompt: str | Sequence[Mapping[str, str]], first: str, second: str) -> str:
-    """The id of a row: a digest of the prompt and of both responses, whatever their order."""
-    content = json.dumps([prompt, *sorted((first, second))], sort_keys=True)
+class QueueResponse(NamedTuple):
+    """A response of a row."""
+
+    text: str
+    finish_reason: FinishReason = "stop"
+
+
+def queue_id(prompt: str | Sequence[Mapping[str, str]], first: QueueResponse, second: QueueResponse) -> str:
+    """The id of a row: a digest of the prompt, of both responses whatever their order, and of which were cut off."""
+    cut = sorted(each.text for each in (first, second) if each.finish_reason == "length")
+    content = json.dumps([prompt, *sorted((first.text, second.text)), *([cut] if cut else [])], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -203,12 +212,14 @@ def _checked_id(row: SourceRow) -> str:
             "verdict", f"is {shown(verdict)}; it must be one of {', '.join(VERDICTS)}{did_you_mean(verdict, VERDICTS)}"
         )
     try:
-        now = queue_id(values.get("prompt") or "", values["a"], values["b"])
+        now = queue_id(values.get("prompt") or "", _side(values, "a"), _side(values, "b"))
     except TypeError:
         now = ""
     if now != values["id"]:
         raise FieldError(
-            "id", "is not the digest of this prompt and these responses: the text has changed since it was mined"
+            "id",
+            "is not the digest of this prompt and these responses: the text has changed since it was mined, or a_finish_reason or "
+            "b_finish_reason",
         )
     return now
 
@@ -228,17 +239,30 @@ def _preference(same: Sequence[SourceRow]) -> tuple[SourceRow | None, str]:
         return None, _NO_PREFERENCE[verdict]
     row = next(row for row in same if row.values is not None and _meant(row.values) == verdict)
     given = row.values or {}
-    chosen, rejected = (given["a"], given["b"]) if isinstance(verdict, str) or verdict is None else verdict
-    values = {"prompt": given.get("prompt"), "chosen": chosen, "rejected": rejected, "tie": verdict == "tie"}
+    chosen, rejected = verdict if isinstance(verdict, tuple) else (_side(given, "a"), _side(given, "b"))
+    values = {
+        "prompt": given.get("prompt"),
+        "chosen": chosen.text,
+        "chosen_finish_reason": chosen.finish_reason,
+        "rejected": rejected.text,
+        "rejected_finish_reason": rejected.finish_reason,
+        "tie": verdict == "tie",
+    }
     return SourceRow(row.file, row.line, values), ""
 
 
-def _meant(values: Mapping[str, Any]) -> tuple[str, str] | str | None:
-    """The chosen and the rejected text, or the verdict without a preference; None without one."""
+def _meant(values: Mapping[str, Any]) -> tuple[QueueResponse, QueueResponse] | str | None:
+    """The chosen and the rejected response, or the verdict without a preference; None without one."""
     verdict = values.get("verdict")
     if verdict in ("a", "b"):
-        return values[verdict], values["b" if verdict == "a" else "a"]
+        return _side(values, verdict), _side(values, "b" if verdict == "a" else "a")
     return verdict or None
+
+
+def _side(values: Mapping[str, Any], name: str) -> QueueResponse:
+    """The response `a` or `b` of a row. Raise `FieldError`."""
+    field = f"{name}_finish_reason"
+    return QueueResponse(values[name], read_finish_reason(values.get(field), field))
 
 
 class _MinedScores(NamedTuple):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from rewardserve.training.dataset import counterexamples
-from rewardserve.training.dataset.counterexamples import queue_id, scores_path
+from rewardserve.training.dataset.counterexamples import QueueResponse, queue_id, scores_path
 from rewardserve.training.dataset.data import DataError, Split
 from rewardserve.training.dataset.leakage import prompt_key
 from rewardserve.training.objective.feedback_loss import fitted
@@ -26,7 +26,13 @@ DATA = DataConfig((SourceConfig("pairs.jsonl"),))
 
 def row(number, verdict=None, **changed):
     prompt, a, b = f"question {number}", f"first {number}", f"second {number}"
-    values = {"id": queue_id(prompt, a, b), "prompt": prompt, "a": a, "b": b, "verdict": verdict}
+    values = {
+        "id": queue_id(prompt, QueueResponse(a), QueueResponse(b)),
+        "prompt": prompt,
+        "a": a,
+        "b": b,
+        "verdict": verdict,
+    }
     return values | {"labelled_by": None, "labelled_at": None} | changed
 
 
@@ -84,13 +90,40 @@ def test_annotators_who_agree_make_one_pair_whatever_the_order_of_the_responses(
     assert found.left_out == {"more of the same id": 2}
 
 
+def cut_row(verdict, a, b):
+    """A row whose response `first` was cut off."""
+    sides = [QueueResponse(text, "length" if text == "first" else "stop") for text in (a, b)]
+    ends = {f"{name}_finish_reason": side.finish_reason for name, side in zip("ab", sides, strict=True)}
+    return {"id": queue_id("q", *sides), "prompt": "q", "a": a, "b": b, **ends, "verdict": verdict}
+
+
+@pytest.mark.parametrize("verdict", ["a", "b", "tie"])
+def test_a_response_of_a_queue_that_was_cut_off_is_trained_without_an_end(tmp_path, verdict):
+    same = {"a": "b", "b": "a", "tie": "tie"}[verdict]
+    (pair,) = read(write(tmp_path, [cut_row(verdict, "first", "second"), cut_row(same, "second", "first")])).pairs
+    found = {text: sample.finish_reason for text, sample in zip(pair.texts, pair.samples, strict=True)}
+    assert found == {"first": "length", "second": "stop"}
+
+
+def test_a_queue_that_lost_its_finish_reasons_is_refused(tmp_path):
+    lost = {name: value for name, value in cut_row("a", "first", "second").items() if "finish_reason" not in name}
+    with pytest.raises(DataError, match="since it was mined, or a_finish_reason or b_finish_reason"):
+        read(write(tmp_path, [lost]))
+
+
 def test_a_tie_beside_a_preference_contradicts_it(tmp_path):
     found = read(write(tmp_path, [row(1, "a"), row(1, "tie"), row(2, "b")]))
     assert [p.chosen_text for p in found.pairs] == ["second 2"]
 
 
 def mined(prompt, a, b):
-    return {"id": queue_id(prompt, a, b), "prompt": prompt, "a": a, "b": b, "verdict": "a"}
+    return {
+        "id": queue_id(prompt, QueueResponse(a), QueueResponse(b)),
+        "prompt": prompt,
+        "a": a,
+        "b": b,
+        "verdict": "a",
+    }
 
 
 @pytest.mark.parametrize(
@@ -118,6 +151,11 @@ def test_a_row_of_a_queue_that_makes_no_pair_ends_the_run_with_its_line(tmp_path
         (row(1, "A"), "verdict: verdict is 'A'"),
         (row(1, "a", a="first 1, with a new end"), "the text has changed since it was mined"),
         (row(1, "a", prompt="question 2"), "the text has changed since it was mined"),
+        (
+            row(1, "a", a_finish_reason="length"),
+            "the text has changed since it was mined, or a_finish_reason or b_finish_",
+        ),
+        (row(1, "a", b_finish_reason="eos"), "b_finish_reason: is 'eos'; it must be 'stop' or 'length'"),
         (row(1, "a", b=""), "b: is ''"),
         (row(1, 3), "must be one of a, b, tie, both_bad, skip"),
     ],
