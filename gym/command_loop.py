@@ -24,7 +24,7 @@ from gym import vocabulary
 from gym.checkpoint import MAX_TOKENS, write_network
 from gym.counterexamples import AUDITOR, CLIMB, N_ROUNDS, PER_ROUND
 from gym.labeller import PLANTED, LabelledPairs, pairs
-from gym.mining import label_queue, run_mine, sample_groups, write_rows
+from gym.mining import finish_reasons, label_queue, run_mine, sample_groups, write_rows
 from gym.outcomes import GymRun, paired_difference, record_run
 from gym.policy import base_policy
 from gym.proxy import MultiModelScorer, backbone
@@ -50,15 +50,15 @@ class ServedModel:
 
     def scores_B(self, responses: Responses) -> FloatArray:
         """Raw score of every response."""
-        rows = zip(responses.prompt_ids_B.tolist(), responses.texts(), responses.ended_B.tolist(), strict=True)
+        rows = zip(responses.prompt_ids_B.tolist(), responses.texts(), finish_reasons(responses), strict=True)
         samples = [
             Sample(
                 prompt=vocabulary.prompt(prompt),
                 response=text,
-                finish_reason="stop" if ended else "length",
+                finish_reason=reason,
                 options=SCORE_EMPTY_OPTIONS,
             )
-            for prompt, text, ended in rows
+            for prompt, text, reason in rows
         ]
         encoded = self.loaded.encode.many(samples)
         ids = [each.ids for each in encoded if isinstance(each, Encoded)]
@@ -133,11 +133,19 @@ class Loop:
 
 def pair_rows(labelled: LabelledPairs) -> list[dict[str, str]]:
     """Preference pairs with a prompt each, without those that training refuses: with an empty response, or two equal ones."""
-    left, right = labelled.left.texts(), labelled.right.texts()
-    rows = [
-        {"prompt": vocabulary.prompt(i), "chosen": a if won else b, "rejected": b if won else a}
-        for i, (a, b, won) in enumerate(zip(left, right, labelled.left_won_N.tolist(), strict=True), start=FIRST_PROMPT)
-    ]
+    left, right = (zip(side.texts(), finish_reasons(side), strict=True) for side in (labelled.left, labelled.right))
+    rows = []
+    for i, (a, b, won) in enumerate(zip(left, right, labelled.left_won_N.tolist(), strict=True), start=FIRST_PROMPT):
+        chosen, rejected = (a, b) if won else (b, a)
+        rows.append(
+            {
+                "prompt": vocabulary.prompt(i),
+                "chosen": chosen[0],
+                "chosen_finish_reason": chosen[1],
+                "rejected": rejected[0],
+                "rejected_finish_reason": rejected[1],
+            }
+        )
     return [row for row in rows if row["chosen"] and row["rejected"] and row["chosen"] != row["rejected"]]
 
 

@@ -26,6 +26,7 @@ from rewardserve.exit_codes import SOME_FAILED
 from rewardserve.mine.command import main as mine
 from rewardserve.model.backends import BACKENDS, LoadedModel, LoadError, ModelSpec
 from rewardserve.model.calibration import Calibration
+from rewardserve.model.conversation import FinishReason
 from rewardserve.training.dataset import counterexamples
 from rewardserve.training.dataset.data import Split
 from rewardserve.training.dataset.feedback import Pair
@@ -100,11 +101,16 @@ def read_texts(texts: Sequence[str]) -> Responses:
 
 
 def _samples(responses: Responses) -> list[dict[str, Any]]:
-    rows = zip(responses.prompt_ids_B.tolist(), responses.texts(), responses.ended_B.tolist(), strict=True)
+    rows = zip(responses.prompt_ids_B.tolist(), responses.texts(), finish_reasons(responses), strict=True)
     return [
-        {"prompt": vocabulary.prompt(prompt), "response": text, "finish_reason": "stop" if ended else "length"}
-        for prompt, text, ended in rows
+        {"prompt": vocabulary.prompt(prompt), "response": text, "finish_reason": reason}
+        for prompt, text, reason in rows
     ]
+
+
+def finish_reasons(responses: Responses) -> list[FinishReason]:
+    """Finish reason of every response."""
+    return ["stop" if ended else "length" for ended in responses.ended_B.tolist()]
 
 
 def write_rows(path: Path, rows: Sequence[Any]) -> None:

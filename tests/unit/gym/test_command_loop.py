@@ -47,6 +47,8 @@ def test_rows_that_training_refuses_are_left_out(base):
     won_N = np.ones(3, dtype=np.bool_)
     (row,) = pair_rows(LabelledPairs(left, right, won_N, won_N))
     assert (row["chosen"], row["rejected"]) == (left.texts()[0], right.texts()[0])
+    ends = [("stop" if side.ended_B[0] else "length") for side in (left, right)]
+    assert [row["chosen_finish_reason"], row["rejected_finish_reason"]] == ends
 
 
 def test_every_round_is_made_of_the_commands(base, tmp_path, capsys):
