@@ -1,4 +1,7 @@
-"""Read the responses of a file: preference pairs in every form that training reads, or samples as in `POST /score`."""
+"""Read the responses of a file: preference pairs in every form that training reads, samples as in `POST /score`, or captured ones.
+
+Captured ones are lines of `rewardserve review export`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rewardserve.model.conversation import Sample, SampleError
+from rewardserve.model.conversation import InvalidMessages, Sample, SampleError
 from rewardserve.model.text.nearest_word import did_you_mean
 from rewardserve.service.api.requests import SampleIn, to_sample
 from rewardserve.service.api.validation import NO_SUCH_FIELD, check
@@ -16,6 +19,9 @@ from rewardserve.service.errors import InvalidJson, RequestRefused
 from rewardserve.training.dataset import data, sources
 from rewardserve.training.dataset.feedback import with_noun
 from rewardserve.training.settings.config import ConfigError, SourceConfig
+
+_EXPORTED = {"prompt", "response", "prompt_key", "evidence"}
+"""Fields of every line of `rewardserve review export`; a sample of `POST /score` has no `evidence`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +110,22 @@ def _sample(row: sources.SourceRow) -> Sample:
     if row.values is None:
         raise InvalidJson(row.error)
     filled: dict[str, Any] = {name: value for name, value in row.values.items() if value is not None}
+    if filled.keys() >= _EXPORTED:
+        filled = _of_export(filled)
     sample = to_sample(check(filled, SampleIn, NO_SUCH_FIELD))
     if isinstance(sample, SampleError):
         raise sample
     return sample
+
+
+def _of_export(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A captured sample as a request has it. Raise `SampleError` for one that the client rendered."""
+    if isinstance(line["prompt"], str):
+        raise InvalidMessages(
+            "the prompt of a captured sample is text that the client rendered, so its turns are not known"
+        )
+    ending = {"finish_reason": "length"} if line.get("missing_end") else {}
+    return {"prompt": line["prompt"], "response": line["response"], **ending}
 
 
 def _prompt(sample: Sample) -> Hashable:

@@ -78,7 +78,8 @@ class MineSettings(ModelSettings):
         "embedded default"
     )
     input: CliPositionalArg[Path] = Field(
-        description="samples as in POST /score, several responses to each prompt, or prompts for --policy.url: .jsonl, .json, "
+        description="samples as in POST /score or of `rewardserve review export`, several responses to each prompt, or prompts "
+        "for --policy.url: .jsonl, .json, "
         ".csv, .tsv (each also .gz), .parquet"
     )
     out: Path = Field(description="file for the queue; a file that exists is never written to: it may have labels")

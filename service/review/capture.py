@@ -113,7 +113,7 @@ class SampleCapture:
         return SampleRecord(
             run=run, at=at, step=sample.step, prompt=prompt, response=sample.response,
             evidence=evidence(text, sample.response), prompt_key=prompt_key(prompt), score=sample.score, reason="alert",
-            task=sample.task, audit=sample.audit, model=self._model, model_version=self._version,
+            task=sample.task, audit=sample.audit, missing_end=kept.missing_end, model=self._model, model_version=self._version,
         )  # fmt: skip
 
 

@@ -104,7 +104,10 @@ def test_an_alert_brings_the_first_and_the_latest_responses(tmp_path):
         rng = random.Random(5)
         send(server, 20)
         for step in range(20, 40):
-            samples = [{"prompt": f"Describe the {step} {i}", "response": f"{honest(rng)} " * 8} for i in range(64)]
+            samples = [
+                {"prompt": f"Describe the {step} {i}", "response": f"{honest(rng)} " * 8, "finish_reason": "length"}
+                for i in range(64)
+            ]
             server.client.post("/score", json={"run": "ppo-7", "step": step, "samples": samples})
         wait_until(lambda: server.client.get("/review/alerts?run=ppo-7").json()["alerts"] != [], 20.0)
         alert = server.client.get("/review/alerts?run=ppo-7").json()["alerts"][-1]
@@ -115,6 +118,7 @@ def test_an_alert_brings_the_first_and_the_latest_responses(tmp_path):
         found = captured(server)
         assert {each["reason"] for each in found} <= {"alert", "flagged"}
         assert sum(each["step"] < 20 for each in found) >= 100
+        assert all(each["missing_end"] is (each["step"] >= 20) for each in found)
         assert {each["reward"] for each in found if each["reason"] == "alert"} == {None}
 
 

@@ -42,7 +42,8 @@ Context = str | tuple[Message, ...]
 
 
 class KeptSample(NamedTuple):
-    """A sample with clipped texts. `ids_hash` is of its token ids, by which the audit judge's score finds it.
+    """A sample with clipped texts. `ids_hash` is of its token ids, by which the audit judge's score finds it; `missing_end`: its
+    response was cut off.
 
     `context` are all turns before the response, with which an edited response can be scored again. None: not known, because
     the client rendered the text, or because these turns or the response were longer than `MAX_CHARACTERS`.
@@ -51,12 +52,15 @@ class KeptSample(NamedTuple):
     sample: ObservedSample
     ids_hash: int
     context: Context | None
+    missing_end: bool = False
 
     @classmethod
-    def of(cls, sample: ObservedSample, ids_hash: int, context: Context | None) -> KeptSample:
+    def of(
+        cls, sample: ObservedSample, ids_hash: int, context: Context | None, *, missing_end: bool = False
+    ) -> KeptSample:
         """The sample as it is kept."""
         is_whole = max(sum(map(len, _contents(context))), len(sample.response)) <= MAX_CHARACTERS
-        return cls(sample.clipped(), ids_hash, context if is_whole else None)
+        return cls(sample.clipped(), ids_hash, context if is_whole else None, missing_end)
 
     @property
     def n_bytes(self) -> int:

@@ -212,7 +212,7 @@ class RunWatcher:
             task=features.task,
             system=system,
         )
-        return KeptSample.of(observed, hash(row.encoded.ids), turns)
+        return KeptSample.of(observed, hash(row.encoded.ids), turns, missing_end=row.encoded.missing_end)
 
     def _keep_texts(self, context: RunContext, kept: Sequence[KeptSample]) -> None:
         """Keep texts for attribution, unless another model has the run by now."""

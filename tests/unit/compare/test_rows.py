@@ -9,6 +9,7 @@ import pytest
 
 from rewardserve.compare.rows import read_rows
 from rewardserve.model.conversation import Message, Sample
+from rewardserve.service.review.records import SampleRecord, Turn, to_line
 from rewardserve.training.settings.config import ConfigError
 
 
@@ -49,6 +50,27 @@ def test_responses_are_read_as_the_server_reads_them(tmp_path):
     assert rows.pairs == ()
     assert rows.prompts == (0, 0, 1, 2), "one prompt in two forms, and two rows that do not say where theirs ends"
     assert len(rows.samples) == 4
+
+
+def test_captured_samples_are_read_as_they_were_scored(tmp_path):
+    """Lines of `rewardserve review export`; a response that was cut off has no end again."""
+    known = {"run": "a", "at": 1.0, "score": 0.5, "reason": "share", "model": "m", "model_version": 1, "prompt_key": "k",
+             "n_tokens": 7, "task": "math", "flags": ["emoji"], "step": 3}  # fmt: skip
+    turns = [Turn("system", "s"), Turn("user", "p")]
+    records = [
+        SampleRecord(prompt=turns, response="a", evidence="1", **known),
+        SampleRecord(prompt=turns, response="b", evidence="2", missing_end=True, **known),
+        SampleRecord(prompt="<user> p <assistant>", response="c", evidence="3", **known),
+    ]
+    rows = read_rows(file_of(tmp_path, *(to_line(each).decode() for each in records)))
+    prompt = (Message("system", "s"), Message("user", "p"))
+    assert rows.samples == (
+        Sample(prompt=prompt, response="a"),
+        Sample(prompt=prompt, response="b", finish_reason="length"),
+    )
+    assert rows.prompts == (0, 0)
+    assert dict(rows.bad) == {"invalid_messages": 1}
+    assert "text that the client rendered" in rows.first_bad
 
 
 def test_a_table_is_read_too(tmp_path):
