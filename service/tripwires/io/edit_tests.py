@@ -102,7 +102,7 @@ class ScoreMemory:
         }
         if missing:
             self.n_rows += len(missing)
-            samples = [Sample(prompt=each.context, response=text) for each, text in missing.values()]
+            samples = [each.with_response(text) for each, text in missing.values()]
             for key, score in zip(missing, await scorer.scores(samples), strict=True):
                 if score is not None:
                     self._known[key] = score

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Final
 
-from rewardserve.model.conversation import Sample
 from rewardserve.service.tripwires.attribution.findings import Novelty
 from rewardserve.service.tripwires.attribution.novelty_pay import (
     N_TESTS,
@@ -75,7 +74,7 @@ class NoveltyAudits:
             chosen = self._chosen(n_samples, novelty, recent) if judge is not None else []
             if judge is not None and chosen:
                 self.n_rows += len(chosen)
-                found = await judge.scores([Sample(prompt=e.context, response=e.sample.response) for e in chosen])
+                found = await judge.scores([e.with_response(e.sample.response) for e in chosen])
                 scores = {e.ids_hash: score for e, score in zip(chosen, found, strict=True) if score is not None}
             self._keep(novelty, recent, scores)
             self.pay = judged_pay(list(self._judged.values()), before, critical_z(n_reports, N_TESTS))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
-from rewardserve.model.conversation import Message
+from rewardserve.model.conversation import Message, Sample
 from rewardserve.service.tripwires.attribution.observed import MAX_CHARACTERS, ObservedSample
 from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.run_state import Run
@@ -61,6 +61,10 @@ class KeptSample(NamedTuple):
         """The sample as it is kept."""
         is_whole = max(sum(map(len, _contents(context))), len(sample.response)) <= MAX_CHARACTERS
         return cls(sample.clipped(), ids_hash, context if is_whole else None, missing_end)
+
+    def with_response(self, text: str) -> Sample:
+        """The prompt with this response, which ends as the response that was scored. Its context must be known."""
+        return Sample(prompt=self.context, response=text, finish_reason="length" if self.missing_end else "stop")
 
     @property
     def n_bytes(self) -> int:

@@ -35,6 +35,7 @@ class Scores:
         self.pay, self.n, self.is_flat = pay, n, is_flat
 
     async def scores(self, samples):
+        self.finish_reasons = {sample.finish_reason for sample in samples}
         indices = [int(sample.prompt.removeprefix("p")) for sample in samples]
         return [
             self.pay * (TAIL in sample.response) + (0.0 if self.is_flat else i) if i < self.n else None
@@ -138,3 +139,11 @@ async def test_an_edit_that_is_found_again_is_no_new_test_and_another_one_is():
         assert {each.z for each in tested.values()} == {tested[0].z}
     assert quantiles == [{0: critical_z(1, 2)}, {0: critical_z(1, 2)}, {1: critical_z(2, 2), 0: critical_z(1, 2)}]
     assert tested[0].contradiction == lower_bound(tested[0].earned, critical_z(1, 2)) > 0.0
+
+
+async def test_an_edited_response_ends_as_the_one_that_was_scored():
+    cut, scorer = [each._replace(missing_end=True) for each in EARLY], Scores(60.0)
+    await edit_tests.ScoreMemory().scores([(each, f"x{TAIL}") for each in cut], scorer)
+    assert scorer.finish_reasons == {"length"}
+    await edit_tests.ScoreMemory().scores([(each, f"x{TAIL}") for each in EARLY], scorer)
+    assert scorer.finish_reasons == {"stop"}

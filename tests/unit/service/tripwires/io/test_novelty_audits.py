@@ -142,3 +142,12 @@ async def test_the_latest_judged_samples_are_kept(monkeypatch):
     for report in range(1, 4):
         await audits.compare(10_000, novelty(), EARLY, recent(report), Judge(), report)
     assert audits.pay.judge.n == 80
+
+
+async def test_a_response_that_was_cut_off_is_audited_without_an_end():
+    judge = Judge()
+    cut = [each._replace(missing_end=i >= N // 2) for i, each in enumerate(recent())]
+    await NoveltyAudits().compare(10_000, novelty(), EARLY, cut, judge, 1)
+    ends = [sample.finish_reason for sample in judge.samples]
+    assert ends == ["length" if place >= N // 2 else "stop" for place in judge.places]
+    assert set(ends) == {"stop", "length"}
