@@ -335,7 +335,7 @@ def sample_to_dict(sample: Sample) -> dict[str, Any]:
     if isinstance(sample.prompt, str):
         out["prompt"] = sample.prompt
     elif sample.prompt is not None:
-        out["prompt"] = [asdict(m) for m in sample.prompt]
+        out["prompt"] = [_message_to_dict(m) for m in sample.prompt]
     if sample.response is not None:
         out["response"] = sample.response
     if sample.messages is not None:

@@ -36,7 +36,7 @@ DESCRIPTION = (
 )
 
 _RUN = "{{run}}"
-_LINE = 24
+_LINE, _WIDTH = 24, 8
 _HACKING = alert_name(VOTE)
 _SHOWN_WITH = {"paid_novelty": ("rejected_novelty",), "prompt_relevance": ("mode_collapse",)}
 """Wires without a panel, by the wire whose panel shows their statistic too."""
@@ -306,8 +306,9 @@ def _judges() -> tuple[Panel, ...]:
         q.component_shares(f"rewardserve:run_component_{name}")
         for name in ("variance:recent", "baseline_moment:variance")
     )
+    of_wires = _wire_panels("judges")
     return (
-        *_wire_panels("judges"),
+        *of_wires,
         lines(
             Header(
                 "Score and audit",
@@ -329,6 +330,7 @@ def _judges() -> tuple[Panel, ...]:
                 "Components of the reward",
                 "Share of each component in the variance of the reward; dotted: the baseline.",
                 (alert_name("component_share"),),
+                _WIDTH - _WIDTH * (len(of_wires) + 2) % -_LINE,
             ),
             Query(shares, f"{_RUN} {{{{component}}}}"),
             Query(baseline, f"{_RUN} {{{{component}}}} baseline", "baseline"),
@@ -356,7 +358,7 @@ def _tile(title: str, description: str, *alerts: str) -> Header:
     return Header(title, description, alerts, width=4, height=4)
 
 
-def _wire_panels(row: str, width: int = 8, *, fills_line: bool = False) -> tuple[Panel, ...]:
+def _wire_panels(row: str, width: int = _WIDTH, *, fills_line: bool = False) -> tuple[Panel, ...]:
     """Build the panels of one row from the table of wires. The widths of a line add up to 24; `fills_line`: the last panel is as
     wide as its line needs.
     """

@@ -52,6 +52,9 @@ _OF_REQUESTS = (
         "this run has no alert of the wire 'repetition', or it is acknowledged already: see GET /tripwires",
     ),
     ErrorOut("no_such_run", "no run has the label 'ppo-8', or it is forgotten: see GET /tripwires"),
+    ErrorOut("no_such_sample", "the review store has no sample with this id: it is deleted, or expired"),
+    ErrorOut("review_off", "this server has no review store: set REWARD_CAPTURE to flagged, or to share:0.01"),
+    ErrorOut("review_unavailable", "the review store cannot be read or written: see the log of the server"),
     ErrorOut("head_timeout", "the head of the request did not arrive within 10 s", timeout_s=10.0),
     ErrorOut("body_timeout", "the body did not arrive within 10 s", timeout_s=10.0),
     ErrorOut(

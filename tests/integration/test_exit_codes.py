@@ -20,7 +20,7 @@ from tests.support.service_server import Server
 KEY = "k" * 32
 SAMPLE = '{"prompt": "p", "response": "r"}\n'
 PAIR = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
-RECIPE = "model: {path: none}\ndata: {sources: [{path: pairs.jsonl}]}\noutput: {folder: out}\n"
+RECIPE = "model: {path: none}\ndata: {sources: [{path: pairs.jsonl}], eval_fraction: 0}\noutput: {folder: out}\n"
 TRAINING = {
     "train": "train", "finish": "export_last_step", "evaluate": "evaluate_checkpoint", "calibrate": "calibrate_checkpoint",
     "average": "average_checkpoints",

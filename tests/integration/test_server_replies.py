@@ -83,8 +83,10 @@ GETS = ["/livez", "/readyz", "/health", "/metrics", "/model", "/v1/models", "/v1
 
 
 @pytest.fixture(scope="module")
-def server():
-    with Server("--backend=echo", "echo", "--max-input-tokens=200", "--tripwires.cpu-share=1") as server:
+def server(tmp_path_factory):
+    flags = ["--max-input-tokens=200", "--tripwires.cpu-share=1", "--capture=share:1"]
+    folder = tmp_path_factory.mktemp("state")
+    with Server("--backend=echo", "echo", *flags, f"--tripwires.state-dir={folder}") as server:
         yield server
 
 
@@ -123,6 +125,14 @@ def test_every_reply_of_every_route_is_described(server):
         ("GET", "/tripwires/{run}/details"),
         ("POST", "/tripwires/{run}/{wire}/ack"),
     }
+    wait_until(lambda: server.client.get("/review/samples?run=a/b&reason=alert").json()["samples"] != [], 20.0)
+    for path in ("runs", "samples?limit=2", "alerts?run=a/b", "export?run=a/b"):
+        assert server.client.get(f"/review/{path}").status_code == 200, path
+    number = server.client.get("/review/samples").json()["samples"][0]["id"]
+    for method, path in (("GET", f"samples/{number}"), ("DELETE", f"samples/{number}"), ("DELETE", "runs?run=a/b")):
+        assert server.client.request(method, f"/review/{path}").status_code == 200, path
+    asked |= {("GET", f"/review/{name}") for name in ("runs", "samples", "samples/{sample}", "alerts", "export")}
+    asked |= {("DELETE", "/review/samples/{sample}"), ("DELETE", "/review/runs")}
     described = {(method, path) for method, path, _ in operations(document())}
     assert asked - {("POST", "/admin/models")} == described - {("POST", "/admin/models")}
 
@@ -187,7 +197,7 @@ def test_every_number_of_an_error_is_a_field_of_the_document():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in names:
                 found |= {keyword.arg for keyword in node.keywords if keyword.arg}
-    assert found - {"retry_after_s"} <= set(ErrorOut.__struct_fields__)
+    assert found - {"retry_after_s", "by"} <= set(ErrorOut.__struct_fields__)
 
 
 # -- records that have the fields of others -----------------------------------------------------------------------------

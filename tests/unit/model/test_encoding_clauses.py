@@ -1352,8 +1352,8 @@ def work(encode, monkeypatch, *samples: Sample) -> list[str | list[str]]:
     done: list[str | list[str]] = []
     render, tokenize = encode._render, encode._encode
 
-    def rendering(messages, *, add_generation_prompt):
-        done.append(render(messages, add_generation_prompt=add_generation_prompt))
+    def rendering(messages, **options):
+        done.append(render(messages, **options))
         return done[-1]
 
     def tokenizing(texts):

@@ -378,7 +378,7 @@ def test_a_missing_file_is_reported_before_a_model_is_loaded(tmp_path, monkeypat
     config = {"model": {"path": "m"}, "data": data_of, "output": {"folder": str(tmp_path / "out")}}
     (tmp_path / "recipe.yaml").write_text(json.dumps(config))
     assert cli.main(verb, ["--config", str(tmp_path / "recipe.yaml")]) == 2
-    missing = f"data source '{tmp_path / 'missing.jsonl'}' is not a file (looked in {tmp_path})"
+    missing = f"data.{key}.0: data source '{tmp_path / 'missing.jsonl'}' is not a file (looked in {tmp_path})"
     assert capsys.readouterr().err == f"rewardserve {verb}: {missing}\n"
 
 
