@@ -223,9 +223,14 @@ def test_a_weight_counts_as_so_many_pairs(data):
 
 
 def test_mining_finds_responses_that_the_base_policy_does_not_write(data):
-    found = mine(data, climb=60)
-    last = found.left.take(np.arange(len(found.left) * 2 // 3, len(found.left)))
-    assert last.lengths_B.mean() > 1.3 * data.audited_base.left.lengths_B.mean()
+    """They are longer. The mean of one seed varies by 15 % with the order of the queue alone."""
+
+    def of_last_round(climb):
+        mined = [mine(data, seed, climb).left for seed in range(10, 14)]
+        return np.mean([left.lengths_B[len(left) * 2 // 3 :].mean() for left in mined])
+
+    expected = data.audited_base.left.lengths_B.mean()
+    assert of_last_round(climb=60) > 1.2 * expected > of_last_round(climb=2)
 
 
 def test_mined_pairs_are_those_that_the_command_writes_and_a_labeller_has_seen(data, tmp_path):
