@@ -25,6 +25,12 @@ class ScoredRow(NamedTuple):
     id: str | None = None
     task: str = ""
 
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The ids before the response; all ids where the response is not known, so that the sample is a group by itself."""
+        ids, n_prompt = self.encoded.ids, self.encoded.n_prompt
+        return ids[:n_prompt] if n_prompt else ids
+
 
 def compute_rewards(rows: Sequence[ScoredRow], pipeline: Pipeline) -> list[Reward | RowFailed]:
     """Compute one entry per row, in order; none depends on another row."""

@@ -118,7 +118,7 @@ class Shadow:
         chosen = [
             (row, reward)
             for row, reward in zip(rows, rewards, strict=True)
-            if isinstance(reward, Reward) and is_in_share(_prompt(row), self.share)
+            if isinstance(reward, Reward) and is_in_share(row.prompt_ids, self.share)
         ]
         if not chosen:
             return
@@ -132,7 +132,7 @@ class Shadow:
         if scoring.cancelled():
             return
         both = [
-            (_prompt(row), (served.value, other.value))
+            (row.prompt_ids, (served.value, other.value))
             for (row, served), other in zip(chosen, scoring.result(), strict=True)
             if other is not None
         ]
@@ -166,9 +166,3 @@ def count_orders(both: Sequence[tuple[tuple[int, ...], RewardPair]]) -> dict[str
             else:
                 found["same" if (served_a > served_b) == (shadow_a > shadow_b) else "other"] += 1
     return found
-
-
-def _prompt(row: ScoredRow) -> tuple[int, ...]:
-    """The ids before the response; all ids where the response is not known, so that the sample is a group by itself."""
-    ids, n_prompt = row.encoded.ids, row.encoded.n_prompt
-    return ids[:n_prompt] if n_prompt else ids

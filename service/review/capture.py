@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from math import isfinite
+from math import isfinite, nan
 
 from rewardserve.model.backends import SampleEncoder
 from rewardserve.model.conversation import Message, Sample
 from rewardserve.model.reward import Reward
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import RowFailed
+from rewardserve.service.inference.background_scorer import is_in_share
 from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.review.policy import CapturePolicy
 from rewardserve.service.review.records import AlertRecord, Reason, SampleRecord, Turn
@@ -61,7 +62,7 @@ class SampleCapture:
         chosen: list[tuple[int, Reason]] = [
             (place, "flagged" if place in flags else "share")
             for place, row in enumerate(rows)
-            if place in flags or (self._policy.share and self._policy.draws(_prompt_hash(row)))
+            if place in flags or (self._policy.share and is_in_share(row.prompt_ids, self._policy.share))
         ]
         if not chosen:
             return
@@ -80,7 +81,7 @@ class SampleCapture:
         self._writer.add([each for each in records if each is not None])
         self._writer.add([
             AlertRecord(
-                run=run, at=at, wire=each.wire, severity=each.severity, statistic=_finite(each.statistic) or 0.0,
+                run=run, at=at, wire=each.wire, severity=each.severity, statistic=_finite(each.statistic),
                 threshold=each.threshold, step=each.since_step, task=each.task, evidence=list(each.evidence),
                 model=self._model, model_version=self._version,
             )
@@ -97,11 +98,15 @@ class SampleCapture:
         return SampleRecord(
             run=run, at=at, step=step, prompt=prompt, response=response, evidence=evidence(prompt_text, response),
             prompt_key=prompt_key(prompt), score=reward.changes[0], reward=reward.value, raw=reward.raw, reason=reason,
-            sample_id=row.id, task=row.task, heads={name: row.heads[name] for name in self._head_names},
+            sample_id=row.id, task=row.task, heads=self._heads(row),
             stages=dict(zip(self._stage_names, reward.changes, strict=True)), flags=list(flags),
             n_tokens=len(row.encoded.ids), truncated=row.encoded.truncated, missing_end=row.encoded.missing_end,
             model=self._model, model_version=self._version,
         )  # fmt: skip
+
+    def _heads(self, row: ScoredRow) -> dict[str, float]:
+        """The finite scores of the heads: one that does not count in the reward may be anything."""
+        return {name: row.heads[name] for name in self._head_names if isfinite(row.heads.get(name, nan))}
 
     def _kept_record(self, run: str, at: float, kept: KeptSample) -> SampleRecord | None:
         """The record of a text in memory; None for one that is kept in part."""
@@ -121,12 +126,6 @@ def prompt_key(prompt: list[Turn] | str) -> str:
     """The key of a prompt: the first 16 hexadecimal digits of BLAKE2b of its roles and contents."""
     parts = [prompt] if isinstance(prompt, str) else [part for turn in prompt for part in (turn.role, turn.content)]
     return blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-
-
-def _prompt_hash(row: ScoredRow) -> int:
-    """A hash of the tokens of the prompt, the same in every process: `hash` of a tuple of numbers is."""
-    encoded = row.encoded
-    return hash(encoded.ids[: encoded.n_prompt] or encoded.ids)
 
 
 def _turns(sample: Sample, text: str) -> list[Turn] | str:

@@ -7,9 +7,6 @@ from typing import NamedTuple
 FILE_NAME = "review.db"
 """File of the review store beside the state of runs."""
 
-_MIX, _MASK = 0x9E3779B97F4A7C15, 2**64 - 1
-"""Fibonacci hashing (Knuth, "The Art of Computer Programming" 3, section 6.4)."""
-
 
 class CapturePolicy(NamedTuple):
     """Which samples are captured. `share`: of the prompts, with all their responses.
@@ -40,7 +37,3 @@ class CapturePolicy(NamedTuple):
         if not self.is_on:
             return "off"
         return f"share:{self.share:g}" if self.share else "flagged"
-
-    def draws(self, prompt: int) -> bool:
-        """Whether all samples of the prompt with this hash are captured."""
-        return (prompt * _MIX & _MASK) < self.share * 2.0**64

@@ -60,13 +60,13 @@ class SampleRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class AlertRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An alert of a trip wire. `evidence` are hashes of samples that show it."""
+    """An alert of a trip wire. `evidence` are hashes of samples that show it. `statistic` None: it was not finite."""
 
     run: str
     at: float
     wire: str
     severity: str
-    statistic: float
+    statistic: float | None
     threshold: float
     model: str
     model_version: int

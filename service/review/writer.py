@@ -206,8 +206,8 @@ class CaptureWriter:
     def _wait(self) -> bool:
         """Wait for records, or until the store is to be tidied, after a pause where it has failed. False: the end has come."""
         with self._changed:
-            if self._pause_s:
-                self._changed.wait_for(lambda: self._ends_at is not None, self._pause_s)
+            if self._pause_s and self._changed.wait_for(lambda: self._ends_at is not None, self._pause_s):
+                self._changed.wait(_LINGER_S)  # the end does not wait for the pause, nor try without one
             self._changed.wait_for(
                 lambda: bool(self._waiting) or self._ends_at is not None, max(0.0, self._expire_at - monotonic())
             )
@@ -222,7 +222,8 @@ class CaptureWriter:
 
     def _remove(self, n: int) -> None:
         with self._changed:
-            self._n_chars -= sum(_n_chars(self._waiting.popleft()) for _ in range(n))
+            for _ in range(min(n, len(self._waiting))):  # fewer where the end came meanwhile
+                self._n_chars -= _n_chars(self._waiting.popleft())
 
     def _write(self, batch: Sequence[Record]) -> None:
         if not self._is_migrated:

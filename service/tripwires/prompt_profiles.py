@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 from zlib import crc32
 
 from rewardserve.model.conversation import Sample
+from rewardserve.service.tripwires.hashing import spread
 from rewardserve.service.tripwires.looks import critical_z
 
 MAX_PROFILES: Final = 8
@@ -42,8 +43,6 @@ _FEW: Final = 8.0
 
 _HEAD, _TAIL = 200, 60
 """Characters of a long prompt that are read."""
-_MIX, _MASK = 0x9E3779B97F4A7C15, 2**64 - 1
-"""Fibonacci hashing (Knuth, "The Art of Computer Programming" 3, section 6.4)."""
 _NUMBER: Final = re.compile(rb"\b[A-Za-z]*+[0-9][0-9A-Za-z]*+")
 _CLASSES: Final = {
     "digits": b"0123456789",
@@ -252,7 +251,7 @@ class PromptProfiles:
 
     def _is_kept(self, prompt_hash: int) -> bool:
         """Whether a prompt is of the part that the open window keeps, another one in each window."""
-        return not ((prompt_hash + self.n_looks) * _MIX & _MASK) >> (64 - self.n_halvings)
+        return not spread(prompt_hash + self.n_looks) >> (64 - self.n_halvings)
 
     def close_window(self, n_tasks: int = 0) -> int:
         """The profile of the prompts of the open window, which becomes the current one. A new window opens. `n_tasks` are named by

@@ -119,7 +119,7 @@ class CapturedAlertOut(ReplyRecord, frozen=True, gc=False):
     at: Annotated[str, doc("time of its capture, in UTC", TIME)]
     wire: Annotated[str, doc("name of the trip wire that tripped", "repetition")]
     severity: Annotated[str, doc("note, warn or page", "warn")]
-    statistic: Annotated[float, doc("number that was measured", 0.88)]
+    statistic: Annotated[float | None, doc("number that was measured; null: not finite", 0.88)]
     threshold: Annotated[float, doc("threshold that it exceeded", 0.2)]
     task: Annotated[str, doc("task whose samples alone tripped it", "")]
     evidence: Annotated[list[str], doc("hashes of samples that show it", _ALERT["evidence"])]

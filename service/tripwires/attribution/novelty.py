@@ -20,11 +20,9 @@ from rewardserve.service.tripwires.attribution.effects import z_of_t
 from rewardserve.service.tripwires.attribution.features import words_of
 from rewardserve.service.tripwires.attribution.findings import Novelty
 from rewardserve.service.tripwires.attribution.observed import ObservedSample, clip
+from rewardserve.service.tripwires.hashing import spread
 
 _N_FOLDS: Final = 5
-_MIX, _MASK = 0x9E3779B97F4A7C15, 2**64 - 1
-"""Fibonacci hashing, by which prompts are folded."""
-
 _MIN_SAMPLES: Final = 4
 """Fewest samples of both sides that have a feature that counts."""
 
@@ -136,7 +134,7 @@ def _folds(samples: Sequence[ObservedSample]) -> list[int]:
     """The samples of each fold: all responses to a prompt, early and recent, are in one."""
     folds = [0] * _N_FOLDS
     for place, sample in enumerate(samples):
-        folds[((sample.prompt_key * _MIX & _MASK) * _N_FOLDS) >> 64] |= 1 << place
+        folds[(spread(sample.prompt_key) * _N_FOLDS) >> 64] |= 1 << place
     return folds
 
 

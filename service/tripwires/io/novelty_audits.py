@@ -18,6 +18,7 @@ from rewardserve.service.tripwires.attribution.novelty_pay import (
     judged_pay,
     recent_pay,
 )
+from rewardserve.service.tripwires.hashing import spread
 from rewardserve.service.tripwires.io.edit_tests import Scores
 from rewardserve.service.tripwires.io.run_texts import KeptSample
 from rewardserve.service.tripwires.looks import critical_z
@@ -35,9 +36,6 @@ FREE_AUDITS, AUDIT_SHARE = 512, 0.05
 
 N_KEPT: Final = 512
 """Judged samples of each kind that are compared, the latest."""
-
-_MIX, _MASK = 0x9E3779B97F4A7C15, 2**64 - 1
-"""Fibonacci hashing, by which those of low novelty are drawn."""
 
 
 class NoveltyAudits:
@@ -91,7 +89,7 @@ class NoveltyAudits:
         high = [place for place in places if novelty.high >> place & 1]
         low = [place for place in places if novelty.low >> place & 1]
         high.sort(key=lambda place: (-novelty.values[place], place))
-        low.sort(key=lambda place: (recent[place].ids_hash * _MIX & _MASK, place))
+        low.sort(key=lambda place: (spread(recent[place].ids_hash), place))
         allowed = (FREE_AUDITS + int(AUDIT_SHARE * n_samples) - self.n_rows) // 2
         n = max(0, min(MAX_AUDITS, allowed, len(high), len(low)))
         return [recent[place] for place in (*high[:n], *low[:n])]

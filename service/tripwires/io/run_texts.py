@@ -17,6 +17,7 @@ from typing import NamedTuple
 from rewardserve.model.conversation import Message, Sample
 from rewardserve.service.tripwires.attribution.observed import MAX_CHARACTERS, ObservedSample
 from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.hashing import spread
 from rewardserve.service.tripwires.run_state import Run
 
 N_SAMPLES = 256
@@ -33,9 +34,6 @@ MAX_BYTES = 64 * 2**20
 """Limit of the bytes of all texts, as they lie in memory, over all runs."""
 
 _MAX_AUDITS = 2_048
-
-_MIX, _MASK = 0x9E3779B97F4A7C15, 2**64 - 1
-"""Fibonacci hashing (Knuth, "The Art of Computer Programming" 3, section 6.4)."""
 
 Context = str | tuple[Message, ...]
 """The turns before a response: one of the user, or several."""
@@ -223,7 +221,7 @@ def _append(texts: _TextsOfRun, sample: KeptSample) -> None:
     texts.n_of_prompt[key] += 1
     if step is not None:
         texts.n_of_step[step] += 1
-        heappush(texts.drawn.setdefault(step, []), (-((key ^ step) * _MIX & _MASK), number))
+        heappush(texts.drawn.setdefault(step, []), (-spread(key ^ step), number))
     if texts.n_of_prompt[key] > N_OF_PROMPT:
         _delete(texts, next(at for at, each in texts.recent.items() if each.sample.prompt_key == key))
     elif step is not None and texts.n_of_step[step] > N_OF_STEP:

@@ -243,6 +243,8 @@ class RunWatcher:
     def report(self, run: str, alert: Alert) -> None:
         """Raise an alert about a reserved label, if it is not active already."""
         if self.monitor.report(run, alert, self._clock.now()):
+            if self._archive is not None:
+                self._archive.add_alerts(run, [alert], [])
             self._alert_sender.send(run, alert, self._model)
 
     def _places(self, n_rows: int, n: int) -> Sequence[int]:

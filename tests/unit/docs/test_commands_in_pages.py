@@ -101,7 +101,7 @@ def test_commands_in_pages_read_fields_that_the_reply_has(name, path, command):
     }
     (reply,) = {json.dumps(each["example"]) for route, each in replies.items() if route.fullmatch(path)}
     if command.startswith("jq") and shutil.which("jq") is None:
-        pytest.skip("no jq")
+        pytest.skip("jq is not installed")
     command = command.replace("python -c", f"{sys.executable} -c", 1)
     done = subprocess.run(["bash", "-c", command], check=False, input=reply, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

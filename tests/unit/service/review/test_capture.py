@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
+import msgspec
 import pytest
 
+from rewardserve.model.conversation import Sample
+from rewardserve.model.encoding import Encoded
+from rewardserve.model.reward import Reward
+from rewardserve.service.clock import MonotonicClock
+from rewardserve.service.inference.rewards import ScoredRow
+from rewardserve.service.review.capture import SampleCapture
 from rewardserve.service.review.policy import CapturePolicy
+from rewardserve.service.review.records import AlertRecord, from_line, to_line
+from rewardserve.service.tripwires.alert import Alert
+from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.run_context import RunContext
+from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.run_state import MonitorLimits
 
 
 @pytest.mark.parametrize("text", ["off", "flagged", "share:0.01", "share:1"])
@@ -21,13 +36,43 @@ def test_another_policy_is_refused_with_the_known_ones(text):
         CapturePolicy.parse(text)
 
 
-@pytest.mark.parametrize("share", [0.01, 0.25, 1.0])
-def test_a_share_of_the_prompts_is_drawn(share):
-    policy = CapturePolicy.parse(f"share:{share}")
-    n = 20_000
-    drawn = sum(policy.draws(hash((number, number * 7))) for number in range(n))
-    assert abs(drawn - share * n) <= 5.0 * (n * share * (1.0 - share)) ** 0.5
+class _Echo:
+    """An encoder that knows the texts of a sample."""
+
+    def texts(self, sample):
+        return sample.texts()
 
 
-def test_off_and_flagged_draw_none():
-    assert not any(CapturePolicy.parse(text).draws(number) for text in ("off", "flagged") for number in range(1_000))
+class _Taken:
+    """A writer that keeps what it is given."""
+
+    def __init__(self):
+        self.records = []
+
+    def add(self, records):
+        self.records += records
+
+
+def capture_of(writer):
+    clock = MonotonicClock()
+    return SampleCapture(
+        CapturePolicy.parse("share:1"), writer, RunMonitor(BaselineSource(), MonitorLimits()), clock, encoder=_Echo(),
+        stage_names=("combined", "shape"), head_names=("a", "b", "c"), model="m", model_version=1,
+    )  # fmt: skip
+
+
+def test_a_head_without_a_finite_score_is_left_out_and_costs_no_sample():
+    writer = _Taken()
+    row = ScoredRow(Sample(prompt="p", response="r"), Encoded((1, 2), 1), {"a": 1.0, "b": math.nan})
+    capture_of(writer).add(RunContext("run", 1), [row], [Reward(1.0, 0.5, 1.0, (), (1.0, -0.5))], None)
+    (record,) = writer.records
+    assert record.heads == {"a": 1.0}
+    assert from_line(to_line(record)) == record
+
+
+def test_an_alert_whose_statistic_is_not_finite_has_none():
+    writer = _Taken()
+    capture_of(writer).add_alerts("run", [Alert("level", "warn", math.inf, 1.0, None, ())], [])
+    (record,) = writer.records
+    assert record.statistic is None
+    assert msgspec.json.decode(msgspec.json.encode(record), type=AlertRecord) == record
