@@ -32,7 +32,8 @@ from rewardserve.training.evaluation import evaluate, folds
 from rewardserve.training.evaluation.evaluate import Floats
 from rewardserve.training.loop import methods
 from rewardserve.training.settings import recipe
-from rewardserve.training.settings.config import Config, ConfigError
+from rewardserve.training.settings.config import Config
+from rewardserve.training.settings.validation import ConfigError
 
 GAP = "\n\n"
 """Between the two copies of an answer that is given twice."""

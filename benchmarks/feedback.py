@@ -33,7 +33,9 @@ from rewardserve.training.evaluation.evaluate import Floats, bootstrap_mean, win
 from rewardserve.training.evaluation.graded_metrics import grade
 from rewardserve.training.finish import EncodedData
 from rewardserve.training.settings import recipe
-from rewardserve.training.settings.config import Config, ConfigError, StageConfig
+from rewardserve.training.settings.config import Config
+from rewardserve.training.settings.optim_config import StageConfig
+from rewardserve.training.settings.validation import ConfigError
 
 ARMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "pairs": (("pairs",),),

@@ -31,7 +31,8 @@ from rewardserve.training.evaluation import folds
 from rewardserve.training.evaluation.evaluate import Floats, ranks, wins
 from rewardserve.training.loop.methods import fit_logistic
 from rewardserve.training.settings import recipe
-from rewardserve.training.settings.config import Config, ModelConfig
+from rewardserve.training.settings.config import Config
+from rewardserve.training.settings.model_config import ModelConfig
 
 N_BEST = (4, 16)
 N_MEMBERS = 4

@@ -26,7 +26,8 @@ from rewardserve.training.dataset.sequences import Ids, TokenSequence
 from rewardserve.training.evaluation import evaluate, folds, invariance
 from rewardserve.training.evaluation.evaluate import Floats, Ints
 from rewardserve.training.settings import recipe
-from rewardserve.training.settings.config import Config, ConfigError
+from rewardserve.training.settings.config import Config
+from rewardserve.training.settings.validation import ConfigError
 from rewardserve.training.transforms import TRANSFORMS
 
 RECIPE = Path(__file__).with_suffix(".yaml")

@@ -32,7 +32,8 @@ from rewardserve.service.errors import RequestRefused, RowFailed, ServiceError
 from rewardserve.service.observability.metrics import PREFIX, TABLE
 from rewardserve.service.settings import ENV_PREFIX, ModelSettings, ServeSettings
 from rewardserve.service.tripwires.wires import WIRES
-from rewardserve.training.settings.config import RANGES, Config
+from rewardserve.training.settings.config import Config
+from rewardserve.training.settings.validation import RANGES
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = ("monitoring/prometheus/rules/service.yml", "monitoring/prometheus/rules/tripwires.yml")

@@ -30,7 +30,7 @@ from rewardserve.model.conversation import FinishReason
 from rewardserve.training.dataset import counterexamples
 from rewardserve.training.dataset.data import Split
 from rewardserve.training.dataset.feedback import Pair
-from rewardserve.training.settings.config import CounterexamplesConfig, DataConfig, SourceConfig
+from rewardserve.training.settings.data_config import CounterexamplesConfig, DataConfig, SourceConfig
 
 GROUP: Final = 8  # responses to a prompt
 WEIGHT: Final = CounterexamplesConfig("queue").weight

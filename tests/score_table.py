@@ -30,7 +30,7 @@ from rewardserve.model.conversation import Message, Sample
 from rewardserve.model.scorer import TokenBatch
 from rewardserve.training.loop.methods import adapt
 from rewardserve.training.results import export as exporting
-from rewardserve.training.settings.config import MethodConfig
+from rewardserve.training.settings.model_config import MethodConfig
 from tests.support.tiny import randomize, tiny_config, tiny_tokenizer
 
 Talk = tuple[str, str]

@@ -13,14 +13,10 @@ from pathlib import Path
 
 from rewardserve.model.checkpoint import AUDIT_JUDGE
 from rewardserve.model.checkpoint.reading import read_config, resolve
-from rewardserve.training.settings.config import (
-    AuditJudgeConfig,
-    AugmentConfig,
-    Config,
-    ConfigError,
-    ModelConfig,
-    SourceConfig,
-)
+from rewardserve.training.settings.config import AuditJudgeConfig, Config
+from rewardserve.training.settings.data_config import AugmentConfig, SourceConfig
+from rewardserve.training.settings.model_config import ModelConfig
+from rewardserve.training.settings.validation import ConfigError
 
 _SHARE_OF_LAYERS = 2 / 3
 

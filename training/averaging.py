@@ -14,7 +14,7 @@ import torch
 from rewardserve.model.checkpoint import Checkpoint
 from rewardserve.model.network import RewardNetwork
 from rewardserve.training.errors import ModelUnusable
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 
 LARGEST_BARRIER = 0.02
 """Accuracy that a point of the path may lose against the models that it mixes; up to there networks count as linearly connected

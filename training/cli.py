@@ -31,7 +31,8 @@ from rewardserve.training.errors import (
 )
 from rewardserve.training.evaluation.calibrate import NothingToFit
 from rewardserve.training.settings import recipe
-from rewardserve.training.settings.config import Config, ConfigError
+from rewardserve.training.settings.config import Config
+from rewardserve.training.settings.validation import ConfigError
 
 _TO_CORRECT = (ConfigError, DataError, PairEncodingError, NothingToFit)
 _SETTINGS = {name: f"model.{name}: true" for name in ("allow_pickle", "ignore_checkpoint_code")}

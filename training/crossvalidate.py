@@ -29,7 +29,8 @@ from rewardserve.training.loop.methods import check_quantization
 from rewardserve.training.loop.trainer import check_optimizer
 from rewardserve.training.results import export, report
 from rewardserve.training.settings import recipe
-from rewardserve.training.settings.config import Config, ConfigError
+from rewardserve.training.settings.config import Config
+from rewardserve.training.settings.validation import ConfigError
 
 _MOST_FOLDS = 10_000
 

@@ -47,7 +47,8 @@ from rewardserve.training.loop.step_checkpoints import BestStep
 from rewardserve.training.objective.feedback_loss import fitted
 from rewardserve.training.results import export, model_card, report
 from rewardserve.training.settings import recipe
-from rewardserve.training.settings.config import Config, CounterexamplesConfig
+from rewardserve.training.settings.config import Config
+from rewardserve.training.settings.data_config import CounterexamplesConfig
 
 _N_BAD_SHOWN = 20
 

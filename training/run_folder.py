@@ -19,7 +19,7 @@ from typing import IO
 
 from rewardserve.model.text.text_files import write_text
 from rewardserve.training.console import say
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 
 LOCK = ".lock"
 RECIPE, REPORT_PAGE = "recipe.json", "report.html"

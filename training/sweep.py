@@ -27,7 +27,8 @@ from rewardserve.training.dataset.data import DataError
 from rewardserve.training.errors import PackagesMissing, RunFailed, explain
 from rewardserve.training.evaluation.evaluate import ALL, COMBINED, SliceMetrics
 from rewardserve.training.settings import recipe, yaml12
-from rewardserve.training.settings.config import Config, ConfigError
+from rewardserve.training.settings.config import Config
+from rewardserve.training.settings.validation import ConfigError
 
 STUDY, TABLE, BEST = "sweep.db", "trials.csv", "best.yaml"
 _MADE_OF = "made of"

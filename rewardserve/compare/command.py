@@ -26,7 +26,7 @@ from rewardserve.service.errors import RequestRefused
 from rewardserve.service.observability import logs
 from rewardserve.service.settings import ModelSettings
 from rewardserve.training.dataset.feedback import with_noun
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 
 PROGRAM = "rewardserve compare"
 FIRST = ("device", "dtype", "max_input_tokens")

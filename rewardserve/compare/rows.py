@@ -18,7 +18,8 @@ from rewardserve.service.api.validation import NO_SUCH_FIELD, check
 from rewardserve.service.errors import InvalidJson, RequestRefused
 from rewardserve.training.dataset import data, sources
 from rewardserve.training.dataset.feedback import with_noun
-from rewardserve.training.settings.config import ConfigError, SourceConfig
+from rewardserve.training.settings.data_config import SourceConfig
+from rewardserve.training.settings.validation import ConfigError
 
 _EXPORTED = {"prompt", "response", "prompt_key", "evidence"}
 """Fields of every line of `rewardserve review export`; a sample of `POST /score` has no `evidence`."""

@@ -50,7 +50,8 @@ from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.training.dataset import sources
 from rewardserve.training.dataset.counterexamples import QueueResponse, scores_path
 from rewardserve.training.dataset.feedback import with_noun
-from rewardserve.training.settings.config import ConfigError, SourceConfig
+from rewardserve.training.settings.data_config import SourceConfig
+from rewardserve.training.settings.validation import ConfigError
 
 PROGRAM = "rewardserve mine"
 FIRST = (

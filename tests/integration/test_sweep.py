@@ -12,8 +12,8 @@ import yaml
 from rewardserve.cli import main
 from rewardserve.training import crossvalidate, sweep
 from rewardserve.training.errors import NonFiniteLoss
-from rewardserve.training.settings.config import ConfigError
 from rewardserve.training.settings.recipe import load
+from rewardserve.training.settings.validation import ConfigError
 from rewardserve.training.sweep import Dimension, parse_space
 from tests.support import planted_pairs as world
 

@@ -17,6 +17,7 @@ from rewardserve.training.evaluation import evaluate
 from rewardserve.training.loop import step_checkpoints, trainer
 from rewardserve.training.loop.trainer import RewardTrainer
 from rewardserve.training.settings.recipe import load
+from rewardserve.training.workflow import run
 from tests.support import planted_pairs as world
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -114,7 +115,7 @@ def test_patience_ends_training_and_a_resumed_run_ends_at_the_same_step(tmp_path
         patch.setattr(RewardTrainer, "compute_loss", stopping)
         assert main(["train", "--config", other, "--set", "output.save_steps=1"]) == 130
     with monkeypatch.context() as patch:
-        patch.setattr(workflow, "finish", lambda *args: 1 / 0)
+        patch.setattr(run, "finish", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main(["train", "--config", other, "--set", "output.resume=true"])
     assert main(["train", "--config", other, "--set", "output.resume=true"]) == 0
@@ -137,7 +138,7 @@ def test_all_ranks_choose_by_the_figures_of_the_first(tmp_path, sft, monkeypatch
 def test_finish_exports_the_best_step_of_a_stopped_run(tmp_path, sft, monkeypatch):
     recipe = recipe_in(tmp_path / "run", sft)
     with monkeypatch.context() as patch:
-        patch.setattr(workflow, "finish", lambda *args: 1 / 0)
+        patch.setattr(run, "finish", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main(["train", "--config", recipe])
     out = tmp_path / "run" / "out"
@@ -174,7 +175,7 @@ def test_a_fold_is_not_stopped_by_the_pairs_that_judge_it(tmp_path, sft, capsys)
 def test_the_earliest_of_equal_steps_is_the_best_and_nan_is_none(tmp_path, metric, values, best):
     from types import SimpleNamespace
 
-    from rewardserve.training.settings.config import EvalConfig
+    from rewardserve.training.settings.output_config import EvalConfig
 
     keep = step_checkpoints.KeepBest(EvalConfig(steps=1, best_by=metric), dict)
     args = SimpleNamespace(output_dir=str(tmp_path))

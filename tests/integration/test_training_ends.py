@@ -25,10 +25,11 @@ from rewardserve.training.dataset import hub, sequences
 from rewardserve.training.evaluation import calibrate
 from rewardserve.training.evaluation.calibrate import NothingToFit
 from rewardserve.training.loop import reporting, trainer
-from rewardserve.training.loop.step_checkpoints import MarkComplete, last_complete
+from rewardserve.training.loop.step_checkpoints import MarkComplete, history_of, last_complete
 from rewardserve.training.results import export, report
 from rewardserve.training.settings import recipe
 from rewardserve.training.settings.recipe import load
+from rewardserve.training.workflow import fitting, run
 from tests.support import planted_pairs as world
 from tests.support.checkpoints import merge_newlines, value_head
 from tests.support.small_disk import SmallDisk, why_none
@@ -143,7 +144,7 @@ def test_a_checkpoint_is_judged_on_the_tokens_that_it_is_served_with(tmp_path, m
     pairs = world.write_jsonl(tmp_path / "pairs.jsonl", rows)
     recipe = recipe_in(tmp_path, tmp_path / "rm", pairs, data={"eval_fraction": 0.5}, model={"start": "reward"})
     encoded, encode = [], workflow.encode
-    monkeypatch.setattr(workflow, "encode", lambda *args, **how: encoded.append(encode(*args, **how)) or encoded[0])
+    monkeypatch.setattr(run, "encode", lambda *args, **how: encoded.append(encode(*args, **how)) or encoded[0])
     assert main([verb, "--config", recipe, "--checkpoint", str(tmp_path / "rm")]) == 0
     folder = tmp_path / "rm" if verb == "evaluate" else tmp_path / "out" / "checkpoint"
     served = load_model("torch", ModelSpec(str(folder))).encode
@@ -283,7 +284,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_as_if_nothing_was(
     )
     assert main(["train", "--config", recipe, "--set", "output.resume=true"]) == 0
     assert main(["train", "--config", recipe_in(tmp_path / "whole", sft, pairs, **sets)]) == 0
-    curves = [workflow.history_of(last_complete(tmp_path / name / "out" / "steps")) for name in ("stopped", "whole")]
+    curves = [history_of(last_complete(tmp_path / name / "out" / "steps")) for name in ("stopped", "whole")]
     losses = [[line["loss"] for line in curve if "loss" in line] for curve in curves]
     assert len(losses[0]) == 6
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -292,7 +293,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_as_if_nothing_was(
 PHASES = {
     "reading": ("rewardserve.training.dataset.data.load", ()),
     "encoding": ("rewardserve.training.dataset.sequences.encode", ()),
-    "features": ("rewardserve.training.workflow.features", ()),
+    "features": ("rewardserve.training.workflow.run.features", ()),
     "judging": ("rewardserve.training.finish.scoring.read", ()),
     "the contract": ("rewardserve.training.results.export.write_contract", ()),
     "the weights": ("rewardserve.training.results.export.write", ()),
@@ -451,13 +452,13 @@ def test_at_a_small_rate_every_weight_that_learns_changes(tmp_path, sft, pairs, 
     start = workflow.load_start(config)
     tables = workflow.encode(config, start)
     if method["name"] == "lora":
-        workflow._wrap(config, start)
+        fitting.prepare_network(config, start)
     learning = {n: p for n, p in start.network.named_parameters() if p.requires_grad}
     assert {p.dtype for p in learning.values()} == {torch.float32}
     before = {n: p.detach().clone() for n, p in learning.items()}
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(workflow, "_wrap", lambda *args, **kwargs: None)
+        patch.setattr(fitting, "prepare_network", lambda *args, **kwargs: None)
         workflow.fit(config, start, tables, None, tmp_path, None)
     assert changed(start.network, before) > 0.99
 

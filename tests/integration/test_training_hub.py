@@ -13,8 +13,8 @@ from huggingface_hub import constants
 from safetensors.torch import load
 
 from rewardserve.cli import main
-from rewardserve.training import workflow
 from rewardserve.training.results.model_card import card
+from rewardserve.training.workflow import run
 from tests.support import planted_pairs as world
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -165,7 +165,7 @@ def test_an_upload_that_fails_costs_no_checkpoint_and_names_the_command(tmp_path
 def test_finish_uploads_too_and_offline_is_refused(tmp_path, sft, hub, capfd, monkeypatch):
     recipe = recipe_in(tmp_path, sft)
     with monkeypatch.context() as patch:
-        patch.setattr(workflow, "finish", lambda *args: 1 / 0)
+        patch.setattr(run, "finish", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main(["train", "--config", recipe])
     assert main(["finish", "--config", recipe]) == 0

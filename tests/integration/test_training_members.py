@@ -136,7 +136,7 @@ def test_a_run_of_members_resumes_to_the_weights_of_one_that_was_not_stopped(wor
             )  # fmt: skip
             if max_steps == 2:
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr("rewardserve.training.workflow.finish", _crash)
+                    patch.setattr("rewardserve.training.workflow.run.finish", _crash)
                     with pytest.raises(RuntimeError, match="power cut"):
                         main(["train", "--config", str(recipe)])
                 shutil.rmtree(tmp_path / name / "out" / "steps" / "checkpoint-4")

@@ -9,10 +9,10 @@ import pytest
 from rewardserve.cli import main
 from rewardserve.model.checkpoint import ReadOptions, read
 from rewardserve.model.contract import ScoringContract
-from rewardserve.training import workflow
 from rewardserve.training.batches import scoring
 from rewardserve.training.loop import methods
 from rewardserve.training.loop.step_checkpoints import read_best
+from rewardserve.training.workflow import fitting, run
 from tests.support import planted_pairs as world
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -63,8 +63,8 @@ def test_adapters_learn_over_4_bit_weights_and_are_exported_over_whole_ones(reci
         methods.quantize(backbone, kind)
         seen.extend(type(module) for module in backbone.modules() if isinstance(module, methods.nn.Linear))
 
-    monkeypatch.setattr(workflow, "check_quantization", lambda config: None)
-    monkeypatch.setattr(workflow, "quantize", quantize)
+    monkeypatch.setattr(run, "check_quantization", lambda config: None)
+    monkeypatch.setattr(fitting, "quantize", quantize)
     assert main(["train", "--config", recipe]) == 0
     assert set(seen) == {bitsandbytes.nn.Linear4bit}
     assert len(seen) == 2 * 7

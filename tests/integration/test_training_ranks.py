@@ -15,8 +15,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from rewardserve.cli import main
 from rewardserve.model.contract import ScoringContract
-from rewardserve.training import workflow
 from rewardserve.training.loop.step_checkpoints import read_best
+from rewardserve.training.workflow import data_checks
 from tests.support import planted_pairs as world
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -142,8 +142,8 @@ def test_a_line_says_that_shards_are_for_gpus_alone(capsys, monkeypatch):
 
 
 def test_processes_that_have_read_other_rows_do_not_train(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(workflow, "n_processes", lambda: 2)
-    monkeypatch.setattr(workflow, "gather_object", lambda own: [*own, "sha256:of another process"])
+    monkeypatch.setattr(data_checks, "n_processes", lambda: 2)
+    monkeypatch.setattr(data_checks, "gather_object", lambda own: [*own, "sha256:of another process"])
     sft = world.language_model(tmp_path / "sft", layers=1)
     pairs = world.write_jsonl(tmp_path / "pairs.jsonl", world.planted_rows(8))
     assert main(["train", "--config", str(recipe_in(tmp_path / "run", sft, pairs))]) == 2

@@ -22,7 +22,7 @@ from rewardserve.training.objective.losses import (
     plackett_luce,
     squared,
 )
-from rewardserve.training.settings.config import LossConfig
+from rewardserve.training.settings.loss_config import LossConfig
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 SCORES = st.floats(-30, 30)

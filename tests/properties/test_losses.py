@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from rewardserve.training.objective.losses import LOSSES, centring, logexp, logsigmoid, pair_loss
-from rewardserve.training.settings.config import ConfigError, LossConfig
+from rewardserve.training.settings.loss_config import LossConfig
+from rewardserve.training.settings.validation import ConfigError
 
 SCORES = st.floats(-1e4, 1e4)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

@@ -10,7 +10,7 @@ from rewardserve.training.dataset.conversations import FieldError
 from rewardserve.training.dataset.pairs import to_pair
 from rewardserve.training.dataset.source_columns import find_columns
 from rewardserve.training.dataset.sources import SourceRow
-from rewardserve.training.settings.config import SourceConfig
+from rewardserve.training.settings.data_config import SourceConfig
 from rewardserve_client.errors import Misconfigured
 from rewardserve_client.fields import plain_messages
 from tests.support.empty_values import EMPTY, GIVEN

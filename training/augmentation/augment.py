@@ -21,7 +21,7 @@ from rewardserve.model.conversation import FinishReason, Message, Sample
 from rewardserve.training.augmentation.augment_phrases import EMPTY, FLATTERY, INJECTIONS, OPENERS, ORDERS
 from rewardserve.training.dataset.data import DataError
 from rewardserve.training.dataset.feedback import Pair
-from rewardserve.training.settings.config import AugmentConfig
+from rewardserve.training.settings.data_config import AugmentConfig
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _MAX_DRAWS = 50

@@ -14,7 +14,8 @@ from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.encoding import Encoder
 from rewardserve.training.dataset.sequences import FeedbackTable, Ids, TokenSequence
 from rewardserve.training.evaluation.invariance import with_known_response
-from rewardserve.training.settings.config import ConfigError, ConsistencyConfig
+from rewardserve.training.settings.loss_config import ConsistencyConfig
+from rewardserve.training.settings.validation import ConfigError
 from rewardserve.training.transforms import TRANSFORMS, with_response
 
 

@@ -14,7 +14,8 @@ from math import exp, factorial
 
 from rewardserve.training.dataset.feedback import Item
 from rewardserve.training.dataset.sequences import FeedbackTable, subset
-from rewardserve.training.settings.config import ConfigError, ModelConfig
+from rewardserve.training.settings.model_config import ModelConfig
+from rewardserve.training.settings.validation import ConfigError
 
 Shares = tuple[tuple[int, float], ...]
 """Numbers of the outputs that an item trains, each with a factor of the item's weight; none of them zero."""

@@ -21,7 +21,7 @@ from rewardserve.training.batches.members import Shares
 from rewardserve.training.batches.packed_rows import pack
 from rewardserve.training.dataset.feedback import Item, kinds_of, n_ties
 from rewardserve.training.dataset.sequences import FeedbackTable
-from rewardserve.training.settings.config import OptimConfig
+from rewardserve.training.settings.optim_config import OptimConfig
 
 Batch = dict[str, Any]
 """Tensors by name; `packed` is a `PackedRows`."""

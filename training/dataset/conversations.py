@@ -23,7 +23,8 @@ from rewardserve.model.conversation import (
 from rewardserve.model.tools import read_calls, read_tools
 from rewardserve.training.dataset import turns
 from rewardserve.training.dataset.source_columns import SourceColumns, common_text
-from rewardserve.training.settings.config import SourceConfig, shown
+from rewardserve.training.settings.data_config import SourceConfig
+from rewardserve.training.settings.validation import shown
 
 Messages = tuple[Message, ...]
 _OF_THE_PROMPT = (

@@ -26,7 +26,8 @@ from rewardserve.training.dataset.pairs import to_pair
 from rewardserve.training.dataset.row_counts import N_ROWS
 from rewardserve.training.dataset.sequences import FeedbackTable
 from rewardserve.training.dataset.sources import SourceRow
-from rewardserve.training.settings.config import ConfigError, CounterexamplesConfig, DataConfig, SourceConfig, shown
+from rewardserve.training.settings.data_config import CounterexamplesConfig, DataConfig, SourceConfig
+from rewardserve.training.settings.validation import ConfigError, shown
 
 SOURCE = "counterexamples"
 """Name of these pairs in reports."""

@@ -22,7 +22,7 @@ from rewardserve.training.dataset.conversations import FieldError
 from rewardserve.training.dataset.feedback import Item, Pair, SourceKind, counted, noun, with_noun
 from rewardserve.training.dataset.pairs import to_items
 from rewardserve.training.dataset.sources import SourceRow
-from rewardserve.training.settings.config import DataConfig, SourceConfig
+from rewardserve.training.settings.data_config import DataConfig, SourceConfig
 
 _SPLIT_STEPS = 10_000
 _MAX_SMALL = 2 * 2**20

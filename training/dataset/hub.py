@@ -13,7 +13,7 @@ from typing import Any
 
 from rewardserve.training.console import say
 from rewardserve.training.errors import UploadFailed
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 
 ANSWER_S = 10.0
 """Longest wait for the hub, name resolution included."""

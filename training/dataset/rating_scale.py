@@ -13,7 +13,7 @@ from statistics import fmean, pstdev
 from rewardserve.training.dataset.feedback import Graded
 from rewardserve.training.dataset.leakage import prompt_key
 from rewardserve.training.dataset.sequences import FeedbackTable
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

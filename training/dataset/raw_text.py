@@ -14,7 +14,7 @@ from rewardserve.model.checkpoint import Checkpoint
 from rewardserve.model.conversation import Sample
 from rewardserve.model.tokenization.encoding_policy import EncodingPolicy, infer_policy
 from rewardserve.training.dataset.feedback import Item, kinds_of, noun
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 
 JOINED = (
     "all pairs are plain text that the chat template did not render: it is left out, also in the exported checkpoint, where "

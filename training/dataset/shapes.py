@@ -15,7 +15,8 @@ from typing import Any
 from rewardserve.training.dataset.conversations import FieldError
 from rewardserve.training.dataset.feedback import SourceKind
 from rewardserve.training.dataset.sources import SourceRow
-from rewardserve.training.settings.config import SourceConfig, shown
+from rewardserve.training.settings.data_config import SourceConfig
+from rewardserve.training.settings.validation import shown
 
 Row = Mapping[str, Any]
 _N_FIRST = 16

@@ -16,7 +16,8 @@ from rewardserve.model.text.nearest_word import did_you_mean, nearest_word
 from rewardserve.training.dataset import turns
 from rewardserve.training.dataset.feedback import SOURCE_KINDS, SourceKind
 from rewardserve.training.dataset.sources import SourceRow
-from rewardserve.training.settings.config import ConfigError, SourceConfig
+from rewardserve.training.settings.data_config import SourceConfig
+from rewardserve.training.settings.validation import ConfigError
 
 _DEFAULT = {f.name: f.default for f in fields(SourceConfig) if f.name.endswith("_key")}
 

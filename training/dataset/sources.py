@@ -20,7 +20,8 @@ from typing import IO, Any
 
 from rewardserve.model.text.text_files import UTF8_MARK, JsonDecodeError, parse_json, wide_encoding
 from rewardserve.training.dataset import hub
-from rewardserve.training.settings.config import ConfigError, SourceConfig
+from rewardserve.training.settings.data_config import SourceConfig
+from rewardserve.training.settings.validation import ConfigError
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _MAGIC = {

@@ -32,7 +32,7 @@ from rewardserve.training.evaluation.benchmark_files import (
     style_matrix,
     subset_scores,
 )
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 
 _BATCH_TOKENS = 16384
 _TIMEOUT_S = 600.0

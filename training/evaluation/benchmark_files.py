@@ -16,7 +16,8 @@ import numpy as np
 
 from rewardserve.model.conversation import Message, Sample
 from rewardserve.training.dataset import sources
-from rewardserve.training.settings.config import ConfigError, SourceConfig, shown
+from rewardserve.training.settings.data_config import SourceConfig
+from rewardserve.training.settings.validation import ConfigError, shown
 
 REWARDBENCH, REWARDBENCH2, RM_BENCH = "rewardbench", "rewardbench2", "rm-bench"
 STYLES = ("concise", "detailed", "detailed, markdown")

@@ -16,7 +16,7 @@ from rewardserve.training.dataset.feedback import Item
 from rewardserve.training.dataset.sequences import FeedbackTable, TokenSequence, subset
 from rewardserve.training.evaluation.calibrate import NothingToFit
 from rewardserve.training.evaluation.evaluate import Floats
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 
 
 def assign_folds(items: Sequence[Item], n_folds: int, salt: str) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from rewardserve.training.evaluation.benchmark_files import (
 )
 from rewardserve.training.evaluation.evaluate import Floats
 from rewardserve.training.evaluation.invariance import ChangedResponses
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 from rewardserve.training.transforms import TRANSFORMS, Transform
 
 MADE = "held-out pairs, each response in three made styles"

@@ -12,7 +12,8 @@ from rewardserve.training.batches.members import trained_outputs
 from rewardserve.training.batches.pair_batches import Collator, token_rows
 from rewardserve.training.dataset.sequences import FeedbackTable
 from rewardserve.training.objective.text_loss import text_loss
-from rewardserve.training.settings.config import Config, ConfigError
+from rewardserve.training.settings.config import Config
+from rewardserve.training.settings.validation import ConfigError
 
 _N_TEXTS = 8
 """Pairs whose preferred responses tell whether a language model is there."""

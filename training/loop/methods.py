@@ -19,7 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from rewardserve.model.network import NetworkOutput, RewardNetwork
 from rewardserve.training.dataset.comparisons import comparisons
 from rewardserve.training.dataset.sequences import FeedbackTable
-from rewardserve.training.settings.config import ConfigError, MethodConfig
+from rewardserve.training.settings.model_config import MethodConfig
+from rewardserve.training.settings.validation import ConfigError
 
 _LINEAR = (nn.Linear, Conv1D)
 """Modules selected by `all-linear`: the linear layers of GPT-2 are `Conv1D`."""

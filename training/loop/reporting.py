@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewardserve.training.console import is_first_process
-from rewardserve.training.settings.config import Config, ConfigError
+from rewardserve.training.settings.config import Config
+from rewardserve.training.settings.validation import ConfigError
 
 if TYPE_CHECKING:
     from rewardserve.training.loop.trainer import RewardTrainer

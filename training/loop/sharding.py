@@ -7,7 +7,8 @@ from accelerate.utils import parse_flag_from_env
 
 from rewardserve.training.console import say
 from rewardserve.training.loop.stages import stage_configs
-from rewardserve.training.settings.config import Config, ConfigError
+from rewardserve.training.settings.config import Config
+from rewardserve.training.settings.validation import ConfigError
 
 _FLAGS = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from rewardserve.training.dataset.feedback import counted, kinds_of
 from rewardserve.training.dataset.sequences import FeedbackTable, subset
 from rewardserve.training.loop.step_checkpoints import last_complete
-from rewardserve.training.settings.config import Config, ConfigError
+from rewardserve.training.settings.config import Config
+from rewardserve.training.settings.validation import ConfigError
 
 _FINISHED = "finished"
 

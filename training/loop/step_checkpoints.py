@@ -24,7 +24,8 @@ from transformers import TrainerCallback
 from rewardserve.training.batches.pair_batches import PairBatches
 from rewardserve.training.console import ProgressLines, say
 from rewardserve.training.objective.indifference import MovingMoments
-from rewardserve.training.settings.config import ConfigError, EvalConfig
+from rewardserve.training.settings.output_config import EvalConfig
+from rewardserve.training.settings.validation import ConfigError
 
 COMPLETE = "complete"
 BEST = "best.safetensors"

@@ -44,7 +44,9 @@ from rewardserve.training.loop.step_checkpoints import (
 from rewardserve.training.objective.feedback_loss import FeedbackLoss, fitted
 from rewardserve.training.objective.regularisers import Regularisers
 from rewardserve.training.objective.text_loss import text_loss
-from rewardserve.training.settings.config import Config, ConfigError, OptimConfig
+from rewardserve.training.settings.config import Config
+from rewardserve.training.settings.optim_config import OptimConfig
+from rewardserve.training.settings.validation import ConfigError
 
 _LOGGED = ("accuracy", "margin", "reward_chosen", "reward_rejected")
 

@@ -25,7 +25,7 @@ from rewardserve.training.objective.losses import (
     plackett_luce,
     smoothed,
 )
-from rewardserve.training.settings.config import LossConfig
+from rewardserve.training.settings.loss_config import LossConfig
 
 LossOfKind = Callable[["FeedbackLoss", Tensor, Batch], Tensor]
 _LEAST_SHARE = 1e-3

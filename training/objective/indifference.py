@@ -16,7 +16,7 @@ from torch import Tensor
 from rewardserve.model.encoding import Encoder
 from rewardserve.model.traits.traits import foreign_script_share, markup
 from rewardserve.training.dataset.sequences import FeedbackTable, TokenSequence
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 
 VARIABLES: dict[str, Callable[[int, str, str], float]] = {
     "length": lambda n_tokens, prompt, response: log(max(n_tokens, 1)),

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rewardserve.model.text.nearest_word import did_you_mean
-from rewardserve.training.settings.config import ConfigError, LossConfig
+from rewardserve.training.settings.loss_config import LossConfig
+from rewardserve.training.settings.validation import ConfigError
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 

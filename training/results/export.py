@@ -31,7 +31,7 @@ from rewardserve.model.conversation import Sample
 from rewardserve.model.text.text_files import TextDecodeError
 from rewardserve.training.dataset.sequences import FeedbackTable, TokenSequence
 from rewardserve.training.loop.methods import merge
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 
 REPORT = "training_report.json"
 _VERSIONS = ("torch", "transformers", "tokenizers", "peft", "accelerate", "datasets", "numpy", "rewardserve")

@@ -17,7 +17,8 @@ import yaml
 
 from rewardserve.model.text.nearest_word import CUTOFF_OF_NAMES, did_you_mean, nearest_word
 from rewardserve.training.settings import yaml12
-from rewardserve.training.settings.config import Config, ConfigError, shown
+from rewardserve.training.settings.config import Config
+from rewardserve.training.settings.validation import ConfigError, shown
 
 _ELSEWHERE = {
     "learning_rate": "optim.lr",

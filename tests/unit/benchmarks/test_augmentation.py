@@ -9,7 +9,7 @@ import pytest
 from benchmarks import augmentation
 from rewardserve.training.augmentation.augment import KINDS
 from rewardserve.training.settings import recipe
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 from tests.support import planted_pairs as world
 
 

@@ -10,7 +10,7 @@ import pytest
 from rewardserve.compare.rows import read_rows
 from rewardserve.model.conversation import Message, Sample
 from rewardserve.service.review.records import SampleRecord, Turn, to_line
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 
 
 def file_of(folder, *rows, name="rows.jsonl"):

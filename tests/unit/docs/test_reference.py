@@ -24,7 +24,7 @@ from rewardserve.service.errors import RequestRefused
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.settings import ServeSettings
 from rewardserve.service.tripwires.alert import CANARY, VOTE
-from rewardserve.training.settings.config import RANGES
+from rewardserve.training.settings.validation import RANGES
 
 ROOT = Path(__file__).parents[3]
 RULES = [ROOT / name for name in reference.RULES]

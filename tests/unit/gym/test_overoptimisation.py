@@ -31,7 +31,7 @@ from gym.scaling import Scaling, fit_scaling
 from gym.training import gold_reward
 from gym.vocabulary import EOS, ids
 from rewardserve.training.dataset.counterexamples import scores_path
-from rewardserve.training.settings.config import CounterexamplesConfig
+from rewardserve.training.settings.data_config import CounterexamplesConfig
 
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 

@@ -11,7 +11,7 @@ from rewardserve.model.checkpoint.files import _IncompleteFile, _parsed
 from rewardserve.model.contract import ContractUnreadable, ScoringContract
 from rewardserve.model.text.text_files import JsonDecodeError, parse_json
 from rewardserve.training.dataset.sources import read
-from rewardserve.training.settings.config import SourceConfig
+from rewardserve.training.settings.data_config import SourceConfig
 
 DIGITS = "9" * 6000
 NUMBER = f'{{"a": {DIGITS}}}'

@@ -15,7 +15,7 @@ import torch
 
 from rewardserve.training import console, errors, run_folder
 from rewardserve.training.dataset import hub
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 
 ROOT = Path(__file__).parents[3]
 

@@ -20,7 +20,8 @@ from rewardserve.training.dataset.data import DataError
 from rewardserve.training.dataset.feedback import Pair
 from rewardserve.training.evaluation import folds
 from rewardserve.training.settings import recipe
-from rewardserve.training.settings.config import AugmentConfig, ConfigError
+from rewardserve.training.settings.data_config import AugmentConfig
+from rewardserve.training.settings.validation import ConfigError
 from tests.support.tiny import tiny_tokenizer
 from tests.unit.training.dataset.test_leakage import encoder
 

@@ -18,7 +18,9 @@ from rewardserve.training.batches.members import trained_outputs
 from rewardserve.training.batches.pair_batches import Collator, PairBatches, cached_rows, pack_groups, token_rows
 from rewardserve.training.dataset import pairs, sequences, source_columns, sources
 from rewardserve.training.dataset.sequences import FeedbackTable, PairEncodingError, TokenSequence
-from rewardserve.training.settings.config import ModelConfig, OptimConfig, SourceConfig
+from rewardserve.training.settings.data_config import SourceConfig
+from rewardserve.training.settings.model_config import ModelConfig
+from rewardserve.training.settings.optim_config import OptimConfig
 from tests.support.planted_pairs import planted_rows, tokenizer
 
 

@@ -12,7 +12,8 @@ from rewardserve.training.batches.members import of_output, trained_outputs
 from rewardserve.training.batches.pair_batches import Collator, cached_rows
 from rewardserve.training.loop.methods import fit_logistic
 from rewardserve.training.loop.trainer import RewardTrainer
-from rewardserve.training.settings.config import ConfigError, ModelConfig
+from rewardserve.training.settings.model_config import ModelConfig
+from rewardserve.training.settings.validation import ConfigError
 from tests.unit.training.batches.test_batches import table_of
 from tests.unit.training.loop.test_trainer import COMPARISONS, Linear, config, with_pairs
 

@@ -10,14 +10,14 @@ from transformers import AutoConfig, AutoModel
 
 from rewardserve.model.network import RewardNetwork, attention_for
 from rewardserve.model.padding import left_pad
-from rewardserve.training import workflow
 from rewardserve.training.batches import packed_attention, scoring
 from rewardserve.training.batches.packed_attention import may_share_prefixes, packing_objection, packs
 from rewardserve.training.batches.packed_rows import pack
 from rewardserve.training.batches.pair_batches import Collator, packed_rows, token_rows
 from rewardserve.training.loop.methods import adapt, disable_dropout
 from rewardserve.training.loop.trainer import RewardTrainer
-from rewardserve.training.settings.config import MethodConfig
+from rewardserve.training.settings.model_config import MethodConfig
+from rewardserve.training.workflow import fitting
 from tests.support.tiny import ARCHITECTURES, randomize, tiny_config
 from tests.unit.training.batches.test_batches import outputs_of, table_of
 from tests.unit.training.loop.test_trainer import COMPARISONS, config
@@ -240,8 +240,8 @@ def test_losses_of_packed_training_are_those_of_padded_training(architecture, wa
         randomize(network.backbone)
         disable_dropout(network.backbone)
         start = SimpleNamespace(network=network.train(), pad_id=PAD)
-        workflow._wrap(recipe, start)
-        rows = workflow._token_rows(recipe, start, table)
+        fitting.prepare_network(recipe, start)
+        rows = fitting.token_or_packed_rows(recipe, start, table)
         if architecture == "qwen3_5_text":
             assert "attention_mask" in rows([0, 1])
             assert "Qwen3_5TextModel cannot be packed (it has layers of linear_attention)" in capsys.readouterr().err
@@ -268,9 +268,9 @@ def test_the_check_for_half_precision_finds_an_error_that_rounding_would_hide(mo
     start = SimpleNamespace(network=network_of("llama"), pad_id=PAD)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert packing_objection(start.network, pad_id=PAD) is None
-    assert "attention_mask" in workflow._token_rows(config("optim.precision=bf16"), start, table_of(COMPARISONS))(
-        [0, 1]
-    )
+    assert "attention_mask" in fitting.token_or_packed_rows(
+        config("optim.precision=bf16"), start, table_of(COMPARISONS)
+    )([0, 1])
     assert "cannot be packed (its scores differ by" in capsys.readouterr().err
 
 
@@ -303,7 +303,7 @@ def test_rows_whose_positions_depend_on_their_length_are_not_packed_for_scores()
 )
 def test_training_packs_where_it_can_and_says_in_one_line_where_it_pads(network, inputs, n_lines, capsys):
     table = table_of(COMPARISONS)
-    rows = workflow._token_rows(config(), SimpleNamespace(network=network(), pad_id=PAD), table)
+    rows = fitting.token_or_packed_rows(config(), SimpleNamespace(network=network(), pad_id=PAD), table)
     assert inputs in rows([0, 1])
     said = capsys.readouterr().err.splitlines()
     assert len(said) == n_lines

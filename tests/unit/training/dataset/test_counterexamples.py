@@ -12,14 +12,10 @@ from rewardserve.training.dataset.counterexamples import QueueResponse, queue_id
 from rewardserve.training.dataset.data import DataError, Split
 from rewardserve.training.dataset.leakage import prompt_key
 from rewardserve.training.objective.feedback_loss import fitted
-from rewardserve.training.settings.config import (
-    ConfigError,
-    CounterexamplesConfig,
-    DataConfig,
-    LossConfig,
-    SourceConfig,
-)
+from rewardserve.training.settings.data_config import CounterexamplesConfig, DataConfig, SourceConfig
+from rewardserve.training.settings.loss_config import LossConfig
 from rewardserve.training.settings.recipe import parse
+from rewardserve.training.settings.validation import ConfigError
 
 DATA = DataConfig((SourceConfig("pairs.jsonl"),))
 

@@ -18,7 +18,8 @@ from rewardserve.training.dataset import data, source_columns, sources
 from rewardserve.training.dataset.conversations import FieldError
 from rewardserve.training.dataset.data import DataError, is_held_out
 from rewardserve.training.dataset.pairs import to_pair
-from rewardserve.training.settings.config import ConfigError, DataConfig, SourceConfig
+from rewardserve.training.settings.data_config import DataConfig, SourceConfig
+from rewardserve.training.settings.validation import ConfigError
 from tests.support.planted_pairs import planted_rows, write_jsonl
 
 USER, CHOSEN, REJECTED = (

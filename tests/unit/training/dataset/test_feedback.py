@@ -19,7 +19,8 @@ from rewardserve.training.dataset.conversations import FieldError
 from rewardserve.training.dataset.feedback import Graded, counted, kinds_of, noun
 from rewardserve.training.dataset.rating_scale import standardised
 from rewardserve.training.dataset.sequences import FeedbackTable, TokenSequence
-from rewardserve.training.settings.config import ConfigError, DataConfig, SourceConfig
+from rewardserve.training.settings.data_config import DataConfig, SourceConfig
+from rewardserve.training.settings.validation import ConfigError
 from tests.support.planted_pairs import planted_rows, tokenizer, write_jsonl
 
 USER = {"role": "user", "content": "hi"}

@@ -12,7 +12,7 @@ from rewardserve.service.api.validation import check
 from rewardserve.training.dataset import data, leakage, row_counts, sequences
 from rewardserve.training.dataset.conversations import FieldError
 from rewardserve.training.dataset.data import Split
-from rewardserve.training.settings.config import SourceConfig
+from rewardserve.training.settings.data_config import SourceConfig
 from tests.support.planted_pairs import tokenizer, write_jsonl
 from tests.unit.training.dataset.test_feedback import item, items_of
 

@@ -10,7 +10,7 @@ from rewardserve.model.tokenization.encoding_policy import infer_policy
 from rewardserve.training.dataset import data, leakage, row_counts, sequences, source_columns, sources
 from rewardserve.training.dataset.data import DataError
 from rewardserve.training.dataset.pairs import to_pair
-from rewardserve.training.settings.config import DataConfig, SourceConfig
+from rewardserve.training.settings.data_config import DataConfig, SourceConfig
 from tests.support import planted_pairs as world
 from tests.support.tiny import tiny_tokenizer
 

@@ -14,7 +14,7 @@ from rewardserve.model.conversation import Message, Sample
 from rewardserve.training.dataset import raw_text
 from rewardserve.training.dataset.feedback import Pair
 from rewardserve.training.results import export
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 from tests.support.checkpoints import language_model
 from tests.support.tiny import CHATML, LLAMA3_LIKE
 

@@ -9,7 +9,8 @@ import pytest
 from rewardserve.model.conversation import Message
 from rewardserve.training.dataset import data
 from rewardserve.training.dataset.data import DataError
-from rewardserve.training.settings.config import ConfigError, DataConfig, SourceConfig
+from rewardserve.training.settings.data_config import DataConfig, SourceConfig
+from rewardserve.training.settings.validation import ConfigError
 from tests.support.planted_pairs import planted_rows, write_jsonl
 
 PLAIN = {"question": "Name a metal.", "chosen": "iron, kindly", "rejected": "iron, rudely"}

@@ -14,7 +14,8 @@ import pytest
 from rewardserve.training import cli
 from rewardserve.training.dataset import data, hub, sources
 from rewardserve.training.dataset.data import DataError
-from rewardserve.training.settings.config import ConfigError, DataConfig, SourceConfig
+from rewardserve.training.settings.data_config import DataConfig, SourceConfig
+from rewardserve.training.settings.validation import ConfigError
 from tests.support.planted_pairs import planted_rows, write_jsonl
 
 ROWS = [

@@ -13,7 +13,7 @@ from rewardserve.model.tools import read_tools
 from rewardserve.training.augmentation.augment import _is_editable
 from rewardserve.training.dataset import data, leakage, sequences
 from rewardserve.training.dataset.conversations import FieldError
-from rewardserve.training.settings.config import SourceConfig
+from rewardserve.training.settings.data_config import SourceConfig
 from rewardserve.training.transforms import with_response
 from tests.support.planted_pairs import write_jsonl
 from tests.support.tiny import tiny_tokenizer

@@ -6,7 +6,7 @@ import pytest
 
 from rewardserve.model.conversation import Message
 from rewardserve.training.dataset import data
-from rewardserve.training.settings.config import SourceConfig
+from rewardserve.training.settings.data_config import SourceConfig
 from tests.support.planted_pairs import write_jsonl
 
 

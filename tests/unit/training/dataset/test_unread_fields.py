@@ -8,7 +8,7 @@ import pytest
 
 from rewardserve.training.dataset import data
 from rewardserve.training.dataset.pairs import FieldError
-from rewardserve.training.settings.config import DataConfig, SourceConfig
+from rewardserve.training.settings.data_config import DataConfig, SourceConfig
 from tests.support.empty_values import EMPTY
 from tests.unit.training.dataset.test_data import CHOSEN, REJECTED, SAME_PAIR, USER, pair
 

@@ -18,7 +18,7 @@ from rewardserve.training.evaluation.benchmark_files import (
     ties_score,
 )
 from rewardserve.training.results import style_table
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 from tests.support.planted_pairs import write_jsonl
 
 RB = {"prompt": "q", "chosen": "a", "rejected": "b", "subset": "hep-cpp", "id": 7, "chosen_model": "m"}

@@ -15,7 +15,7 @@ from rewardserve.training.dataset.feedback import Pair
 from rewardserve.training.dataset.sequences import FeedbackTable, TokenSequence
 from rewardserve.training.evaluation import evaluate, folds
 from rewardserve.training.evaluation.calibrate import NothingToFit
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 
 PLACES = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), min_size=1, max_size=60)
 

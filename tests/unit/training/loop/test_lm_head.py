@@ -8,7 +8,7 @@ import torch
 from rewardserve.model.checkpoint import read_backbone
 from rewardserve.training.dataset import sequences
 from rewardserve.training.loop.lm_head import kept_lm_head
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 from tests.support import planted_pairs as world
 from tests.unit.training.batches.test_batches import pairs_of
 from tests.unit.training.loop.test_trainer import config

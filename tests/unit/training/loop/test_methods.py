@@ -10,7 +10,8 @@ from transformers import AutoModel
 
 from rewardserve.model.network import RewardNetwork
 from rewardserve.training.loop.methods import adapt, not_adapted
-from rewardserve.training.settings.config import ConfigError, MethodConfig
+from rewardserve.training.settings.model_config import MethodConfig
+from rewardserve.training.settings.validation import ConfigError
 from tests.support.tiny import ARCHITECTURES, tiny_config
 
 PACKED = {"mixtral", "qwen3_moe"}

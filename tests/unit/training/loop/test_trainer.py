@@ -19,7 +19,8 @@ from rewardserve.training.loop.step_checkpoints import EpochOrder, WeightAverage
 from rewardserve.training.loop.trainer import RewardTrainer, check_optimizer, check_warmup, n_steps
 from rewardserve.training.objective.losses import logsigmoid, pair_loss
 from rewardserve.training.settings import recipe
-from rewardserve.training.settings.config import ConfigError, LossConfig
+from rewardserve.training.settings.loss_config import LossConfig
+from rewardserve.training.settings.validation import ConfigError
 from tests.unit.training.batches.test_batches import outputs_of, table_of
 
 COMPARISONS = [(0, 1), (2, 1), (3, 0), (4, 5), (1, 5), (2, 4), (3, 5)]

@@ -19,7 +19,8 @@ from rewardserve.training.objective import indifference
 from rewardserve.training.objective.indifference import MovingMoments
 from rewardserve.training.objective.length_head import add_length_heads, drop_length_heads
 from rewardserve.training.settings import recipe
-from rewardserve.training.settings.config import ConfigError, ConsistencyConfig
+from rewardserve.training.settings.loss_config import ConsistencyConfig
+from rewardserve.training.settings.validation import ConfigError
 from rewardserve.training.transforms import TRANSFORMS
 from tests.unit.training.batches.test_batches import table_of
 from tests.unit.training.loop.test_trainer import COMPARISONS, Linear, config, trainer_of, weights, with_pairs

@@ -9,7 +9,7 @@ import pytest
 from rewardserve.model import export as tool
 from rewardserve.model.conversation import SampleError
 from rewardserve.training.results.export import read_probes
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 
 GOOD = json.dumps({"prompt": "a", "response": "b"})
 BAD = {

@@ -12,7 +12,10 @@ import pytest
 import yaml
 
 from rewardserve.training.settings import recipe, yaml12
-from rewardserve.training.settings.config import RANGES, Config, ConfigError, SourceConfig, StageConfig
+from rewardserve.training.settings.config import Config
+from rewardserve.training.settings.data_config import SourceConfig
+from rewardserve.training.settings.optim_config import StageConfig
+from rewardserve.training.settings.validation import RANGES, ConfigError
 
 MINIMAL = {"model": {"path": "m"}, "data": {"sources": [{"path": "a.jsonl"}]}, "output": {"folder": "o"}}
 

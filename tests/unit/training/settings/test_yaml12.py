@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewardserve.training.settings import recipe, yaml12
-from rewardserve.training.settings.config import ConfigError
+from rewardserve.training.settings.validation import ConfigError
 
 MINIMAL = "model: {path: m}\ndata: {sources: [{path: a.jsonl}]}\noutput: {folder: o}\n"
 
