@@ -29,7 +29,7 @@ from rewardserve.training.loop.step_checkpoints import MarkComplete, history_of,
 from rewardserve.training.results import export, report
 from rewardserve.training.settings import recipe
 from rewardserve.training.settings.recipe import load
-from rewardserve.training.workflow import fitting, run
+from rewardserve.training.workflow import checkpoints, fitting, run
 from tests.support import planted_pairs as world
 from tests.support.checkpoints import merge_newlines, value_head
 from tests.support.small_disk import SmallDisk, why_none
@@ -144,7 +144,8 @@ def test_a_checkpoint_is_judged_on_the_tokens_that_it_is_served_with(tmp_path, m
     pairs = world.write_jsonl(tmp_path / "pairs.jsonl", rows)
     recipe = recipe_in(tmp_path, tmp_path / "rm", pairs, data={"eval_fraction": 0.5}, model={"start": "reward"})
     encoded, encode = [], workflow.encode
-    monkeypatch.setattr(run, "encode", lambda *args, **how: encoded.append(encode(*args, **how)) or encoded[0])
+    for module in (run, checkpoints):
+        monkeypatch.setattr(module, "encode", lambda *args, **how: encoded.append(encode(*args, **how)) or encoded[0])
     assert main([verb, "--config", recipe, "--checkpoint", str(tmp_path / "rm")]) == 0
     folder = tmp_path / "rm" if verb == "evaluate" else tmp_path / "out" / "checkpoint"
     served = load_model("torch", ModelSpec(str(folder))).encode
