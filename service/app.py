@@ -43,9 +43,11 @@ from rewardserve.service.api.routes.admin import admin_routes
 from rewardserve.service.api.routes.attribution import attribution_routes
 from rewardserve.service.api.routes.health import health_routes
 from rewardserve.service.api.routes.kserve_health import kserve_health_routes
+from rewardserve.service.api.routes.labels import label_routes
 from rewardserve.service.api.routes.model import model_routes
 from rewardserve.service.api.routes.pages import page_routes
-from rewardserve.service.api.routes.review import Review, review_routes
+from rewardserve.service.api.routes.review import review_routes
+from rewardserve.service.api.routes.review_access import Review
 from rewardserve.service.api.routes.scoring import scoring_routes
 from rewardserve.service.api.routes.tripwires import tripwire_routes
 from rewardserve.service.api.server_limits import ServerLimits
@@ -137,6 +139,7 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
         tripwire_routes(active_models, clock),
         admin_routes(active_models),
         review_routes(review),
+        label_routes(review, clock),
         page_routes(api.title),
     ]
     for router in routers:

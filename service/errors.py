@@ -119,6 +119,22 @@ class NoSuchSample(RequestRefused):
     remedy = "Look up samples in `GET /review/samples`."
 
 
+class NoSuchPair(RequestRefused):
+    """The review store has no pair with this name: one of its samples was deleted, or the name is of another server."""
+
+    code = "no_such_pair"
+    status = 404
+    remedy = "Ask for pairs in `GET /review/queue`."
+
+
+class NoSuchLabel(RequestRefused):
+    """This annotator has no label with this number: it was taken back, or replaced by a later verdict."""
+
+    code = "no_such_label"
+    status = 404
+    remedy = "A key takes back its own labels only, by the number that `POST /review/labels` answered."
+
+
 class ReviewUnavailable(RequestRefused):
     """The review store cannot be read or written. Scoring goes on."""
 

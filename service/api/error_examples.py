@@ -53,6 +53,10 @@ _OF_REQUESTS = (
     ),
     ErrorOut("no_such_run", "no run has the label 'ppo-8', or it is forgotten: see GET /tripwires"),
     ErrorOut("no_such_sample", "the review store has no sample with this id: it is deleted, or expired"),
+    ErrorOut(
+        "no_such_pair", "the review store has no pair with this name, or its samples are deleted: see GET /review/queue"
+    ),
+    ErrorOut("no_such_label", "this key has no label with this number: see GET /review/labels"),
     ErrorOut("review_off", "this server has no review store: set REWARD_CAPTURE to flagged, or to share:0.01"),
     ErrorOut("review_unavailable", "the review store cannot be read or written: see the log of the server"),
     ErrorOut("head_timeout", "the head of the request did not arrive within 10 s", timeout_s=10.0),

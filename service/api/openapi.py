@@ -145,6 +145,7 @@ _IN_PATH = {
     "run": ("name of the run", "ppo-7"),
     "wire": ("name of the trip wire", "repetition"),
     "sample": ("number of the sample in the review store", "17"),
+    "label": ("number of the label, as `POST /review/labels` answered", "7"),
 }
 """Description and example."""
 
@@ -171,11 +172,13 @@ def operation(body: type[StrictRecord], reply: type[ReplyRecord], dialect: Diale
     }
 
 
-def admin_operation(body: type[StrictRecord], reply: type[ReplyRecord], *statuses: int) -> dict[str, Any]:
-    """Build the arguments of an admin route that reads `body`."""
+def admin_operation(
+    body: type[StrictRecord], reply: type[ReplyRecord], *statuses: int, words: Mapping[int, str] | None = None
+) -> dict[str, Any]:
+    """Build the arguments of a route that reads `body` and scores nothing. `words` of errors: those of the admin routes."""
     content = {"application/json": {"schema": _schema([body])}}
     return {
-        "responses": replies(reply, 400, 408, 413, 415, *statuses, 503, words=ADMIN),
+        "responses": replies(reply, 400, 408, 413, 415, *statuses, 503, words=words or ADMIN),
         "openapi_extra": {"requestBody": {"required": True, "content": content}},
     }
 

@@ -75,6 +75,43 @@ class AlertRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     evidence: list[str] = []
 
 
+Verdict = Literal["first", "second", "tie", "both_bad", "skip"]
+"""What an annotator says of a pair in the order in which it was shown."""
+
+OrderedVerdict = Literal["earlier", "later", "tie", "both_bad", "skip"]
+"""The same, of the two samples in the order of their capture."""
+
+
+class QueuedPair(NamedTuple):
+    """A pair to label, blinded: `id` tells nothing of the samples, and the order of the two is drawn."""
+
+    id: str
+    prompt: list[Turn] | str
+    first: str
+    second: str
+
+
+class QueuePage(NamedTuple):
+    """Pairs to label, and numbers of pairs that the annotator has labelled and has left."""
+
+    pairs: list[QueuedPair]
+    n_labelled: int
+    n_left: int
+
+
+class LabelledPair(NamedTuple):
+    """A pair with its samples and the verdict of each annotator."""
+
+    id: str
+    run: str
+    sampling: str
+    earlier_id: int
+    later_id: int
+    earlier: SampleRecord
+    later: SampleRecord
+    verdicts: dict[str, OrderedVerdict]
+
+
 class StoredSample(NamedTuple):
     """A sample with its number in the store."""
 

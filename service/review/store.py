@@ -6,9 +6,8 @@ SQLite too, not only from the reach of queries.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import ColumnElement, Connection, Engine, create_engine, delete, event, func, select, text, update
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy import ColumnElement, Connection, delete, func, select, text, update
 
-from rewardserve.service.review.errors import RecordRefused, ReviewStoreError
+from rewardserve.service.review.database import Database
+from rewardserve.service.review.errors import ReviewStoreError
+from rewardserve.service.review.labels import Labels, forget
 from rewardserve.service.review.records import (
     AlertRecord,
     RunCounts,
@@ -32,14 +30,11 @@ from rewardserve.service.review.records import (
     StoredAlert,
     StoredSample,
 )
-from rewardserve.service.review.tables import NO_STEP, alerts, runs, samples
+from rewardserve.service.review.tables import NO_STEP, alerts, labels, pairs, run_history, runs, samples
 
 ANY = SampleFilter()
 MAX_PAGE = 1_000
 """Most samples of one read."""
-
-_TIMEOUT_S = 5.0
-"""Seconds in which another writer of the same file has to end, and Postgres to accept a connection."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 0x72657677
@@ -54,8 +49,8 @@ class ReviewStore:
 
     def __init__(self, database: str | Path) -> None:
         """Name the store, the path of a file of SQLite or the URL of a Postgres database, without opening it."""
-        self._engine = _engine(database)
-        self._is_sqlite = self._engine.dialect.name == "sqlite"
+        self._database = Database(database)
+        self._labels = Labels(self._database)
 
     @classmethod
     def open(cls, database: str | Path) -> ReviewStore:
@@ -71,11 +66,16 @@ class ReviewStore:
     @property
     def name(self) -> str:
         """Where the store is, without its password."""
-        return self._engine.url.database or "" if self._is_sqlite else str(self._engine.url)
+        return self._database.name
+
+    @property
+    def labels(self) -> Labels:
+        """Pairs and their labels."""
+        return self._labels
 
     def close(self) -> None:
         """Close all connections."""
-        self._engine.dispose()
+        self._database.engine.dispose()
 
     # -- schema -----------------------------------------------------------------------------------------------------
 
@@ -89,14 +89,14 @@ class ReviewStore:
 
     def revision(self) -> str | None:
         """The revision of the schema; None before the first migration."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return MigrationContext.configure(connection).get_current_revision()
 
     def _migrate(self, direction: Any, revision: str) -> None:
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-        with self._writing() as connection:
-            if not self._is_sqlite:
+        with self._database.writing() as connection:
+            if not self._database.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             current = MigrationContext.configure(connection).get_current_revision()
             known = {each.revision for each in ScriptDirectory.from_config(config).walk_revisions()}
@@ -112,7 +112,7 @@ class ReviewStore:
 
     def add(self, new: Sequence[SampleRecord], raised: Sequence[AlertRecord] = ()) -> int:
         """Add samples and alerts. Return the number of samples that are new: one of the same run, step and texts is stored once."""
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             stored = self._insert(connection, new) if new else []
             if raised:
                 rows = [{"run": each.run, "at": each.at, "record": msgspec.json.encode(each)} for each in raised]
@@ -121,7 +121,7 @@ class ReviewStore:
         return len(stored)
 
     def _insert(self, connection: Connection, new: Sequence[SampleRecord]) -> list[tuple[str, float, int]]:
-        insert = (sqlite.insert if self._is_sqlite else postgresql.insert)(samples).on_conflict_do_nothing()
+        insert = self._database.insert(samples).on_conflict_do_nothing()
         returned = connection.execute(
             insert.returning(samples.c.run, samples.c.at, samples.c.n_bytes), [_row(each) for each in new]
         )
@@ -145,9 +145,9 @@ class ReviewStore:
             sums["n_bytes"] += n_bytes
         if not changes:
             return
-        insert = (sqlite.insert if self._is_sqlite else postgresql.insert)(runs)
+        insert = self._database.insert(runs)
         added = insert.excluded
-        least, most = (func.min, func.max) if self._is_sqlite else (func.least, func.greatest)
+        least, most = (func.min, func.max) if self._database.is_sqlite else (func.least, func.greatest)
         connection.execute(
             insert.on_conflict_do_update(
                 index_elements=[runs.c.run],
@@ -164,16 +164,16 @@ class ReviewStore:
 
     def delete_run(self, run: str) -> RunCounts | None:
         """Delete all samples and alerts of a run. Return what it had; None: the store has no such run."""
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             known = connection.execute(select(runs).where(runs.c.run == run)).one_or_none()
-            for table in (samples, alerts, runs):
+            for table in (labels, pairs, samples, alerts, run_history, runs):
                 connection.execute(delete(table).where(table.c.run == run))
         self._purge()
         return _counts(known) if known is not None else None
 
     def delete_sample(self, sample_id: int) -> bool:
         """Delete one sample. Return whether there was one."""
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             n = self._delete_samples(connection, [sample_id])
         self._purge()
         return n > 0
@@ -182,7 +182,7 @@ class ReviewStore:
         """Delete samples and alerts from before a time, and the oldest samples beyond a size. Return the number of samples."""
         n = 0
         while True:
-            with self._writing() as connection:
+            with self._database.writing() as connection:
                 connection.execute(delete(alerts).where(alerts.c.at < oldest_at))
                 old = connection.scalars(
                     select(samples.c.id).where(samples.c.at < oldest_at).order_by(samples.c.at).limit(_PART)
@@ -216,6 +216,7 @@ class ReviewStore:
             return 0
         sums = select(samples.c.run, func.count(), func.sum(samples.c.n_bytes)).where(samples.c.id.in_(ids))
         found = connection.execute(sums.group_by(samples.c.run).order_by(samples.c.run)).all()
+        forget(connection, ids)
         connection.execute(delete(samples).where(samples.c.id.in_(ids)))
         for run, n, n_bytes in found:
             connection.execute(
@@ -230,21 +231,22 @@ class ReviewStore:
         counted = select(func.count()).where(alerts.c.run == runs.c.run).scalar_subquery()
         connection.execute(update(runs).where(runs.c.n_alerts > 0).values(n_alerts=counted))
         connection.execute(delete(runs).where(runs.c.n_samples <= 0, runs.c.n_alerts <= 0))
+        connection.execute(delete(run_history).where(run_history.c.run.not_in(select(runs.c.run))))
 
     def _purge(self) -> None:
         """Remove deleted texts from the files. SQLite overwrites it (`secure_delete`), and its log is cut here."""
-        with self._errors():
-            connection = self._engine.raw_connection()
+        with self._database.errors():
+            connection = self._database.engine.raw_connection()
             try:
                 driver: Any = connection.driver_connection
-                if self._is_sqlite:
+                if self._database.is_sqlite:
                     # `execute` would free one page only: Python's module steps a statement without rows once.
                     driver.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)")
                 else:
                     driver.autocommit = True
-                    driver.execute("VACUUM samples, alerts, runs")
+                    driver.execute("VACUUM samples, alerts, runs, labels, pairs, run_history")
                     driver.autocommit = False
-            except self._engine.dialect.loaded_dbapi.Error as error:
+            except self._database.engine.dialect.loaded_dbapi.Error as error:
                 raise ReviewStoreError(f"{self.name}: {error}") from None
             finally:
                 connection.close()
@@ -256,26 +258,26 @@ class ReviewStore:
         query = select(samples.c.id, samples.c.record).where(*_conditions(wanted))
         if before is not None:
             query = query.where(samples.c.id < before)
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(query.order_by(samples.c.id.desc()).limit(min(limit, MAX_PAGE))).all()
         return [StoredSample(row.id, _decoded(row.record)) for row in rows]
 
     def sample(self, sample_id: int) -> SampleRecord | None:
         """One sample; None: there is none with this id."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             record = connection.scalar(select(samples.c.record).where(samples.c.id == sample_id))
         return None if record is None else _decoded(record)
 
     def alerts(self, run: str, limit: int = 100) -> list[StoredAlert]:
         """Alerts of a run, the latest first."""
         query = select(alerts.c.id, alerts.c.record).where(alerts.c.run == run).order_by(alerts.c.id.desc())
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(query.limit(min(limit, MAX_PAGE))).all()
         return [StoredAlert(row.id, msgspec.json.decode(row.record, type=AlertRecord)) for row in rows]
 
     def runs(self, limit: int = 100) -> list[RunCounts]:
         """Runs, that with the latest sample or alert first."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(select(runs).order_by(runs.c.last_at.desc(), runs.c.run).limit(limit)).all()
         return [_counts(row) for row in rows]
 
@@ -284,93 +286,13 @@ class ReviewStore:
         last = 0
         while True:
             query = select(samples.c.id, samples.c.record).where(samples.c.id > last, *_conditions(wanted))
-            with self._reading() as connection:
+            with self._database.reading() as connection:
                 rows = connection.execute(query.order_by(samples.c.id).limit(_PART)).all()
             for row in rows:
                 yield _decoded(row.record)
             if len(rows) < _PART:
                 return
             last = rows[-1].id
-
-    # -- connections ------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with self._errors(), self._engine.connect() as connection:
-            yield connection
-
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        """A transaction that is committed at the end. It takes SQLite's lock at once: after a read it could not wait for it."""
-        options = {"rewardserve_writes": True}
-        with self._errors(), self._engine.connect().execution_options(**options) as connection, connection.begin():
-            yield connection
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (DataError, IntegrityError) as error:
-            raise RecordRefused(f"{self.name}: {type(error.orig).__name__}") from None
-        except DBAPIError as error:
-            reason = (str(error.orig).strip() or type(error.orig).__name__).splitlines()[0]
-            raise ReviewStoreError(f"{self.name}: {reason}") from None
-        except SQLAlchemyError as error:
-            raise ReviewStoreError(f"{self.name}: {type(error).__name__}") from None
-
-
-def _engine(database: str | Path) -> Engine:
-    url = _url(database)
-    try:
-        if url.get_backend_name() == "sqlite":
-            return _sqlite_engine(url)
-        return create_engine(
-            url, hide_parameters=True, pool_pre_ping=True, connect_args={"connect_timeout": int(_TIMEOUT_S)}
-        )
-    except ModuleNotFoundError as error:
-        raise ReviewStoreError(
-            f"the driver {error.name} of Postgres is not installed: pip install 'rewardserve[postgres]'"
-        ) from None
-    except NoSuchModuleError:
-        raise ReviewStoreError(f"the database {url.drivername} is not supported: use sqlite or postgresql") from None
-
-
-def _url(database: str | Path) -> URL:
-    """The URL of a database; a text without a scheme is the path of a file of SQLite."""
-    if isinstance(database, Path) or "://" not in database:
-        return URL.create("sqlite", database=str(database))
-    try:
-        url = make_url(database)
-    except ArgumentError:
-        raise ReviewStoreError("the database is neither the path of a file nor a URL of Postgres") from None
-    if url.drivername in ("postgres", "postgresql"):
-        url = url.set(drivername="postgresql+psycopg")
-    if url.get_backend_name() not in ("sqlite", "postgresql"):
-        raise ReviewStoreError(f"the database {url.drivername} is not supported: use sqlite or postgresql")
-    return url
-
-
-def _sqlite_engine(url: URL) -> Engine:
-    """An engine for a file that its owner alone can read, with SQLite's write-ahead log, so that readers never wait."""
-    if url.database:
-        with suppress(OSError):  # the first connection has the reason
-            os.close(os.open(url.database, os.O_CREAT | os.O_RDWR, 0o600))
-    engine = create_engine(url, hide_parameters=True, connect_args={"timeout": _TIMEOUT_S})
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: Any, _: object) -> None:
-        connection.isolation_level = (
-            None  # transactions begin below: Python's module would begin none before a SELECT or DDL
-        )
-        for pragma in ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
-            connection.execute(f"PRAGMA {pragma}").close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("rewardserve_writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
 
 
 def _row(sample: SampleRecord) -> dict[str, Any]:
@@ -383,6 +305,8 @@ def _row(sample: SampleRecord) -> dict[str, Any]:
         "reason": sample.reason,
         "flags": f" {' '.join(sample.flags)} " if sample.flags else "",
         "n_bytes": sample.n_bytes,
+        "score": sample.score if isfinite(sample.score) else None,
+        "audit": sample.audit,
         "record": msgspec.json.encode(sample),
     }
 

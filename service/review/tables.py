@@ -42,12 +42,19 @@ samples = Table(
     Column("flags", Text, nullable=False),
     Column("n_bytes", Integer, nullable=False),
     Column("record", LargeBinary, nullable=False),
+    Column("score", Double),
+    Column("audit", Double),
     UniqueConstraint("run", "step", "evidence"),
     sqlite_autoincrement=True,
 )
 """`flags` are separated by spaces, with one before and after. `record` is the whole `SampleRecord`, the others are for queries."""
 
-Index(None, samples.c.run, samples.c.id)
+Index(
+    "ix_samples_of_run",
+    *(samples.c[name] for name in ("run", "id", "prompt_key", "step", "flags", "reason", "evidence", "score", "audit")),
+)
+"""Has all columns by which pairs are formed, so that forming them reads no text."""
+
 Index(None, samples.c.run, samples.c.prompt_key)
 Index(None, samples.c.at)
 
@@ -75,3 +82,43 @@ runs = Table(
 """Sums over the other two tables, kept with them: a list of runs reads no samples."""
 
 Index(None, runs.c.last_at)
+
+pairs = Table(
+    "pairs",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("run", Text, nullable=False),
+    Column("earlier", _ID, nullable=False),
+    Column("later", _ID, nullable=False),
+    Column("sampling", String(16), nullable=False),
+    Column("at", Double, nullable=False),
+    UniqueConstraint("earlier", "later"),
+)
+"""Pairs that were shown to an annotator. `id` is random, so it tells nothing of the samples; `earlier` and `later` are theirs."""
+
+Index(None, pairs.c.run, pairs.c.at)
+Index(None, pairs.c.later)
+
+labels = Table(
+    "labels",
+    metadata,
+    Column("id", _ID, primary_key=True, autoincrement=True),
+    Column("pair", String(16), nullable=False),
+    Column("run", Text, nullable=False),
+    Column("annotator", Text, nullable=False),
+    Column("verdict", String(16), nullable=False),
+    Column("at", Double, nullable=False),
+    UniqueConstraint("pair", "annotator"),
+    sqlite_autoincrement=True,
+)
+"""Verdicts: `earlier`, `later`, `tie`, `both_bad` or `skip`, as in `records.Verdict`."""
+
+Index(None, labels.c.run, labels.c.id)
+
+run_history = Table(
+    "run_history",
+    metadata,
+    Column("run", Text, primary_key=True),
+    Column("record", LargeBinary, nullable=False),
+)
+"""The points of a run by step, as JSON."""

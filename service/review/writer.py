@@ -14,14 +14,19 @@ from time import monotonic
 from typing import NamedTuple, Protocol
 
 from rewardserve.service.clock import Clock
+from rewardserve.service.review.agreement import Agreement
 from rewardserve.service.review.errors import RecordRefused, ReviewStoreError
+from rewardserve.service.review.pairing import Sampling
 from rewardserve.service.review.records import (
     AlertRecord,
+    LabelledPair,
+    QueuePage,
     RunCounts,
     SampleFilter,
     SampleRecord,
     StoredAlert,
     StoredSample,
+    Verdict,
 )
 
 MAX_WAITING = 4_096
@@ -55,6 +60,11 @@ class Store(Protocol):
     @property
     def name(self) -> str:
         """Where the store is, without its password."""
+        ...
+
+    @property
+    def labels(self) -> LabelStore:
+        """Pairs and their labels."""
         ...
 
     def upgrade(self) -> None:
@@ -99,6 +109,34 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Close all connections."""
+        ...
+
+
+class LabelStore(Protocol):
+    """The methods of `labels.Labels`. All raise `ReviewStoreError`."""
+
+    def queue(self, run: str, annotator: str, sampling: Sampling, limit: int, at: float) -> QueuePage:
+        """The next pairs of a run for an annotator."""
+        ...
+
+    def run_of(self, pair_id: str) -> str | None:
+        """The run of a pair."""
+        ...
+
+    def add(self, pair_id: str, annotator: str, verdict: Verdict, at: float) -> int | None:
+        """Store a verdict; return its number."""
+        ...
+
+    def remove(self, label_id: int, annotator: str) -> bool:
+        """Delete a label of this annotator."""
+        ...
+
+    def labelled(self, run: str | None) -> Iterator[LabelledPair]:
+        """Labelled pairs."""
+        ...
+
+    def agreement(self, run: str | None) -> Agreement:
+        """How far annotators agree."""
         ...
 
 

@@ -200,6 +200,18 @@ def test_a_key_needs_the_scope_and_a_bound_key_sees_its_runs_only(tmp_path, caps
         for path in ("samples?run=b", "alerts?run=b", "export?run=b", "samples", "export"):
             assert server.client.get(f"/review/{path}", headers=of_a).json()["error"]["code"] == "run_not_allowed"
         assert server.client.delete("/review/runs?run=b", headers=of_a).status_code == 403
+        pair = server.client.get("/review/queue?run=b", headers=reader).json()["pairs"][0]["id"]
+        verdict = {"pair": pair, "verdict": "tie"}
+        refused = server.client.post("/review/labels", json=verdict, headers=of_a)
+        assert refused.json()["error"]["code"] == "no_such_pair"
+        label = server.client.post("/review/labels", json=verdict, headers=reader).json()["label"]
+        assert server.client.delete(f"/review/labels/{label}", headers=of_a).json()["error"]["code"] == "no_such_label"
+        for path in ("queue?run=b", "labels", "labels?run=b", "agreement"):
+            assert server.client.get(f"/review/{path}", headers=of_a).json()["error"]["code"] == "run_not_allowed"
+            assert server.client.get(f"/review/{path}", headers=made["trainer"]).status_code == 403
+        assert server.client.get("/review/labels?run=b", headers=reader).json()["pairs"][0]["verdicts"] == {
+            "reader": "tie"
+        }
         assert [each["run"] for each in server.client.get("/review/runs", headers=of_a).json()["runs"]] == ["a"]
         assert len(captured(server, "a", **of_a)) == 64
         assert server.client.delete("/review/runs?run=a", headers=of_a).status_code == 200
@@ -234,6 +246,7 @@ def test_a_server_without_capture_has_no_store(tmp_path):
 QUERIES = [
     ("samples?limit=0", "limit"), ("samples?limit=1001", "limit"), ("samples?before=x", "before"), ("samples?reason=no", "reason"),
     ("samples?flag=a%27b", "flag"), ("samples?prompt_key=1%27%20OR%201", "prompt_key"), ("samples?run=a&run=b", "query"),
+    ("queue", "run"), ("queue?run=a&sampling=best", "sampling"), ("queue?run=a&limit=101", "limit"), ("labels?x=1", "query"),
     ("samples?step=1", "query"), ("alerts", "run"), ("export?limit=1", "query"), ("runs?run=a", "query"),
 ]  # fmt: skip
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Depends, Request
@@ -17,6 +15,14 @@ from starlette.responses import Response, StreamingResponse
 from rewardserve.service.api import openapi
 from rewardserve.service.api.query import read_query
 from rewardserve.service.api.replies import info_response
+from rewardserve.service.api.routes.review_access import (
+    Review,
+    allowed_run,
+    may_see,
+    permissions_of,
+    store_errors,
+    store_of,
+)
 from rewardserve.service.api.run_context import check_no_parameters
 from rewardserve.service.api.schemas.review import (
     CapturedAlertOut,
@@ -31,9 +37,7 @@ from rewardserve.service.api.schemas.review import (
     SamplesReply,
     TurnOut,
 )
-from rewardserve.service.auth.api_keys import RunPermissions
-from rewardserve.service.errors import NoSuchRun, NoSuchSample, ReviewOff, ReviewUnavailable, RunNotAllowed
-from rewardserve.service.review.errors import ReviewStoreError
+from rewardserve.service.errors import NoSuchRun, NoSuchSample, RunNotAllowed
 from rewardserve.service.review.records import (
     RunCounts,
     SampleFilter,
@@ -42,7 +46,7 @@ from rewardserve.service.review.records import (
     StoredSample,
     to_line,
 )
-from rewardserve.service.review.writer import CaptureWriter, Store
+from rewardserve.service.review.writer import Store
 
 _MAX_RUNS = 10_000
 _MAX_ALERTS = 1_000
@@ -56,15 +60,6 @@ _WORDS = {
 _STATUSES = (404, 409, 422, 503)
 
 
-@dataclass(frozen=True, slots=True)
-class Review:
-    """The review store of a server. `capture`: which samples it gets, in the words of the setting."""
-
-    store: Store
-    writer: CaptureWriter
-    capture: str
-
-
 def review_routes(review: Review | None) -> APIRouter:
     """Create the routes. `review` None: they refuse."""
     router = APIRouter(prefix="/review", tags=["review"])
@@ -76,20 +71,20 @@ def review_routes(review: Review | None) -> APIRouter:
     )
     async def runs(request: Request) -> Response:
         """List the runs that have captured samples or alerts."""
-        known = _on(review)
-        with _store_errors():
+        known = store_of(review)
+        with store_errors():
             found = await asyncio.to_thread(known.store.runs, _MAX_RUNS)
         return info_response(
-            CapturedRunsReply(known.capture, [_run(each) for each in found if _may_see(request, each.run)])
+            CapturedRunsReply(known.capture, [_run(each) for each in found if may_see(request, each.run)])
         )
 
     @router.get("/samples", **openapi.query_operation(SamplePageQuery, SamplesReply, *_STATUSES, words=_WORDS))
     async def samples(request: Request) -> Response:
         """List captured samples, the latest first, a page at a time."""
         query = read_query(request, SamplePageQuery)
-        store = _on(review).store
+        store = store_of(review).store
         wanted = _filter(request, query)
-        with _store_errors():
+        with store_errors():
             found = await asyncio.to_thread(store.samples, wanted, query.limit, query.before)
         last = found[-1].id if len(found) == query.limit else None
         return info_response(SamplesReply([_sample(each) for each in found], last))
@@ -101,7 +96,7 @@ def review_routes(review: Review | None) -> APIRouter:
     )
     async def sample(sample: str, request: Request) -> Response:
         """Show one captured sample."""
-        number, found = await _find(request, _on(review), sample)
+        number, found = await _find(request, store_of(review), sample)
         return info_response(_sample(StoredSample(number, found)))
 
     @router.delete(
@@ -111,9 +106,9 @@ def review_routes(review: Review | None) -> APIRouter:
     )
     async def delete_sample(sample: str, request: Request) -> Response:
         """Delete one captured sample, also from the files of the store."""
-        known = _on(review)
+        known = store_of(review)
         number, _ = await _find(request, known, sample)
-        with _store_errors():
+        with store_errors():
             is_deleted = await asyncio.to_thread(known.store.delete_sample, number)
         if not is_deleted:
             raise _no_such_sample()
@@ -122,17 +117,17 @@ def review_routes(review: Review | None) -> APIRouter:
     @router.get("/alerts", **openapi.query_operation(RunQuery, CapturedAlertsReply, *_STATUSES, words=_WORDS))
     async def alerts(request: Request) -> Response:
         """List the captured alerts of a run, the latest first."""
-        run = _allowed(request, read_query(request, RunQuery).run)
-        with _store_errors():
-            found = await asyncio.to_thread(_on(review).store.alerts, run, _MAX_ALERTS)
+        run = allowed_run(request, read_query(request, RunQuery).run)
+        with store_errors():
+            found = await asyncio.to_thread(store_of(review).store.alerts, run, _MAX_ALERTS)
         return info_response(CapturedAlertsReply([_alert(each) for each in found]))
 
     @router.delete("/runs", **openapi.query_operation(RunQuery, DeletedReply, *_STATUSES, words=_WORDS))
     async def delete_run(request: Request) -> Response:
         """Delete all captured samples and alerts of a run, also from the files of the store. Later ones are captured again."""
-        run = _allowed(request, read_query(request, RunQuery).run)
-        with _store_errors():
-            deleted = await asyncio.to_thread(_on(review).writer.delete_run, run)
+        run = allowed_run(request, read_query(request, RunQuery).run)
+        with store_errors():
+            deleted = await asyncio.to_thread(store_of(review).writer.delete_run, run)
         if deleted is None:
             raise NoSuchRun("the review store has no run with this label: see GET /review/runs")
         return info_response(DeletedReply(deleted.n_samples, deleted.n_alerts))
@@ -147,35 +142,20 @@ def review_routes(review: Review | None) -> APIRouter:
     async def export(request: Request) -> Response:
         """Export captured samples as JSON Lines, the oldest first, as `rewardserve review import` reads them."""
         wanted = _filter(request, read_query(request, SamplesQuery))
-        store = _on(review).store
-        with _store_errors():
+        store = store_of(review).store
+        with store_errors():
             await asyncio.to_thread(store.runs, 1)  # an error must come before the first line
         return StreamingResponse(_lines(store, wanted), media_type="application/x-ndjson")
 
     return router
 
 
-def _on(review: Review | None) -> Review:
-    if review is None:
-        raise ReviewOff("this server has no review store: set REWARD_CAPTURE to flagged, or to share:0.01")
-    return review
-
-
-@contextmanager
-def _store_errors() -> Iterator[None]:
-    """Reply with a failure of the store. Its message may name the host of the database, so only the log has it."""
-    try:
-        yield
-    except ReviewStoreError:
-        raise ReviewUnavailable("the review store cannot be read or written: see the log of the server") from None
-
-
 async def _find(request: Request, review: Review, text: str) -> tuple[int, SampleRecord]:
     """The sample with this id, if the key may see it: another one is not told from none."""
     number = int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else 0
-    with _store_errors():
+    with store_errors():
         found = await asyncio.to_thread(review.store.sample, number) if number else None
-    if found is None or not _may_see(request, found.run):
+    if found is None or not may_see(request, found.run):
         raise _no_such_sample()
     return number, found
 
@@ -184,27 +164,10 @@ def _no_such_sample() -> NoSuchSample:
     return NoSuchSample("the review store has no sample with this id: it is deleted, or expired")
 
 
-def _permissions(request: Request) -> RunPermissions | None:
-    found: RunPermissions | None = request.scope["state"].get("permissions")
-    return found
-
-
-def _may_see(request: Request, run: str) -> bool:
-    """Whether the key of a request is bound to no runs, or to this one."""
-    permissions = _permissions(request)
-    return permissions is None or not permissions.runs or run in permissions.runs
-
-
-def _allowed(request: Request, run: str) -> str:
-    if not _may_see(request, run):
-        raise RunNotAllowed("this key is bound to other runs")
-    return run
-
-
 def _filter(request: Request, query: SamplesQuery) -> SampleFilter:
     if query.run is not None:
-        _allowed(request, query.run)
-    elif (permissions := _permissions(request)) is not None and permissions.runs:
+        allowed_run(request, query.run)
+    elif (permissions := permissions_of(request)) is not None and permissions.runs:
         raise RunNotAllowed("this key is bound to runs: name one of them with ?run=")
     return SampleFilter(
         query.run, query.prompt_key, query.reason, query.evidence, query.flag, query.first_step, query.last_step
