@@ -7,6 +7,8 @@ LOG_EVENTS: dict[str, str] = {
     "alert_not_delivered": "The receiver of the webhook never took an alert. `GET /tripwires` still has it.",
     "alerts_not_kept": "Alerts that wait for the webhook could not be written to the state folder.",
     "api_keys_reload_failed": "The key file cannot be read or has lines that are no key; `valid` names the keys in force.",
+    "approvals_not_kept": "The pins of approvals cannot be read or written: after a restart only clients know them.",
+    "approvals_pinned": "The first approvals of a run have pinned its snapshot: the model, calibration and pipeline that approve.",
     "audit_judge": "An audit judge scores a share of the samples of this model; `name` is its folder or name.",
     "audit_judge_missing": "`REWARD_AUDIT_MODEL=auto`, and no audit judge lies beside the model.",
     "background_task_failed": "A background task of the server ended with an exception: a bug.",

@@ -40,6 +40,7 @@ from rewardserve.service.api.middleware.host_policy import HostPolicy
 from rewardserve.service.api.middleware.request_log import RequestLogMiddleware
 from rewardserve.service.api.route_policy import OPEN_PATHS, RoutePolicy, check_same_route
 from rewardserve.service.api.routes.admin import admin_routes
+from rewardserve.service.api.routes.approvals import approval_routes
 from rewardserve.service.api.routes.attribution import attribution_routes
 from rewardserve.service.api.routes.health import health_routes
 from rewardserve.service.api.routes.kserve_health import kserve_health_routes
@@ -62,6 +63,7 @@ from rewardserve.service.models.loading import PreparedModel, prepare_model
 from rewardserve.service.models.registry import ModelRegistry, in_daemon_thread, tune_garbage_collector
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.models.shared_resources import Capture, create_shared_resources
+from rewardserve.service.models.snapshots import SnapshotPins
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.capture_report import CaptureReport
 from rewardserve.service.observability.metrics import Metrics
@@ -96,6 +98,7 @@ class Application:
     load_shedder: LoadShedder
     key_file: ApiKeysFile | None
     review: Review | None
+    snapshots: SnapshotPins
 
 
 # -- building ---------------------------------------------------------------------------------------------------
@@ -121,7 +124,9 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
     )
     aliases, review = settings.aliases(), _create_review(settings, clock, metrics)
     policy = DialectPolicy(settings.overload_status, aliases, {"on_failure": settings.verify_on_failure})
+    snapshots = SnapshotPins(active_models, events)
     scoring = [
+        approval_routes(active_models, snapshots, server_limits, clock),
         scoring_routes(
             active_models,
             server_limits,
@@ -159,7 +164,7 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
     without_queue_timeout = {
         d.path for d in DIALECTS if not d.queue_timeout_s and d.render_error is error_responses.request_error_response
     }
-    sheddable = {"/score", "/compare"} | without_queue_timeout
+    sheddable = {"/score", "/compare", "/approvals"} | without_queue_timeout
     load_shedder = LoadShedder(frozenset(sheddable), admission, events)
     # From the innermost to the outermost.
     app: ASGIApp = FastRouter(
@@ -187,7 +192,7 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
     )
     app = RequestLogMiddleware(app, route_policy=route_policy, clock=clock, events=events)
     return Application(
-        settings, active_models, admission, metrics, clock, log, events, app, load_shedder, key_file, review
+        settings, active_models, admission, metrics, clock, log, events, app, load_shedder, key_file, review, snapshots
     )
 
 
@@ -250,6 +255,13 @@ class _ServerEvents:
             self.log.info("certificate_read")
         else:
             self.log.error("tls_reload_failed", reason=problem)
+
+    def on_pinned(self, run: str, version: int, snapshot: str) -> None:
+        self.log.info("approvals_pinned", run=run, version=version, snapshot=snapshot)
+
+    def on_not_saved(self, error: Exception) -> None:
+        reason = error.strerror if isinstance(error, OSError) else None
+        self.log.error("approvals_not_kept", reason=reason or str(error))
 
     def on_poll_failed(self, name: str, error: Exception) -> None:
         self.log.error("file_watch_failed", file=name, exc_info=error)
@@ -390,6 +402,8 @@ async def _background_work(
     """
     settings, webhook = application.settings, None
     with _state_folder(application) as folder:
+        if folder is not None:
+            application.snapshots.restore(folder)
         if settings.webhook_url:
             events = TripwireReport(application.metrics)
             webhook = Webhook(settings.webhook_url, webhook_secrets, application.clock, events, folder=folder)

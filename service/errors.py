@@ -351,6 +351,22 @@ class VersionGone(RequestRefused):
     remedy = "Load that model again, or end the pin with `POST /admin/pins`."
 
 
+class SnapshotGone(RequestRefused):
+    """The model that the approvals of the run are pinned to is not loaded. `snapshot` is its digest."""
+
+    code = "snapshot_gone"
+    status = 409
+    remedy = "Load that model again with `POST /admin/models`, or go on as another run, whose first request pins another model."
+
+
+class SnapshotDiffers(RequestRefused):
+    """The approvals of the run are pinned to another snapshot than the one that the request names; `snapshot` is the pinned one."""
+
+    code = "snapshot_differs"
+    status = 409
+    remedy = "Send the snapshot of the first reply of this run, or none; two trainings need two names of runs."
+
+
 class VersionInUse(RequestRefused):
     """The model version is in service or has pinned runs, so it cannot be retired."""
 

@@ -136,16 +136,25 @@ class Scoring:
         self.idle.set()
 
     async def score(
-        self, samples: Sequence[SampleOrError], deadline: float = math.inf, context: RunContext | None = None
+        self,
+        samples: Sequence[SampleOrError],
+        deadline: float = math.inf,
+        context: RunContext | None = None,
+        *,
+        inspects: bool = True,
     ) -> list[SampleResult]:
         """Score samples; one result a sample, in order. Raise `RequestRefused` if the request as a whole fails.
 
-        `context` None: the samples belong to no run, so trip wires do not inspect them.
+        `context` None: the samples belong to no run, so trip wires do not inspect them. `inspects` False: they do not either,
+        as another model scores the run; a blocked run gets no rewards all the same.
         """
         if context is not None:
             if (wire := self._watcher.blocked_by(context)) is not None:
                 return [self._refused(len(samples), wire)] * len(samples)
-            self._watcher.begin_run(context)
+            if inspects:
+                self._watcher.begin_run(context)
+            else:
+                context = None
         n_tokens = sum(map(self._estimate, samples))
         with self._track(), self._admission.acquire(len(samples), n_tokens):
             # After admission: a refused request is retried, and must not be charged twice.

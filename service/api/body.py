@@ -30,7 +30,7 @@ from rewardserve.service.api.validation import check, convert, invalid_request
 from rewardserve.service.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType
 
 S = TypeVar("S", bound=msgspec.Struct)
-R = TypeVar("R", requests.ScoreRequest, requests.CompareRequest)
+R = TypeVar("R", requests.ScoreRequest, requests.CompareRequest, requests.ApprovalsRequest)
 T = TypeVar("T")
 
 _MAX_ADMIN_BYTES = 1_048_576
@@ -332,7 +332,7 @@ def _decode_any_slow(content: bytes, error: Exception) -> Any:
 
 def _check_names(decoded: Any) -> None:
     """Raise `UnicodeEncodeError` for a lone surrogate in an id or a task, which `check` refuses too."""
-    items = decoded.samples if hasattr(decoded, "samples") else decoded.comparisons
+    items = next(getattr(decoded, name) for name in ("samples", "comparisons", "groups") if hasattr(decoded, name))
     "".join((each.id or "") + (getattr(each, "task", None) or "") for each in items).encode()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from rewardserve.service.api.field_docs import DIGEST
 from rewardserve.service.api.schemas.errors import ErrorOut, ErrorReply
 
 _REFUSED = "the model that this request names is not in service, but default is: send that name, leave `model` out, or add the " \
@@ -67,6 +68,16 @@ _OF_REQUESTS = (
         model_version=2,
     ),
     ErrorOut("version_gone", "no model of this version is loaded; see GET /admin/models", version=1),
+    ErrorOut(
+        "snapshot_gone",
+        "the model that the approvals of this run are pinned to is not loaded; see GET /admin/models",
+        snapshot=DIGEST,
+    ),
+    ErrorOut(
+        "snapshot_differs",
+        "this run has approvals of another snapshot than the one that this request names: see docs/how-to/approvals.md",
+        snapshot=DIGEST,
+    ),
     ErrorOut("version_in_use", "this model is in service", version=2),
     ErrorOut(
         "load_in_progress",

@@ -48,7 +48,8 @@ _ERRORS: dict[int, str] = {
     "blocks this run, in a wire format without errors of samples",
     404: "`model_not_served`: the request names a model, or a version of it, that is not the one in service",
     408: "`body_timeout` or `head_timeout`: the request did not arrive in time",
-    409: "`digest_not_served` or `version_gone`: the model that the request selects, or that its run is pinned to, is not loaded",
+    409: "`digest_not_served`, `version_gone` or `snapshot_gone`: the model that the request selects, or that its run is pinned "
+    "to, is not loaded. `snapshot_differs`: the approvals of the run are pinned to another snapshot",
     413: "`body_too_large`, or `request_too_large` for the capacity of the server",
     415: "`unsupported_media_type`",
     422: "`invalid_request` with the JSON path of the first invalid field, `too_many_samples`, `idempotency_key_reused`; "

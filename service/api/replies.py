@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
 from msgspec import UNSET
 from starlette.responses import Response
 
+from rewardserve.service.api.requests import ApprovalIn, repeats_of_taken
 from rewardserve.service.api.schemas.errors import ErrorOut, error_out
 from rewardserve.service.api.schemas.scoring import (
+    ApprovalOut,
+    ApprovalsReply,
     CompareReply,
     ComparisonOut,
     ResultOut,
@@ -68,6 +72,28 @@ def compare_reply(runtime: ModelRuntime, ids: Sequence[str], results: Sequence[C
         timing_ms=_timing(parts),
     )
     return _fast_response(content, sum(r.ranked.margin for r in results if r.ranked is not None), runtime.headers)
+
+
+def approvals_reply(runtime: ModelRuntime, groups: Sequence[ApprovalIn], results: Sequence[SampleResult]) -> Response:
+    """Build the reply of `POST /approvals`. `results` has one entry a query, over all groups in order."""
+    left = iter(results)
+    of_groups = [(group, list(islice(left, len(group.queries)))) for group in groups]
+    content = ApprovalsReply(
+        **runtime.model_info,
+        snapshot=runtime.snapshot,
+        results=[
+            ApprovalOut(
+                str(i) if group.id is None else group.id,
+                [None if r.reward is None else r.reward.value for r in of_group],
+                [failure(r.failure) for r in of_group],
+                repeats_of_taken(group),
+            )
+            for i, (group, of_group) in enumerate(of_groups)
+        ],
+        usage=_usage(results),
+        timing_ms=_timing(results),
+    )
+    return _fast_response(content, sum(r.reward.value for r in results if r.reward is not None), runtime.headers)
 
 
 def _fast_response(content: Any, checksum: float, headers: dict[str, str] | None = None) -> Response:

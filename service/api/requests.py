@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from rewardserve.model.conversation import DEFAULT_OPTIONS, SCORE_EMPTY_OPTIONS, Message, Sample, SampleError
-from rewardserve.service.api.field_docs import MESSAGES, PROMPT, RENDERED, RESPONSE, doc
+from rewardserve.service.api.field_docs import DIGEST, MESSAGES, PROMPT, RENDERED, RESPONSE, doc
 from rewardserve.service.api.names import MAX_NAME_CHARS
 from rewardserve.service.scoring import Comparison, SampleOrError
 
@@ -41,6 +41,10 @@ Run = Annotated[
 Step = Annotated[
     Annotated[int, Meta(ge=0, le=MAX_STEP)] | None,
     doc("training step of the run. Same as ?step= or the header x-step; different values are refused", 120),
+]
+Kl = Annotated[
+    NonNegativeNumber | None,
+    doc("KL divergence of the policy from its initial state, in nats; for the trip wires", 3.4),
 ]
 Task = Annotated[
     Name | None,
@@ -132,10 +136,7 @@ class ScoreRequest(StrictRecord, frozen=True, gc=False):
     ]
     run: Run = None
     step: Step = None
-    kl: Annotated[
-        NonNegativeNumber | None,
-        doc("KL divergence of the policy from its initial state, in nats; for the trip wires", 3.4),
-    ] = None
+    kl: Kl = None
 
 
 class ComparisonIn(StrictRecord, frozen=True, gc=False):
@@ -167,6 +168,59 @@ class CompareRequest(StrictRecord, frozen=True, gc=False):
     ] = 0.0
 
 
+class QueryIn(StrictRecord, frozen=True, gc=False):
+    """A response to approve that may have been cut off."""
+
+    response: Annotated[str, doc("response to `prompt`, which is approved", RESPONSE)]
+    finish_reason: Annotated[
+        Literal["stop", "length"],
+        doc("length: the response was cut off, so no end token is added", "stop", default="stop"),
+    ] = "stop"
+
+
+class ApprovalIn(StrictRecord, frozen=True, gc=False):
+    """One prompt with the responses that the trainer has acted on, and independent draws of the policy to approve."""
+
+    prompt: Annotated[Prompt, doc("one user turn, or a list of messages", PROMPT)]
+    queries: Annotated[
+        list[str | QueryIn],
+        Meta(min_length=1, max_length=64),
+        doc("responses drawn independently of those taken; these alone are approved", [RESPONSE]),
+    ]
+    taken: Annotated[
+        list[str],
+        Meta(max_length=64),
+        doc("responses that were acted on; they are compared with the queries, and never approved", ["Look it up."]),
+    ] = msgspec.field(default_factory=list)
+    id: ResultId = None
+    task: Task = None
+
+
+class ApprovalsRequest(StrictRecord, frozen=True, gc=False):
+    """Groups of queries to approve, and the run whose snapshot approves them."""
+
+    EXAMPLES = (
+        {
+            "run": "ppo-7",
+            "step": 120,
+            "groups": [{"id": "g", "prompt": "Why?", "taken": ["No."], "queries": ["Because."]}],
+        },
+    )
+
+    groups: Annotated[
+        list[ApprovalIn],
+        Meta(min_length=1),
+        doc("prompts with their queries", [{"id": "g", "prompt": PROMPT, "queries": [RESPONSE]}]),
+    ]
+    run: Run = None
+    step: Step = None
+    kl: Kl = None
+    snapshot: Annotated[
+        Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")] | None,
+        doc("the snapshot of earlier replies: a server that would approve with another one refuses", DIGEST),
+    ] = None
+
+
 def to_sample(sample: SampleIn) -> SampleOrError:
     """Convert a sample of a request. Return the error of an invalid one."""
     prompt, messages = sample.prompt, sample.messages
@@ -191,13 +245,34 @@ def to_comparison(comparison: ComparisonIn) -> Comparison:
     return Comparison(prompt if isinstance(prompt, str) else _messages(prompt), tuple(comparison.responses))
 
 
+def to_query_samples(group: ApprovalIn) -> list[SampleOrError]:
+    """Convert the queries of a group to samples."""
+    prompt = group.prompt if isinstance(group.prompt, str) else _messages(group.prompt)
+    return [
+        Sample(prompt, query)
+        if isinstance(query, str)
+        else Sample(prompt, query.response, finish_reason=query.finish_reason)
+        for query in group.queries
+    ]
+
+
+def repeats_of_taken(group: ApprovalIn) -> list[int]:
+    """The indices of queries that are equal to a response that was taken."""
+    taken = set(group.taken)
+    texts = [query if isinstance(query, str) else query.response for query in group.queries]
+    return [i for i, text in enumerate(texts) if text in taken]
+
+
 def _messages(messages: Sequence[MessageIn]) -> tuple[Message, ...]:
     return tuple(Message(m.role, m.content) for m in messages)
 
 
-def n_strings(request: ScoreRequest | CompareRequest) -> int:
+def n_strings(request: ScoreRequest | CompareRequest | ApprovalsRequest) -> int:
     """Count the strings, keys included, of the JSON of this request without fields at their defaults."""
     n = 2 * (request.run is not None) + (request.step is not None) + 1
+    if isinstance(request, ApprovalsRequest):
+        n += (request.kl is not None) + 2 * (request.snapshot is not None)
+        return n + sum([_n_strings_of_group(each) for each in request.groups])
     if isinstance(request, ScoreRequest):
         return n + (request.kl is not None) + _n_strings_of_samples(request.samples)
     return n + (request.tie_margin != 0.0) + sum([_n_strings_of_comparison(each) for each in request.comparisons])
@@ -234,3 +309,11 @@ def _n_strings_of_comparison(comparison: ComparisonIn) -> int:
     prompt = comparison.prompt
     n = 2 if isinstance(prompt, str) else 1 + 4 * len(prompt)
     return n + 1 + len(comparison.responses) + 2 * (comparison.id is not None)
+
+
+def _n_strings_of_group(group: ApprovalIn) -> int:
+    prompt = group.prompt
+    n = 2 if isinstance(prompt, str) else 1 + 4 * len(prompt)
+    n += 1 + sum([1 if isinstance(q, str) else 2 + 2 * (q.finish_reason != "stop") for q in group.queries])
+    n += len(group.taken) + bool(group.taken)
+    return n + 2 * (group.id is not None) + 2 * (group.task is not None)

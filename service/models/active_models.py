@@ -126,6 +126,17 @@ class ActiveModels:
             )
         return max(same, key=lambda each: each.version)
 
+    def with_snapshot(self, snapshot: str) -> ModelRuntime | None:
+        """The loaded model with this snapshot: the one in service, else the latest. Raise as `current`."""
+        current = self.current()
+        same = [each for each in self._by_version.values() if each.snapshot == snapshot]
+        return current if current in same else max(same, key=lambda each: each.version, default=None)
+
+    def scores_run(self, runtime: ModelRuntime, run: str | None) -> bool:
+        """Whether this model would answer a request for scores of this run."""
+        pinned = None if run is None else self._pins.get(run)
+        return runtime.version == pinned if pinned is not None else runtime is self._current
+
     def is_blocked(self, context: RunContext) -> bool:
         """Whether a trip wire blocks this run."""
         return self._current is not None and self._current.scoring.is_blocked(context)

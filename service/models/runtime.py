@@ -113,6 +113,13 @@ class ModelRuntime:
         }
 
     @cached_property
+    def snapshot(self) -> str:
+        """Digest of all that a reward depends on besides its sample: contract with weights, calibration and pipeline."""
+        info = self.model_info
+        parts = (info["contract"], info["calibration"] or "", info["pipeline"])
+        return f"sha256:{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()}"
+
+    @cached_property
     def headers(self) -> dict[str, str]:
         """The name (percent-encoded: any name of a folder can be that of a model) and the version, as headers of a reply."""
         name = quote(self.loaded.identity.name, safe=" /:+@,;=()[]!")

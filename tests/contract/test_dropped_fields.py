@@ -40,6 +40,7 @@ def episode(asked=None, output=None, **more):
 BODIES = {
     "/score": {"samples": [{"messages": [USER, ANSWER]}]},
     "/compare": {"comparisons": [{"prompt": [USER], "responses": ["Because.", "No."]}]},
+    "/approvals": {"run": "ppo-7", "groups": [{"prompt": [USER], "queries": ["Because."]}]},
     "/get_reward": {"query": [TEXT], "prompts": ["Why?\n"]},
     "/slime": {"prompt": [USER], "response": "Because."},
     "/v1/score/evaluation": {"messages": [TEXT]},
@@ -79,7 +80,7 @@ def known(path):
 
 def test_every_route_that_scores_is_here():
     paths = {each.path.replace("{model:path}", "reward_model").replace("{version}", "1") for each in DIALECTS}
-    assert paths | {"/score", "/compare"} == set(BODIES)
+    assert paths | {"/score", "/compare", "/approvals"} == set(BODIES)
 
 
 def ask(server, path, body):
@@ -103,7 +104,7 @@ def test_a_field_of_a_request_that_is_not_read_is_refused_by_name(server, path, 
     assert "retry-after" not in reply.headers
 
 
-@pytest.mark.parametrize("path", [path for path in BODIES if path not in ("/score", "/compare")])
+@pytest.mark.parametrize("path", [path for path in BODIES if path not in ("/score", "/compare", "/approvals")])
 @pytest.mark.parametrize("value", EMPTY, ids=repr)
 def test_a_field_that_says_nothing_is_let_through(server, path, value):
     for field in ("tools", "documents_", "images", "anything_new"):

@@ -25,7 +25,7 @@ BODY = json.dumps({"samples": [{"text": "x"}]}).encode()
 
 ROUTES = {
     "/score": "score", "/compare": "score", "/get_reward": "score", "/model": "score", "/tripwires": "score", "/v1/models": "score",
-    "/tripwires/run/details": "score",
+    "/tripwires/run/details": "score", "/approvals": "score",
     "/openapi.json": "score", "/metrics": "metrics", "/admin/models": "admin", "/admin/pins": "admin",
     "/admin/models/rollback": "admin",
     "/tripwires/run/judge/ack": "admin", "/tripwires/a%2Fb/judge/ack": "admin",

@@ -150,6 +150,7 @@ def test_every_parameter_has_a_description_and_an_example_and_every_one_of_the_p
 GOOD = {
     "/score": {"samples": [{"text": "t"}]},
     "/compare": {"comparisons": [{"prompt": "p", "responses": ["a", "b"]}]},
+    "/approvals": {"run": "ppo-7", "groups": [{"prompt": "p", "queries": ["a"]}]},
     "/slime": {"prompt": "p", "response": "r"},
     "/verify": {
         "responses_create_params": {"input": "p"},

@@ -69,6 +69,7 @@ POSTS = [
         {"samples": [{"input_ids": [10**6]}, {"messages": []}, {"prompt": "a", "text": "b"}, {"text": "\ud800"}]},
     ),
     ("/compare", {"comparisons": [{"prompt": "Why?", "responses": ["Because.", " "]}]}),
+    ("/approvals", {"run": "r", "groups": [{"prompt": "Why?", "queries": ["Because.", " "], "taken": ["Because."]}]}),
     ("/get_reward", {"query": []}),
     ("/slime?reward_key=score", {"prompt": "Why?", "response": "Because."}),
     ("/classify", {"text": ["a", "b"]}),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rewardserve.service.api import body, requests
 from rewardserve.service.api.dialects import DIALECTS
-from rewardserve.service.api.requests import CompareRequest, ScoreRequest
+from rewardserve.service.api.requests import ApprovalsRequest, CompareRequest, ScoreRequest
 from rewardserve.service.errors import InvalidJson, RequestRefused
 from tests.support.service_server import Server
 
@@ -44,6 +44,15 @@ COMPARISON = st.fixed_dictionaries(
 COMPARED = st.fixed_dictionaries(
     {"comparisons": st.lists(COMPARISON, min_size=1, max_size=2)},
     optional={"run": TEXT, "step": st.integers(0, 9), "tie_margin": st.sampled_from([0, 0.0, 1.5])},
+)
+QUERY = st.fixed_dictionaries({"response": TEXT}, optional={"finish_reason": st.sampled_from(["stop", "length"])})
+GROUP = st.fixed_dictionaries(
+    {"prompt": TEXT | st.lists(TURN, max_size=2), "queries": st.lists(TEXT | QUERY, min_size=1, max_size=2)},
+    optional={"id": TEXT | st.none(), "task": TEXT | st.none(), "taken": st.lists(TEXT, max_size=2)},
+)
+APPROVED = st.fixed_dictionaries(
+    {"groups": st.lists(GROUP, min_size=1, max_size=2)},
+    optional={"run": TEXT, "step": st.integers(0, 9), "snapshot": st.just("sha256:" + "a" * 64)},
 )
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
@@ -88,6 +97,7 @@ READ = {
         COMPARED,
         lambda raw: body.decode(raw, msgspec.json.Decoder(CompareRequest)),
     ),
+    "approved": (APPROVED, lambda raw: body.decode(raw, msgspec.json.Decoder(ApprovalsRequest))),
     "another format": (ANYTHING, body.decode_any),
     "seldom": (ANYTHING, body.parse),
 }
@@ -118,17 +128,17 @@ def test_strings_are_counted_as_python_reads_them(value):
     assert body.n_strings(json.dumps(value).encode()) == n_strings(value)
 
 
-@given(OURS | COMPARED)
+@given(OURS | COMPARED | APPROVED)
 def test_what_says_nothing_costs_no_second_reading(value):
     """But for a field that is null, empty or false, which a body may leave out."""
-    kind = ScoreRequest if "samples" in value else CompareRequest
+    kind = ScoreRequest if "samples" in value else ApprovalsRequest if "groups" in value else CompareRequest
 
     def told(each):
         if isinstance(each, dict):
             return {
                 k: told(v)
                 for k, v in each.items()
-                if v not in (None, False, 0) and (v != [] or k != "reference_rewards")
+                if v not in (None, False, 0) and (v != [] or k not in ("reference_rewards", "taken"))
             }
         return [told(part) for part in each] if isinstance(each, list) else each
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from msgspec import UNSET, UnsetType
 
-from rewardserve.service.api.field_docs import doc
+from rewardserve.service.api.field_docs import DIGEST, doc
 from rewardserve.service.api.schemas.record import ReplyRecord
 from rewardserve.service.errors import SAMPLE_CODES
 
@@ -87,6 +87,7 @@ class ErrorOut(ReplyRecord, frozen=True, gc=False):
     model_version: Annotated[Number, doc("version of the model in service", 2)] = UNSET
     version: Annotated[Number, doc("version of the model that the request names", 1)] = UNSET
     pinned_version: Annotated[Number, doc("version of the model that the run is pinned to", 1)] = UNSET
+    snapshot: Annotated[Text, doc("digest of the snapshot that the approvals of the run are pinned to", DIGEST)] = UNSET
     n_runs: Annotated[Number, doc("runs that are pinned to the model", 2)] = UNSET
     failed_batches: Annotated[Number, doc("batches in a row that have failed", 3)] = UNSET
     early_samples: Annotated[Number, doc("first responses of the run with known texts", 128)] = UNSET

@@ -1,4 +1,4 @@
-"""The replies of `POST /score` and `POST /compare`."""
+"""The replies of `POST /score`, `POST /compare` and `POST /approvals`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _COMPARED = {
     "id": "q", "ranking": [1, 0], "winner": 1, "raw": [-0.4, 1.93], "probabilities": [[0.5, 0.09], [0.91, 0.5]],
     "margin": 2.33, "error": None,
 }  # fmt: skip
+_APPROVED = {"id": "g", "approvals": [0.41], "errors": [None], "repeats_taken": []}
 _USAGE = {"samples": 2, "tokens": 213, "tokens_computed": 120}
 _TIMING = {"encode": 1.2, "queue": 2.0, "forward": 9.7}
 
@@ -105,4 +106,31 @@ class CompareReply(ModelOut, frozen=True, gc=False):
 
     results: Annotated[list[ComparisonOut], doc("one result a comparison, in order", [_COMPARED])]
     usage: Annotated[UsageOut, doc("number of samples and tokens of the request", _USAGE)]
+    timing_ms: Annotated[TimingOut, doc("milliseconds from the template to the end of the forward pass", _TIMING)]
+
+
+class ApprovalOut(ReplyRecord, frozen=True, gc=False):
+    """Approvals of the queries of one group. A query with an error has no approval."""
+
+    id: Annotated[str, doc("as in the request, else the index", "g")]
+    approvals: Annotated[
+        Sequence[float | None], doc("one approval a query, in order: its reward by the snapshot of the run", [0.41])
+    ]
+    errors: Annotated[Sequence[ErrorOut | None], doc(f"one a query: {SAMPLE_ERROR}", [None])]
+    repeats_taken: Annotated[
+        Sequence[int],
+        doc(
+            "indices of queries that equal a response taken; many of them: the queries are not drawn independently", []
+        ),
+    ]
+
+
+class ApprovalsReply(ModelOut, frozen=True, gc=False):
+    """Approvals in the order of the request."""
+
+    snapshot: Annotated[
+        str, doc("digest of contract, calibration and pipeline, the same in every reply of the run", DIGEST)
+    ]
+    results: Annotated[list[ApprovalOut], doc("one result a group, in order", [_APPROVED])]
+    usage: Annotated[UsageOut, doc("number of queries and tokens of the request", {**_USAGE, "samples": 1})]
     timing_ms: Annotated[TimingOut, doc("milliseconds from the template to the end of the forward pass", _TIMING)]
