@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -381,7 +382,7 @@ def facts_of(config: Config, tables: EncodedData) -> dict[str, Any]:
         "pairs with a held-out response": counts.n_leaked,
         "training pairs": counts.n_train,
         "pairs made": counts.made,
-        "training sequences": len({number for rows in tables.train.rows for number in rows}),
+        "training sequences": tables.train.n_used,
         **({"twins": len(tables.train.twins)} if tables.train.twins else {}),
         "held-out pairs": counts.n_held_out,
         "held-out groups": counts.n_groups,
@@ -399,7 +400,7 @@ def _of_kinds(config: Config, tables: EncodedData) -> dict[str, Any]:
     """Counts by kind, and the numbers that were fitted on the training items, where there are other kinds than decided pairs."""
     items, held = tables.train.items, tables.held_items.items
     facts: dict[str, Any] = {}
-    if kinds_of((*items, *held)) != ("pairs",):
+    if kinds_of(chain(items, held)) != ("pairs",):
         facts["feedback"] = f"{counted(items)} to train on, {counted(held)} held out"
     scales = standardised(tables.train)[1]
     facts |= {"scale of ratings": [str(scale) for scale in scales]} if scales else {}

@@ -28,8 +28,8 @@ _COUNTS = tuple(accumulate(exp(-1) / factorial(k) for k in range(_COUNT_LIMIT)))
 def trained_outputs(items: Sequence[Item], config: ModelConfig, seed: int) -> list[Shares]:
     """Outputs that each item trains. Raise `ConfigError` where a member would have none."""
     if config.members == 1:
-        number = {name: h for h, name in enumerate(config.heads)}
-        return [((number[item.head], 1.0),) for item in items]
+        share_of: dict[str, Shares] = {name: ((h, 1.0),) for h, name in enumerate(config.heads)}
+        return [share_of[item.head] for item in items]
     if config.member_data == "all":
         shares: list[Shares] = [tuple((m, 1.0) for m in range(config.members)) for _ in items]
     elif config.member_data == "folds":

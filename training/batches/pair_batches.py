@@ -187,11 +187,12 @@ class PairBatches(Sampler[list[int]]):
         self._epoch = 0
         self._packed = pack_groups(table, config.batch_sequences, seed) if config.batching == "grouped" else None
         self._of_repeat = _numbers_by_repeat(table)
-        n_drawn = sum(round(repeat * len(numbers)) for repeat, numbers in self._of_repeat)
+        n_drawn = (
+            sum(round(repeat * len(numbers)) for repeat, numbers in self._of_repeat) if self._of_repeat else len(table)
+        )
         n = len(self._packed) if self._packed is not None else -(-n_drawn // config.batch_pairs)
         self._n_batches = -(-n // n_ranks) * n_ranks
-        self._n_ranks = n_ranks
-        self._place_of = _places(table) if config.accumulate > 1 else []
+        self._n_ranks, self._table = n_ranks, table
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration."""
@@ -203,49 +204,50 @@ class PairBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Batches of this epoch."""
-        batches = self._batches(np.random.default_rng([self._seed, self._epoch]))
-        repeated = (batches[i % len(batches)] for i in range(self._n_batches))
-        yield from repeated
+        first: list[list[int]] = []
+        n = 0
+        for batch in self._batches(np.random.default_rng([self._seed, self._epoch])):
+            first += [batch] if n < self._n_ranks else []
+            n += 1
+            yield batch
+        yield from (first[i % n] for i in range(n, self._n_batches))
 
-    def _batches(self, rng: np.random.Generator) -> list[list[int]]:
+    def _batches(self, rng: np.random.Generator) -> Iterator[list[int]]:
         if self._packed is not None:
-            return [self._packed[i] for i in rng.permutation(len(self._packed))]
-        order, size = self._drawn(rng), self._config.batch_pairs
-        batches = [order[i : i + size] for i in range(0, len(order), size)]
-        if self._config.accumulate > 1:
-            n_together = self._config.accumulate * self._n_ranks
-            for first in range(0, len(batches), n_together):
-                for rank in range(first, min(first + self._n_ranks, len(batches))):
-                    step = slice(rank, first + n_together, self._n_ranks)
-                    batches[step] = self._ordered(batches[step])
-        return batches
+            yield from (self._packed[i] for i in rng.permutation(len(self._packed)))
+            return
+        order, size, n_together = self._drawn(rng), self._config.batch_pairs, self._config.accumulate * self._n_ranks
+        for begin in range(0, len(order), size * n_together):
+            numbers = order[begin : begin + size * n_together].tolist()
+            batches = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+            if self._config.accumulate > 1:
+                for rank in range(min(self._n_ranks, len(batches))):
+                    batches[rank :: self._n_ranks] = self._ordered(batches[rank :: self._n_ranks])
+            yield from batches
 
     def _ordered(self, batches: Sequence[list[int]]) -> list[list[int]]:
-        numbers = iter(sorted((n for batch in batches for n in batch), key=self._place_of.__getitem__))
+        """The same items, such that those whose sequences have a common prefix are neighbours."""
+        numbers = iter(sorted((n for batch in batches for n in batch), key=self._prefix_key))
         return [list(islice(numbers, len(batch))) for batch in batches]
 
-    def _drawn(self, rng: np.random.Generator) -> list[int]:
+    def _prefix_key(self, number: int) -> bytes:
+        return min(row_key(self._table.sequences[n].ids) for n in self._table.rows[number])
+
+    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
         """Numbers of the items of this epoch, in random order."""
-        if all(repeat == 1 for repeat, _ in self._of_repeat):
-            order: list[int] = rng.permutation(self._n_pairs).tolist()
-            return order
+        if not self._of_repeat:
+            return rng.permutation(self._n_pairs)
         drawn: list[int] = []
         for repeat, numbers in self._of_repeat:
             whole, n_more = numbers * int(repeat), round(repeat * len(numbers)) - int(repeat) * len(numbers)
             drawn += whole + rng.choice(numbers, n_more, replace=False).tolist()
-        shuffled: list[int] = rng.permutation(drawn).tolist()
-        return shuffled
-
-
-def _places(table: FeedbackTable) -> list[int]:
-    """For each item a place, such that items whose sequences have a common prefix are neighbours."""
-    keys = [row_key(sequence.ids) for sequence in table.sequences]
-    place_of = {number: place for place, number in enumerate(sorted(range(len(keys)), key=keys.__getitem__))}
-    return [min(place_of[number] for number in rows) for rows in table.rows]
+        return rng.permutation(drawn)
 
 
 def _numbers_by_repeat(table: FeedbackTable) -> list[tuple[float, list[int]]]:
-    """Items of each source and repeat, by number."""
+    """Items of each source and repeat, by number; empty where an epoch has each item once."""
+    if all(item.repeat == 1 for item in table.items):
+        return []
     found: dict[tuple[str, float], list[int]] = {}
     for number, item in enumerate(table.items):
         found.setdefault((item.source, item.repeat), []).append(number)

@@ -19,6 +19,7 @@ from pathlib import Path
 from rewardserve.model.contract import sample_to_dict
 from rewardserve.training.dataset import shapes, source_columns, sources
 from rewardserve.training.dataset.conversations import FieldError
+from rewardserve.training.dataset.disk_list import DiskList, concatenated, picked
 from rewardserve.training.dataset.feedback import Item, Pair, SourceKind, counted, noun, with_noun
 from rewardserve.training.dataset.pairs import to_items
 from rewardserve.training.dataset.sources import SourceRow
@@ -62,7 +63,7 @@ class SourceItems:
     """
 
     path: str
-    items: tuple[Item, ...]
+    items: Sequence[Item]
     n_rows: int
     bad: tuple[BadRow, ...] = ()
     n_spare: int = 0
@@ -77,10 +78,13 @@ class SourceItems:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Training and held-out items. They share no group: `n_same_group` items were removed because of `eval_sources`."""
+    """Training and held-out items. They share no group: `n_same_group` items were removed because of `eval_sources`.
 
-    train: tuple[Item, ...]
-    held_out: tuple[Item, ...]
+    With `data.on_disk` training items are read from a file when they are asked for; held-out ones are in memory.
+    """
+
+    train: Sequence[Item]
+    held_out: Sequence[Item]
     read: tuple[SourceItems, ...]
     n_same_group: int = 0
 
@@ -98,12 +102,12 @@ class Split:
 def load(config: DataConfig, default_head: str) -> Split:
     """Read every source and split. Raise `DataError` (bad rows, or no training pairs) or `ConfigError`."""
     read = _read_all("data.sources", config.sources, config, default_head)
-    items = [item for r in read for item in r.items]
+    items = concatenated(*(r.items for r in read))
     if config.eval_sources:
         held_read = _read_all("data.eval_sources", config.eval_sources, config, default_head, before=config.sources)
         held = tuple(item for r in held_read for item in r.items)
         held_groups = {item.group for item in held}
-        train = tuple(item for item in items if item.group not in held_groups)
+        train = picked(items, [i for i, item in enumerate(items) if item.group not in held_groups])
         split = Split(train, held, (*read, *held_read), n_same_group=len(items) - len(train))
     else:
         split = Split(*_by_group(items, config), tuple(read))
@@ -170,7 +174,7 @@ def is_held_out(group: str, salt: str, fraction: float) -> bool:
     return int(digest, 16) % _SPLIT_STEPS < round(_SPLIT_STEPS * fraction)
 
 
-def digest(items: Sequence[Item]) -> str:
+def digest(items: Iterable[Item]) -> str:
     """Digest `sha256:...` of the items in order: samples, label, group, head, weight. Made pairs follow from these."""
     whole = hashlib.sha256()
     for item in items:
@@ -186,11 +190,22 @@ def digest(items: Sequence[Item]) -> str:
     return "sha256:" + whole.hexdigest()
 
 
-def read_source(source: SourceConfig, *, head: str, salt: str = "", cache: str | None = None) -> SourceItems:
-    """Read all items of one source, at most `max_pairs` of them (those with the lowest digest), and its bad rows."""
-    rows = _Rows(source, cache)
+def read_source(
+    source: SourceConfig,
+    *,
+    head: str,
+    salt: str = "",
+    cache: str | None = None,
+    on_disk: bool = False,
+    mark: str = "",
+) -> SourceItems:
+    """Read all items of one source, at most `max_pairs` of them (those with the lowest digest), and its bad rows.
+
+    `mark` ends the ids of the items.
+    """
+    rows = _Rows(source, cache, keeps=not on_disk)
     found = source_columns.find_columns(rows, source)
-    chosen = _Chosen(source.max_pairs, salt)
+    chosen = _Chosen(source.max_pairs, salt, mark, on_disk=on_disk)
     bad: list[BadRow] = []
     n_rows = 0
     for row in rows:
@@ -208,10 +223,11 @@ def read_source(source: SourceConfig, *, head: str, salt: str = "", cache: str |
 class _Rows:
     """The rows of a source, as often as they are asked for: a file is read again, so its rows need not fit into memory."""
 
-    def __init__(self, source: SourceConfig, cache: str | None) -> None:
+    def __init__(self, source: SourceConfig, cache: str | None, *, keeps: bool) -> None:
         self.note = ""
         self._source, self._cache = source, cache
-        self._kept = None if sources.find_reader(source) is not None else list(self._read())
+        is_read_again = sources.find_reader(source) is not None or not keeps
+        self._kept = None if is_read_again else list(self._read())
 
     def __iter__(self) -> Iterator[SourceRow]:
         """Rows in order."""
@@ -224,27 +240,33 @@ class _Rows:
 
 
 class _Chosen:
-    """At most `most` items, those with the lowest digests of their ids, in order; `n` counts all."""
+    """At most `most` items, those with the lowest digests of their ids, in order; `n` counts all. `mark` ends their ids."""
 
-    def __init__(self, most: int | None, salt: str) -> None:
+    def __init__(self, most: int | None, salt: str, mark: str, *, on_disk: bool) -> None:
         self.n = 0
-        self._most, self._salt = most, salt
+        self._most, self._salt, self._mark = most, salt, mark
+        self._all: list[Item] | DiskList[Item] = DiskList() if on_disk else []
         self._found: list[tuple[int, int, Item]] = []
-        """A heap by digest, the highest first; without a limit a list."""
+        """A heap by digest, the highest first, where there is a limit."""
 
     def add(self, item: Item) -> None:
         """Take one more item."""
         self.n += 1
         if self._most is None:
-            self._found.append((0, self.n, item))
+            self._all.append(self._marked(item))
             return
         digest = int.from_bytes(hashlib.sha256(f"{self._salt}:{item.id}".encode()).digest())
         put = heappush if len(self._found) < self._most else heappushpop
         put(self._found, (-digest, self.n, item))
 
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> Sequence[Item]:
         """The items in the order in which they came."""
-        return tuple(item for _, _, item in sorted(self._found, key=itemgetter(1)))
+        for _, _, item in sorted(self._found, key=itemgetter(1)):
+            self._all.append(self._marked(item))
+        return tuple(self._all) if isinstance(self._all, list) else self._all
+
+    def _marked(self, item: Item) -> Item:
+        return item.with_id(f"{item.id}{self._mark}") if self._mark else item
 
 
 def _noun_of(read: Iterable[SourceItems]) -> str:
@@ -265,12 +287,17 @@ def _read_all(
     """
     paths, read = Counter(source.path for source in before), list[SourceItems]()
     for number, source in enumerate(all_sources):
-        with sources.named(f"{place}.{number}"):
-            head = source.head or default_head
-            found = read_source(source, head=head, salt=config.salt, cache=config.cache)
         paths[source.path] += 1
-        if (n := paths[source.path]) > 1:
-            found = replace(found, items=tuple(item.with_id(f"{item.id} (source {n})") for item in found.items))
+        mark = f" (source {n})" if (n := paths[source.path]) > 1 else ""
+        with sources.named(f"{place}.{number}"):
+            found = read_source(
+                source,
+                head=source.head or default_head,
+                salt=config.salt,
+                cache=config.cache,
+                on_disk=config.on_disk and place == "data.sources",
+                mark=mark,
+            )
         read.append(found)
     bad = tuple(b for r in read for b in r.bad)
     if bad and config.on_bad_row == "raise":
@@ -306,6 +333,7 @@ def _others(rows: Sequence[BadRow]) -> str:
     return f" (and {with_noun(len(rows), 'more row')}: {lines})"
 
 
-def _by_group(items: Sequence[Item], config: DataConfig) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
-    held = {g: is_held_out(g, config.salt, config.eval_fraction) for g in {item.group for item in items}}
-    return tuple(i for i in items if not held[i.group]), tuple(i for i in items if held[i.group])
+def _by_group(items: Sequence[Item], config: DataConfig) -> tuple[Sequence[Item], tuple[Item, ...]]:
+    held = [is_held_out(item.group, config.salt, config.eval_fraction) for item in items]
+    train = picked(items, [i for i, is_held in enumerate(held) if not is_held])
+    return train, tuple(items[i] for i, is_held in enumerate(held) if is_held)

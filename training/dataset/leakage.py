@@ -8,6 +8,7 @@ new, and data with few prompts would vanish. It is counted.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 
 from rewardserve.model.conversation import Sample
@@ -38,8 +39,9 @@ def remove_overlap(
     leaks_N = [any(key in held for key in _keys(sequence)) for sequence in train.sequences]
     keep_I = [not any(leaks_N[number] for number in rows) for rows in train.rows]
     kept = subset(train, keep_I, renumber=renumber)
-    prompts = {prompt_key(item) for item in kept.items}
-    n_same_prompt = sum(prompt_key(item) in prompts for item in held_out.items)
+    n_of_prompt = Counter(map(prompt_key, held_out.items))
+    in_both = {key for key in map(prompt_key, kept.items) if key in n_of_prompt}
+    n_same_prompt = sum(n_of_prompt[key] for key in in_both)
     return kept, Overlap(len(train) - len(kept), n_same_prompt)
 
 

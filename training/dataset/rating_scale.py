@@ -39,6 +39,8 @@ def standardised(table: FeedbackTable) -> tuple[FeedbackTable, tuple[RatingScale
     for i, item in enumerate(table.items):
         if item.kind == "ratings":
             numbers[item.source, item.head].append(i)
+    if not numbers:
+        return table, ()
     items, scales = list(table.items), []
     for (source, head), own in numbers.items():
         rated = [item for i in own if isinstance(item := items[i], Graded)]
@@ -46,7 +48,7 @@ def standardised(table: FeedbackTable) -> tuple[FeedbackTable, tuple[RatingScale
         scales.append(scale)
         for i, item in zip(own, changed, strict=True):
             items[i] = item
-    return (replace(table, items=tuple(items)) if scales else table), tuple(scales)
+    return replace(table, items=tuple(items)), tuple(scales)
 
 
 def _standardised(rated: Sequence[Graded], source: str, head: str) -> tuple[list[Graded], RatingScale]:

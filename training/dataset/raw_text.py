@@ -13,6 +13,7 @@ from dataclasses import replace
 from rewardserve.model.checkpoint import Checkpoint
 from rewardserve.model.conversation import Sample
 from rewardserve.model.tokenization.encoding_policy import EncodingPolicy, infer_policy
+from rewardserve.training.dataset.disk_list import DiskList, is_lazy
 from rewardserve.training.dataset.feedback import Item, kinds_of, noun
 from rewardserve.training.settings.validation import ConfigError
 
@@ -63,11 +64,12 @@ def fit_template(start: Checkpoint, items: Sequence[Item], *, is_bound: bool) ->
     return replace(start, policy=joined)
 
 
-def as_served(items: Sequence[Item], policy: EncodingPolicy) -> tuple[Item, ...]:
+def as_served(items: Sequence[Item], policy: EncodingPolicy) -> Sequence[Item]:
     """Split items without a template into prompt and response, if known: in those a control token is text, as served."""
     if policy.template:
-        return tuple(items)
-    return tuple(item.with_samples([_parted(sample) for sample in item.samples]) for item in items)
+        return items
+    parted = (item.with_samples([_parted(sample) for sample in item.samples]) for item in items)
+    return DiskList(parted) if is_lazy(items) else tuple(parted)
 
 
 def _parted(sample: Sample) -> Sample:

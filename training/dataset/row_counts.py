@@ -5,21 +5,28 @@ Pure functions of the results of `data`, `sequences` and `leakage`.
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
 
 from rewardserve.training.dataset import data
 from rewardserve.training.dataset.data import Split
 from rewardserve.training.dataset.feedback import Item, counted, kinds_of, noun, with_noun
 from rewardserve.training.dataset.leakage import Overlap
-from rewardserve.training.dataset.sequences import FeedbackTable, Rows
+from rewardserve.training.dataset.sequences import FeedbackTable
 
 REASONS = {
     "too_long": "longer than encoding.max_tokens",
     "empty": "with a response that is empty, or white space alone",
     "same_tokens": "the same tokens on both sides",
 }
+Hashes = npt.NDArray[np.uint64]
+
 N_ROWS = "rows"
 """Key of the number of rows among the counts of counterexamples."""
 
@@ -81,7 +88,7 @@ def count_rows(
         n_held_out=len(held_out),
         n_truncated=sum(_n_truncated(t) for t in tables),
         n_contradicting=sum(_n_contradicting(t) for t in tables),
-        n_duplicate=sum(len(t) - len(set(_keys(t))) for t in tables),
+        n_duplicate=sum(len(t) - len(np.unique(_keys(t)[0])) for t in tables),
         n_same_prompt=overlap.n_same_prompt,
         n_groups=len({item.group for item in held_out.items}),
         n_cut=sum(any(s.finish_reason == "length" for s in item.samples) for table in tables for item in table.items),
@@ -108,15 +115,14 @@ def refuse_losses(
     `encoded` are the training pairs before those with a held-out response were left out, `kept` the ones after.
     `counts_held_out`: whether pairs left out because of held-out ones count as lost; without training they do not.
     """
-    used, before = _ids(kept.items) | _ids(held_out.items), _ids(encoded.items)
-    made = _ids(split.train) | _ids(split.held_out)
+    used, before = np.union1d(_ids(kept.items), _ids(held_out.items)), _ids(encoded.items)
+    made = np.union1d(_ids(split.train), _ids(split.held_out))
     dropped = ", ".join(REASONS.get(r, r) for r in {**encoded.dropped, **held_out.dropped}) or "dropped"
     for read in split.read:
-        lost = Counter(
-            _LEAKED if each in before else dropped if each in made else _SAME_GROUP
-            for each in _ids(read.items)
-            if each not in used
-        )
+        unused = np.setdiff1d(_ids(read.items), used)
+        encoded_too = np.isin(unused, before)
+        in_split = np.isin(unused[~encoded_too], made)
+        lost = {_LEAKED: int(encoded_too.sum()), dropped: int(in_split.sum()), _SAME_GROUP: int((~in_split).sum())}
         reasons = {r: lost[r] for r in (dropped, *([_SAME_GROUP, _LEAKED] if counts_held_out else []))}
         one = noun((read.kind,))
         lost_rows = {f"without a {one}": len(read.bad), **reasons}
@@ -130,8 +136,14 @@ def refuse_fold(n_before: int, overlap: Overlap, max_dropped: float) -> None:
     data.refuse_loss("training pairs of a fold", n_before, {_LEAKED: overlap.n_dropped}, max_dropped)
 
 
-def _ids(items: Iterable[Item]) -> set[str]:
-    return {item.id for item in items}
+def _ids(items: Iterable[Item]) -> Hashes:
+    """Sorted digests of the distinct ids."""
+    return np.unique(np.fromiter((_hash(item.id) for item in items), np.uint64))
+
+
+def _hash(text: str) -> int:
+    """Digest of 8 bytes: for counts it does not matter that two of a billion texts may have the same."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 def lines(found: RowCounts, *, in_folds: bool = False) -> Iterator[str]:
@@ -170,15 +182,21 @@ def lines(found: RowCounts, *, in_folds: bool = False) -> Iterator[str]:
     yield from (f"  {note}" for note in found.notes)
 
 
-def _keys(table: FeedbackTable) -> list[tuple[Rows, tuple[float, ...], str]]:
-    return [(rows, item.values, item.head) for rows, item in zip(table.rows, table.items, strict=True)]
+def _keys(table: FeedbackTable) -> tuple[Hashes, Hashes]:
+    """Digests of sequences, values and head of each item; and of the opposite of each decided pair or ranking of two."""
+    own, opposite = array("Q"), array("Q")
+    for rows, item in zip(table.rows, table.items, strict=True):
+        label = f"{item.values} {item.head}"
+        own.append(_hash(f"{rows} {label}"))
+        if len(set(item.values)) == 2:
+            opposite.append(_hash(f"{rows[::-1]} {label}"))
+    return np.array(own, dtype=np.uint64), np.array(opposite, dtype=np.uint64)
 
 
 def _n_contradicting(table: FeedbackTable) -> int:
     """Number of decided pairs (and rankings of two) with the opposite of another."""
-    keys = _keys(table)
-    known = set(keys)
-    return sum(len(set(values)) == 2 and (rows[::-1], values, head) in known for rows, values, head in keys)
+    own, opposite = _keys(table)
+    return int(np.isin(opposite, own).sum())
 
 
 def _n_truncated(table: FeedbackTable) -> int:

@@ -29,7 +29,7 @@ from rewardserve.model.checkpoint import (
 from rewardserve.model.contract import N_PROBES, InvalidSampleFile, ScoringContract, read_samples
 from rewardserve.model.conversation import Sample
 from rewardserve.model.text.text_files import TextDecodeError
-from rewardserve.training.dataset.sequences import FeedbackTable, TokenSequence
+from rewardserve.training.dataset.sequences import FeedbackTable
 from rewardserve.training.loop.methods import merge
 from rewardserve.training.settings.validation import ConfigError
 
@@ -122,14 +122,11 @@ def export_contract(folder: Path, trained: Checkpoint, probes: Sequence[Sample])
 
 def choose_probes(table: FeedbackTable, n: int = N_PROBES) -> list[Sample]:
     """Choose `n` held-out samples whose lengths are spread evenly from the shortest to the longest."""
-    by_length = sorted(table.sequences, key=lambda s: (len(s.ids), s.ids))
+    lengths = [len(s.ids) for s in table.sequences]
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
     if len(by_length) <= n:
-        return [s.sample for s in by_length]
-    return [_at(by_length, i / (n - 1)).sample for i in range(n)]
-
-
-def _at(ordered: Sequence[TokenSequence], share: float) -> TokenSequence:
-    return ordered[round(share * (len(ordered) - 1))]
+        return [table.sequences[number].sample for number in by_length]
+    return [table.sequences[by_length[round(i / (n - 1) * (len(by_length) - 1))]].sample for i in range(n)]
 
 
 def read_probes(path: Path) -> list[Sample]:

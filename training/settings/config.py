@@ -123,6 +123,7 @@ class Config:
                 "weight is lost, so most weights would never change. Set model.dtype: float32 (optim.precision: bf16 computes "
                 "the forward in half precision), or method.name: lora, whose adapters are float32."
             )
+        self._refuse_memory()
         if self.audit_judge is not None and not set(self.audit_judge.heads) <= set(self.model.heads):
             raise ConfigError(
                 f"audit_judge.heads is {list(self.audit_judge.heads)}; the heads of the model are {list(self.model.heads)}."
@@ -135,6 +136,25 @@ class Config:
         self._refuse_idle_regularisers()
         if self.method.name == "frozen" and self.optim.gradient_checkpointing:
             raise ConfigError("optim.gradient_checkpointing has no effect with method.name: frozen; leave it out")
+
+    def _refuse_memory(self) -> None:
+        """Raise `ConfigError` for settings that hold something of every training item in memory, with `data.on_disk`."""
+        holds = {
+            "method.name: frozen (its features)": self.method.name == "frozen",
+            "model.head_init: logistic (its features)": self.model.head_init == "logistic",
+            "model.members": self.model.members > 1,
+            "augment": self.augment.is_on,
+            "data.balance_length": self.data.balance_length is not False,
+            "indifference": bool(self.indifference.variables),
+            "length_head": bool(self.length_head.correlation),
+            "consistency": bool(self.consistency.weight),
+            "audit_judge": self.audit_judge is not None,
+        }
+        found = [name for name, is_set in holds.items() if is_set]
+        if self.data.on_disk and found:
+            raise ConfigError(
+                f"data.on_disk with {found[0]}: this setting holds data of every item in memory. Leave one of them out."
+            )
 
     def _refuse_idle_regularisers(self) -> None:
         """Raise `ConfigError` for terms of the loss that another one has already, and for paraphrases that no term reads."""

@@ -154,6 +154,9 @@ class DataConfig:
     balance_length: bool | None = False
     """Weight pairs so that, among those with about the same difference in length, longer and shorter responses win alike; null: if
     there are pairs."""
+    on_disk: bool = False
+    """Keep training items and their tokens in temporary files (folder TMPDIR) instead of memory, for data that do not fit into it.
+    Held-out items stay in memory."""
     cache: str | None = None
     """Folder in which `datasets` keeps data sets of the hub; null: its default."""
 

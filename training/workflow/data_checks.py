@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from accelerate.utils import gather_object
 
@@ -20,7 +22,7 @@ def refuse_unequal_ranks(tables: EncodedData) -> None:
     """Raise `DataError` unless all processes have read the same rows: they would train some twice and others never."""
     if n_processes() == 1:
         return
-    own = data.digest((*tables.train.items, *tables.held_items.items))
+    own = data.digest(chain(tables.train.items, tables.held_items.items))
     if len(set(gather_object([own]))) > 1:
         raise data.DataError(
             "the processes have read different rows: a file of data.sources differs between machines, or was written while they "

@@ -118,4 +118,5 @@ def _identity(config: Config) -> dict[str, Any]:
     plain = recipe.plain(config)
     for setting in ("allow_pickle", "ignore_checkpoint_code"):
         plain["model"].pop(setting)  # it decides whether a file is read, not the weights in it
+    plain["data"].pop("on_disk")
     return {k: v for k, v in plain.items() if k not in ("output", "eval", "export")}

@@ -12,6 +12,7 @@ from rewardserve.training.console import say, show
 from rewardserve.training.dataset import counterexamples, data, leakage, raw_text, row_counts, sequences
 from rewardserve.training.dataset.comparisons import comparisons
 from rewardserve.training.dataset.counterexamples import Labelled
+from rewardserve.training.dataset.disk_list import concatenated
 from rewardserve.training.dataset.feedback import Item, kinds_of, noun
 from rewardserve.training.dataset.sequences import FeedbackTable
 from rewardserve.training.finish import EncodedData, about_counterexamples
@@ -27,14 +28,14 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_fold
     """
     split = data.load(config.data, default_head=config.model.heads[0])
     labelled, extra = _counterexamples(config, split)
-    items = (*split.train, *extra.train, *split.held_out, *extra.held_out)
+    items = concatenated(split.train, extra.train, split.held_out, extra.held_out)
     fitted = raw_text.fit_template(start, items, is_bound=is_bound)
     if fitted is not start:
         say(raw_text.JOINED)
     parts = split.train, split.held_out, extra.train, extra.held_out
     train, held, added, audited = (raw_text.as_served(part, fitted.policy) for part in parts)
     split, encoder = replace(split, train=train, held_out=held), fitted.encoder
-    train_table = sequences.encode((*train, *added), encoder, f"training {_nouns(train)}")
+    train_table = sequences.encode(concatenated(train, added), encoder, f"training {_nouns(train)}")
     held_out = sequences.encode(split.held_out, encoder, f"held-out {_nouns(held)}")
     audited_table = sequences.encode(audited, encoder, "held-out counterexamples") if audited else sequences.EMPTY
     kept, overlap = leakage.remove_overlap(train_table, held_out)
