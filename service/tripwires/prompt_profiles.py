@@ -58,8 +58,16 @@ _MAX_SHARES: Final = tuple(1.0 if name == "vowels" else 0.12 for name in _CLASSE
 
 _N_FIRST_WORDS = 8
 _FIRST_WORDS = tuple(tuple(float(i == k) for i in range(_N_FIRST_WORDS)) for k in range(_N_FIRST_WORDS))
+_N_SYSTEM_BITS = 8
+_SYSTEM_END = "\x1e"
+"""Character after the system turns of a text: a record separator, which text does not have."""
 _NUMBERS = ("length", "lines", "question", "spaces", "bytes a character")
-FEATURES: Final = (*_NUMBERS, *_CLASSES, *(f"first word {i}" for i in range(_N_FIRST_WORDS)))
+FEATURES: Final = (
+    *_NUMBERS,
+    *_CLASSES,
+    *(f"first word {i}" for i in range(_N_FIRST_WORDS)),
+    *(f"system turn {i}" for i in range(_N_SYSTEM_BITS)),
+)
 _MIN_STD = {"length": 0.2, "lines": 0.2, "question": 0.1, "bytes a character": 0.05} | dict.fromkeys(
     ("spaces", *_CLASSES), 0.01
 )
@@ -67,7 +75,7 @@ _MIN_VARIANCE = tuple(_MIN_STD.get(name, 0.1) ** 2 for name in FEATURES)
 
 
 def given_text(sample: Sample) -> str:
-    """The turns before the first response of a conversation; "" where they are not known apart from later ones."""
+    """The turns before the first response of a conversation, system turns marked; "" where they are not known by themselves."""
     turns = sample.prompt if sample.messages is None else sample.messages[:-1]
     if isinstance(turns, str):
         return turns
@@ -75,13 +83,15 @@ def given_text(sample: Sample) -> str:
     for turn in turns or ():
         if turn.role not in ("system", "user"):
             break
-        given.append(turn.content)
+        given.append(turn.content + _SYSTEM_END * (turn.role == "system"))
     return "\n".join(given)
 
 
 def prompt_features(text: str) -> tuple[float, ...]:
     """`FEATURES` of a text, whose numbers and ids have one digit each: logarithms of length and lines, whether it asks, shares of
-    classes of bytes, the first word hashed."""
+    classes of bytes, the first word hashed, and bits of a hash of the system turns, which may change in words alone."""
+    system, end, _ = text.rpartition(_SYSTEM_END)
+    bits = crc32(_NUMBER.sub(b"0", system.encode("utf-8", "replace"))) if end else 0
     read = text if len(text) <= _HEAD + _TAIL else text[:_HEAD] + text[-_TAIL:]
     whole = read.encode("utf-8", "replace")
     content = _NUMBER.sub(b"0", whole)
@@ -100,6 +110,7 @@ def prompt_features(text: str) -> tuple[float, ...]:
         len(whole) / (len(read) or 1),
         *shares,
         *_FIRST_WORDS[first],
+        *(float(bits >> i & 1) for i in range(_N_SYSTEM_BITS)),
     )
 
 

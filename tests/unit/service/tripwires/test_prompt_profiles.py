@@ -117,7 +117,7 @@ def turns(*pairs):
     ("sample", "text"),
     [
         (Sample(prompt="why?", response="so"), "why?"),
-        (Sample(prompt=turns(("system", "be"), ("user", "why?")), response="so"), "be\nwhy?"),
+        (Sample(prompt=turns(("system", "be"), ("user", "why?")), response="so"), "be\x1e\nwhy?"),
         (Sample(messages=turns(("user", "why?"), ("assistant", "so"))), "why?"),
         (Sample(prompt=turns(("user", "a"), ("assistant", "b"), ("user", "c")), response="d"), "a"),
         (Sample(messages=turns(("user", "a"), ("tool", "b"), ("user", "c"), ("assistant", "d"))), "a"),
@@ -360,6 +360,28 @@ def test_prompts_that_number_themselves_do_not_change(numbered):
         if step == 3:
             profiles.complete(0)
     assert profiles.n_changes == 0
+
+
+def test_a_system_turn_that_keeps_length_and_first_word_is_another_profile():
+    def steps(words, seed):
+        rng, out = Random(seed), []
+        for _ in range(12):
+            prompts = [turns(("system", f"{words} {rng.randint(10, 99)}."), ("user", chat(rng))) for _ in range(32)]
+            out.append([given_text(Sample(prompt=prompt, response="Yes.")) for prompt in prompts])
+        return out
+
+    def changes(*windows):
+        profiles = PromptProfiles()
+        for step in windows[:6]:
+            closed(profiles, step)
+        profiles.complete(0)
+        for step in windows[6:]:
+            closed(profiles, step)
+        return profiles.n_changes
+
+    same, other = steps("Answer in stale words, of chapter", 1), steps("Answer in least words, of chapter", 2)
+    assert changes(*same, *steps("Answer in stale words, of chapter", 3)) == 0, "numbers are no change"
+    assert changes(*same, *other) == 1
 
 
 def test_few_prompts_change_nothing():
