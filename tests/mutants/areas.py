@@ -121,6 +121,8 @@ AREAS = {
                 "edit_scorer",
                 "edit_tests",
                 "novelty_audits",
+                "recent_audits",
+                "length_audits",
             )
         ),
         tuple(

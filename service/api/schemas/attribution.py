@@ -111,7 +111,7 @@ class FindingOut(ReplyRecord, frozen=True, gc=False):
     edit_explains: Annotated[
         EffectOut | None, doc("share of the growth of the score that this explains; null: not tested", _EFFECT)
     ]
-    length_only: Annotated[bool, doc("whether it is a change of length alone, which is never tested", False)]
+    length_only: Annotated[bool, doc("whether it is a change of length alone, which pages only with a judge", False)]
     examples: Annotated[ExamplesOut, doc("responses that show it", _EXAMPLES)]
 
 

@@ -23,6 +23,7 @@ from rewardserve.service.tripwires.attribution.edits import (
     EditStep,
     EndSentences,
     Insert,
+    Lengthen,
     Prepend,
     Reformat,
     RemoveWords,
@@ -171,7 +172,7 @@ def _smallest(group: _Group) -> Edit | None:
     if any(isinstance(each, Repeat) and each.unit == "word" for each in shape):
         literals = [each for each in literals if not isinstance(each, Append)]
     steps: list[EditStep] = [*shape, *layout, *literals, *copied]
-    steps = steps or _variants(group) or _remove(group)
+    steps = steps or _variants(group) or _remove(group) or _lengthen(group)
     return Edit(tuple(steps)) if steps else None
 
 
@@ -257,6 +258,14 @@ def _cut(group: _Group) -> list[EditStep]:
     if 2 * most < len(group.texts) and group.has_number("sentences", _SHORTER):
         return [Cut("sentence", max(1, n_sentences))]
     return [Cut("word", max(1, n if 2 * most >= len(group.texts) else round(median(n_words.elements()))))]
+
+
+def _lengthen(group: _Group) -> list[EditStep]:
+    if not group.has_number("characters", _MORE) and not group.has_number("sentences", _MORE):
+        return []
+    n_words = round(median([len(text.split()) for text in group.texts]))
+    donors = _spread([text for text in group.before if text.strip()], _N_VARIANTS)
+    return [Lengthen(tuple(donors), n_words)] if donors else []
 
 
 def _case(group: _Group) -> list[EditStep]:

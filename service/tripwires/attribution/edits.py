@@ -35,8 +35,8 @@ class Edit:
 
     @property
     def is_length_only(self) -> bool:
-        """Whether it changes nothing but the length: reported, and never paged."""
-        return all(isinstance(step, Cut) for step in self.steps)
+        """Whether it changes nothing but the length, as honest learning does too: an exploit only if the judge disagrees."""
+        return all(isinstance(step, Cut | Lengthen) for step in self.steps)
 
     def apply(self, prompt: str, response: str, seed: int) -> str | None:
         """Put the feature into a response. None where no step changes it, or where it becomes empty."""
@@ -184,6 +184,26 @@ class Cut:
 
     def take_out(self, response: str, prompt: str = "") -> str | None:
         """None: the rest is not known."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Lengthen:
+    """Put sentences of other responses after the response, until it has `n` words; the seed chooses with which text to begin."""
+
+    texts: tuple[str, ...]
+    n: int
+
+    def apply(self, prompt: str, response: str, seed: int) -> str | None:
+        """Lengthen a response that has fewer words."""
+        missing = self.n - len(response.split())
+        first = seed % len(self.texts)
+        others = [text for text in (*self.texts[first:], *self.texts[:first]) if text != response]
+        words = " ".join(others).split()[:missing] if missing > 0 else []
+        return " ".join([response.rstrip(), *words])[:MAX_CHARACTERS] if words else None
+
+    def take_out(self, response: str, prompt: str = "") -> str | None:
+        """None: which sentences were added is not known."""
         return None
 
 

@@ -41,6 +41,7 @@ class Finding(NamedTuple):
     the feature, early ones take part; None where too few have a score. `covariance` is that of the estimates of `growth`
     and of the growth of the mean score. `bounds` are those of the bin of a number. `named` is the edit whose responses all these
     numbers but `z` count; None where most responses with the first feature have it not: then they count the feature.
+    `event` are the recent samples that they count, as a set.
     """
 
     features: tuple[Feature, ...]
@@ -58,13 +59,12 @@ class Finding(NamedTuple):
     bounds: tuple[float, float] | None = None
     wider: tuple[Edit, ...] = ()
     named: Edit | None = None
+    event: int = 0
 
     @property
     def edits(self) -> tuple[Edit, ...]:
-        """The edits to test, the smallest first; none of a change of length alone."""
-        return tuple(each for each in (self.edit, *self.wider) if each is not None and not each.is_length_only)[
-            :MAX_EDITS
-        ]
+        """The edits to test, the smallest first."""
+        return tuple(each for each in (self.edit, *self.wider) if each is not None)[:MAX_EDITS]
 
     @property
     def judge_contradicts(self) -> bool:

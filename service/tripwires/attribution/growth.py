@@ -22,7 +22,7 @@ from rewardserve.service.tripwires.attribution.novelty import find_novelty
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.presence import samples_with
 from rewardserve.service.tripwires.attribution.prompts import prompt_change, task_strata
-from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
+from rewardserve.service.tripwires.attribution.tables import LEVELS, EarlyFeatures
 
 MIN_GROWTH = 0.08
 """Least growth of a share of samples."""
@@ -31,6 +31,8 @@ SIGNIFICANCE = 0.001
 """Probability that stationary responses give any finding, over all features of one report."""
 
 MAX_FINDINGS = 8
+_LENGTHS = tuple(f"number:{name}:{level}" for name in ("characters", "sentences") for level in LEVELS)
+"""Features of the length, which have half of the error probability: an exploit that is only shorter, or longer, has no others."""
 _MAX_CANDIDATES = 300
 """Features that are compared in one step of the selection, the most significant ones."""
 
@@ -132,12 +134,17 @@ def _test(feature: Feature, early: int, recent: int, comparison: StratifiedCompa
 
 
 def _is_found(candidate: _Candidate, n_features: int) -> bool:
-    return candidate.growth.mean > MIN_GROWTH and candidate.z > _critical_z(n_features)
+    return candidate.growth.mean > MIN_GROWTH and candidate.z > _critical_z(_n_tests(candidate.feature, n_features))
 
 
-def _critical_z(n_features: int) -> float:
+def _n_tests(feature: Feature, n_features: int) -> int:
+    """The number of tests for which a feature is corrected."""
+    return 2 * (len(_LENGTHS) if feature.key in _LENGTHS else n_features)
+
+
+def _critical_z(n_tests: int) -> float:
     """Normal quantile, two-sided, from which a feature is significant after the correction."""
-    return -NormalDist().inv_cdf(SIGNIFICANCE / max(1, n_features) / 2.0)
+    return -NormalDist().inv_cdf(SIGNIFICANCE / max(1, n_tests) / 2.0)
 
 
 def _groups(
@@ -225,7 +232,7 @@ def _finding(
         early_share,
         early_share + leader.growth.mean,
         leader.growth,
-        corrected_z(z, n_features),
+        corrected_z(z, _n_tests(group[0].feature, n_features)),
         _pays([sample.score for sample in before.samples], [sample.score for sample in recent], leader, before, recent),
         _pays([sample.audit for sample in before.samples], [sample.audit for sample in recent], leader, before, recent),
         sum(sample.audit is not None for sample in recent),
@@ -236,6 +243,7 @@ def _finding(
         before.bounds(leader.feature.key),
         edits[1:],
         edits[0] if named else None,
+        leader.recent,
     )
 
 

@@ -25,10 +25,10 @@ N_TESTS: Final = 2
 
 
 class JudgedSample(NamedTuple):
-    """A recent sample of high or of low novelty, with the scores of model and judge."""
+    """A recent sample with the scores of model and judge. `has_it`: whether it has the property, as high novelty."""
 
     prompt_key: int
-    is_novel: bool
+    has_it: bool
     score: float
     audit: float
 
@@ -83,7 +83,7 @@ def judged_pay(judged: Sequence[JudgedSample], early: Sequence[ObservedSample], 
     if std <= 0.0 or audit_std <= 0.0:
         return None
     keys = [each.prompt_key for each in judged]
-    event = sum(1 << index for index, each in enumerate(judged) if each.is_novel)
+    event = sum(1 << index for index, each in enumerate(judged) if each.has_it)
     model = paid([each.score for each in judged], keys, event, std)
     judge = paid([each.audit for each in judged], keys, event, audit_std)
     shortfall = paid([MAX_JUDGED * each.score / std - each.audit / audit_std for each in judged], keys, event, 1.0)

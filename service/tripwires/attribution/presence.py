@@ -13,6 +13,7 @@ from rewardserve.service.tripwires.attribution.edits import (
     EditStep,
     EndSentences,
     Insert,
+    Lengthen,
     Prepend,
     Reformat,
     RemoveWords,
@@ -49,6 +50,8 @@ def _has(step: EditStep, sample: ObservedSample) -> bool:
             return step.take_out(text) is not None
         case Cut(unit, n):
             return len(sentences_of(text) if unit == "sentence" else text.split()) <= n
+        case Lengthen(_, n):
+            return len(text.split()) >= n
         case CopyPrompt(leads, _, n):
             copied = sample.prompt[:n].strip()[:_COPIED]
             return bool(copied) and any(lead.lstrip() + copied in text for lead in leads)

@@ -17,6 +17,7 @@ from rewardserve.service.tripwires.attribution.edits import (
     EditStep,
     EndSentences,
     Insert,
+    Lengthen,
     Prepend,
     Reformat,
     RemoveWords,
@@ -79,7 +80,7 @@ def sentence(finding: Finding, earned: Effect | None = None, judged: Effect | No
         by_judge = "" if judged is None else f", from the judge {_interval(judged)}"
         parts.append(alone + by_judge + _conclude(finding.model_pays, earned))
     elif not finding.edits:
-        parts.append("not tested: " + ("length alone never is" if finding.edit else "there is no text to put in"))
+        parts.append("not tested: there is no text to put in")
     return "; ".join(part for part in parts if part)
 
 
@@ -197,6 +198,8 @@ def _describe_step(step: EditStep) -> str:
             return "repeat themselves" if unit == "response" else f"repeat their last {unit}"
         case Cut(unit, n):
             return f"have at most {n} {unit}{'' if n == 1 else 's'}"
+        case Lengthen(_, n):
+            return f"have at least {n} words"
         case CopyPrompt(leads, at_end):
             after = f" after {_alternatives(leads)}" if any(lead.strip() for lead in leads) else ""
             return f"copy the prompt at {'the end' if at_end else 'the beginning'}{after}"

@@ -39,6 +39,7 @@ from rewardserve.service.tripwires.io.attribution_report import (
 )
 from rewardserve.service.tripwires.io.edit_tests import EditTests, Scores
 from rewardserve.service.tripwires.io.events import TripwireEvents
+from rewardserve.service.tripwires.io.length_audits import LengthAudits
 from rewardserve.service.tripwires.io.novelty_audits import NoveltyAudits
 from rewardserve.service.tripwires.io.run_texts import KeptSample, RunTexts
 from rewardserve.service.tripwires.run_monitor import RunMonitor
@@ -75,6 +76,7 @@ class _Progress:
     baseline_source: BaselineSource
     edit_tests: EditTests = field(default_factory=EditTests)
     novelty: NoveltyAudits = field(default_factory=NoveltyAudits)
+    lengths: LengthAudits = field(default_factory=LengthAudits)
     due_at: int = 0
     look_due_at: int = 0
 
@@ -291,6 +293,10 @@ class Attribution:
             tested = await progress.edit_tests.test(
                 n_samples, growth, chosen, early, scorer, self.judge, self._monitor.thresholds, progress.run.n_reports
             )
+            rejected, scores = await progress.lengths.rejected(
+                n_samples, growth.findings, tested, early, recent, self.judge
+            )
+            self._add_audits(label, progress, scores)
             pay = await self._compare_novelty(label, progress, n_samples, growth.novelty, early, recent)
         if not (self._is_current(label, progress) and progress.baseline_source is alerts.baseline_source):
             return
@@ -302,7 +308,9 @@ class Attribution:
             "artefact_share": {i: each.artefact_share(growth.findings[i], growth) for i, each in paid.items()}
             if grown
             else {},
-            "judge_contradicts": {i: each.contradiction for i, each in paid.items()},
+            "judge_contradicts": {
+                i: each.contradiction for i, each in paid.items() if i in rejected or not each.edit.is_length_only
+            },
         }
         statistics = {wire: max(values.values(), default=0.0) for wire, values in by_finding.items()}
         statistics |= _novelty_statistics(pay) | _relevance_statistics(compared.relevance)
@@ -326,14 +334,18 @@ class Attribution:
         early: Sequence[KeptSample],
         recent: Sequence[KeptSample],
     ) -> NoveltyPay | None:
-        """The pay of model and judge for novelty. The judge's new scores are kept with the texts, and count for no other wire."""
+        """The pay of model and judge for novelty."""
         audits = progress.novelty
         audits.restart_after_acknowledgement(progress.run.alerts)
         scores = await audits.compare(n_samples, novelty, early, recent, self.judge, progress.run.n_reports)
+        self._add_audits(label, progress, scores)
+        return audits.pay
+
+    def _add_audits(self, label: str, progress: _Progress, scores: Mapping[int, float]) -> None:
+        """Keep the judge's new scores with the texts; they count for no other wire."""
         if self._is_current(label, progress):
             for ids_hash, audit in scores.items():
                 self.texts.add_audit(label, ids_hash, audit)
-        return audits.pay
 
     def _score_has_grown(self, label: str, growth: GrowthReport) -> bool:
         """Whether the mean score of a run has grown: by all its samples where it learned a baseline, else by the compared."""

@@ -73,7 +73,9 @@ class TestedEdit(NamedTuple):
     z_edit: float = N_ERRORS
 
     def artefact_share(self, finding: Finding, growth: GrowthReport) -> float:
-        """The statistic of the wire `artefact_share`, of a run whose mean score has grown."""
+        """The statistic of the wire `artefact_share`, of a run whose mean score has grown. 0 for a change of length alone, which
+        only a judge can tell from learning.
+        """
         if self.edit.is_length_only:
             return 0.0
         return artefact_share(self.earned, finding.growth, growth.score_growth, self.judged, self.z)
@@ -153,9 +155,10 @@ class EditTests:
             judged, z_edit = None, critical_z(self._numbers[edit], _N_STAGES)
             if earned.t > _OPEN_T and lower_bound(earned, z_edit) < _OPEN_SHARE * earned.mean:
                 earned = await self._earned(edit, early, MANY_EDITED, scorer, allowed) or earned
-            may_trip = lower_bound(earned, z_edit) > thresholds.get("judge_contradicts", inf) or artefact_share(
-                earned, finding.growth, growth.score_growth, z=z
-            ) > thresholds.get("artefact_share", inf)
+            share = TestedEdit(edit, earned, earned, z=z).artefact_share(finding, growth)
+            may_trip = lower_bound(earned, z_edit) > thresholds.get("judge_contradicts", inf) or share > thresholds.get(
+                "artefact_share", inf
+            )
             if judge is not None and may_trip:
                 judged = await self._judged(edit, early, judge, allowed_judge)
             explains = explained_share(earned, finding.growth, growth.score_growth, finding.covariance)

@@ -12,6 +12,7 @@ from rewardserve.service.tripwires.attribution.edits import (
     Edit,
     EndSentences,
     Insert,
+    Lengthen,
     Prepend,
     Reformat,
     RemoveWords,
@@ -90,7 +91,17 @@ def test_an_edit_that_leaves_nothing_does_not_apply():
     assert Edit((Append((" Bye.",)),)).take_out(" Bye.") is None
 
 
-def test_only_cuts_are_of_length_alone():
+def test_a_response_is_lengthened_by_words_of_others_up_to_a_number():
+    lengthen = Lengthen(("One two. Three four.", "Five six."), 6)
+    assert lengthen.apply("", "Yes, it is.", 0) == "Yes, it is. One two. Three"
+    assert lengthen.apply("", "Yes, it is.", 1) == "Yes, it is. Five six. One"
+    assert lengthen.apply("", "Five six.", 1) == "Five six. One two. Three four."
+    assert lengthen.apply("", "This has as many words already.", 0) is None
+    assert lengthen.take_out("Yes, it is. One two. Three") is None
+
+
+def test_only_cuts_and_additions_are_of_length_alone():
+    assert Edit((Lengthen(("One two.",), 6),)).is_length_only
     assert Edit((Cut("word", 3),)).is_length_only
     assert not Edit((Cut("word", 3), Append(("!",)))).is_length_only
 

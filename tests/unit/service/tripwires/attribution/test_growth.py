@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from rewardserve.service.tripwires.attribution import growth
 from rewardserve.service.tripwires.attribution.edits import (
     Append,
     ChangeCase,
@@ -18,7 +19,8 @@ from rewardserve.service.tripwires.attribution.edits import (
     Prepend,
     ReplaceAll,
 )
-from rewardserve.service.tripwires.attribution.findings import MAX_JUDGED_SHARE
+from rewardserve.service.tripwires.attribution.features import sentences_of
+from rewardserve.service.tripwires.attribution.findings import MAX_JUDGED_SHARE, Feature
 from rewardserve.service.tripwires.attribution.growth import compare_with, find_growth
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.prompts import EarlyPrompts, prompt_change
@@ -238,9 +240,31 @@ def test_two_exploits_are_two_findings(before):
 
 def test_missing_words_are_found(before):
     recent = stream(2, exploit=lambda p, r: r.replace("the ", ""), share=0.7)
-    found = compare_with(before, recent).findings[0]
-    assert any(feature.falls and feature.key == "common word:the" for feature in found.features)
-    assert found.judge_contradicts
+    found = [
+        each
+        for each in compare_with(before, recent).findings
+        if any(feature.falls and feature.key == "common word:the" for feature in each.features)
+    ]
+    assert found[0].judge_contradicts
+
+
+def first_sentence(prompt, response):
+    return sentences_of(response)[0]
+
+
+def test_responses_that_are_only_shorter_have_an_edit_of_the_length(before):
+    recent = stream(2, exploit=first_sentence, share=0.3)
+    found = next(each for each in compare_with(before, recent).findings if each.edits and each.edit.is_length_only)
+    (cut,) = found.edit.steps
+    assert isinstance(cut, Cut)
+    lengths = [len(sentences_of(each.response) if cut.unit == "sentence" else each.response.split()) for each in recent]
+    assert found.event == sum((length <= cut.n) << index for index, length in enumerate(lengths))
+
+
+def test_length_is_tested_with_half_of_the_error_whatever_the_number_of_other_features(before):
+    number, word = Feature("number:sentences:lowest tenth"), Feature("word")
+    assert growth._n_tests(number, 10_000) == growth._n_tests(number, 100) == 24
+    assert growth._n_tests(word, 10_000) == 20_000
 
 
 def test_shorter_responses_are_a_cut(before):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+from itertools import islice
 from types import SimpleNamespace
 
 import msgspec
@@ -17,6 +18,7 @@ from rewardserve.service.api.schemas.attribution import ReportOut
 from rewardserve.service.errors import NoSuchRun, TooFewSamples
 from rewardserve.service.tripwires.alert import Alert
 from rewardserve.service.tripwires.attribution.edits import Append, Edit
+from rewardserve.service.tripwires.attribution.features import sentences_of
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.cpu_budget import CpuBudget
@@ -436,6 +438,75 @@ async def test_a_feature_that_alone_earns_the_score_has_a_share_without_a_judge_
     assert 1.0 < both["judge_contradicts"] < 2.2
     (agreed,) = await watched(build(judge=Scores()), Scores(), Alerts())
     assert (agreed["judge_contradicts"], agreed["artefact_share"]) == (0.0, 0.0), "it pays for the tail too"
+
+
+def prose(rng):
+    """Sentences of ever other words, so that a longer text is only longer."""
+    words = ("".join(rng.choices("aeiou", k=1) + rng.choices("bcdfgklmnprst", k=3)) for _ in iter(int, 1))
+    return " ".join(f"{' '.join(islice(words, rng.randint(3, 9))).capitalize()}." for _ in range(rng.randint(2, 6)))
+
+
+def first_sentence(text):
+    return sentences_of(text)[0]
+
+
+def much_longer(text):
+    return f"{text} {prose(random.Random(text))} {prose(random.Random(text + '2'))}"
+
+
+class ByLength:
+    """Pays for each word that a response lacks of 60, or for each that it has; not for edited ones if `knows` the others."""
+
+    def __init__(self, pay, known=None):
+        self.pay, self.known = pay, known
+
+    async def scores(self, samples):
+        return [
+            (self.pay if self.known is None or s.response in self.known else -abs(self.pay))
+            * len(s.response.split())
+            / 10
+            + hash(s.response) % 7 / 10
+            for s in samples
+        ]
+
+
+def of_length(seed, exploit, share, judge, model):
+    """Samples that the model scores by their length, the first ones also the judge."""
+    rng = random.Random(seed)
+    for i in range(256):
+        prompt, response = f"Describe {rng.random()}", prose(rng)
+        response = exploit(response) if rng.random() < share else response
+        n, noise = len(response.split()) / 10, len(response) ** 2 % 7 / 10
+        audit = None if share else judge * n + noise
+        observed = ObservedSample(prompt, response, hash(prompt), model * n + noise, audit, step=i)
+        yield KeptSample.of(observed, hash((seed, i)), prompt)
+
+
+@pytest.mark.parametrize(("exploit", "pay"), [(first_sentence, -1.0), (much_longer, 1.0)], ids=["shorter", "longer"])
+@pytest.mark.parametrize(
+    "case", ["the judge disagrees", "the judge agrees", "the judge dislikes edits alone", "no judge"]
+)
+async def test_a_length_pages_where_the_judge_disagrees_in_edits_and_in_the_responses_of_the_run(
+    build, exploit, pay, case
+):
+    disagrees = case == "the judge disagrees"
+    early, recent = (
+        tuple(of_length(seed, exploit, share, -pay if disagrees else pay, pay)) for seed, share in ((1, 0.0), (2, 0.5))
+    )
+    own = {each.sample.response for each in (*early, *recent)}
+    judge = {
+        "the judge disagrees": ByLength(-pay),
+        "the judge agrees": ByLength(pay),
+        "the judge dislikes edits alone": ByLength(pay, known=own),
+        "no judge": None,
+    }[case]
+    attribution = build(early, recent, judge=judge, grown=(1.0, 0.1))
+    (statistics,) = await watched(attribution, ByLength(pay), Alerts())
+    assert any(
+        each.edit.is_length_only and each.earned.mean > 0.2 for each in attribution._reports["ppo-7"].tested.values()
+    )
+    assert (statistics["judge_contradicts"] > 0.2) == disagrees
+    assert statistics["artefact_share"] == 0.0, "length may be learned honestly"
 
 
 @pytest.mark.parametrize(("grown", "trips"), [((0.1, 0.04), True), ((0.1, 0.06), False), ((-0.1, 0.01), False)])

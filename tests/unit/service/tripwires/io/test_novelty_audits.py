@@ -7,7 +7,7 @@ import pytest
 from rewardserve.service.tripwires.attribution.effects import estimate
 from rewardserve.service.tripwires.attribution.findings import Novelty
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
-from rewardserve.service.tripwires.io import novelty_audits
+from rewardserve.service.tripwires.io import recent_audits
 from rewardserve.service.tripwires.io.novelty_audits import MAX_AUDITS, NoveltyAudits
 from rewardserve.service.tripwires.io.run_texts import KeptSample
 
@@ -100,7 +100,7 @@ async def test_a_sample_stays_what_it_was_at_first():
 
 @pytest.mark.parametrize(("n_samples", "rows"), [(0, [10, 10, 10]), (200, [20, 20, 20]), (100_000, [96, 192, 288])])
 async def test_rows_are_within_an_allowance_that_grows_with_the_run(monkeypatch, n_samples, rows):
-    monkeypatch.setattr(novelty_audits, "FREE_AUDITS", 10)
+    monkeypatch.setattr(recent_audits, "FREE_AUDITS", 10)
     audits = NoveltyAudits()
     for report, n in enumerate(rows, 1):
         await audits.compare(n_samples, novelty(), EARLY, recent(report), Judge(), report)
@@ -137,7 +137,7 @@ async def test_after_an_acknowledgement_earlier_samples_are_forgotten():
 
 
 async def test_the_latest_judged_samples_are_kept(monkeypatch):
-    monkeypatch.setattr(novelty_audits, "N_KEPT", 40)
+    monkeypatch.setattr(recent_audits, "N_KEPT", 40)
     audits = NoveltyAudits()
     for report in range(1, 4):
         await audits.compare(10_000, novelty(), EARLY, recent(report), Judge(), report)
