@@ -24,6 +24,7 @@ ACKNOWLEDGE = "/tripwires/{run:path}/{wire}/ack"
 """Unblocks a run, so the key of the run must not be able to call it."""
 
 DETAILS = "/tripwires/{run:path}/details"
+HISTORY = "/tripwires/{run:path}/history"
 ATTRIBUTION = "/tripwires/{run:path}/attribution"
 """Shows texts of a run, which a key that scores must not be able to read."""
 
@@ -64,7 +65,7 @@ class RoutePolicy:
                 raise TypeError(f"{route!r} is not a route with a path")
             scope, methods = _scope_of(route.path, metrics_need_key), frozenset(route.methods or ())
             methods |= {"HEAD"} if "GET" in methods else set()
-            is_admin = route.path.startswith((_ADMIN, _REVIEW)) or route.path == ATTRIBUTION
+            is_admin = route.path.startswith((_ADMIN, _REVIEW)) or route.path in (HISTORY, ATTRIBUTION)
             if route.param_convertors:
                 info = RouteInfo(route.path_format, methods, scope, route.path_regex, is_admin)
                 self._patterns.append((route.path_regex, info))
@@ -100,7 +101,7 @@ def _scope_of(path: str, metrics_need_key: bool) -> str | None:
         return None
     if path.startswith(_REVIEW):
         return "review"
-    return "admin" if path in (ACKNOWLEDGE, ATTRIBUTION) or path.startswith(_ADMIN) else "score"
+    return "admin" if path in (ACKNOWLEDGE, HISTORY, ATTRIBUTION) or path.startswith(_ADMIN) else "score"
 
 
 def check_path(scope: Scope) -> None:

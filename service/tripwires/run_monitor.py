@@ -89,6 +89,7 @@ class RunMonitor:
         run.step = step if step is not None else run.step
         run.kl = kl if kl is not None else run.kl
         new = self._counter.new_samples(run, samples)
+        run.history.add(step, new, kl)
         if self._table.is_over_limit(name, owner):
             self.n_over_limit += len(new)
         alerts = self._counter.count(run, new, now, prompts)
@@ -118,6 +119,7 @@ class RunMonitor:
         run = self._table.open(name, owner, now, source or self.baseline_source)
         if source is None or run.baseline_source is source:
             run.revision += 1
+            run.history.add_gap(score - audit)
             self._counter.count_audit(run, prompt_hash, PromptMeans(score, audit, task))
 
     def audits_every_prompt(self, name: RunName, owner: str = "") -> bool:

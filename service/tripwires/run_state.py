@@ -17,6 +17,7 @@ from rewardserve.service.tripwires.drift import DriftTest, PromptMeans
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.prompt_profiles import PromptProfiles
 from rewardserve.service.tripwires.run_context import UnnamedClient
+from rewardserve.service.tripwires.run_history import RunHistory
 from rewardserve.service.tripwires.running_sums import RunningSums
 from rewardserve.service.tripwires.statistics import HoneypotHitRate
 from rewardserve.service.tripwires.strata import MAX_TASKS, OTHER_TASKS, Stratum, learned_so_far, mixed_baseline
@@ -116,6 +117,7 @@ class Run:
     name: str = ""
     client: UnnamedClient | None = None
     revision: int = 0
+    history: RunHistory = field(default_factory=RunHistory)
 
     @property
     def baseline_key(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from math import exp
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
@@ -11,12 +12,14 @@ from starlette.responses import Response
 from rewardserve.service.api import openapi
 from rewardserve.service.api.replies import info_response, json_response, page_response
 from rewardserve.service.api.request_state import is_admin
-from rewardserve.service.api.route_policy import ACKNOWLEDGE, DETAILS
+from rewardserve.service.api.route_policy import ACKNOWLEDGE, DETAILS, HISTORY
 from rewardserve.service.api.run_context import check_no_parameters
 from rewardserve.service.api.run_summary import STATES, describe_canaries, state_of, summarise
 from rewardserve.service.api.schemas.runs import (
     AcknowledgedReply,
     AlertOut,
+    HistoryReply,
+    PointOut,
     RunReply,
     RunsReply,
     RunSummary,
@@ -28,6 +31,7 @@ from rewardserve.service.errors import NoSuchAlert, NoSuchRun
 from rewardserve.service.models.active_models import ActiveModels
 from rewardserve.service.tripwires.io.attribution import Attribution
 from rewardserve.service.tripwires.io.attribution_report import ShownReport
+from rewardserve.service.tripwires.run_history import HistoryPoint
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.run_state import ActiveAlert, Run
 from rewardserve.service.tripwires.strata import Stratum
@@ -61,6 +65,14 @@ def tripwire_routes(active_models: ActiveModels, clock: Clock) -> APIRouter:
         watcher = active_models.current().watcher
         return info_response(describe_run(run, watcher.monitor, clock.now(), _reports(watcher.attribution, request)))
 
+    @router.get(
+        HISTORY,
+        responses=openapi.replies(HistoryReply, 404, 422, 503, words=_ERRORS_OF_A_RUN),
+    )
+    async def history(run: str) -> Response:
+        """Show a run by step: score, length, KL, and the gap to the audit judge."""
+        return info_response(describe_history(run, active_models.current().watcher.monitor, clock.now()))
+
     @router.post(
         ACKNOWLEDGE,
         responses=openapi.replies(AcknowledgedReply, 404, 422, 503, words=_ERRORS_OF_AN_ALERT),
@@ -90,11 +102,34 @@ def summarise_runs(monitor: RunMonitor, now: float, reports: Reports) -> dict[st
     return dict(sorted(summaries.items(), key=lambda each: STATES.index(each[1].state)))
 
 
-def describe_run(label: str, monitor: RunMonitor, now: float, reports: Reports) -> RunReply:
-    """Build the reply of `GET /tripwires/{run}/details`. Times in it are UTC. Raise `NoSuchRun`."""
+def find_run(label: str, monitor: RunMonitor) -> Run:
+    """The run with this label. Raise `NoSuchRun`."""
     run = (monitor.archived | monitor.runs).get(label)
     if run is None:
         raise NoSuchRun(f"no run has the label {label[:64]!r}, or it is forgotten: see GET /tripwires")
+    return run
+
+
+def describe_history(label: str, monitor: RunMonitor, now: float) -> HistoryReply:
+    """Build the reply of `GET /tripwires/{run}/history`. Raise `NoSuchRun`."""
+    run = find_run(label, monitor)
+    return HistoryReply(
+        label, [_point(each) for each in run.history.points], [_alert(each, now) for each in run.alerts.values()]
+    )
+
+
+def _point(point: HistoryPoint) -> PointOut:
+    n = point.n or 1
+    return PointOut(
+        point.first_step, point.last_step, point.n, point.score_mean, point.score_sd, point.reward / n,
+        exp(point.log_tokens / point.n_tokens) if point.n_tokens else None, point.kl / point.n_kl if point.n_kl else None,
+        point.gap / point.n_gap if point.n_gap else None,
+    )  # fmt: skip
+
+
+def describe_run(label: str, monitor: RunMonitor, now: float, reports: Reports) -> RunReply:
+    """Build the reply of `GET /tripwires/{run}/details`. Times in it are UTC. Raise `NoSuchRun`."""
+    run = find_run(label, monitor)
     return RunReply(
         label,
         _summary(label, run, monitor, now, reports),

@@ -143,3 +143,31 @@ class AcknowledgedReply(ReplyRecord, frozen=True, gc=False):
     run: Annotated[str, doc("label of the run", "ppo-7")]
     wire: Annotated[str, doc("name of the trip wire whose alert has ended", "repetition")]
     acknowledged: Annotated[bool, doc("always true: otherwise the reply is an error", True)] = True
+
+
+_POINT = {
+    "first_step": 12, "last_step": 12, "n": 128, "score": 0.42, "score_sd": 0.9, "reward": 0.4, "tokens": 61.5, "kl": 0.031,
+    "judge_gap": 0.2,
+}  # fmt: skip
+
+
+class PointOut(ReplyRecord, frozen=True, gc=False):
+    """The samples of some steps of a run. Null: not known."""
+
+    first_step: Annotated[int | None, doc("first of its steps", 12)]
+    last_step: Annotated[int | None, doc("last of its steps", 12)]
+    n: Annotated[int, doc("number of inspected samples", 128)]
+    score: Annotated[float | None, doc("mean score, before penalties and shape", 0.42)]
+    score_sd: Annotated[float | None, doc("standard deviation of the scores", 0.9)]
+    reward: Annotated[float | None, doc("mean reward as sent", 0.4)]
+    tokens: Annotated[float | None, doc("geometric mean length of the responses, in tokens", 61.5)]
+    kl: Annotated[float | None, doc("mean KL divergence that the client sent", 0.031)]
+    judge_gap: Annotated[float | None, doc("mean of score minus score of the audit judge, of the audited samples", 0.2)]
+
+
+class HistoryReply(ReplyRecord, frozen=True, gc=False):
+    """A run by step: at most 512 points, of more steps each the longer the run."""
+
+    run: Annotated[str, doc("label of the run", "ppo-7")]
+    points: Annotated[list[PointOut], doc("points in the order of their samples", [_POINT])]
+    alerts: Annotated[list[AlertOut], doc("alerts to acknowledge", [_ALERT])]
