@@ -104,6 +104,13 @@ class UnsupportedField(SampleError):
         )  # fmt: skip
 
 
+class InvalidLookahead(SampleError):
+    """The sample has continuations that cannot follow it. `index` is that of the continuation."""
+
+    code = "invalid_lookahead"
+    remedy = "Send the sample as prompt and response or as messages, and continuations that are not empty."
+
+
 class InvalidText(SampleError):
     """The text has lone surrogates, which tokenizers cannot encode."""
 
@@ -184,7 +191,8 @@ class Sample:
     that is a string is one user turn. `finish_reason="length"`: the policy was cut off, so no
     end token is added. `reference_rewards` are raw scores of reference responses to the same prompt, for shapes that
     compare with them. `n_prompt_chars`: where the response begins in `text`, if the client has sent it. `tools`: JSON text
-    of the list that the chat template gets (`tools.read_tools`).
+    of the list that the chat template gets (`tools.read_tools`). `lookahead`: continuations, the turns that may follow; the
+    reward is the least or the mean of all, or a quantile (`reward.lookahead`).
     """
 
     prompt: str | tuple[Message, ...] | None = None
@@ -197,6 +205,8 @@ class Sample:
     n_prompt_chars: int | None = None
     options: SampleOptions = DEFAULT_OPTIONS
     tools: str = ""
+    lookahead: tuple[tuple[Message, ...], ...] = ()
+    lookahead_reward: Literal["min", "mean"] | float = "min"
 
     def __post_init__(self) -> None:
         """Raise `IncompleteSample` or `AmbiguousSample` unless exactly one form is given."""
@@ -210,6 +220,15 @@ class Sample:
             raise IncompleteSample("response is missing: send the response to `prompt`, which is scored")
         if pair and self.prompt is None:
             raise IncompleteSample("prompt is missing: send the prompt that `response` answers")
+        if self.lookahead:
+            self._check_lookahead()
+
+    def _check_lookahead(self) -> None:
+        if self.text is not None or self.input_ids is not None:
+            raise InvalidLookahead("continuations need the turns of the sample: send prompt and response, or messages")
+        for i, continuation in enumerate(self.lookahead):
+            if not continuation:
+                raise InvalidLookahead(f"continuation {i} is empty: send the turns that follow the response", index=i)
 
     def conversation(self) -> tuple[Message, ...]:
         """The messages of the first two forms, the response last. Raise `SampleError` if they are invalid."""

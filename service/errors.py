@@ -478,6 +478,27 @@ class RunBlocked(RowFailed):
     remedy = "Follow the runbook entry of the wire, then acknowledge it."
 
 
+class LookaheadFailed(RowFailed):
+    """A continuation of the sample has no reward, so neither has the sample. `reason` is the code, `index` the continuation."""
+
+    code = "lookahead_failed"
+    remedy = "Follow the remedy of the code in `reason`."
+
+
+class NoPolicy(RowFailed):
+    """A continuation ends before a turn of the assistant, and the server has no policy to write it."""
+
+    code = "no_policy"
+    remedy = "Let continuations end with a turn of the assistant, or set REWARD_LOOKAHEAD__POLICY_URL."
+
+
+class PolicyFailed(RowFailed):
+    """The policy that the operator has configured did not write the turn that a continuation lacks."""
+
+    code = "policy_failed"
+    remedy = "Check the server at REWARD_LOOKAHEAD__POLICY_URL, and the limits of REWARD_LOOKAHEAD."
+
+
 class EncodingFailed(RowFailed):
     """The encoder failed: a bug, or a process that cannot be started."""
 

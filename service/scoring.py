@@ -22,10 +22,12 @@ from rewardserve.model.scorer import HeadScores
 from rewardserve.service.admission import Admission
 from rewardserve.service.auth.rate_limits import charge_tokens
 from rewardserve.service.clock import Clock
-from rewardserve.service.errors import DeadlineExceeded, Failure, RowFailed, RunBlocked, ScoreNotFinite
+from rewardserve.service.errors import DeadlineExceeded, Failure, NoPolicy, RowFailed, RunBlocked, ScoreNotFinite
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.encode_pool import EncodePool
+from rewardserve.service.inference.lookahead import Continuation, lacks_answer, to_score, turns_after, with_lookahead
 from rewardserve.service.inference.outcomes import RowOutcome, RowScored
+from rewardserve.service.inference.policy_client import PolicyClient
 from rewardserve.service.inference.rewards import ScoredRow, compute_rewards
 from rewardserve.service.inference.shadow import Shadow
 from rewardserve.service.observability.metrics import Metrics
@@ -118,6 +120,7 @@ class Scoring:
         clock: Clock,
         max_tokens: int,
         capture: SampleCapture | None = None,
+        policy: PolicyClient | None = None,
     ) -> None:
         self._version = version
         self._admission = admission
@@ -129,6 +132,7 @@ class Scoring:
         self._clock = clock
         self._max_tokens = max_tokens
         self._capture = capture
+        self._policy = policy
         self._temperature = pipeline.combination.temperature
         self.shadow: Shadow | None = None
         self.n_in_flight = 0
@@ -156,7 +160,8 @@ class Scoring:
             else:
                 context = None
         n_tokens = sum(map(self._estimate, samples))
-        with self._track(), self._admission.acquire(len(samples), n_tokens):
+        n_ahead = sum([len(each.lookahead) for each in samples if isinstance(each, Sample)])
+        with self._track(), self._admission.acquire(len(samples) + n_ahead, n_tokens):
             # After admission: a refused request is retried, and must not be charged twice.
             charge_tokens(n_tokens)
             async with _within_deadline(deadline, self._clock):
@@ -234,18 +239,63 @@ class Scoring:
         deadline: float,
         context: RunContext | None,
     ) -> list[SampleResult]:
+        ahead = await self._look_ahead(samples)
         started_at = self._clock.now()
-        with self._batcher.expecting(len(samples)):
-            encoded = await self._encode(samples)
+        with self._batcher.expecting(len(samples) + len(ahead)):
+            encoded = await self._encode([*samples, *ahead] if ahead else samples)
         encode_s = self._clock.now() - started_at
         self._metrics.observe_encoding(encode_s)
         rows = [e.ids for e in encoded if isinstance(e, Encoded)]
         outcomes = await self._batcher.score(rows, deadline) if rows else []
         left = iter(outcomes)
         merged = [next(left) if isinstance(e, Encoded) else e for e in encoded]
-        return self._finished(samples, names, encoded, merged, encode_s, context)
+        if not ahead:
+            return self._finished(samples, names, encoded, merged, encode_s, context)
+        n = len(samples)
+        later = self._rewards_of(ahead, encoded[n:], merged[n:])
+        return self._finished(samples, names, encoded[:n], merged[:n], encode_s, context, later)
 
-    async def _encode(self, samples: Sequence[SampleOrError]) -> list[Encoded | SampleError | RowFailed]:
+    async def _look_ahead(self, samples: Sequence[SampleOrError]) -> list[Continuation]:
+        """The continuations of all samples, in order, with the turns that the policy writes."""
+        if not any(isinstance(each, Sample) and each.lookahead for each in samples):
+            return []
+        asked = [
+            self._continue(sample, turns)
+            for sample in samples
+            if isinstance(sample, Sample)
+            for turns in sample.lookahead
+        ]
+        return await _gather_all(asked)
+
+    async def _continue(self, sample: Sample, continuation: tuple[Message, ...]) -> Continuation:
+        try:
+            turns = turns_after(sample, continuation)
+            if not lacks_answer(continuation):
+                return to_score(sample, turns)
+            if self._policy is None:
+                return NoPolicy("a continuation ends before a turn of the assistant, and this server has no policy")
+            written = await self._policy.next_turn(turns)
+            return to_score(sample, (*turns, Message("assistant", written.text)), is_cut=written.is_cut)
+        except (SampleError, RowFailed) as error:
+            return error
+
+    def _rewards_of(
+        self,
+        ahead: Sequence[Continuation],
+        encoded: Sequence[Encoded | SampleError | RowFailed],
+        outcomes: Sequence[RowOutcome | SampleError],
+    ) -> list[Reward | SampleError | RowFailed]:
+        """The reward of each continuation, or the reason why it has none."""
+        found: list[Reward | SampleError | RowFailed] = []
+        for sample, row, outcome in zip(ahead, encoded, outcomes, strict=True):
+            if isinstance(sample, Sample) and isinstance(row, Encoded) and isinstance(outcome, RowScored):
+                found += compute_rewards([ScoredRow(sample, row, outcome[0])], self._pipeline)
+            else:
+                assert not isinstance(outcome, RowScored)
+                found.append(outcome)
+        return found
+
+    async def _encode(self, samples: Sequence[Continuation]) -> list[Encoded | SampleError | RowFailed]:
         good = [s for s in samples if isinstance(s, Sample)]
         encoded = iter(await self._encode_pool.encode(good) if good else [])
         return [next(encoded) if isinstance(s, Sample) else s for s in samples]
@@ -258,8 +308,9 @@ class Scoring:
         outcomes: Sequence[RowOutcome | SampleError],
         encode_s: float,
         context: RunContext | None,
+        later: Sequence[Reward | SampleError | RowFailed] = (),
     ) -> list[SampleResult]:
-        """Compute rewards from the scores of rows, and build the results."""
+        """Compute rewards from the scores of rows, and build the results. `later`: the rewards of all continuations, in order."""
         scored = [
             ScoredRow(sample, row, outcome[0], name, task or "")
             for sample, name, task, row, outcome in zip(
@@ -267,12 +318,13 @@ class Scoring:
             )
             if isinstance(outcome, RowScored) and isinstance(row, Encoded) and isinstance(sample, Sample)
         ]
-        rewards = compute_rewards(scored, self._pipeline) if scored else []
+        own = compute_rewards(scored, self._pipeline) if scored else []
+        rewards = _with_lookahead(samples, scored, own, later) if later else own
         flags = self._watcher.inspect(context, scored, rewards) if context is not None and scored else None
         if self._capture is not None and context is not None and scored:
             self._capture.add(context, scored, rewards, flags)
         if self.shadow is not None and scored:
-            self.shadow.submit(scored, rewards)
+            self.shadow.submit(scored, own)  # the shadow scores no continuations
         rewarded = enumerate(rewards)
         return [
             _finish(row, outcome, next(rewarded), flags, encode_s)
@@ -287,6 +339,9 @@ class Scoring:
             return 1
         n = len(sample.input_ids) if sample.input_ids is not None else _n_chars(sample) // _CHARS_PER_TOKEN
         most = self._max_tokens
+        if sample.lookahead:
+            later = [n + sum([len(m.content) for m in turns]) // _CHARS_PER_TOKEN for turns in sample.lookahead]
+            return sum([min(max(1, each), most) for each in (n, *later)])
         return n if 1 <= n <= most else min(max(1, n), most)
 
     # -- one comparison -------------------------------------------------------------------------------------
@@ -334,6 +389,25 @@ def _finish(
         None,
         row_flags,
     )
+
+
+def _with_lookahead(
+    samples: Sequence[SampleOrError],
+    scored: Sequence[ScoredRow],
+    own: Sequence[Reward | RowFailed],
+    later: Sequence[Reward | SampleError | RowFailed],
+) -> list[Reward | RowFailed]:
+    """The rewards of the scored samples; `later` has those of the continuations of all samples, in order."""
+    left, by_sample = iter(later), dict[int, list[Reward | SampleError | RowFailed]]()
+    for sample in samples:
+        if isinstance(sample, Sample) and sample.lookahead:
+            by_sample[id(sample)] = [next(left) for _ in sample.lookahead]
+    return [
+        with_lookahead(row.sample, reward, by_sample[id(row.sample)])
+        if isinstance(reward, Reward) and row.sample.lookahead
+        else reward
+        for row, reward in zip(scored, own, strict=True)
+    ]
 
 
 def rank(raw: Sequence[float], temperature: float, tie_margin: float) -> Ranking:

@@ -217,6 +217,24 @@ class ReviewSettings(BaseModel):
     max_mib: int = Field(4096, gt=0, description="size beyond which the oldest captured samples are deleted")
 
 
+class LookaheadSettings(BaseModel):
+    """Settings of the policy that writes the missing turns of continuations. No request can name another address."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    policy_url: str = Field(
+        "", description="base URL of an OpenAI-compatible server, such as http://policy:8000/v1; empty: no policy"
+    )
+    policy_model: str = Field("policy", description="name of the model in requests to the policy")
+    policy_key_file: Path | None = Field(None, description="file with the API key for the policy; default: no key")
+    timeout_s: float = Field(
+        30.0, gt=0.0, allow_inf_nan=False, description="timeout of a request to the policy, its whole reply included"
+    )
+    max_tokens: int = Field(512, gt=0, description="longest turn of the policy, in its tokens")
+    max_bytes: int = Field(262_144, gt=0, description="largest reply of the policy")
+    max_requests: int = Field(16, gt=0, le=1024, description="requests to the policy at once")
+
+
 class AdmissionSettings(BaseModel):
     """Limits of the samples and tokens in flight."""
 
@@ -334,6 +352,7 @@ class ModelSettings(BaseSettings):
         description="second model that scores a share of the samples, for the trip wires only; auto: the one that lies beside "
         "the model; empty: none",
     )
+    lookahead: LookaheadSettings = LookaheadSettings()
     cache: Cache = Cache()
     vllm: Vllm = Vllm()
     encoder_threads: int = Field(min(4, os.cpu_count() or 1), gt=0, le=64, description="threads that tokenise")
@@ -361,6 +380,10 @@ class ModelSettings(BaseSettings):
             raise ValueError(
                 f"REWARD_SHAPE={self.shape} has no caps, but one is set. Leave out REWARD_CAP_LOW and REWARD_CAP_HIGH, or choose "
                 "the shape cap or softcap."
+            )
+        if not _is_http_url(self.lookahead.policy_url):
+            raise ValueError(
+                "REWARD_LOOKAHEAD__POLICY_URL is not a valid URL: it begins with http:// or https://, and names a host."
             )
         try:
             check_settings(self.reward_settings(), list(self.named_models()))
@@ -426,6 +449,19 @@ class ModelSettings(BaseSettings):
             raise SettingsError(f"REWARD_TRIPWIRES__HONEYPOTS_FILE cannot be read: {error_reason(error)}.") from None
         except HoneypotsError as error:
             raise SettingsError(f"REWARD_TRIPWIRES__HONEYPOTS_FILE={path}: {error}.") from None
+
+    def read_policy_key(self) -> str:
+        """Read `lookahead.policy_key_file`; empty: none is set. Raise `SettingsError`."""
+        path = self.lookahead.policy_key_file
+        if path is None:
+            return ""
+        try:
+            key = decode_text(read_bounded(path, _MAX_BYTES)).strip()
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"REWARD_LOOKAHEAD__POLICY_KEY_FILE cannot be read: {error_reason(error)}.") from None
+        if not (key.isascii() and key.isprintable() and key):
+            raise SettingsError("REWARD_LOOKAHEAD__POLICY_KEY_FILE must have one line, with a key of printable ASCII.")
+        return key
 
     def read_lexicon(self) -> Lexicon:
         """Read the phrases that `tripwires.config_file` names, or the shipped ones. Raise `SettingsError`."""

@@ -16,7 +16,8 @@ class Reward(NamedTuple):
 
     `raw` is the combined score of the value heads; `normalized` is the score after calibration and combination, or None
     where nothing was normalised; `value` is the reward for the trainer. `changes` has an entry for every name in
-    `Pipeline.stage_names`, and their sum is `value`. `spread` is the standard deviation of the
+    `Pipeline.stage_names`; their sum, with `lookahead`, is `value`. `lookahead` is the change by continuations, None where
+    the sample has none. `spread` is the standard deviation of the
     members' calibrated scores, None for one member. `notes`: events of the stages, such as `capped_high`. A named
     tuple for speed: there is one for every sample.
     """
@@ -27,6 +28,12 @@ class Reward(NamedTuple):
     notes: tuple[str, ...] = ()
     changes: tuple[float, ...] = ()
     spread: float | None = None
+    lookahead: float | None = None
+
+    @property
+    def score(self) -> float:
+        """The combined score of the members before every other stage, with the change by continuations: for trip wires."""
+        return self.changes[0] + (self.lookahead or 0.0)
 
     @property
     def is_capped(self) -> bool:

@@ -111,14 +111,18 @@ def _fast_response(content: Any, checksum: float, headers: dict[str, str] | None
 
 
 def result(sample_id: str, scored: SampleResult, details: ResultFields) -> ResultOut:
-    """Build one entry of `results`. Every field is always present, `heads` and `stages` if `details` names any."""
+    """Build one entry of `results`. Every field is always present, `heads` and `stages` if `details` names any, and
+    `stages` of a sample with continuations.
+    """
     reward = scored.reward
     value, raw, normalized = (None, None, None) if reward is None else (reward.value, reward.raw, reward.normalized)
     heads: Any = UNSET
     if details.heads:
         heads = scored.heads and {k: v for k, v in scored.heads.items() if k in details.heads}
     stages: Any = UNSET
-    if details.stages:
+    if reward is not None and reward.lookahead is not None:
+        stages = {**dict(zip(details.all_stages, reward.changes, strict=True)), "lookahead": reward.lookahead}
+    elif details.stages:
         stages = None if reward is None else dict(zip(details.stages, reward.changes, strict=True))
     return ResultOut(
         id=sample_id,

@@ -25,6 +25,9 @@ MAX_NUMBER = 1e9
 
 MAX_TOKENS = 2**31 - 1
 
+MAX_LOOKAHEAD = 16
+"""Continuations of a sample."""
+
 Name = Annotated[str, Meta(max_length=MAX_NAME_CHARS)]
 NonNegativeNumber = Annotated[float, Meta(ge=0.0, le=MAX_NUMBER)]
 RawScore = Annotated[float, Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)]
@@ -102,6 +105,23 @@ class SampleIn(StrictRecord, frozen=True, gc=False):
         bool, doc("score an empty or blank response at its end token, instead of refusing it", False)
     ] = False
     task: Task = None
+    lookahead: Annotated[
+        list[Annotated[list[MessageIn], Meta(min_length=1, max_length=32)]],
+        Meta(max_length=MAX_LOOKAHEAD),
+        doc(
+            "continuations: turns that may follow the response, each scored as a conversation. One that ends before a turn of the "
+            "assistant is continued by the policy that the operator has configured",
+            [[{"role": "user", "content": "And then?"}, {"role": "assistant", "content": "Cool it in water."}]],
+        ),
+    ] = msgspec.field(default_factory=list)
+    lookahead_reward: Annotated[
+        Literal["min", "mean"] | Annotated[float, Meta(ge=0.0, le=1.0)],
+        doc(
+            "the reward of a sample with continuations: the least or the mean of all, or a quantile (a number)",
+            "min",
+            0.25,
+        ),
+    ] = "min"
 
 
 class ScoreRequest(StrictRecord, frozen=True, gc=False):
@@ -234,6 +254,8 @@ def to_sample(sample: SampleIn) -> SampleOrError:
             "stop" if sample.finish_reason is UNSET else sample.finish_reason,
             sample.reference_rewards,
             options=SCORE_EMPTY_OPTIONS if sample.score_empty else DEFAULT_OPTIONS,
+            lookahead=tuple([_messages(turns) for turns in sample.lookahead]) if sample.lookahead else (),
+            lookahead_reward=sample.lookahead_reward,
         )
     except SampleError as error:
         return error
@@ -302,6 +324,10 @@ def _n_strings_of_samples(samples: list[SampleIn]) -> int:
             n += 1
         if sample.task is not None:
             n += 2
+        if sample.lookahead:
+            n += 1 + sum([4 * len(turns) for turns in sample.lookahead])
+        if sample.lookahead_reward != "min":
+            n += 1 + isinstance(sample.lookahead_reward, str)
     return n
 
 

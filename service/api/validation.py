@@ -84,6 +84,8 @@ _WRONG_TYPE = re.compile(r"Expected `([^`]*)`(?:, got `([^`]*)`)?")
 _OUT_OF_RANGE = re.compile(r"Expected `([^`]*)`( of length)? (>=|<=) (\S+)")
 _WRONG_LITERAL = re.compile(r"Invalid (?:enum|literal) value\b.*", re.DOTALL)
 _CONSTRAINTS = ("ge", "le", "min_length", "max_length", "pattern")
+_BRANCH = re.compile(r"str|float|.*[^a-z0-9_].*", re.DOTALL)
+"""Pydantic's names of the branches of a union; a field of a record has lower case and no sign."""
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
 _FIELD_FAULT = re.compile(r"Object (contains unknown|missing required) field `(.*)`")
 
@@ -290,7 +292,7 @@ def _path(error: ErrorDetails) -> tuple[int | str, ...]:
     """Return the path of an error without the names that pydantic gives to the branches of a union."""
     loc = error["loc"]
     n_steps = len(loc) - (error["type"] in _FAULTS_OF_FIELDS)
-    return (*(step for step in loc[:n_steps] if step != "str" and "[" not in str(step)), *loc[n_steps:])
+    return (*(step for step in loc[:n_steps] if isinstance(step, int) or not _BRANCH.fullmatch(step)), *loc[n_steps:])
 
 
 def _n_faults(paths: Iterable[tuple[int | str, ...]]) -> int:

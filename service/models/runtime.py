@@ -44,18 +44,24 @@ from rewardserve.service.tripwires.io.run_watcher import RunWatcher
 @dataclass(frozen=True, slots=True)
 class ResultFields:
     """Fields of a result beside its reward: the values of these heads, and the change by each stage of the pipeline.
+    `all_stages` are those of a sample with continuations.
 
     No other output of the scorer is sent to clients.
     """
 
     heads: frozenset[str]
     stages: tuple[str, ...]
+    all_stages: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, loaded: LoadedModel, pipeline: Pipeline) -> ResultFields:
         """The fields that add to reward, raw and normalised score: heads if there are several, stages if the pipeline itemises."""
         names = frozenset(name for name, _ in loaded.identity.heads)
-        return cls(names if len(names) > 1 else frozenset(), pipeline.stage_names if pipeline.itemises else ())
+        return cls(
+            names if len(names) > 1 else frozenset(),
+            pipeline.stage_names if pipeline.itemises else (),
+            pipeline.stage_names,
+        )
 
 
 @dataclass(eq=False)  # no slots: they would leave no place for cached properties
@@ -206,6 +212,7 @@ def start_runtime(resources: SharedResources, model: PreparedModel, version: int
         clock=clock,
         max_tokens=loaded.identity.max_tokens,
         capture=capture,
+        policy=resources.policy,
     )
     runtime = ModelRuntime(
         version=version,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from rewardserve.model.traits import Lexicon
 from rewardserve.service.admission import Admission
 from rewardserve.service.clock import Clock
+from rewardserve.service.inference.policy_client import PolicyClient, PolicyLimits
 from rewardserve.service.models.audit_judge import LoadedJudge, start_judge
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.observability.tripwire_report import TripwireReport
@@ -60,6 +61,7 @@ class SharedResources:
     learned: LearnedBaselines | None = None
     state_keeper: StateKeeper | None = None
     capture: Capture | None = None
+    policy: PolicyClient | None = None
 
     async def close(self) -> None:
         """Close all parts that run, after the last model has stopped, and save the state of runs."""
@@ -69,6 +71,8 @@ class SharedResources:
             await self.judge.stop()
         if self.evidence_store is not None:
             self.evidence_store.close()
+        if self.policy is not None:
+            await self.policy.close()
         await self.save_state()
 
     async def save_state(self) -> None:
@@ -135,7 +139,16 @@ def create_shared_resources(
         learned,
         state_keeper,
         capture,
+        _create_policy(settings, metrics),
     )
+
+
+def _create_policy(settings: ModelSettings, metrics: Metrics) -> PolicyClient | None:
+    asked = settings.lookahead
+    if not asked.policy_url:
+        return None
+    limits = PolicyLimits(asked.timeout_s, asked.max_tokens, asked.max_bytes, asked.max_requests)
+    return PolicyClient(asked.policy_url, asked.policy_model, limits, metrics, key=settings.read_policy_key())
 
 
 def _settings_digest(

@@ -106,6 +106,8 @@ TABLE: tuple[MetricSpec, ...] = (
     MetricSpec("audit_skipped_total", "counter", "Samples that the audit judge skipped because its queue was full."),
     MetricSpec("captured_samples_total", "counter",
         "Samples for the review store: stored, known to it already, or dropped because it could not keep up.", ("outcome",)),
+    MetricSpec("policy_requests_total", "counter",
+        "Requests to the policy for turns: ok, timeout, unreachable, status, too_large or invalid.", ("outcome",)),
     MetricSpec("device_memory_bytes", "gauge", "Memory of the device that the model is on.", ("kind",)),
     MetricSpec("model_info", "gauge", "Loaded models with their roles; the value is always 1.",
         ("name", "architecture", "backend", "engine", "dtype", "device", "contract", "calibration", "pipeline",
@@ -380,6 +382,10 @@ class Metrics:
         if child is None:
             child = self._seconds[route] = self._by_route["request_seconds"].labels(route=route, kind=kind)
         child.observe(seconds)
+
+    def observe_policy_request(self, outcome: str) -> None:
+        """Count a request to the policy."""
+        self._count("policy_requests_total", 1, outcome)
 
     def observe_connection_ended(self, why: str) -> None:
         """Count a connection that the server closed: too slow, too many, or not HTTP."""

@@ -19,7 +19,7 @@ from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.reward import Pipeline
 from rewardserve.service.admission import Admission
 from rewardserve.service.api.replies import result_fields
-from rewardserve.service.api.requests import to_sample
+from rewardserve.service.api.requests import MAX_LOOKAHEAD, to_sample
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.models import loading
 from rewardserve.service.models.deployment import Source
@@ -84,7 +84,7 @@ def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
 async def open_scoring(settings: ModelSettings, loaded: LoadedModel, pipeline: Pipeline) -> AsyncIterator[Scoring]:
     """Run a loaded model without HTTP. It is stopped after a block without an exception; otherwise the process is about to end."""
     clock = MonotonicClock()
-    n_in_flight = WINDOW * _WINDOWS_IN_FLIGHT
+    n_in_flight = WINDOW * _WINDOWS_IN_FLIGHT * (1 + MAX_LOOKAHEAD)
     admission = Admission(n_in_flight, n_in_flight * loaded.identity.max_tokens, clock)
     resources = create_shared_resources(settings, admission, Metrics(), clock)
     source = Source(settings.model, settings.ensemble)

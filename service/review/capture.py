@@ -99,7 +99,7 @@ class SampleCapture:
             run=run, at=at, step=step, prompt=prompt, response=response, evidence=evidence(prompt_text, response),
             prompt_key=prompt_key(prompt), score=reward.changes[0], reward=reward.value, raw=reward.raw, reason=reason,
             sample_id=row.id, task=row.task, heads=self._heads(row),
-            stages=dict(zip(self._stage_names, reward.changes, strict=True)), flags=list(flags),
+            stages=stages_of(reward, self._stage_names), flags=list(flags),
             n_tokens=len(row.encoded.ids), truncated=row.encoded.truncated, missing_end=row.encoded.missing_end,
             model=self._model, model_version=self._version,
         )  # fmt: skip
@@ -120,6 +120,12 @@ class SampleCapture:
             evidence=evidence(text, sample.response), prompt_key=prompt_key(prompt), score=sample.score, reason="alert",
             task=sample.task, audit=sample.audit, missing_end=kept.missing_end, model=self._model, model_version=self._version,
         )  # fmt: skip
+
+
+def stages_of(reward: Reward, names: Sequence[str]) -> dict[str, float]:
+    """The contribution of each stage, with that of continuations where the sample has some."""
+    stages = dict(zip(names, reward.changes, strict=True))
+    return stages if reward.lookahead is None else {**stages, "lookahead": reward.lookahead}
 
 
 def prompt_key(prompt: list[Turn] | str) -> str:

@@ -61,7 +61,8 @@ def scoring_routes(
             raise InvalidRequest(
                 "value is for other wire formats: leave it out, as the results here have all scores", field="value"
             )
-        server_limits.check_sample_count(len(payload.samples), "samples")
+        n_samples = len(payload.samples) + sum([len(sample.lookahead) for sample in payload.samples])
+        server_limits.check_sample_count(n_samples, "samples")
         ids = _ids(payload.samples)
         run, step = (
             run_context.single_value("run", payload.run or None, parameters.run),

@@ -39,7 +39,8 @@ class ResultOut(ReplyRecord, frozen=True, gc=False, kw_only=True):
     stages: Annotated[
         Mapping[str, float] | UnsetType | None,
         doc(
-            "contribution of each stage, with the reward as their sum; only if there are more than one and a shape",
+            "contribution of each stage, with the reward as their sum; only if there are more than one and a shape, or "
+            "continuations, which add the stage lookahead",
             {"combined": 0.52, "shape": -0.11},
         ),
     ] = UNSET

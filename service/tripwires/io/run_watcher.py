@@ -270,7 +270,7 @@ class RunWatcher:
             prompt_hash=prompt_hash,
             retry_key=None if row.id is None or context.step is None else hash((context.step, text_hash(row.id), ids)),
             reward=reward.value,
-            score=reward.changes[0],
+            score=reward.score,
             is_capped=reward.is_capped,
             traits=traits,
             text_digest=digest,

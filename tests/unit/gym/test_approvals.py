@@ -20,7 +20,10 @@ def test_the_channel_of_a_group_cancels_in_its_baseline():
     """As if there were none: the feedback of a group is raised by one number."""
     arm = ARM["channel, decoupled in groups of 8"]
     with_channel = train(arm, seed=1, steps=5)
-    without = train(replace(arm, feedback=lambda queries, taken: tampered(queries, taken.take(np.zeros(len(taken), int)))), 1, 5)  # fmt: skip
+    of_one = replace(
+        arm, feedback=lambda queries, taken: tampered(queries, taken.take(np.zeros(len(taken), dtype=np.int64)))
+    )
+    without = train(of_one, seed=1, steps=5)
     assert abs(with_channel.gold - without.gold) < 1e-6
 
 

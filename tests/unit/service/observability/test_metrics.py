@@ -59,6 +59,7 @@ BESIDE_THE_DESIGN = {
     "samples_inspected_total": {"outcome"},
     "audit_skipped_total": set(),
     "captured_samples_total": {"outcome"},
+    "policy_requests_total": {"outcome"},
     "alerts_lost_total": set(),
     "device_memory_bytes": {"kind"},
     "encode_seconds": set(),
