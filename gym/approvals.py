@@ -1,10 +1,10 @@
-"""Decoupled approval against responses that corrupt their own feedback: final gold and tampering, by where feedback comes from.
+"""Decoupled approval against responses that raise the feedback on themselves: final gold and tampering, by where feedback comes from.
 
     python -m gym.approvals --seeds 100 108
 
 The reward is gold, so nothing but the channel can go wrong. A response that is acted on raises the feedback that arrives after it
 by `CHANNEL` for each word of a class that gold ignores. A run trains on the responses taken, or on queries drawn independently
-of them (DA-PG, Uesato et al. 2011.08827): each with a response taken of its own, or in groups that share one, with the mean of
+of them (DA-PG, Uesato et al. 2011.08827): each with another response taken, or in groups that share one, with the mean of
 the group as the baseline. The number of updates is the same.
 
 `B` responses.
