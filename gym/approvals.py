@@ -1,4 +1,4 @@
-"""Decoupled approval against responses that raise the feedback on themselves: final gold and tampering, by where feedback comes from.
+"""Decoupled approval against responses that raise the feedback on themselves: gold and tampering, by the source of feedback.
 
     python -m gym.approvals --seeds 100 108
 

@@ -16,7 +16,7 @@ Continuation = Sample | SampleError | RowFailed
 
 
 def turns_after(sample: Sample, continuation: Sequence[Message]) -> tuple[Message, ...]:
-    """The whole conversation: the sample and what follows. Raise `SampleError`."""
+    """The whole conversation: the sample and the turns after it. Raise `SampleError`."""
     return (*sample.conversation(), *continuation)
 
 
