@@ -84,6 +84,8 @@ def ablate(config: Config, n_folds: int, *, rate: float, n_twice: int) -> list[R
         raise ConfigError(
             "the ablation fits convex heads: method.name: frozen, model.head_init: logistic, optim.epochs: 0"
         )
+    if not config.model.head_l2:
+        raise ConfigError("the rows are compared with the same ridges: set model.head_l2")
     chosen = [kind for kind in augment.KINDS if getattr(config.augment, kind)]
     rates: dict[str, Any] = {kind: rate for kind in augment.KINDS if kind not in chosen}
     config = replace(

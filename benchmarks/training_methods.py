@@ -100,7 +100,8 @@ _BATCHES = ("optim.batching=grouped", "optim.batch_sequences=32", "optim.schedul
 _STEPS = (*_BATCHES, "method.name=frozen", "optim.lr=0.002", "optim.epochs=6")
 _LORA = (*_BATCHES, "method.name=lora", "optim.lr=0.0003", "optim.head_lr=0.002")
 _FULL = (*_BATCHES, "method.name=full", "optim.lr=0.00003", "optim.head_lr=0.002")
-_LOGISTIC = ("method.name=frozen", "model.head_init=logistic", "optim.epochs=0")
+_CONVEX = ("method.name=frozen", "model.head_init=logistic", "optim.epochs=0")
+_LOGISTIC = (*_CONVEX, "model.head_l2=[0.1]")
 _AUGMENT = tuple(
     f"augment.{k}" for k in ("truncated=0.1", "empty=0.05", "repeated=0.1", "flattery=0.1", "injection=0.1")
 )
@@ -108,12 +109,19 @@ _AUGMENT = tuple(
 SUITES: dict[str, dict[str, Arm]] = {
     "methods": {
         "frozen, head by steps": Arm(_STEPS),
-        "frozen, convex head": Arm(_LOGISTIC),
-        "frozen, convex head, augment": Arm((*_LOGISTIC, *_AUGMENT)),
-        "frozen, convex head, augment.weight=0.25": Arm((*_LOGISTIC, *_AUGMENT, "augment.weight=0.25")),
+        "frozen, convex head": Arm(_CONVEX),
+        "frozen, convex head, augment": Arm((*_CONVEX, *_AUGMENT)),
+        "frozen, convex head, augment.weight=0.25": Arm((*_CONVEX, *_AUGMENT, "augment.weight=0.25")),
         "lora": Arm(_LORA),
         "lora from the convex head": Arm((*_LORA, "model.head_init=logistic")),
         "full": Arm(_FULL, seeds=3),
+    },
+    "ridges": {
+        "ridge 0.1": Arm(_LOGISTIC),
+        "ridge chosen within the training groups": Arm(_CONVEX),
+        "ridge 0.01": Arm((*_CONVEX, "model.head_l2=[0.01]")),
+        "ridge 1": Arm((*_CONVEX, "model.head_l2=[1]")),
+        "ridge 10": Arm((*_CONVEX, "model.head_l2=[10]")),
     },
     "rankings": {
         "decided pairs": Arm(_STEPS, as_pairs),

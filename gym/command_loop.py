@@ -116,7 +116,7 @@ class Loop:
         write_network(backbone([self.seed, network + 1]), folder / "sft")
         write_rows(folder / "pairs.jsonl", pair_rows(labelled))
         recipe = {
-            "model": {"path": str(folder / "sft"), "head_init": "logistic"},
+            "model": {"path": str(folder / "sft"), "head_init": "logistic", "head_l2": [0.1]},
             "method": {"name": "frozen"},
             "optim": {"epochs": 0.0},
             "data": {"sources": [{"path": str(folder / "pairs.jsonl")}]},

@@ -89,6 +89,8 @@ def _n_layers(config: Config, judge: AuditJudgeConfig) -> int:
 
 def _with_heads(model: ModelConfig, heads: tuple[str, ...]) -> ModelConfig:
     """The settings of the model for these heads, with their weights and ridges as far as the model has the same heads."""
-    known = dict(zip(model.heads, zip(model.weight_of_head, model.l2_of_head, strict=True), strict=True))
-    weights, ridges = zip(*(known.get(head, (1.0, model.head_l2[0])) for head in heads), strict=True)
+    weight_of = dict(zip(model.heads, model.weight_of_head, strict=True))
+    ridge_of = dict(zip(model.heads, model.l2_of_head, strict=bool(model.head_l2)))
+    weights = tuple(weight_of.get(head, 1.0) for head in heads)
+    ridges = tuple(ridge_of.get(head, model.head_l2[0]) for head in heads) if model.head_l2 else ()
     return replace(model, heads=heads, head_weights=weights if len(heads) > 1 else (), head_l2=ridges)

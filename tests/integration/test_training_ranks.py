@@ -39,8 +39,9 @@ def recipe_in(folder: Path, sft: Path, pairs: Path, sections: dict[str, Any] | N
 
 
 def curve(folder: Path) -> list[tuple[float, float]]:
-    (state,) = (folder / "out" / "steps").glob("checkpoint-*/trainer_state.json")
-    return [(line["loss"], line["accuracy"]) for line in json.loads(state.read_text())["log_history"] if "loss" in line]
+    states = sorted((folder / "out" / "steps").glob("**/checkpoint-*/trainer_state.json"))
+    lines = [line for state in states for line in json.loads(state.read_text())["log_history"]]
+    return [(line["loss"], line["accuracy"]) for line in lines if "loss" in line]
 
 
 ACCELERATE = ROOT / "training/recipes/accelerate"
@@ -105,8 +106,26 @@ def test_two_ranks_walk_the_path_of_one(tmp_path):
     assert_same_path(tmp_path)
 
 
+SHARDED = {
+    "length_head": {"length_head": {"correlation": 1.0, "orthogonality": 0.5, "memory": 0}},
+    "stages": {"stages": [{"kinds": ["pairs"]}, {"kinds": ["pairs"], "optim": {"lr": 1e-4}}]},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SHARDED)
+def test_stages_and_length_heads_of_sharded_weights_walk_the_path_of_whole_ones(tmp_path, setting):
+    sft = world.language_model(tmp_path / "sft")
+    pairs = world.write_jsonl(tmp_path / "pairs.jsonl", world.planted_rows(96))
+    one = recipe_in(tmp_path / "one", sft, pairs, SHARDED[setting], batch_pairs=16)
+    assert main(["train", "--config", str(one)]) == 0
+    two = recipe_in(tmp_path / "two", sft, pairs, SHARDED[setting])
+    in_two_ranks(two, "tests.support.fsdp_on_cpu", **fsdp_settings())
+    assert_same_path(tmp_path, n_steps=20 if setting == "stages" else 10)
+
+
 NEED_WHOLE = {
-    "stages": ({"stages": [{"kinds": ["pairs"]}]}, "ACCELERATE_USE_FSDP"),
+    "stages": ({"stages": [{"kinds": ["pairs"]}]}, "ACCELERATE_USE_DEEPSPEED"),
     "length_head": ({"length_head": {"correlation": 1.0}}, "ACCELERATE_USE_DEEPSPEED"),
     "optim.ema": ({"optim": {"ema": 0.9}}, "ACCELERATE_USE_FSDP"),
     "loss.sft": ({"loss": {"sft": 0.1}}, "ACCELERATE_USE_FSDP"),
@@ -177,8 +196,8 @@ def in_two_ranks(two: Path, module: str = "rewardserve", **env: str) -> None:
     assert run.returncode == 0, run.stderr[-2000:]
 
 
-def assert_same_path(tmp_path: Path) -> None:
-    assert len(curve(tmp_path / "one")) == 10
+def assert_same_path(tmp_path: Path, n_steps: int = 10) -> None:
+    assert len(curve(tmp_path / "one")) == n_steps
     for ours, theirs in zip(curve(tmp_path / "two"), curve(tmp_path / "one"), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
     scores = [

@@ -19,8 +19,9 @@ def check_sharding(config: Config) -> None:
     if asked is None:
         return
     needs_whole = {
-        "stages": bool(config.stages),
-        "length_head": bool(config.length_head.correlation),
+        # Written for FSDP and tested there; ZeRO-3 has no weights outside of a forward, and DeepSpeed runs on GPUs alone.
+        "stages": bool(config.stages) and asked == "DeepSpeed",
+        "length_head": bool(config.length_head.correlation) and asked == "DeepSpeed",
         "method.quantize": config.method.quantize is not None,
         "loss.sft": any(each.loss.sft for each in stage_configs(config)),
         "optim.ema": any(each.optim.ema for each in stage_configs(config)),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rewardserve.training.dataset.feedback import counted, kinds_of
 from rewardserve.training.dataset.sequences import FeedbackTable, subset
-from rewardserve.training.loop.step_checkpoints import last_complete
+from rewardserve.training.loop.step_checkpoints import WHOLE, last_complete
 from rewardserve.training.settings.config import Config
 from rewardserve.training.settings.validation import ConfigError
 
@@ -92,8 +92,9 @@ def mark_finished(steps: Path) -> None:
 
 
 def mark_begun(steps: Path) -> None:
-    """Remove the note of an earlier run."""
+    """Remove the note of an earlier run, and the weights that it left."""
     (steps / _FINISHED).unlink(missing_ok=True)
+    (steps / WHOLE).unlink(missing_ok=True)
 
 
 def is_finished(steps: Path) -> bool:

@@ -29,6 +29,8 @@ from rewardserve.training.settings.validation import ConfigError
 
 COMPLETE = "complete"
 BEST = "best.safetensors"
+WHOLE = "whole.safetensors"
+"""Trained weights at the end of a stage whose steps are shards."""
 WEIGHTS = "model.safetensors"
 _EMA = "ema.safetensors"
 _MOMENTS = "moments.safetensors"
@@ -84,6 +86,14 @@ def load_weights(network: nn.Module, folder: Path) -> None:
     if not averaged.is_file() and not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder} holds shards, not whole weights: resume from it (output.resume=true) instead")
     load_trained(network, averaged if averaged.is_file() else folder / WEIGHTS)
+
+
+def save_whole(network: nn.Module, steps: Path) -> None:
+    """Write the trained weights of a stage in one file, at once."""
+    learned = {n: p.detach().cpu().contiguous() for n, p in network.named_parameters() if p.requires_grad}
+    steps.mkdir(parents=True, exist_ok=True)
+    save_file(learned, steps / f"{WHOLE}.new")
+    (steps / f"{WHOLE}.new").replace(steps / WHOLE)
 
 
 def load_trained(network: nn.Module, file: Path) -> None:

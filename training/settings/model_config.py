@@ -25,8 +25,9 @@ class ModelConfig:
     head_init: Literal["random", "logistic"] = "random"
     """Start of fresh heads: `random`, or `logistic`, the ridge-penalised logistic regression of each head on the features of the
     frozen backbone, from which full and LoRA training then start."""
-    head_l2: tuple[float, ...] = (0.1,)
-    """Ridge of the logistic regression: one number for all heads, or one a head."""
+    head_l2: tuple[float, ...] = ()
+    """Ridge of the logistic regression: one number for all heads, or one a head; empty: for each head that of .01 to 10 with the
+    lowest loss in a cross-validation over its training groups."""
     members: int = 1
     """Members of an ensemble: heads over one backbone, each from its own start and on its own data; 1: no ensemble."""
     member_data: Literal["bootstrap", "folds", "all"] = "bootstrap"
@@ -59,8 +60,8 @@ class ModelConfig:
             "model.head_weights", self.head_weights, f"empty or {len(self.heads)} numbers, one a head",
         )  # fmt: skip
         require(
-            len(self.head_l2) in (1, len(self.heads)),
-            "model.head_l2", self.head_l2, f"one number, or {len(self.heads)}, one a head",
+            len(self.head_l2) in (0, 1, len(self.heads)),
+            "model.head_l2", self.head_l2, f"empty, one number, or {len(self.heads)}, one a head",
         )  # fmt: skip
         require(
             len(self.head_weights) == 0 or any(self.head_weights),
@@ -93,7 +94,7 @@ class ModelConfig:
 
     @property
     def l2_of_head(self) -> tuple[float, ...]:
-        """One ridge a head."""
+        """One ridge a head; empty: they are chosen."""
         return self.head_l2 if len(self.head_l2) == len(self.heads) else self.head_l2 * len(self.heads)
 
 

@@ -27,17 +27,20 @@ from rewardserve.training.loop.reporting import reports
 from rewardserve.training.loop.stages import TrainingStage, continued, is_finished, mark_begun, mark_finished, stages_of
 from rewardserve.training.loop.step_checkpoints import (
     BEST,
+    WHOLE,
     history_of,
     last_complete,
     load_trained,
     load_weights,
     read_best,
+    save_whole,
 )
 from rewardserve.training.loop.trainer import RewardTrainer, stops_at_signals
 from rewardserve.training.objective.length_head import add_length_heads, drop_length_heads
 from rewardserve.training.settings.config import Config
 from rewardserve.training.workflow.data_checks import refuse_idle_losses, refuse_lost_labels, refuse_low_precision
 from rewardserve.training.workflow.processes import process
+from rewardserve.training.workflow.ridge import RidgeChoice, choose_ridge
 from rewardserve.training.workflow.start import load_start
 
 
@@ -48,15 +51,20 @@ def features(config: Config, start: Checkpoint, table: FeedbackTable) -> torch.T
     return scoring.last_hidden(start.network, _rows(table), pad_id=start.pad_id, batch_tokens=config.eval.batch_tokens)
 
 
-def initialise_heads(config: Config, start: Checkpoint, table: FeedbackTable, features: torch.Tensor | None) -> None:
-    """Initialise the heads with the convex solution on these pairs, in place, if the recipe sets it."""
+def initialise_heads(
+    config: Config, start: Checkpoint, table: FeedbackTable, features: torch.Tensor | None
+) -> tuple[RidgeChoice, ...]:
+    """Initialise the heads with the convex solution on these pairs, in place, if the recipe sets it. Return chosen ridges."""
     if config.model.head_init == "random" or features is None:
-        return
+        return ()
     heads, wanted = start.network.heads.weight, config.model
     shares = trained_outputs(table.items, wanted, config.seed)
+    chosen = () if wanted.head_l2 else tuple(choose_ridge(features, table, h, config.data.salt) for h in wanted.heads)
+    l2_of = dict(zip(wanted.heads, [c.l2 for c in chosen] or wanted.l2_of_head, strict=True))
     for output, head in enumerate(wanted.head_of_output):
-        l2 = wanted.l2_of_head[wanted.heads.index(head)]
-        heads.data[output] = fit_logistic(features, of_output(table, shares, output), head, l2=l2).to(heads.device)
+        own = of_output(table, shares, output)
+        heads.data[output] = fit_logistic(features, own, head, l2=l2_of[head]).to(heads.device)
+    return chosen
 
 
 def fit(
@@ -68,7 +76,7 @@ def fit(
     resume_from: Path | None,
 ) -> tuple[Checkpoint | None, list[dict[str, float]]]:
     """Train, stage by stage; with `epochs: 0` take no step. The first process gets the whole weights; also return the log."""
-    network, stages = start.network, stages_of(config, tables.train)
+    stages = stages_of(config, tables.train)
     for stage in stages:
         refuse_lost_labels(stage.config, stage.table)
         refuse_idle_losses(stage.config, tables.train)
@@ -79,22 +87,31 @@ def fit(
     refuse_low_precision(module)
     trained = start if process().is_main_process else None
     history: list[dict[str, float]] = []
-    for stage in stages:
+    for number, stage in enumerate(stages):
         if stage.name:
             show(str(stage))
         steps = stage.steps(folder)
         if resume_from and is_finished(steps):
-            load_newest(config, network, steps)
+            load_newest(config, start.network, steps)
             history += continued(log_of(last_complete(steps)), history)
             continue
         mark_begun(steps)
-        trained, log = _fit_stage(
+        trained, log, is_sharded = _fit_stage(
             config, start, stage, module, rows, tables.held_out, folder, resumes=bool(resume_from), lm_head=lm_head
         )
         history += continued(log, history)
+        if is_sharded and number + 1 < len(stages):
+            if trained is not None:
+                save_whole(trained.network, steps)
+            process().wait_for_everyone()
+            # A network that was sharded stays so: the next stage starts from the weights in a fresh one.
+            start = replace(load_start(config), policy=start.policy, notes=start.notes)
+            module, rows = network_and_rows(config, start, tables.train, features)
+            load_newest(config, start.network, steps)
         if stage.name and process().is_main_process:
             mark_finished(steps)
-    drop_length_heads(network)
+    if trained is not None:
+        drop_length_heads(trained.network)
     if trained is not None and config.method.quantize:
         trained = _unquantized(config, trained)
     return trained, history
@@ -111,7 +128,8 @@ def _fit_stage(
     *,
     resumes: bool,
     lm_head: torch.nn.Linear | None = None,
-) -> tuple[Checkpoint | None, list[dict[str, float]]]:
+) -> tuple[Checkpoint | None, list[dict[str, float]], bool]:
+    """Train one stage; also return its log, and whether its network is sharded now."""
     table, _ = standardised(stage.table)
     lm_head = lm_head if stage.config.loss.sft else None
     shares = trained_outputs(table.items, config.model, config.seed)
@@ -127,12 +145,14 @@ def _fit_stage(
     trained = _whole(config, start, trainer)
     if trained is not None and read_best(steps, config.eval.best_by) is not None:
         load_trained(trained.network, steps / BEST)
-    return trained, list(trainer.state.log_history)
+    return trained, list(trainer.state.log_history), trainer.is_sharded
 
 
 def load_newest(config: Config, network: RewardNetwork, steps: Path) -> None:
-    """Load the weights of the best step of a folder, if one was chosen, or else of the last one."""
-    if read_best(steps, config.eval.best_by) is not None:
+    """Load the weights that a stage left whole, or those of the best step of its folder, if one was chosen, or of the last one."""
+    if (steps / WHOLE).is_file():
+        load_trained(network, steps / WHOLE)
+    elif read_best(steps, config.eval.best_by) is not None:
         load_trained(network, steps / BEST)
     elif (step := last_complete(steps)) is not None:
         load_weights(network, step)
@@ -178,7 +198,7 @@ def _whole(config: Config, start: Checkpoint, trainer: RewardTrainer) -> Checkpo
         state = trainer.whole_state()
         if not trainer.is_world_process_zero():
             return None
-        start = replace(load_start(config), policy=start.policy)
+        start = replace(load_start(config), policy=start.policy, notes=start.notes)
         prepare_network(config, start)
         start.network.load_state_dict(state)
         return start
@@ -190,7 +210,7 @@ def _whole(config: Config, start: Checkpoint, trainer: RewardTrainer) -> Checkpo
 def _unquantized(config: Config, trained: Checkpoint) -> Checkpoint:
     """The trained adapters and heads over the weights of the base model as they were before they were quantized."""
     learned = {name: p.detach() for name, p in trained.network.named_parameters() if p.requires_grad}
-    fresh = replace(load_start(config), policy=trained.policy)
+    fresh = replace(load_start(config), policy=trained.policy, notes=trained.notes)
     prepare_network(config, fresh)
     drop_length_heads(fresh.network)
     fresh.network.load_state_dict(learned, strict=False)

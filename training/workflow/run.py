@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from rewardserve.model.checkpoint import Checkpoint
 from rewardserve.training import run_folder
 from rewardserve.training.audit_judge import judge_config
 from rewardserve.training.console import show
@@ -38,6 +40,7 @@ from rewardserve.training.workflow.resume import (
     refuse_other_solution,
     step_to_resume,
 )
+from rewardserve.training.workflow.ridge import RidgeChoice
 from rewardserve.training.workflow.start import load_start, name_setting, print_not_adapted
 from rewardserve.training.workflow.tables import encode
 
@@ -96,7 +99,7 @@ def _train_model(config: Config) -> Path:
         before = figures(config, score_slices(config, start, tables.held_out)) if config.model.start == "reward" else []
         audited_before = audited_figures(config, start, tables) if config.model.start == "reward" else ()
         hidden_ND = features(config, start, tables.train)
-        initialise_heads(config, start, tables.train, hidden_ND)
+        start = _with_ridges(start, initialise_heads(config, start, tables.train, hidden_ND))
         trained, history = fit(config, start, tables, hidden_ND, folder, resume_from)
         if trained is not None:
             made = replace(
@@ -131,13 +134,21 @@ def export_last_step(config: Config) -> Path:
         start = replace(start, policy=tables.policy)
         if step is None:
             refuse_other_solution(folder / "checkpoint", tables.train)
-            initialise_heads(config, start, tables.train, features(config, start, tables.train))
+            hidden_ND = features(config, start, tables.train)
+            start = _with_ridges(start, initialise_heads(config, start, tables.train, hidden_ND))
         else:
             prepare_network(config, start)
             load_newest(config, start.network, step.parent)
             drop_length_heads(start.network)
         made = _record("finish", config, folder, timer, step.parent if step else None)
         return _publish(config, finish(config, start, tables, folder, made))
+
+
+def _with_ridges(start: Checkpoint, chosen: Sequence[RidgeChoice]) -> Checkpoint:
+    """Print which ridges were chosen; the notes of the checkpoint carry it into the report."""
+    for each in chosen:
+        show(f"  {each}")
+    return replace(start, notes=(*start.notes, *map(str, chosen)))
 
 
 def _publish(config: Config, checkpoint: Path) -> Path:

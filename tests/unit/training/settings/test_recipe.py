@@ -38,7 +38,7 @@ def test_a_minimal_recipe_has_defaults_everywhere_else():
         ("optim.precision=no", lambda c: c.optim.precision == "no"),
         ("data.sources.0.max_pairs=null", lambda c: c.data.sources[0].max_pairs is None),
         ("model.heads=[a, b]", lambda c: c.model.weight_of_head == (1.0, 1.0)),
-        ("model.heads=[a, b]", lambda c: c.model.l2_of_head == (0.1, 0.1)),
+        ("model.heads=[a, b]", lambda c: c.model.l2_of_head == ()),
         ("model={path: m, heads: [a, b], head_init: logistic, head_l2: 2}", lambda c: c.model.l2_of_head == (2.0, 2.0)),
         (
             "model={path: m, heads: [a, b], head_init: logistic, head_l2: [2, 1e-3]}",
@@ -76,7 +76,7 @@ def test_set_overrides_a_nested_key(override, read):
         ("model.heads=['']", "names, none of them blank"),
         ("model.heads=[a, ' ']", "names, none of them blank"),
         ("data.eval_sources.1.path=x", "unknown setting 'data.eval_sources.0.1'"),
-        ("model.head_l2=[1, 2]", "model.head_l2 is (1.0, 2.0); it must be one number"),
+        ("model.head_l2=[1, 2]", "model.head_l2 is (1.0, 2.0); it must be empty, one number"),
         ("model.head_l2=0", "above 0"),
         ("optim.epochs=0", "no weight would be trained"),
         ("optim.epochs=-1", "at least 0"),
