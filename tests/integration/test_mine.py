@@ -25,7 +25,7 @@ CPU = "--device=cpu"
 
 
 def write_recipe(folder, sft, pairs, **sections):
-    model = {"path": str(sft), "head_init": "logistic"}
+    model = {"path": str(sft), "head_init": "logistic", "head_l2": [0.1]}
     data = {"sources": [{"path": str(pairs)}], "eval_fraction": 0.25}
     output = {"folder": str(folder / "out")}
     return world.recipe_file(

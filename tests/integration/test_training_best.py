@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 METHODS = {
     "full": {},
     "lora": {"method": {"name": "lora", "rank": 2, "dropout": 0.1}},
-    "frozen": {"method": {"name": "frozen"}, "model": {"head_init": "logistic"}},
+    "frozen": {"method": {"name": "frozen"}, "model": {"head_init": "logistic", "head_l2": [0.1]}},
     "ema": {"optim": {"ema": 0.8}},
 }
 
