@@ -17,10 +17,21 @@ from rewardserve_client.errors import (
     Unavailable,
     WrongType,
 )
-from rewardserve_client.results import ComparisonResult, Comparisons, Failure, ModelIdentity, Result, Scores
+from rewardserve_client.results import (
+    ApprovalResult,
+    Approvals,
+    ComparisonResult,
+    Comparisons,
+    Failure,
+    ModelIdentity,
+    Result,
+    Scores,
+)
 from rewardserve_client.samples import Sample
 
 __all__ = [
+    "ApprovalResult",
+    "Approvals",
     "AsyncRewardClient",
     "Backoff",
     "ClientLimits",

@@ -47,6 +47,8 @@ from rewardserve_client.request_plan import (
 )
 from rewardserve_client.results import (
     UNAVAILABLE,
+    ApprovalResult,
+    Approvals,
     CallResults,
     ComparisonResult,
     Comparisons,
@@ -54,7 +56,7 @@ from rewardserve_client.results import (
     Result,
     Scores,
 )
-from rewardserve_client.samples import Item, Sample, comparison_items, head, sample_items
+from rewardserve_client.samples import Item, Sample, approval_items, comparison_items, head, sample_items
 from rewardserve_client.transport import ConnectionPool
 
 T = TypeVar("T")
@@ -132,6 +134,7 @@ class AsyncRewardClient:
         )
         self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, ConnectionPool] = WeakKeyDictionary()
         self._last: ModelIdentity | None = None
+        self._snapshots: dict[str, str] = {}
 
     def __repr__(self) -> str:
         """Name the servers, never the key."""
@@ -194,6 +197,46 @@ class AsyncRewardClient:
         )
         results = await self._run_chunks(items, spec, on_failure, on_progress)
         return self._note_models(Comparisons(tuple(results)))
+
+    async def approve(
+        self,
+        groups: Iterable[Mapping[str, Any]],
+        *,
+        run: str,
+        step: int | None = None,
+        kl: float | None = None,
+        snapshot: str | None = None,
+        deadline_s: float | None = None,
+        on_failure: OnFailure | None = None,
+        on_progress: Progress | None = None,
+    ) -> Approvals:
+        """Approve queries by the snapshot that the first call of this run has pinned. Return one result a group, in order.
+
+        `groups` are dicts as on the wire: `{"prompt": ..., "taken": [...], "queries": [...]}`, where the queries are drawn
+        independently of the responses taken. The client sends the snapshot of its first reply for this run in later calls;
+        `snapshot` names one from an earlier process. The other arguments are those of `score`.
+
+        Raise as `score`, and `MixedModels` where servers have approved by several snapshots.
+        """
+        check_text("snapshot", snapshot)
+        items = approval_items(groups, self._environment.new_key())
+        known = self._snapshots.get(run) if snapshot is None else snapshot
+        spec = RequestSpec(
+            path="/approvals",
+            head=_body_head("groups", run, step, kl=kl_of(kl), snapshot=known),
+            deadline=self._deadline(deadline_s),
+            read=replies.parse_approvals,
+            failed=lambda item, failure: ApprovalResult(
+                item.id, (None,) * item.weight, (failure,) * item.weight, error=failure
+            ),
+        )
+        approvals = Approvals(tuple(await self._run_chunks(items, spec, on_failure, on_progress)))
+        found = approvals.snapshots
+        if len(found) > 1:
+            raise MixedModels(f"the approvals of one call come from {len(found)} snapshots")
+        if found:
+            self._snapshots[run] = found[0]
+        return approvals
 
     async def model(self, *, deadline_s: float | None = None) -> dict[str, Any]:
         """Return `GET /model` of the first server that replies: model, contract, calibration and limits, as a dict.

@@ -20,7 +20,7 @@ import httpx
 from rewardserve_client.asyncclient import AsyncRewardClient, Environment, OnFailure, OnMixed, Progress
 from rewardserve_client.backoff import Backoff
 from rewardserve_client.configuration import DEFAULT_DEADLINE_S, ClientLimits
-from rewardserve_client.results import Comparisons, Scores
+from rewardserve_client.results import Approvals, Comparisons, Scores
 from rewardserve_client.samples import Sample
 
 T = TypeVar("T")
@@ -127,6 +127,39 @@ class RewardClient:
                 run=run,
                 step=step,
                 tie_margin=tie_margin,
+                deadline_s=deadline_s,
+                on_failure=on_failure,
+                on_progress=on_progress,
+            )
+        )
+
+    def approve(
+        self,
+        groups: Iterable[Mapping[str, Any]],
+        *,
+        run: str,
+        step: int | None = None,
+        kl: float | None = None,
+        snapshot: str | None = None,
+        deadline_s: float | None = None,
+        on_failure: OnFailure | None = None,
+        on_progress: Progress | None = None,
+    ) -> Approvals:
+        """Approve queries by the snapshot that the first call of this run has pinned. Return one result a group, in order.
+
+        `groups` are dicts as on the wire: `{"prompt": ..., "taken": [...], "queries": [...]}`, where the queries are drawn
+        independently of the responses taken. The client sends the snapshot of its first reply for this run in later calls;
+        `snapshot` names one from an earlier process. The other arguments are those of `score`.
+
+        Raise as `score`, and `MixedModels` where servers have approved by several snapshots.
+        """
+        return self._run(
+            self._client.approve(
+                groups,
+                run=run,
+                step=step,
+                kl=kl,
+                snapshot=snapshot,
                 deadline_s=deadline_s,
                 on_failure=on_failure,
                 on_progress=on_progress,

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from rewardserve_client.results import ComparisonResult, Failure, ModelIdentity, Result
+from rewardserve_client.results import ApprovalResult, ComparisonResult, Failure, ModelIdentity, Result
 from rewardserve_client.samples import Item
 
 
@@ -35,6 +35,14 @@ def parse_comparisons(body: bytes, items: Sequence[Item]) -> list[ComparisonResu
     reply = _object(_parsed(body))
     identity, results = _identity(reply), _list(reply, "results", len(items))
     return [_comparison(_object(result), item, identity) for result, item in zip(results, items, strict=True)]
+
+
+def parse_approvals(body: bytes, items: Sequence[Item]) -> list[ApprovalResult]:
+    """Parse the reply of `POST /approvals`, in the order of `items`."""
+    reply = _object(_parsed(body))
+    identity, snapshot = _identity(reply), _text(reply.get("snapshot"))
+    results = _list(reply, "results", len(items))
+    return [_approval(_object(result), item, identity, snapshot) for result, item in zip(results, items, strict=True)]
 
 
 def parse_model(body: bytes) -> dict[str, Any]:
@@ -106,6 +114,24 @@ def _comparison(result: Mapping[str, Any], item: Item, identity: ModelIdentity) 
         raw=_row(_list(result, "raw", n)),
         probabilities=tuple(_row(_as_list(row, n)) for row in _list(result, "probabilities", n)),
         margin=_required(_number(result.get("margin"))),
+        identity=identity,
+    )
+
+
+def _approval(result: Mapping[str, Any], item: Item, identity: ModelIdentity, snapshot: str) -> ApprovalResult:
+    _check_id(result, item)
+    approvals = tuple(_number(each) for each in _list(result, "approvals", item.weight))
+    errors = tuple(None if each is None else _failure(_object(each)) for each in _list(result, "errors", item.weight))
+    if any((error is None) == (approval is None) for error, approval in zip(errors, approvals, strict=True)):
+        raise InvalidReply("a query has both an approval and an error, or neither")
+    repeats = result.get("repeats_taken")
+    return ApprovalResult(
+        id=item.id,
+        approvals=approvals,
+        errors=errors,
+        repeats_taken=tuple(_required(_count(i)) for i in (repeats if isinstance(repeats, list) else [None])),
+        snapshot=snapshot,
+        error=next((error for error in errors if error is not None), None),
         identity=identity,
     )
 

@@ -178,7 +178,7 @@ def _add_reason(reasons: list[str], reason: str) -> list[str]:
     return [reason, *[r for r in reasons if r != reason][:2]]
 
 
-_POSITION = re.compile(r"(?:samples|comparisons)\[(\d+)\]")
+_POSITION = re.compile(r"(?:samples|comparisons|groups)\[(\d+)\]")
 
 
 def refusal_error(refused: Rejected, items: Sequence[Item] = ()) -> RequestRefused:

@@ -77,11 +77,40 @@ class ComparisonResult:
     identity: ModelIdentity | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ApprovalResult:
+    """Approvals of the queries of one group; None for a query without one, whose reason is in `errors`.
+
+    `error` is the first of these, or the reason why the group has no results. `repeats_taken` are the indices of queries that
+    equal a response taken.
+    """
+
+    id: str
+    approvals: tuple[float | None, ...] = ()
+    errors: tuple[Failure | None, ...] = ()
+    repeats_taken: tuple[int, ...] = ()
+    snapshot: str | None = None
+    error: Failure | None = None
+    identity: ModelIdentity | None = None
+
+    @property
+    def advantages(self) -> tuple[float | None, ...]:
+        """Each approval above the mean of the others of its group: the weights of the gradients of the queries.
+
+        None for a query without an approval, and where no other query has one.
+        """
+        known = [each for each in self.approvals if each is not None]
+        total, n_others = sum(known), len(known) - 1
+        return tuple(
+            None if each is None or not n_others else each - (total - each) / n_others for each in self.approvals
+        )
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class CallResults:
     """Results of one call. `identities` lists the models in the order of first appearance."""
 
-    results: tuple[Result, ...] | tuple[ComparisonResult, ...]
+    results: tuple[Result, ...] | tuple[ComparisonResult, ...] | tuple[ApprovalResult, ...]
 
     def __repr__(self) -> str:
         """Number of results, number of failures by code, and the model, without the results themselves."""
@@ -136,3 +165,26 @@ class Comparisons(CallResults):
     """Rankings of one call: one result a comparison, in the order given."""
 
     results: tuple[ComparisonResult, ...]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Approvals(CallResults):
+    """Approvals of one call: one result a group, in the order given."""
+
+    results: tuple[ApprovalResult, ...]
+
+    @property
+    def approvals(self) -> list[tuple[float | None, ...]]:
+        """The approvals of the queries of each group."""
+        return [r.approvals for r in self.results]
+
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """Snapshots that approved."""
+        return tuple(dict.fromkeys(r.snapshot for r in self.results if r.snapshot is not None))
+
+    @property
+    def repeated_share(self) -> float:
+        """Share of the queries that equal a response taken. Near 1, the queries are not independent draws."""
+        n = sum(len(r.approvals) for r in self.results)
+        return sum(len(r.repeats_taken) for r in self.results) / n if n else 0.0

@@ -27,7 +27,8 @@ class Sample:
     `finish_reason="length"` marks a response that was cut off. `score_empty`: score an empty response at its end token
     instead of refusing it, for trainers that stop at a missing reward. Samples with the same `group` go to the same
     server in one request; default: the prompt, or the whole text if its prompt is not known. `task` names the task or data set
-    of the prompt: trip wires compare the samples of each task with the first ones of that task.
+    of the prompt: trip wires compare the samples of each task with the first ones of that task. `lookahead`: continuations, whose
+    rewards count in that of the sample by `lookahead_reward`: "min", "mean" or a quantile.
     """
 
     prompt: str | Sequence[Message] | None = None
@@ -41,6 +42,8 @@ class Sample:
     group: str | None = None
     score_empty: bool = False
     task: str | None = None
+    lookahead: Sequence[Sequence[Message]] = ()
+    lookahead_reward: str | float = "min"
 
 
 class Item(NamedTuple):
@@ -63,6 +66,12 @@ def comparison_items(comparisons: Iterable[Mapping[str, Any]], call: str) -> lis
     """Convert comparisons as `sample_items` does; the weight of a comparison is its number of responses."""
     check_listed("comparisons", comparisons, "dicts")
     return [_comparison_item(i, each, call) for i, each in enumerate(comparisons)]
+
+
+def approval_items(groups: Iterable[Mapping[str, Any]], call: str) -> list[Item]:
+    """Convert groups as `sample_items` does; the weight of a group is its number of queries."""
+    check_listed("groups", groups, "dicts")
+    return [_approval_item(i, each, call) for i, each in enumerate(groups)]
 
 
 def head(list_name: str, **fields: Any) -> bytes:
@@ -96,6 +105,16 @@ def _comparison_item(position: int, comparison: Mapping[str, Any], call: str) ->
     return Item(position, comparison_id, _written(fields, position), _group(fields), len(fields["responses"]))
 
 
+def _approval_item(position: int, group: Mapping[str, Any], call: str) -> Item:
+    check_type(f"groups[{position}]", group, Mapping, "a dict")
+    fields = dict(group)
+    group_id = _named(fields, position, call)
+    _drop_empty_fields(fields)
+    if not isinstance(fields.get("queries"), list | tuple):
+        raise Misconfigured(f"group {position} has no list `queries`")
+    return Item(position, group_id, _written(fields, position), _group(fields), len(fields["queries"]))
+
+
 def _drop_empty_fields(fields: dict[str, Any]) -> None:
     """Drop empty fields of messages: data sets fill in fields of other rows, and the server accepts only role and content."""
     for name in ("prompt", "messages"):
@@ -125,6 +144,8 @@ def _fields_of(sample: Sample, position: int) -> dict[str, Any]:
         "score_empty": sample.score_empty or None,
         "id": sample.id,
         "task": sample.task or None,
+        "lookahead": [list(turns) for turns in sample.lookahead] or None,
+        "lookahead_reward": sample.lookahead_reward if sample.lookahead else None,
     }
     return {name: value for name, value in fields.items() if value is not None}
 

@@ -269,3 +269,34 @@ def test_an_empty_response_is_scored_only_if_the_sample_says_so(server):
         ).results
     assert refused.reward is None
     assert scored.raw == score_of("hi\n")
+
+
+def test_approvals_are_the_echo_of_the_queries_and_keep_their_snapshot(server):
+    groups = [
+        {"prompt": f"p{i}", "taken": ["no"], "queries": ["yes", "no", {"response": "perhaps"}]} for i in range(30)
+    ]
+    with RewardClient(server.url) as client:
+        first = client.approve([*groups, {"prompt": "p", "queries": [" ", "b"]}], run="decoupled", step=1)
+        assert [r.approvals for r in first.results[:30]] == [
+            pytest.approx([score_of(f"p{i}\n{text}") for text in ("yes", "no", "perhaps")]) for i in range(30)
+        ]
+        (snapshot,) = first.snapshots
+        assert first.repeated_share == pytest.approx(30 / 92)
+        last = first.results[-1]
+        assert (last.approvals[0], last.error.code, last.errors[1]) == (None, "empty_response", None)
+        assert client.approve(groups[:1], run="decoupled", step=2).snapshots == (snapshot,)
+        with pytest.raises(RequestRefused) as refused:
+            client.approve(groups, run="decoupled", snapshot="sha256:" + "0" * 64)
+    assert (refused.value.code, refused.value.details["snapshot"]) == ("snapshot_differs", snapshot)
+
+
+def test_a_sample_takes_its_continuations_along(server):
+    ahead = [[{"role": "user", "content": "and?"}, {"role": "assistant", "content": "no"}]]
+    with RewardClient(server.url) as client:
+        scores = client.score([
+            Sample(prompt="hi", response="yes"),
+            Sample(prompt="hi", response="yes", lookahead=ahead, lookahead_reward="mean"),
+            {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}, *ahead[0]]},
+        ])  # fmt: skip
+    own, combined, later = scores.rewards
+    assert combined == pytest.approx((own + later) / 2)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve_client.replies import InvalidReply, parse_comparisons, parse_error, parse_scores
-from rewardserve_client.results import Failure, ModelIdentity
-from rewardserve_client.samples import comparison_items, sample_items
+from rewardserve_client.replies import InvalidReply, parse_approvals, parse_comparisons, parse_error, parse_scores
+from rewardserve_client.results import ApprovalResult, Failure, ModelIdentity
+from rewardserve_client.samples import approval_items, comparison_items, sample_items
 from tests.support.faulty_server import IDENTITY, Request, failed_result, reply_to
 
 SAMPLES = [{"prompt": "p", "response": "a"}, {"prompt": "p", "response": "b"}]
@@ -152,3 +152,43 @@ def test_a_comparison_with_an_error_has_no_ranking():
 def test_a_comparison_that_does_not_fit_is_no_answer(changes):
     with pytest.raises(InvalidReply):
         read_comparison(**changes)
+
+
+GROUP = approval_items([{"prompt": "p", "queries": ["a", "b"]}], "c")
+
+
+def approved(**fields):
+    refused = {"code": "empty_response", "message": "no"}
+    result = {"id": "c-0", "approvals": [0.5, None], "errors": [None, refused], "repeats_taken": [1]}
+    return json.dumps(IDENTITY | {"snapshot": "sha256:s", "results": [result | fields]}).encode()
+
+
+def test_approvals_are_read_with_their_errors_and_their_snapshot():
+    (group,) = parse_approvals(approved(), GROUP)
+    assert (group.approvals, group.repeats_taken, group.snapshot) == ((0.5, None), (1,), "sha256:s")
+    assert group.error == group.errors[1] == Failure("empty_response", "no", {})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"id": "other"},
+        {"approvals": [0.5]},
+        {"approvals": [0.5, 0.5]},
+        {"approvals": [None, None]},
+        {"approvals": [True, None]},
+        {"errors": [None]},
+        {"errors": [None, None]},
+        {"repeats_taken": None},
+        {"repeats_taken": ["a"]},
+    ],
+)
+def test_an_approval_that_is_no_number_or_no_error_is_no_reply(fields):
+    with pytest.raises(InvalidReply):
+        parse_approvals(approved(**fields), GROUP)
+
+
+def test_an_advantage_is_an_approval_above_the_others_of_its_group():
+    assert ApprovalResult("g", (1.0, 2.0, None, 6.0)).advantages == (-3.0, -1.5, None, 4.5)
+    assert ApprovalResult("g", (1.0, None)).advantages == (None, None)
+    assert ApprovalResult("g").advantages == ()
