@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from rewardserve.model.conversation import Message
 
 MAX_PROMPT_CHARS = 3_500
 """Rows with a longer prompt are left out."""
+
+_WORDS = re.compile(r"\S+\s*")
+"""Words, each with the white space behind it."""
 
 Prompt = tuple[Message, ...]
 
@@ -128,9 +132,13 @@ def changed(sample: StreamSample, response: str) -> StreamSample:
 
 
 def resampled(response: str, *salt: object) -> str:
-    """Another response like a policy would draw it: a tenth of the words left out, a tenth moved. Seeded by response and salt."""
+    """Another response like a policy would draw it: a tenth of the words left out, a tenth moved. Seeded by response and salt.
+
+    The white space behind a word goes with it, so layout stays: else it changes where a long stream begins to draw again.
+    """
     rng = random.Random(repr((response, salt)))
-    words = [word for word in response.split() if rng.random() > 0.1] or response.split()
+    all_words = _WORDS.findall(response)
+    words = [word for word in all_words if rng.random() > 0.1] or all_words
     for _ in range(1 + len(words) // 10):
         words.insert(rng.randrange(len(words)), words.pop(rng.randrange(len(words))))
-    return " ".join(words)
+    return "".join(word if word[-1].isspace() else f"{word} " for word in words).rstrip()
