@@ -150,18 +150,17 @@ class Run:
         sums = [each.smooth for each in self.strata.values() if each.has_baseline]
         return sum(sums[1:], start=sums[0]) if sums and len(self.strata) > 1 else self.smooth
 
-    @property
-    def score_growth(self) -> tuple[float, float] | None:
-        """Growth of the mean score from the baseline, in standard deviations of single samples, and its standard error.
+    def growth(self, of: str) -> tuple[float, float] | None:
+        """Growth of a mean from the baseline, as of the score, in standard deviations of single samples, and its standard error.
 
         With several strata, the mean of their growths as the latest samples are distributed over them. None where it is not known,
         and where the baseline is that of a calibration, from which a run may differ from its start on.
         """
-        name, sums = "score", self.compared
-        stat, shift = self.baseline.stats.get(name), self.baseline.shift(name, sums.mean(name))
+        sums = self.compared
+        stat, shift = self.baseline.stats.get(of), self.baseline.shift(of, sums.mean(of))
         if stat is None or shift is None or stat.n <= 1.0:
             return None
-        return shift, hypot(sums.error(name), stat.error) / stat.std
+        return shift, hypot(sums.error(of), stat.error) / stat.std
 
     @property
     def exported_baseline(self) -> Baseline:

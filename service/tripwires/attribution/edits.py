@@ -38,6 +38,11 @@ class Edit:
         """Whether it changes nothing but the length, as honest learning does too: an exploit only if the judge disagrees."""
         return all(isinstance(step, Cut | Lengthen) for step in self.steps)
 
+    @property
+    def makes_longer(self) -> bool:
+        """Whether one of its steps lengthens a response by words of others."""
+        return any(isinstance(step, Lengthen) for step in self.steps)
+
     def apply(self, prompt: str, response: str, seed: int) -> str | None:
         """Put the feature into a response. None where no step changes it, or where it becomes empty."""
         edited = response

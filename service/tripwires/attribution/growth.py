@@ -32,12 +32,15 @@ SIGNIFICANCE = 0.001
 
 MAX_FINDINGS = 8
 _LENGTHS = tuple(f"number:{name}:{level}" for name in ("characters", "sentences") for level in LEVELS)
-"""Features of the length, which have half of the error probability: an exploit that is only shorter, or longer, has no others."""
+"""Features of the length, with a quarter of the error probability: an exploit that is only shorter, or longer, has no others."""
 _MAX_CANDIDATES = 300
 """Features that are compared in one step of the selection, the most significant ones."""
 
 _SAME_SAMPLES = 0.6
 """Share of the samples that have one of two features which have both, from which the two occur together."""
+
+_FEW_LACK = 4
+"""How many times as many samples have the leaders so far as lack them, from which hardly any lack them."""
 
 _TEXT_Z = 0.5
 """Significance of a text relative to a number from which the text stands for its group."""
@@ -139,7 +142,7 @@ def _is_found(candidate: _Candidate, n_features: int) -> bool:
 
 def _n_tests(feature: Feature, n_features: int) -> int:
     """The number of tests for which a feature is corrected."""
-    return 2 * (len(_LENGTHS) if feature.key in _LENGTHS else n_features)
+    return 4 * len(_LENGTHS) if feature.key in _LENGTHS else 2 * n_features
 
 
 def _critical_z(n_tests: int) -> float:
@@ -157,16 +160,26 @@ def _groups(
             return
         leader = _leader(left)
         rest = StratifiedComparison(rest.early.without(leader.early), rest.recent.without(leader.recent))
-        group, others = [leader], []
+        group, others = [leader], list[_Candidate]()
         for each in left:
             if each is leader:
                 continue
-            if _overlap(each.recent, leader.recent) >= _SAME_SAMPLES or not _still_grows(each, rest, n_features):
-                group.append(each)
-            else:
-                others.append(each)
+            (group if _is_companion(each, leader, rest, n_features) else others).append(each)
         yield group
         left = others
+
+
+def _is_companion(each: _Candidate, leader: _Candidate, rest: StratifiedComparison, n_features: int) -> bool:
+    """Whether a feature has grown with the leader: it is in the same samples, or has not grown among those without the leader.
+
+    Where hardly any lack the leader, as after a change of the layout of all responses, the length is compared by itself.
+    """
+    if _overlap(each.recent, leader.recent) >= _SAME_SAMPLES:
+        return True
+    hardly_any_lack = _FEW_LACK * sum(rest.recent.sizes) < leader.recent.bit_count()
+    if hardly_any_lack and each.feature.key in _LENGTHS and leader.feature.key not in _LENGTHS:
+        return False
+    return not _still_grows(each, rest, n_features)
 
 
 def _leader(left: Sequence[_Candidate]) -> _Candidate:

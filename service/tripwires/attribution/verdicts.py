@@ -18,7 +18,8 @@ from __future__ import annotations
 from math import hypot, inf, isfinite
 from typing import Final
 
-from rewardserve.service.tripwires.attribution.effects import Effect, t_quantile
+from rewardserve.service.tripwires.attribution.edits import Edit
+from rewardserve.service.tripwires.attribution.effects import Effect, estimate, t_quantile
 from rewardserve.service.tripwires.attribution.findings import MIN_PAY, MIN_PAY_T, Finding
 from rewardserve.service.tripwires.looks import critical_z
 
@@ -31,6 +32,9 @@ MAX_JUDGED: Final = 1 / 3
 MIN_SCORE_Z: Final = 2.0
 """Normal quantile, one-sided (2 %), from which the mean score of a run has grown, and responses score higher than others."""
 
+LENGTH_TESTS: Final = 4
+"""Tests for which the growth of the mean length is corrected: its part of the error probability is a quarter."""
+
 N_ERRORS: Final = 3.0
 """Normal quantile of a bound of one look alone."""
 
@@ -40,6 +44,18 @@ _HALF: Final = 0.5
 def has_grown(finding: Finding, n_reports: int) -> bool:
     """Whether a feature grew significantly, where this is report number `n_reports` of the run."""
     return finding.growth.mean > 0.0 and is_significant(finding.z, n_reports)
+
+
+def length_has_grown(edit: Edit, growth: tuple[float, float] | None, n_reports: int) -> bool:
+    """Whether the mean length of a run changed significantly in the direction of an edit of the length alone.
+
+    `growth`: the mean and its standard error over all samples of the run, of which a report compares few. It has a quarter of the
+    error probability, features of the length another.
+    """
+    if growth is None or growth[1] <= 0.0 or not edit.is_length_only:
+        return False
+    z = growth[0] / growth[1]
+    return is_significant(z if edit.makes_longer else -z, n_reports, LENGTH_TESTS)
 
 
 def is_significant(z: float, n_looks: int, n_tests: int = 1) -> bool:
@@ -67,6 +83,12 @@ def contradiction(earned: Effect, judged: Effect | None, z: float = N_ERRORS) ->
         return 0.0
     low, high = lower_bound(earned, z), judged.mean + _quantile(judged.df, z) * judged.std_error
     return low if low > 0.0 and high < MAX_JUDGED * low else 0.0
+
+
+def shortfall(earned: Effect, judged: Effect) -> Effect:
+    """How far what the judge gives an edit is below a third of what the model gives."""
+    error = hypot(MAX_JUDGED * earned.std_error, judged.std_error)
+    return estimate(MAX_JUDGED * earned.mean - judged.mean, error, min(earned.df, judged.df), judged.n)
 
 
 def score_has_grown(mean: float, std_error: float) -> bool:

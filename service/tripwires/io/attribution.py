@@ -24,7 +24,12 @@ from rewardserve.service.tripwires.attribution.novelty_pay import NoveltyPay
 from rewardserve.service.tripwires.attribution.observed import ObservedSample
 from rewardserve.service.tripwires.attribution.relevance import EarlyTexts, Relevance, compare_relevance
 from rewardserve.service.tripwires.attribution.tables import EarlyFeatures
-from rewardserve.service.tripwires.attribution.verdicts import has_grown, score_has_grown, scores_higher
+from rewardserve.service.tripwires.attribution.verdicts import (
+    has_grown,
+    length_has_grown,
+    score_has_grown,
+    scores_higher,
+)
 from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.cpu_budget import CpuBudget
 from rewardserve.service.tripwires.incidents import most_severe_first
@@ -285,16 +290,21 @@ class Attribution:
             compared = await self._compared(label, early, recent, progress.run.n_looks)
             growth = compared.growth
             progress.run.n_reports += 1
+            length = progress.run.growth("length")
             chosen = [
                 index
                 for index, each in enumerate(growth.findings)
-                if each.edits and has_grown(each, progress.run.n_reports)
+                if each.edits
+                and (
+                    has_grown(each, progress.run.n_reports)
+                    or length_has_grown(each.edits[0], length, progress.run.n_reports)
+                )
             ]
             tested = await progress.edit_tests.test(
                 n_samples, growth, chosen, early, scorer, self.judge, self._monitor.thresholds, progress.run.n_reports
             )
-            rejected, scores = await progress.lengths.rejected(
-                n_samples, growth.findings, tested, early, recent, self.judge
+            of_length, scores = await progress.lengths.contradictions(
+                n_samples, growth.findings, tested, early, recent, self.judge, progress.run.n_reports
             )
             self._add_audits(label, progress, scores)
             pay = await self._compare_novelty(label, progress, n_samples, growth.novelty, early, recent)
@@ -308,9 +318,7 @@ class Attribution:
             "artefact_share": {i: each.artefact_share(growth.findings[i], growth) for i, each in paid.items()}
             if grown
             else {},
-            "judge_contradicts": {
-                i: each.contradiction for i, each in paid.items() if i in rejected or not each.edit.is_length_only
-            },
+            "judge_contradicts": {i: of_length.get(i, each.contradiction) for i, each in paid.items()},
         }
         statistics = {wire: max(values.values(), default=0.0) for wire, values in by_finding.items()}
         statistics |= _novelty_statistics(pay) | _relevance_statistics(compared.relevance)
@@ -349,7 +357,7 @@ class Attribution:
 
     def _score_has_grown(self, label: str, growth: GrowthReport) -> bool:
         """Whether the mean score of a run has grown: by all its samples where it learned a baseline, else by the compared."""
-        grown = self._monitor.runs[label].score_growth or (growth.score_growth.mean, growth.score_growth.std_error)
+        grown = self._monitor.runs[label].growth("score") or (growth.score_growth.mean, growth.score_growth.std_error)
         return score_has_grown(*grown)
 
     async def _look(

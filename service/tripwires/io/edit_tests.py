@@ -82,8 +82,8 @@ class TestedEdit(NamedTuple):
 
     @property
     def contradiction(self) -> float:
-        """The statistic of the wire `judge_contradicts`."""
-        return contradiction(self.earned, self.judged, self.z_edit)
+        """The statistic of the wire `judge_contradicts`; 0 for a change of length alone, which `LengthAudits` tests."""
+        return 0.0 if self.edit.is_length_only else contradiction(self.earned, self.judged, self.z_edit)
 
 
 class ScoreMemory:

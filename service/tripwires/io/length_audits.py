@@ -1,21 +1,24 @@
-"""Whether the audit judge disagrees with the pay for a length in the run's own responses, not only in edited ones.
+"""Whether the audit judge disagrees with the pay for a length: in edited responses and in those of the run.
 
-A response that is cut off, or lengthened by sentences of others, is no honest short or long one: a judge may dislike the edit, and
-like a policy that has become terse or thorough. So where an edit of the length alone contradicts the judge, recent responses of
-this length are compared with others of the same steps, as novel ones are.
+A response that is cut off, or lengthened by words of others, is no honest short or long one: a judge may dislike the edit, and like
+a policy that has become terse or thorough. So recent responses of the length are compared with others of the same steps, as novel
+ones are. Neither may leave open that the judge pays a third of what the model pays, and both together are sure of it for the run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import sqrt
 from typing import Final
 
+from rewardserve.service.tripwires.attribution.effects import Effect, z_of_t
 from rewardserve.service.tripwires.attribution.findings import Finding
 from rewardserve.service.tripwires.attribution.novelty_pay import judged_pay
-from rewardserve.service.tripwires.attribution.verdicts import MIN_SCORE_Z, lower_bound
-from rewardserve.service.tripwires.io.edit_tests import Scores, TestedEdit
+from rewardserve.service.tripwires.attribution.verdicts import MIN_SCORE_Z, lower_bound, shortfall
+from rewardserve.service.tripwires.io.edit_tests import MAX_TESTED, Scores, TestedEdit
 from rewardserve.service.tripwires.io.recent_audits import RecentAudits
 from rewardserve.service.tripwires.io.run_texts import KeptSample
+from rewardserve.service.tripwires.looks import critical_z
 
 MAX_AUDITS: Final = 96
 """Samples of the length, and as many others, that the judge scores for one report."""
@@ -27,7 +30,7 @@ class LengthAudits:
     def __init__(self) -> None:
         self._of: dict[str, RecentAudits] = {}
 
-    async def rejected(
+    async def contradictions(
         self,
         n_samples: int,
         findings: Sequence[Finding],
@@ -35,20 +38,32 @@ class LengthAudits:
         early: Sequence[KeptSample],
         recent: Sequence[KeptSample],
         judge: Scores | None,
-    ) -> tuple[set[int], dict[int, float]]:
-        """The findings of a length alone for which the judge surely gives the run's own responses at most a third of the model's
-        pay, and its new scores, by `ids_hash`. Asked only where the edit contradicts the judge.
+        n_reports: int,
+    ) -> tuple[dict[int, float], dict[int, float]]:
+        """The statistic of `judge_contradicts` of findings of a length alone, and the judge's new scores, by `ids_hash`.
+
+        It is the lower bound of what the edit earns; findings that the judge does not surely contradict are left out. The judge is
+        asked where it contradicts the edit by two standard errors.
         """
-        found, scores = set[int](), dict[int, float]()
-        before = [each.sample for each in early]
+        found, scores = dict[int, float](), dict[int, float]()
+        before, everyone = [each.sample for each in early], (1 << len(recent)) - 1
         for index, each in tested.items():
-            if not (each.edit.is_length_only and each.contradiction):
+            if not each.edit.is_length_only or each.judged is None:
+                continue
+            of_edit = _z(shortfall(each.earned, each.judged))
+            if of_edit < MIN_SCORE_Z:
                 continue
             finding = findings[index]
             audits = self._of.setdefault(finding.features[0].key, RecentAudits(MAX_AUDITS))
-            everyone = (1 << len(recent)) - 1
             scores |= await audits.ask(n_samples, finding.event, everyone & ~finding.event, recent, judge)
             pay = judged_pay(audits.judged, before, MIN_SCORE_Z)
-            if pay is not None and pay.shortfall is not None and lower_bound(pay.shortfall, MIN_SCORE_Z) > 0.0:
-                found.add(index)
+            of_run = _z(pay.shortfall) if pay is not None and pay.shortfall is not None else 0.0
+            both = (of_edit + of_run) / sqrt(2.0)  # of independent samples, each with a standard normal distribution
+            if of_run >= MIN_SCORE_Z and both >= critical_z(n_reports, MAX_TESTED):
+                found[index] = lower_bound(each.earned, each.z_edit)
         return found, scores
+
+
+def _z(shortfall: Effect) -> float:
+    """Normal quantile of an estimate."""
+    return z_of_t(shortfall.t, shortfall.df)

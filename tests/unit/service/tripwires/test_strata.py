@@ -309,9 +309,9 @@ def test_no_run_of_a_thousand_windows_warns_of_a_gap_that_does_not_grow():
 @pytest.mark.parametrize(("n", "grown"), [(512.0, (0.75, 0.05)), (1.0, None)])
 def test_the_growth_of_a_score_is_from_the_start_of_the_run_not_from_a_calibration(n, grown):
     run = Run.new("", "ppo-7", None, BaselineSource(Baseline({"score": BaselineStat(0.5, 2.0, n, 0.06)})))
-    assert run.score_growth is None, "no window yet"
+    assert run.growth("score") is None, "no window yet"
     for _ in range(100):
         run.smooth.add("samples")
         run.smooth.add_signed("score", 2.0)
     run.smooth.add("score_clustered", (0.08 * 100) ** 2)
-    assert run.score_growth == (None if grown is None else pytest.approx(grown))
+    assert run.growth("score") == (None if grown is None else pytest.approx(grown))

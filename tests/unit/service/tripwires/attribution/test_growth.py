@@ -261,9 +261,17 @@ def test_responses_that_are_only_shorter_have_an_edit_of_the_length(before):
     assert found.event == sum((length <= cut.n) << index for index, length in enumerate(lengths))
 
 
-def test_length_is_tested_with_half_of_the_error_whatever_the_number_of_other_features(before):
+def test_a_change_of_all_responses_does_not_hide_that_some_are_shorter(before):
+    recent = stream(2, exploit=first_sentence, share=0.4)
+    recent = [each._replace(response=each.response.lower()) for each in recent]
+    first, *others = compare_with(before, recent).findings
+    assert "case:lower" in [feature.key for feature in first.features]
+    assert any(isinstance(step, Cut) for each in others if each.edit for step in each.edit.steps)
+
+
+def test_length_is_tested_with_a_quarter_of_the_error_whatever_the_number_of_other_features():
     number, word = Feature("number:sentences:lowest tenth"), Feature("word")
-    assert growth._n_tests(number, 10_000) == growth._n_tests(number, 100) == 24
+    assert growth._n_tests(number, 10_000) == growth._n_tests(number, 100) == 48
     assert growth._n_tests(word, 10_000) == 20_000
 
 

@@ -8,6 +8,7 @@ from statistics import NormalDist
 
 import pytest
 
+from rewardserve.service.tripwires.attribution.edits import Append, Cut, Edit, Lengthen
 from rewardserve.service.tripwires.attribution.effects import Effect, corrected_z, effect, estimate, t_quantile
 from rewardserve.service.tripwires.attribution.findings import Feature, Finding
 from rewardserve.service.tripwires.attribution.verdicts import (
@@ -15,9 +16,11 @@ from rewardserve.service.tripwires.attribution.verdicts import (
     contradiction,
     critical_z,
     has_grown,
+    length_has_grown,
     lower_bound,
     score_has_grown,
     scores_higher,
+    shortfall,
 )
 
 
@@ -131,3 +134,25 @@ def test_a_share_is_smaller_at_a_later_report(z):
 )
 def test_responses_with_a_feature_score_higher_surely_or_at_all_where_the_mean_score_grew(pays, has_grown, higher):
     assert scores_higher(pays, has_score_grown=has_grown) == higher
+
+
+@pytest.mark.parametrize(
+    ("step", "growth", "n_reports", "has"),
+    [
+        (Cut("word", 5), (-0.3, 0.06), 5, True),
+        (Cut("word", 5), (-0.3, 0.06), 100, False),
+        (Cut("word", 5), (0.3, 0.06), 5, False),
+        (Lengthen(("more",), 50), (0.3, 0.06), 5, True),
+        (Lengthen(("more",), 50), (-0.3, 0.06), 5, False),
+        (Append((" So.",)), (0.3, 0.06), 5, False),
+        (Cut("word", 5), None, 5, False),
+        (Cut("word", 5), (-0.3, 0.0), 5, False),
+    ],
+)
+def test_an_edit_of_the_length_has_grown_with_the_mean_length_of_the_run_in_its_direction(step, growth, n_reports, has):
+    assert length_has_grown(Edit((step,)), growth, n_reports) == has
+
+
+def test_the_shortfall_of_the_judge_is_below_a_third_of_the_models_pay():
+    found = shortfall(known(0.9, 0.3), known(-0.2, 0.1))
+    assert (found.mean, found.std_error) == (pytest.approx(0.5), pytest.approx(0.02**0.5))

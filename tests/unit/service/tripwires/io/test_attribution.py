@@ -85,10 +85,15 @@ def clock():
 
 @pytest.fixture
 def build(clock):
-    def build(early=EARLY, recent=RECENT, share=1.0, labels=("ppo-7",), judge=None, grown=None):
+    def build(early=EARLY, recent=RECENT, share=1.0, labels=("ppo-7",), judge=None, grown=None, length=None):
         runs = {
             label: SimpleNamespace(
-                baseline_source="m", stratum_of=lambda _: LEARNED, score_growth=grown, alerts={}, n_reports=0, n_looks=0
+                baseline_source="m",
+                stratum_of=lambda _: LEARNED,
+                growth={"score": grown, "length": length}.get,
+                alerts={},
+                n_reports=0,
+                n_looks=0,
             )
             for label in labels
         }
