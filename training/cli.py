@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import threading
@@ -113,12 +114,14 @@ def _of_model() -> tuple[type[Exception], ...]:
 def _leave_process_group() -> None:
     """Close the connections to the other processes of a finished run before the interpreter shuts down.
 
-    A thread of gloo that frees a Python tensor during finalization aborts the process (PyTorch, pull request 179291). A
-    failed run leaves its connections to the kernel: the other processes may be waiting in a collective.
+    A thread of gloo that frees a Python tensor during finalization aborts the process (PyTorch, pull request 179291). Its threads
+    end with the last reference to the group, and DDP has one, in the cycle of a Trainer and its network: that is collected first.
+    A failed run leaves its connections to the kernel: the other processes may be waiting in a collective.
     """
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
+        gc.collect()
         distributed.destroy_process_group()
 
 
