@@ -228,7 +228,10 @@ class LookaheadSettings(BaseModel):
     policy_model: str = Field("policy", description="name of the model in requests to the policy")
     policy_key_file: Path | None = Field(None, description="file with the API key for the policy; default: no key")
     timeout_s: float = Field(
-        30.0, gt=0.0, allow_inf_nan=False, description="timeout of a request to the policy, its whole reply included"
+        30.0,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="timeout of a request to the policy, from its wait for others to the end of its reply",
     )
     max_tokens: int = Field(512, gt=0, description="longest turn of the policy, in its tokens")
     max_bytes: int = Field(262_144, gt=0, description="largest reply of the policy")

@@ -77,16 +77,13 @@ class PolicyClient:
             "max_tokens": self._limits.max_tokens,
             "stream": False,
         }
-        async with self._slots:
-            try:
-                async with asyncio.timeout(self._limits.timeout_s):
-                    content = await self._post(body)
-            except TimeoutError:
-                raise self._failure(
-                    "timeout", f"the policy did not reply within {self._limits.timeout_s:g} s"
-                ) from None
-            except httpx.HTTPError as error:
-                raise self._failure("unreachable", f"the policy cannot be reached: {type(error).__name__}") from None
+        try:
+            async with asyncio.timeout(self._limits.timeout_s), self._slots:
+                content = await self._post(body)
+        except TimeoutError:
+            raise self._failure("timeout", f"the policy did not reply within {self._limits.timeout_s:g} s") from None
+        except httpx.HTTPError as error:
+            raise self._failure("unreachable", f"the policy cannot be reached: {type(error).__name__}") from None
         turn = _parse(content)
         if turn is None:
             raise self._failure("invalid", "the reply of the policy has no text of an assistant")

@@ -57,6 +57,7 @@ class ModelStatus:
     contract: str
     calibration: str | None
     pipeline: str
+    snapshot: str
     loaded_at: str
     requests_in_flight: int
     pinned_runs: tuple[str, ...]

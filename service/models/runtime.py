@@ -161,6 +161,7 @@ class ModelRuntime:
             contract=self.loaded.contract.digest,
             calibration=self.loaded.calibration_digest,
             pipeline=self.pipeline.digest,
+            snapshot=self.snapshot,
             loaded_at=self.loaded_at,
             requests_in_flight=self.scoring.n_in_flight,
             pinned_runs=pinned_runs,

@@ -16,7 +16,7 @@ _SHADOW = {
 }  # fmt: skip
 _MODEL = {
     "version": 1, "state": "serving", "source": CHECKPOINT, "name": CHECKPOINT, "contract": DIGEST, "calibration": DIGEST,
-    "pipeline": DIGEST, "loaded_at": TIME, "requests_in_flight": 3, "pinned_runs": ["ppo-7"], "shadow": None,
+    "pipeline": DIGEST, "snapshot": DIGEST, "loaded_at": TIME, "requests_in_flight": 3, "pinned_runs": ["ppo-7"], "shadow": None,
 }  # fmt: skip
 _LOADING = {"source": "/models/step-1300", "since": TIME}
 _REFUSED = {"source": "/models/step-1250", "reason": "the score head is missing", "at": TIME}
@@ -66,6 +66,7 @@ class LoadedModelOut(ReplyRecord, frozen=True, gc=False):
     contract: Annotated[str, doc("digest of the scoring contract", DIGEST)]
     calibration: Annotated[str | None, doc("digest of the calibration; null without one", DIGEST)]
     pipeline: Annotated[str, doc("digest of the reward pipeline", DIGEST)]
+    snapshot: Annotated[str, doc("digest of these three, to which approvals of runs are pinned", DIGEST)]
     loaded_at: Annotated[str, doc("when it was loaded, in UTC", TIME)]
     requests_in_flight: Annotated[int, doc("requests that it answers now", 3)]
     pinned_runs: Annotated[Sequence[str], doc("runs that are pinned to it", ["ppo-7"])]
