@@ -102,7 +102,7 @@ def test_two_ranks_walk_the_path_of_one(tmp_path):
     rows = [{**row, "margin": 0.1 * (i % 5)} for i, row in enumerate(world.planted_rows(96))]
     pairs = world.write_jsonl(tmp_path / "pairs.jsonl", rows)
     assert main(["train", "--config", str(recipe_in(tmp_path / "one", sft, pairs, accumulate=2))]) == 0
-    in_two_ranks(recipe_in(tmp_path / "two", sft, pairs), "tests.support.threads_at_end")
+    in_two_ranks(recipe_in(tmp_path / "two", sft, pairs))
     assert_same_path(tmp_path)
 
 
@@ -182,7 +182,7 @@ def test_correlations_of_two_ranks_are_those_of_one_batch_of_both(tmp_path, term
     pairs = world.write_jsonl(tmp_path / "pairs.jsonl", world.planted_rows(96))
     one = recipe_in(tmp_path / "one", sft, pairs, TERMS[terms], batch_pairs=16)
     assert main(["train", "--config", str(one)]) == 0
-    in_two_ranks(recipe_in(tmp_path / "two", sft, pairs, TERMS[terms]))
+    in_two_ranks(recipe_in(tmp_path / "two", sft, pairs, TERMS[terms]), "tests.support.threads_at_end")
     assert_same_path(tmp_path)
 
 
