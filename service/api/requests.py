@@ -106,14 +106,14 @@ class SampleIn(StrictRecord, frozen=True, gc=False):
     ] = False
     task: Task = None
     lookahead: Annotated[
-        list[Annotated[list[MessageIn], Meta(min_length=1, max_length=32)]],
+        tuple[Annotated[list[MessageIn], Meta(min_length=1, max_length=32)], ...],
         Meta(max_length=MAX_LOOKAHEAD),
         doc(
             "continuations: turns that may follow the response, each scored as a conversation. One that ends before a turn of the "
             "assistant is continued by the policy that the operator has configured",
             [[{"role": "user", "content": "And then?"}, {"role": "assistant", "content": "Cool it in water."}]],
         ),
-    ] = msgspec.field(default_factory=list)
+    ] = ()
     lookahead_reward: Annotated[
         Literal["min", "mean"] | Annotated[float, Meta(ge=0.0, le=1.0)],
         doc(
@@ -208,10 +208,10 @@ class ApprovalIn(StrictRecord, frozen=True, gc=False):
         doc("responses drawn independently of those taken; these alone are approved", [RESPONSE]),
     ]
     taken: Annotated[
-        list[str],
+        tuple[str, ...],
         Meta(max_length=64),
         doc("responses that were acted on; they are compared with the queries, and never approved", ["Look it up."]),
-    ] = msgspec.field(default_factory=list)
+    ] = ()
     id: ResultId = None
     task: Task = None
 

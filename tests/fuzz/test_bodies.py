@@ -17,13 +17,15 @@ from hypothesis import strategies as st
 from benchmarks.component_cost import open_echo_server
 from rewardserve.service.api.dialects import DIALECTS
 from tests.properties.test_dialects import bodies_of
-from tests.properties.test_request_bodies import COMPARE_REQUESTS, REQUESTS, bodies
+from tests.properties.test_request_bodies import APPROVALS_REQUESTS, COMPARE_REQUESTS, REQUESTS, bodies
 
 N_BODIES = int(os.environ.get("FUZZ_BODIES", "400"))
 pytestmark = pytest.mark.timeout(7200)
 
 
-ROUTES = {"/score": REQUESTS, "/compare": COMPARE_REQUESTS} | {dialect.path: bodies_of(dialect) for dialect in DIALECTS}
+ROUTES = {"/score": REQUESTS, "/compare": COMPARE_REQUESTS, "/approvals": APPROVALS_REQUESTS} | {
+    dialect.path: bodies_of(dialect) for dialect in DIALECTS
+}
 HEADERS = st.fixed_dictionaries(
     {},
     optional={

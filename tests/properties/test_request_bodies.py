@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.service.api import body
 from rewardserve.service.api.dialects.openrlhf import GET_REWARD
-from rewardserve.service.api.requests import CompareRequest, ScoreRequest, to_comparison, to_sample
+from rewardserve.service.api.requests import (
+    ApprovalsRequest,
+    CompareRequest,
+    ScoreRequest,
+    repeats_of_taken,
+    to_comparison,
+    to_query_samples,
+    to_sample,
+)
 from rewardserve.service.api.validation import check
 from rewardserve.service.errors import InvalidJson, InvalidRequest, RequestRefused
 
@@ -45,6 +53,8 @@ SAMPLES = st.fixed_dictionaries(
         "finish_reason": st.sampled_from(["stop", "length", "other"]),
         "score_empty": st.booleans() | JSONS,
         "reference_rewards": st.lists(st.floats() | st.integers(), max_size=3) | JSONS,
+        "lookahead": st.lists(MESSAGES, max_size=2) | JSONS,
+        "lookahead_reward": st.sampled_from(["min", "mean", "max", 0, 1, True, 0.5]) | st.floats(),
     },
 )
 
@@ -60,7 +70,41 @@ COMPARE_REQUESTS = st.fixed_dictionaries(
     {"comparisons": st.lists(COMPARISONS, max_size=2)},
     optional={"run": TEXT, "step": st.integers(), "tie_margin": st.floats() | st.integers() | JSONS},
 )
-DECODERS = {"/score": msgspec.json.Decoder(ScoreRequest), "/compare": msgspec.json.Decoder(CompareRequest)}
+QUERIES = TEXT | st.fixed_dictionaries(
+    {"response": TEXT | JSONS}, optional={"finish_reason": st.sampled_from(["stop", "length", "other", 1])}
+)
+GROUPS = st.fixed_dictionaries(
+    {"prompt": TEXT | MESSAGES, "queries": st.lists(QUERIES, max_size=3)},
+    optional={"id": TEXT | st.none(), "task": TEXT, "taken": st.lists(TEXT, max_size=3) | JSONS},
+)
+VALID_GROUPS = st.fixed_dictionaries(
+    {
+        "prompt": TEXT | MESSAGES,
+        "queries": st.lists(
+            TEXT
+            | st.fixed_dictionaries(
+                {"response": TEXT}, optional={"finish_reason": st.sampled_from(["stop", "length"])}
+            ),
+            min_size=1,
+            max_size=3,
+        ),
+    },
+    optional={"id": TEXT | st.none(), "task": TEXT, "taken": st.lists(TEXT, max_size=3)},
+)
+APPROVALS_REQUESTS = st.fixed_dictionaries(
+    {"groups": st.lists(GROUPS, max_size=2)},
+    optional={
+        "run": TEXT,
+        "step": st.integers(),
+        "kl": st.floats() | JSONS,
+        "snapshot": st.just("sha256:" + "0" * 64) | TEXT | st.none(),
+    },
+)
+DECODERS = {
+    "/approvals": msgspec.json.Decoder(ApprovalsRequest),
+    "/score": msgspec.json.Decoder(ScoreRequest),
+    "/compare": msgspec.json.Decoder(CompareRequest),
+}
 
 
 @st.composite
@@ -88,6 +132,9 @@ def plain(request):
     if isinstance(request, ScoreRequest):
         samples = [(s.id, told(outcome_of_sample, s)) for s in request.samples]
         return request.run, request.step, samples
+    if isinstance(request, ApprovalsRequest):
+        groups = [(g.id, g.task, to_query_samples(g), repeats_of_taken(g)) for g in request.groups]
+        return request.run, request.step, repr(request.kl), request.snapshot, groups
     comparisons = [(c.id, to_comparison(c)) for c in request.comparisons]
     return request.run, request.step, repr(request.tie_margin), comparisons
 
@@ -144,6 +191,30 @@ def test_what_the_fast_reader_accepts_as_samples_the_careful_one_accepts_with_eq
 @example(b'{"comparisons":[{"prompt":"a","responses":["b","c"]}],"tie_margin":9007199254740993}')
 def test_what_the_fast_reader_accepts_as_comparisons_the_careful_one_accepts_with_equal_values(raw):
     assert_fast_is_careful("/compare", raw)
+
+
+@given(bodies(APPROVALS_REQUESTS))
+def test_what_the_fast_reader_accepts_as_groups_the_careful_one_accepts_with_equal_values(raw):
+    assert_fast_is_careful("/approvals", raw)
+
+
+@given(st.fixed_dictionaries({"groups": st.lists(VALID_GROUPS, min_size=1, max_size=2)}))
+def test_groups_that_the_careful_reader_accepts_the_fast_one_reads(value):
+    careful = outcome(check, value, ApprovalsRequest)
+    raw = json.dumps(value).encode()
+    assume(not isinstance(careful, RequestRefused))
+    assume("\\ud" not in raw.decode())
+    assert assert_fast_is_careful("/approvals", raw)
+
+
+@given(JSONS | APPROVALS_REQUESTS)
+def test_any_json_is_a_group_or_refused_with_a_path(value):
+    asked = outcome(check, value, ApprovalsRequest)
+    if isinstance(asked, RequestRefused):
+        assert isinstance(asked, InvalidRequest)
+        assert asked.details["field"]
+    else:
+        assert all(isinstance(each, Sample) for g in asked.groups for each in to_query_samples(g))
 
 
 @given(st.fixed_dictionaries({"samples": st.lists(SAMPLES, min_size=1, max_size=3)}))
