@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from rewardserve.model.text.nearest_word import did_you_mean
 from rewardserve.training.dataset import data, source_columns, sources
 from rewardserve.training.dataset.conversations import FieldError, read_finish_reason
 from rewardserve.training.dataset.data import BadRow, DataError, Split
-from rewardserve.training.dataset.feedback import Pair, n_ties, with_noun
+from rewardserve.training.dataset.feedback import Graded, Item, Pair, n_ties, with_noun
 from rewardserve.training.dataset.leakage import prompt_key
 from rewardserve.training.dataset.pairs import to_pair
 from rewardserve.training.dataset.row_counts import N_ROWS
@@ -33,7 +33,7 @@ SOURCE = "counterexamples"
 """Name of these pairs in reports."""
 
 VERDICTS = ("a", "b", "tie", "both_bad", "skip")
-_NO_PREFERENCE = {"both_bad": "both bad", "skip": "skipped by all annotators"}
+_BOTH_BAD, _SKIPPED = "both bad", "skipped by all annotators"
 _UNLABELLED, _CONTRADICTING = "without a verdict", "with contradicting verdicts"
 _N_SHOWN = 20
 
@@ -50,7 +50,7 @@ class MinedMargins(NamedTuple):
 class Labelled:
     """The pairs of a file, and its other rows by reason.
 
-    `mined`: by the id of a pair, the scores with which it was mined.
+    `mined`: by the id of a pair, the scores with which it was mined. `bad`: labels of responses in rows that have both bad.
     """
 
     path: str
@@ -58,11 +58,13 @@ class Labelled:
     pairs: tuple[Pair, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
     mined: Mapping[str, MinedMargins] = field(default_factory=dict)
+    bad: tuple[Graded, ...] = ()
 
     def __str__(self) -> str:
         """Describe the file as a line of the summary."""
         ties = n_ties(self.pairs)
         others = {**({"ties": ties} if ties else {}), **self.left_out}
+        others |= {"bad labels, of rows whose responses are both bad": len(self.bad)} if self.bad else {}
         rest = "".join(f", {n:,} {reason}" for reason, n in others.items())
         return f"{with_noun(self.n_rows, 'row')}, {with_noun(len(self.pairs) - ties, 'pair')} with a preference{rest}"
 
@@ -101,7 +103,7 @@ def read(config: CounterexamplesConfig, recipe: DataConfig, head: str) -> Labell
     )
     rows = list(sources.read(source))
     if any("verdict" in row.values for row in rows if row.values is not None):
-        labelled = _of_queue(rows, source, head)
+        labelled = _of_queue(rows, source, head, labels_bad=config.both_bad == "labels")
     else:
         labelled = _of_pairs(source, recipe.on_bad_row, head)
     if not labelled.pairs:
@@ -115,18 +117,18 @@ def read(config: CounterexamplesConfig, recipe: DataConfig, head: str) -> Labell
 def split(labelled: Labelled, config: CounterexamplesConfig, recipe: DataConfig, main: Split) -> Split:
     """Hold out a share of the prompts, and those of other held-out pairs. Raise `DataError` if none is left to train on."""
     held_prompts = {prompt_key(pair) for pair in main.held_out}
-    held = [
-        data.is_held_out(pair.group, recipe.salt, config.eval_fraction) or prompt_key(pair) in held_prompts
-        for pair in labelled.pairs
-    ]
-    parts = [tuple(p for p, out in zip(labelled.pairs, held, strict=True) if out is side) for side in (False, True)]
-    if not parts[0]:
+
+    def is_held(item: Item) -> bool:
+        return data.is_held_out(item.group, recipe.salt, config.eval_fraction) or prompt_key(item) in held_prompts
+
+    if all(map(is_held, labelled.pairs)):
         raise DataError(
             f"all {len(labelled.pairs)} counterexamples of {config.path} are held out: their prompts are drawn by "
             f"counterexamples.eval_fraction ({config.eval_fraction:g}), or are those of held-out pairs. Lower it, or label "
             "more prompts."
         )
-    return Split(parts[0], parts[1], ())
+    items: tuple[Item, ...] = (*labelled.pairs, *labelled.bad)
+    return Split(tuple(i for i in items if not is_held(i)), tuple(i for i in items if is_held(i)), ())
 
 
 def mined_accuracy(labelled: Labelled, held_out: Sequence[Pair]) -> float | None:
@@ -163,8 +165,11 @@ def _of_pairs(source: SourceConfig, on_bad_row: str, head: str) -> Labelled:
     return Labelled(source.path, found.n_rows, found.pairs, _left_out({"without a pair": len(found.bad)}))
 
 
-def _of_queue(rows: Sequence[SourceRow], source: SourceConfig, head: str) -> Labelled:
-    """Read a queue: one pair an id with one verdict of all. Raise `DataError` for a bad row, which is lost work."""
+def _of_queue(rows: Sequence[SourceRow], source: SourceConfig, head: str, *, labels_bad: bool) -> Labelled:
+    """Read a queue: one pair an id with one verdict of all. Raise `DataError` for a bad row, which is lost work.
+
+    `labels_bad`: a row whose responses are both bad makes a label of each.
+    """
     bad: list[BadRow] = []
     by_id: dict[str, list[SourceRow]] = {}
     for row in rows:
@@ -175,15 +180,18 @@ def _of_queue(rows: Sequence[SourceRow], source: SourceConfig, head: str) -> Lab
     _refuse_bad(bad, len(rows), "Correct them, or mine the queue again.")
     left_out: Counter[str] = Counter()
     preferred: dict[str, SourceRow] = {}
+    both_bad: set[str] = set()
     for number, same in by_id.items():
         found, reason = _preference(same)
-        if found is None:
+        if found is None or (reason == _BOTH_BAD and not labels_bad):
             left_out[reason] += len(same)
         else:
             left_out["more of the same id"] += len(same) - 1
             preferred[number] = found
+            if reason == _BOTH_BAD:
+                both_bad.add(number)
     columns = source_columns.find_columns(list(preferred.values()), source)
-    pairs, mined = [], {}
+    pairs, mined, labels = [], {}, list[Graded]()
     scores = _read_scores(scores_path(Path(source.path)))
     faulty: list[BadRow] = []
     for number, row in preferred.items():
@@ -192,11 +200,22 @@ def _of_queue(rows: Sequence[SourceRow], source: SourceConfig, head: str) -> Lab
         except FieldError as error:
             faulty.append(BadRow(row.file, row.line, error.field, str(error)))
             continue
+        if number in both_bad:
+            labels += _bad_labels(pair)
+            continue
         pairs.append(pair)
         if number in scores and row.values is not None and not pair.tie:
             mined[pair.id] = scores[number].margins(row.values["chosen"], row.values["rejected"])
     _refuse_bad(faulty, len(rows), "Correct them, or set their verdict to skip.")
-    return Labelled(source.path, len(rows), tuple(pairs), _left_out(left_out), mined)
+    return Labelled(source.path, len(rows), tuple(pairs), _left_out(left_out), mined, tuple(labels))
+
+
+def _bad_labels(pair: Pair) -> Iterator[Graded]:
+    """Each response of a pair as a label: bad."""
+    for side, sample, text in zip("ab", pair.samples, pair.texts, strict=True):
+        yield Graded(
+            f"{pair.id}#{side}", pair.source, pair.group, pair.head, "labels", (sample,), (text,), (0.0,), weight=pair.weight
+        )  # fmt: skip
 
 
 def _checked_id(row: SourceRow) -> str:
@@ -226,18 +245,16 @@ def _checked_id(row: SourceRow) -> str:
 
 
 def _preference(same: Sequence[SourceRow]) -> tuple[SourceRow | None, str]:
-    """The rows of one id as one row with chosen and rejected, or the reason why there is no preference."""
+    """The rows of one id as one row with chosen and rejected, or the reason why there is none; both are given for both bad."""
     verdicts = {_meant(row.values) for row in same if row.values is not None} - {None}
     if not verdicts:
         return None, _UNLABELLED
     decided = verdicts - {"skip"}
     if not decided:
-        return None, _NO_PREFERENCE["skip"]
+        return None, _SKIPPED
     if len(decided) > 1:
         return None, _CONTRADICTING
     (verdict,) = decided
-    if isinstance(verdict, str) and verdict in _NO_PREFERENCE:
-        return None, _NO_PREFERENCE[verdict]
     row = next(row for row in same if row.values is not None and _meant(row.values) == verdict)
     given = row.values or {}
     chosen, rejected = verdict if isinstance(verdict, tuple) else (_side(given, "a"), _side(given, "b"))
@@ -247,9 +264,9 @@ def _preference(same: Sequence[SourceRow]) -> tuple[SourceRow | None, str]:
         "chosen_finish_reason": chosen.finish_reason,
         "rejected": rejected.text,
         "rejected_finish_reason": rejected.finish_reason,
-        "tie": verdict == "tie",
+        "tie": not isinstance(verdict, tuple),
     }
-    return SourceRow(row.file, row.line, values), ""
+    return SourceRow(row.file, row.line, values), _BOTH_BAD if verdict == "both_bad" else ""
 
 
 def _meant(values: Mapping[str, Any]) -> tuple[QueueResponse, QueueResponse] | str | None:

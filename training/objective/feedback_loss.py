@@ -35,12 +35,12 @@ _LEAST_SHARE = 1e-3
 def fitted(config: LossConfig, items: Sequence[Item]) -> LossConfig:
     """The settings with `tie` and `label_offset` as numbers.
 
-    The share of ties s gives `2 s / (1 - s)`, the nu at which Davidson's model of two equal responses ties that often. Ties of a
-    queue of counterexamples do not count: their share is that of its selection. The share of
+    The share of ties s gives `2 s / (1 - s)`, the nu at which Davidson's model of two equal responses ties that often. Ties and
+    bad labels of a queue of counterexamples do not count: their share is that of its selection. The share of
     good labels p gives `-log(p / (1 - p))`, so a score of 0 is that of a response that is good as often as all are.
     """
     ties = [item.values[0] == item.values[1] for item in items if item.kind == "pairs" and item.source != SOURCE]
-    good = [item.values[0] for item in items if item.kind == "labels"]
+    good = [item.values[0] for item in items if item.kind == "labels" and item.source != SOURCE]
     s, p = _share(ties), _share(good)
     tie = 2 * s / (1 - s) if config.tie is None else config.tie
     return replace(

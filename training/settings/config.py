@@ -101,6 +101,11 @@ class Config:
             raise ConfigError(
                 f"counterexamples.head is {extra.head!r}; model.heads are {list(self.model.heads)}. Name one of these."
             )
+        if extra is not None and extra.both_bad == "labels" and self.optim.epochs == 0:
+            raise ConfigError(
+                "counterexamples.both_bad: labels has no effect with optim.epochs: 0: the convex solution compares responses, and "
+                "two bad ones do not differ. Take steps, or leave it out."
+            )
         if self.encoding.chat_template is not None and self.model.start == "reward":
             raise ConfigError(
                 "encoding.chat_template with model.start: reward: the scores of a reward model belong to the template that it was "

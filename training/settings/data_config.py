@@ -224,6 +224,8 @@ class CounterexamplesConfig:
     """Share of the prompts whose pairs are held out. Their accuracy is reported apart; they take no part in the calibration."""
     head: str = ""
     """Head that these pairs train; empty: the first."""
+    both_bad: Literal["leave_out", "labels"] = "leave_out"
+    """Rows whose verdict is `both_bad`: left out, or two bad labels each, which push both scores below 0 (`loss.label_offset`)."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""

@@ -61,6 +61,26 @@ def test_rows_without_a_preference_are_counted_by_reason(tmp_path):
     assert "8 rows, 2 pairs with a preference, 1 both bad" in str(found)
 
 
+def test_two_bad_responses_are_two_bad_labels_where_the_recipe_wants_them(tmp_path):
+    more = [row(number, "a") for number in range(5, 13)]
+    path = write(tmp_path, [row(1, "a"), row(2, "both_bad"), row(2, "both_bad"), row(3, "tie"), row(4, "skip"), *more])
+    found = read(path, both_bad="labels", weight=3.0)
+    assert [p.chosen_text for p in found.pairs[:2]] == ["first 1", "first 3"]
+    assert [(i.texts, i.values, i.kind, i.weight) for i in found.bad] == [
+        (("first 2",), (0.0,), "labels", 3.0), (("second 2",), (0.0,), "labels", 3.0),
+    ]  # fmt: skip
+    assert len({item.id for item in found.bad}) == 2
+    assert found.left_out == {"more of the same id": 1, "skipped by all annotators": 1}
+    assert "2 bad labels" in str(found)
+    for fraction, n_train in ((0.0, 12), (0.5, None)):
+        config = CounterexamplesConfig(str(path), both_bad="labels", eval_fraction=fraction)
+        parts = counterexamples.split(found, config, DATA, Split((), (), ()))
+        assert len(parts.train) + len(parts.held_out) == 12
+        assert n_train is None or len(parts.train) == n_train
+        assert not {i.group for i in parts.train} & {i.group for i in parts.held_out}, "a prompt is on one side"
+    assert fitted(LossConfig(), (*found.pairs, *found.bad)).label_offset == 0
+
+
 def test_a_tie_is_trained_as_one(tmp_path):
     swapped = row(2, "tie", a="second 2", b="first 2")
     path = write(tmp_path, [row(1, "a"), row(2, "tie"), swapped, row(2, "skip"), row(3, "tie")])
