@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewardserve.model.conversation import InvalidLookahead, Message, Sample
-from rewardserve.model.reward import combine_lookahead
+from rewardserve.model.reward import Reward, combine_lookahead
+from rewardserve.service.review.capture import stages_of
 
 REWARDS = st.floats(-1e308, 1e308)
 
@@ -36,3 +37,12 @@ def test_no_continuation_leaves_the_reward():
 def test_a_continuation_needs_turns_before_it_and_in_it(fields):
     with pytest.raises(InvalidLookahead):
         Sample(**{"lookahead": ((Message("assistant", "c"),),), **fields})
+
+
+def test_the_stages_of_a_captured_sample_add_up_to_its_reward():
+    reward = Reward(2.0, -0.5, changes=(1.0, -0.5), lookahead=-1.0)
+    stages = stages_of(reward, ["combined", "shape"])
+    assert stages == {"combined": 1.0, "shape": -0.5, "lookahead": -1.0}
+    assert sum(stages.values()) == reward.value
+    assert reward.score == 0.0
+    assert stages_of(reward._replace(lookahead=None), ["combined", "shape"]) == {"combined": 1.0, "shape": -0.5}
