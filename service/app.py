@@ -55,6 +55,9 @@ from rewardserve.service.api.server_limits import ServerLimits
 from rewardserve.service.auth.api_keys import ApiKeys, ApiKeysFile
 from rewardserve.service.auth.tls import ReloadingCertificate
 from rewardserve.service.clock import Clock, MonotonicClock
+from rewardserve.service.console.parts import Console
+from rewardserve.service.console.routes import console_routes
+from rewardserve.service.console.session import Sessions, read_secret
 from rewardserve.service.models.active_models import ActiveModels
 from rewardserve.service.models.audit_judge import LoadedJudge, load_named_judge
 from rewardserve.service.models.checkpoint_watcher import CheckpointFiles, Fingerprint, fingerprint
@@ -123,6 +126,7 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
         redoc_url=None,
     )
     aliases, review = settings.aliases(), _create_review(settings, clock, metrics)
+    key_file = None if settings.keys_file is None else ApiKeysFile(settings.keys_file, keys, events)
     policy = DialectPolicy(settings.overload_status, aliases, {"on_failure": settings.verify_on_failure})
     snapshots = SnapshotPins(active_models, events)
     scoring = [
@@ -146,6 +150,18 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
         review_routes(review),
         label_routes(review, clock),
         page_routes(api.title),
+        console_routes(
+            Console(
+                active_models,
+                review,
+                Sessions(
+                    read_secret(settings.tripwires.state_dir), key_file or keys, is_local=is_loopback(settings.host)
+                ),
+                clock,
+                __version__,
+                clock.now(),
+            )
+        ),
     ]
     for router in routers:
         api.include_router(router)
@@ -177,7 +193,6 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
     )
     for warning in keys.warnings():
         log.warning("keys", warning=warning)
-    key_file = None if settings.keys_file is None else ApiKeysFile(settings.keys_file, keys, events)
     app = AuthMiddleware(
         app,
         api_keys=key_file or keys,

@@ -31,6 +31,9 @@ ATTRIBUTION = "/tripwires/{run:path}/attribution"
 OPEN_PATHS: frozenset[str] = frozenset({"/livez", "/readyz", "/health", METRICS, "/v2/health/live", "/v2/health/ready"})
 """Paths that need no key: orchestrators and Prometheus have none."""
 
+CONSOLE = "/console"
+"""The console has sessions, which its routes check."""
+
 _ADMIN = "/admin/"
 _REVIEW = "/review/"
 
@@ -97,7 +100,7 @@ def check_same_route(request: Request) -> None:
 def _scope_of(path: str, metrics_need_key: bool) -> str | None:
     if path == METRICS:
         return "metrics" if metrics_need_key else None
-    if path in OPEN_PATHS:
+    if path in OPEN_PATHS or path == CONSOLE or path.startswith(CONSOLE + "/"):
         return None
     if path.startswith(_REVIEW):
         return "review"

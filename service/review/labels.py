@@ -22,6 +22,7 @@ from rewardserve.service.review.records import (
     QueuedPair,
     QueuePage,
     SampleRecord,
+    StoredSample,
     Verdict,
 )
 from rewardserve.service.review.tables import alerts, labels, pairs, samples
@@ -98,6 +99,17 @@ class Labels:
         connection.execute(self._database.insert(pairs).on_conflict_do_nothing(), [row])
         found = select(pairs.c.id).where(pairs.c.earlier == pair.earlier, pairs.c.later == pair.later)
         return str(connection.scalar(found))
+
+    def alert_pairs(self, run: str, limit: int) -> list[tuple[StoredSample, StoredSample]]:
+        """Responses to one prompt, an early one and one that an alert or a flag points at, the latest first. Not blinded."""
+        with self._database.reading() as connection:
+            found = self._formed(connection, run, "alert")[:limit]
+            texts = _samples(connection, {number for pair in found for number in pair})
+        return [
+            (StoredSample(one, texts[one]), StoredSample(two, texts[two]))
+            for one, two in found
+            if one in texts and two in texts
+        ]
 
     # -- verdicts ---------------------------------------------------------------------------------------------------
 

@@ -119,6 +119,10 @@ class LabelStore(Protocol):
         """The next pairs of a run for an annotator."""
         ...
 
+    def alert_pairs(self, run: str, limit: int) -> list[tuple[StoredSample, StoredSample]]:
+        """Early responses beside those that an alert points at."""
+        ...
+
     def run_of(self, pair_id: str) -> str | None:
         """The run of a pair."""
         ...

@@ -104,6 +104,11 @@ class RunWatcher:
         self._archive = archive
         self._first = 0
 
+    @property
+    def has_judge(self) -> bool:
+        """Whether an audit judge scores some samples too."""
+        return self._judge is not None
+
     def begin_run(self, context: RunContext) -> None:
         """Set this model as the one that scores the samples of this run."""
         if not self._cpu_budget.is_zero:
