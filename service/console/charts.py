@@ -1,4 +1,4 @@
-"""Charts as SVG, drawn on the server: no script, no style of their own. Pure."""
+"""Charts as SVG, drawn on the server, without scripts and styles. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 8, 10, 24
 _N_TICKS = 4
 
 
-class Line(NamedTuple):
+class Series(NamedTuple):
     """Points of a line; `spread` is drawn above and below it. A point without a number interrupts the line."""
 
     x: Sequence[float]
@@ -28,7 +28,7 @@ class Mark(NamedTuple):
     title: str
 
 
-def line_chart(title: str, line: Line, marks: Sequence[Mark] = ()) -> str:
+def line_chart(title: str, line: Series, marks: Sequence[Mark] = ()) -> str:
     """A line over steps with marks, as an SVG element that says its first, latest and largest value to a screen reader."""
     known = [(x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None and isfinite(y)]
     if not known:
@@ -61,7 +61,7 @@ def histogram(title: str, then: Sequence[float], now: Sequence[float], bins: int
     if not then or not now or not values:
         return ""
     low, high = min(values), max(values)
-    width = (high - low) / bins or 1.0
+    width = (high - low) / bins if high - low > 1e-9 * max(abs(low), abs(high)) else 1.0
     shares = [_shares(side, low, width, bins) for side in (then, now)]
     x_scale = _Scale(low, high, _LEFT, WIDTH - _RIGHT)
     y_scale = _Scale(0.0, max(max(side) for side in shares), HEIGHT - _BOTTOM, _TOP)
@@ -101,7 +101,7 @@ class _Scale:
     """From values to places."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
-        margin = 0.0 if high > low else 0.5
+        margin = 0.0 if high - low > 1e-9 * max(abs(low), abs(high)) else max(0.5, 1e-3 * abs(high))
         self.low, self.high = low - margin, high + margin
         self._start, self._end = start, end
 
@@ -128,7 +128,7 @@ def _axes(x_scale: _Scale, y_scale: _Scale) -> Iterator[str]:
         yield f'<text class="tick" x="{x_scale(value):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{_number(value)}</text>'
 
 
-def _path(line: Line, x_scale: _Scale, y_scale: _Scale) -> Iterator[str]:
+def _path(line: Series, x_scale: _Scale, y_scale: _Scale) -> Iterator[str]:
     command, path = "M", []
     for x, y in zip(line.x, line.y, strict=True):
         if y is None or not isfinite(y):
@@ -141,7 +141,7 @@ def _path(line: Line, x_scale: _Scale, y_scale: _Scale) -> Iterator[str]:
     yield f'<path class="line" d="{" ".join(path)}"/>'
 
 
-def _band(line: Line, spreads: Sequence[float | None], x_scale: _Scale, y_scale: _Scale) -> Iterator[str]:
+def _band(line: Series, spreads: Sequence[float | None], x_scale: _Scale, y_scale: _Scale) -> Iterator[str]:
     points = [(x, y, s) for x, y, s in zip(line.x, line.y, spreads, strict=True) if y is not None and s is not None]
     if len(points) < 2:
         return

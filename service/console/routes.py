@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, quote, urlencode
 
 from fastapi import APIRouter, Request
@@ -37,7 +37,13 @@ _VERDICTS: tuple[Verdict, ...] = ("first", "second", "tie", "both_bad", "skip")
 _FAILED_LOGINS, _LOGIN_WINDOW_S = 10, 60.0
 _MAX_ADDRESSES = 1_024
 
-Page = Callable[[Request, Viewer], Awaitable[Response]]
+
+class _Page(Protocol):
+    """A page for a person whose session and scopes are checked."""
+
+    async def __call__(self, request: Request, viewer: Viewer) -> Response:
+        """The reply."""
+        ...
 
 
 class _Refused(Exception):
@@ -78,10 +84,10 @@ def console_routes(console: Console) -> APIRouter:
             version=console.version, duration=duration, time=time_of_day, **view,
         )  # fmt: skip
 
-    def page(*scopes: str) -> Callable[[Page], Callable[[Request], Awaitable[Response]]]:
+    def page(*scopes: str) -> Callable[[_Page], Callable[[Request], Awaitable[Response]]]:
         """Check the session, the scopes and, of a POST, the token; show refusals as pages."""
 
-        def checked(endpoint: Page) -> Callable[[Request], Awaitable[Response]]:
+        def checked(endpoint: _Page) -> Callable[[Request], Awaitable[Response]]:
             async def answer(request: Request) -> Response:
                 viewer = sessions.viewer(request.cookies.get(COOKIE), console.clock.unix_time())
                 try:

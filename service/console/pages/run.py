@@ -7,7 +7,7 @@ from typing import Any
 
 from rewardserve.service.api.routes.tripwires import describe_history, describe_run, find_run, summarise_runs
 from rewardserve.service.api.schemas.runs import AlertOut, HistoryReply
-from rewardserve.service.console.charts import Line, Mark, histogram, line_chart, scatter
+from rewardserve.service.console.charts import Mark, Series, histogram, line_chart, scatter
 from rewardserve.service.console.pages.home import row_of
 from rewardserve.service.console.parts import Console
 from rewardserve.service.review.records import StoredAlert, StoredSample
@@ -59,10 +59,10 @@ def charts(history: HistoryReply) -> list[tuple[str, str]]:
     x = [float(i if each.last_step is None else each.last_step) for i, each in enumerate(points)]
     marks = [_mark(each) for each in history.alerts if each.since_step is not None]
     wanted = (
-        ("score", Line(x, [each.score for each in points], [each.score_sd for each in points])),
-        ("length in tokens", Line(x, [each.tokens for each in points])),
-        ("KL to the reference policy", Line(x, [each.kl for each in points])),
-        ("score minus audit judge", Line(x, _filled([each.judge_gap for each in points]))),
+        ("score", Series(x, [each.score for each in points], [each.score_sd for each in points])),
+        ("length in tokens", Series(x, [each.tokens for each in points])),
+        ("KL to the reference policy", Series(x, [each.kl for each in points])),
+        ("score minus audit judge", Series(x, _filled([each.judge_gap for each in points]))),
     )
     drawn = ((title, line_chart(title, line, marks)) for title, line in wanted)
     return [(title, chart) for title, chart in drawn if chart]
