@@ -6,10 +6,11 @@ Decides; `policy_client` asks for turns that are missing. Knows nothing of batch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 from rewardserve.model.conversation import Message, Sample, SampleError
 from rewardserve.model.reward import Reward, combine_lookahead
-from rewardserve.service.errors import Failure, LookaheadFailed, RowFailed
+from rewardserve.service.errors import Failure, LookaheadFailed, RowFailed, ScoreNotFinite
 
 Continuation = Sample | SampleError | RowFailed
 """A conversation to score, or the reason why there is none."""
@@ -43,4 +44,7 @@ def with_lookahead(
     value = combine_lookahead(
         own.value, [each.value for each in later if isinstance(each, Reward)], sample.lookahead_reward
     )
-    return own._replace(value=value, lookahead=value - own.value)
+    change = value - own.value
+    if not isfinite(change):
+        return ScoreNotFinite("the change by the continuations of this sample is infinite in float64")
+    return own._replace(value=value, lookahead=change)

@@ -28,8 +28,9 @@ SERVED = ModelRuntime(
 )  # fmt: skip
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 REWARDS = st.builds(
-    Reward, raw=NUMBERS, value=NUMBERS, normalized=NUMBERS | st.none(), notes=st.sampled_from([(), ("capped_high",)])
-)
+    Reward, raw=NUMBERS, value=NUMBERS, normalized=NUMBERS | st.none(), notes=st.sampled_from([(), ("capped_high",)]),
+    changes=st.tuples(*[NUMBERS] * len(SERVED.result_fields.all_stages)), lookahead=NUMBERS | st.none(),
+)  # fmt: skip
 TIMES = {"encode_s": st.just(0.001), "queue_s": st.just(0.0), "forward_s": st.just(0.2), "n_computed": st.just(2.5)}
 SCORED = st.builds(
     SampleResult, reward=REWARDS, heads=NUMBERS.map(lambda x: {"score": x}), n_tokens=st.integers(1, 9), truncated=st.booleans(),
