@@ -30,10 +30,12 @@ class Mark(NamedTuple):
 
 def line_chart(title: str, line: Series, marks: Sequence[Mark] = ()) -> str:
     """A line over steps with marks, as an SVG element that says its first, latest and largest value to a screen reader."""
-    known = [(x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None and isfinite(y)]
+    heights = [y if y is not None and isfinite(y) else None for y in line.y]
+    spreads = [s if s is not None and isfinite(s) else None for s in line.spread or [None] * len(line.y)]
+    line = Series(line.x, heights, spreads)
+    known = [(x, y) for x, y in zip(line.x, heights, strict=True) if y is not None]
     if not known:
         return ""
-    spreads = line.spread or [None] * len(line.y)
     edges = [y + sign * s for y, s in zip(line.y, spreads, strict=True) if y is not None for sign in (-1, 1) if s] or []
     x_scale = _Scale(min(x for x, _ in known), max(x for x, _ in known), _LEFT, WIDTH - _RIGHT)
     values = [y for _, y in known] + edges
@@ -131,7 +133,7 @@ def _axes(x_scale: _Scale, y_scale: _Scale) -> Iterator[str]:
 def _path(line: Series, x_scale: _Scale, y_scale: _Scale) -> Iterator[str]:
     command, path = "M", []
     for x, y in zip(line.x, line.y, strict=True):
-        if y is None or not isfinite(y):
+        if y is None:
             command = "M"
             continue
         path.append(f"{command}{x_scale(x):.1f} {y_scale(y):.1f}")
