@@ -76,6 +76,7 @@ COMMANDS = {
             "mine", "CHECKPOINT INPUT --out QUEUE", "find exploits of a model, and queue them for labelling",
             "rewardserve.mine.command:main", has_threads=True,
         ),
+        Command("export-labels", "DATABASE", "export labels of the console to train on", "rewardserve.mine.export_labels:main"),
         Command("export", "CHECKPOINT [FOLDER]", "write a checkpoint in the standard layout", "rewardserve.model.export:main"),
     ),
     "Operate": (

@@ -67,6 +67,12 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
         SOME_FAILED: "some rows or responses were not looked at; the queue of the others is written",
         INTERRUPTED: _STOPPED,
     },
+    "export-labels": {
+        0: "the labels are printed",
+        FAILED: "the store cannot be opened or read",
+        USAGE_ERROR: "invalid arguments, or no label to export",
+        INTERRUPTED: _STOPPED,
+    },
     "export": {
         0: "the contract, or the whole checkpoint, is written",
         FAILED: "nothing is written, for the printed reason",

@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 
 from rewardserve.arguments import Parser
 from rewardserve.exit_codes import FAILED, USAGE_ERROR
 from rewardserve.model.text.printable import printable
 from rewardserve.service.review.errors import ReviewStoreError
 from rewardserve.service.review.records import SampleFilter, SampleRecord, from_line, to_line
-from rewardserve.service.review.store import ReviewStore
+from rewardserve.service.review.store import ReviewStore, is_missing
 
 PROGRAM = "rewardserve review"
 _DESCRIPTION = """Work on a review store, which has the samples that REWARD_CAPTURE chose. export: print them as JSON Lines, the
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     for name, actions in (("run", ("export", "delete")), ("sample", ("delete",)), ("revision", ("downgrade",))):
         if getattr(given, name) is not None and given.action not in actions:
             parser.error(f"--{name} has no effect on {given.action}: leave it out")
-    if given.action not in ("import", "upgrade") and "://" not in given.database and not Path(given.database).exists():
+    if given.action not in ("import", "upgrade") and is_missing(given.database):
         parser.error(f"{given.database}: no such file")
     try:
         store = ReviewStore(given.database)

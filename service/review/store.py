@@ -295,6 +295,11 @@ class ReviewStore:
             last = rows[-1].id
 
 
+def is_missing(database: str) -> bool:
+    """Whether the database is a file that does not exist."""
+    return "://" not in database and not Path(database).exists()
+
+
 def _row(sample: SampleRecord) -> dict[str, Any]:
     return {
         "run": sample.run,

@@ -121,7 +121,7 @@ def test_commands_are_those_of_the_help():
     output = subprocess.run(
         [sys.executable, "-m", "rewardserve", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    in_help = re.findall(r"^  ([a-z]+)\b", output, re.MULTILINE)
+    in_help = re.findall(r"^  ([a-z-]+)\b", output, re.MULTILINE)
     assert [entry.name for entry in reference.commands()] == in_help
     assert [entry.name for entry in reference.commands() if not entry.summary] == []
     assert [entry.name for entry in reference.commands() if "usage: rewardserve" not in entry.help] == []
