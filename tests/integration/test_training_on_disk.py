@@ -21,11 +21,13 @@ def recipe_in(folder, sft, **data):
     folder.mkdir()
     rows = world.planted_rows(120)
     files = [world.write_jsonl(folder / name, part) for name, part in (("a.jsonl", rows[:70]), ("b.jsonl", rows[60:]))]
+    extra = world.write_jsonl(folder / "extra.jsonl", world.planted_rows(20, seed=5, n_groups=20))
     return str(
         world.recipe_file(
             folder / "recipe.yaml",
             model={"path": str(sft)},
             data={"sources": [{"path": str(f), "name": "made"} for f in files], "eval_fraction": 0.25, **data},
+            counterexamples={"path": str(extra)},
             encoding={"max_tokens": 128},
             optim={"lr": 1e-3, "batch_pairs": 8, "accumulate": 2, "epochs": 2},
             eval={"bootstrap": 20, "invariance_pairs": 0},
