@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from rewardserve.cli import main
 from rewardserve.training.dataset.sequences import FeedbackTable, subset
 from rewardserve.training.evaluation import folds
 from rewardserve.training.loop.methods import fit_logistic
 from rewardserve.training.workflow.ridge import FALLBACK, GRID, N_FOLDS, choose_ridge
+from tests.support import planted_pairs as planted
 from tests.unit.training.loop.test_trainer import COMPARISONS, table_of
 
 WIDTH = 16
@@ -63,3 +66,28 @@ def test_pairs_of_one_group_get_the_fallback():
     found = choose_ridge(*world(20, 1, noise=1.0), "score", "salt")
     assert (found.l2, found.loss_of) == (FALLBACK, {})
     assert "one group" in str(found)
+
+
+def test_the_report_names_a_ridge_that_was_chosen_and_none_that_was_set(tmp_path, capsys):
+    pairs = planted.write_jsonl(tmp_path / "pairs.jsonl", planted.planted_rows(60))
+    recipe = planted.recipe_file(
+        tmp_path / "recipe.yaml",
+        model={"path": str(planted.language_model(tmp_path / "sft", layers=1)), "head_init": "logistic"},
+        data={"sources": [{"path": str(pairs)}], "eval_fraction": 0.2},
+        method={"name": "frozen"},
+        optim={"epochs": 0},
+        encoding={"max_tokens": 128},
+        eval={"bootstrap": 10, "invariance_pairs": 0},
+        output={"folder": str(tmp_path / "chosen")},
+    )
+    assert main(["train", "--config", str(recipe)]) == 0
+    assert (
+        main(
+            ["train", "--config", str(recipe), "--set", "model.head_l2=[0.1]", "--set", f"output.folder={tmp_path}/set"]
+        )
+        == 0
+    )
+    reports = [json.loads((tmp_path / n / "checkpoint/training_report.json").read_text()) for n in ("chosen", "set")]
+    assert any("ridge of head 'score'" in note for note in reports[0]["notes"])
+    assert not any("ridge" in note for note in reports[1].get("notes", []))
+    assert capsys.readouterr().out.count("ridge of head 'score'") == 1
