@@ -275,6 +275,11 @@ class Encoder:
             return ""
         return text.removeprefix(self._before_turns)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens too."""
+        text: str = self._fast.decode(list(ids), skip_special_tokens=False)
+        return text
+
     def is_rendered(self, prompt: str) -> bool:
         """Whether a prompt ends with the template's text before a response."""
         return prompt.endswith(self.policy.response_start)

@@ -147,7 +147,7 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
         attribution_routes(active_models),
         tripwire_routes(active_models, clock),
         admin_routes(active_models),
-        review_routes(review),
+        review_routes(review, active_models),
         label_routes(review, clock),
         page_routes(api.title),
         console_routes(

@@ -135,6 +135,14 @@ class NoSuchLabel(RequestRefused):
     remedy = "A key takes back its own labels only, by the number that `POST /review/labels` answered."
 
 
+class NoValues(RequestRefused):
+    """The values at the tokens of this sample cannot be computed: it is too long, or cannot be scored."""
+
+    code = "no_values"
+    status = 422
+    remedy = "The message has the reason: values are computed of responses that can be scored, up to 1,024 tokens."
+
+
 class ReviewUnavailable(RequestRefused):
     """The review store cannot be read or written. Scoring goes on."""
 

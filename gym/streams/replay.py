@@ -155,6 +155,10 @@ class TableEncoder:
         """False: prompts are messages."""
         return False
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Empty: ids are numbers of rows."""
+        return ""
+
 
 @dataclass
 class TableScorer:

@@ -149,6 +149,10 @@ class SampleEncoder(Protocol):
         """Whether a prompt ends with the template's text before a response: the client has rendered it."""
         return False
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens too; bytes that are no whole character become U+FFFD."""
+        return ""
+
 
 def encode_each(encode: Callable[[Sample], Encoded], samples: Sequence[Sample]) -> list[Encoded | SampleError]:
     """Encode samples one after the other: `SampleEncoder.many` for an encoder without batching."""

@@ -102,6 +102,10 @@ class EchoEncoder:
         """Empty: without a template no response is known to begin."""
         return ""
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The bytes as text; the end id is none."""
+        return bytes(each for each in ids if each not in _END).decode("utf-8", "replace")
+
     def is_rendered(self, prompt: str) -> bool:
         """Whether the prompt ends with a newline, as this encoder renders it."""
         return prompt.endswith("\n")

@@ -58,6 +58,7 @@ _OF_REQUESTS = (
         "no_such_pair", "the review store has no pair with this name, or its samples are deleted: see GET /review/queue"
     ),
     ErrorOut("no_such_label", "this key has no label with this number: see GET /review/labels"),
+    ErrorOut("no_values", "the response has 2048 tokens; values are computed of at most 1024"),
     ErrorOut("review_off", "this server has no review store: set REWARD_CAPTURE to flagged, or to share:0.01"),
     ErrorOut("review_unavailable", "the review store cannot be read or written: see the log of the server"),
     ErrorOut("head_timeout", "the head of the request did not arrive within 10 s", timeout_s=10.0),

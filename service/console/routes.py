@@ -16,8 +16,10 @@ from urllib.parse import parse_qs, quote, urlencode
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 
+from rewardserve.model.conversation import Sample
 from rewardserve.service.api.route_policy import CONSOLE
-from rewardserve.service.console.pages import home, loop, models, run
+from rewardserve.service.console.heat import HeatToken, heat
+from rewardserve.service.console.pages import home, loop, models, playground, run
 from rewardserve.service.console.parts import Console
 from rewardserve.service.console.rendering import HEADERS, render, static_file
 from rewardserve.service.console.session import COOKIE, MAX_AGE_S, Viewer
@@ -25,7 +27,9 @@ from rewardserve.service.errors import NoSuchRun, RequestRefused
 from rewardserve.service.review.errors import ReviewStoreError
 from rewardserve.service.review.pairing import Sampling
 from rewardserve.service.review.records import SampleFilter, Verdict
+from rewardserve.service.review.samples import sample_of
 from rewardserve.service.review.writer import Store
+from rewardserve.service.token_values import finite_heads
 
 _MAX_FORM_BYTES = 65_536
 _MAX_LISTENERS = 64
@@ -205,7 +209,27 @@ def console_routes(console: Console) -> APIRouter:
         same = SampleFilter(run=found.run, prompt_key=found.prompt_key)
         neighbours = await asyncio.to_thread(store().samples, same, 20, None)
         others = [each for each in neighbours if each.id != number]
-        return show(request, "sample.html", viewer, id=number, sample=found, neighbours=others)
+        tokens, no_values = await _tokens(sample_of(found))
+        return show(
+            request,
+            "sample.html",
+            viewer,
+            id=number,
+            sample=found,
+            neighbours=others,
+            tokens=tokens,
+            no_values=no_values,
+        )
+
+    async def _tokens(sample: Sample) -> tuple[list[HeatToken], str]:
+        """The tokens of a response with their values, or the reason why there are none."""
+        runtime = console.active_models.current()
+        try:
+            found = await runtime.token_scorer.values(sample)
+        except RequestRefused as error:
+            return [], str(error)
+        heads = [finite_heads(each.heads) for each in found.tokens]
+        return heat([each.text for each in found.tokens], heads, runtime.loaded.identity.heads), ""
 
     @router.get(CONSOLE + "/sample/{sample}/response.txt")
     @page("review")
@@ -224,6 +248,20 @@ def console_routes(console: Console) -> APIRouter:
         if found is None or not viewer.may_see(found.run):
             raise _Refused(404, "No such sample", "It is deleted, or expired.")
         return number, found
+
+    @router.get(CONSOLE + "/playground")
+    @page("review")
+    async def playground_page(request: Request, viewer: Viewer) -> Response:
+        return show(request, "playground.html", viewer, **playground.empty())
+
+    @router.post(CONSOLE + "/playground")
+    @page("review")
+    async def try_responses(request: Request, viewer: Viewer) -> Response:
+        fields = await form(request, viewer)
+        view = await playground.view(console, fields)
+        best = view["best"]
+        tokens, no_values = await _tokens(best) if best is not None else ([], "")
+        return show(request, "playground.html", viewer, **view, tokens=tokens, no_values=no_values)
 
     # -- labels -----------------------------------------------------------------------------------------------------
 

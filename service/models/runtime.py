@@ -34,6 +34,7 @@ from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.review.capture import SampleCapture
 from rewardserve.service.scoring import Scoring
+from rewardserve.service.token_values import TokenScorer
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, baseline_stat
 from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.io.canaries import CanarySet
@@ -69,7 +70,8 @@ class ModelRuntime:
     """One loaded model, ready for requests. `version` counts the models that this process has loaded.
 
     `numeric_noise` is the largest change of a raw score by the rest of its batch; None: not measured. `shadow` compares the
-    model with the one in service, where it was loaded for that. `edit_scorer` scores edited responses for attribution. `judge`
+    model with the one in service, where it was loaded for that. `edit_scorer` scores edited responses for attribution,
+    `token_scorer` every token of one sample. `judge`
     audits its samples; `own_judge` is the same where it belongs to this model.
     """
 
@@ -85,6 +87,7 @@ class ModelRuntime:
     canaries: CanarySet
     canary_task: asyncio.Task[None]
     edit_scorer: EditScorer
+    token_scorer: TokenScorer
     shadow: Shadow | None = None
     judge: AuditJudge | None = None
     own_judge: AuditJudge | None = None
@@ -225,6 +228,7 @@ def start_runtime(resources: SharedResources, model: PreparedModel, version: int
         batcher=batcher,
         watcher=watcher,
         scoring=scoring,
+        token_scorer=TokenScorer(version, resources.admission, encode_pool, loaded.encode, batcher),
         canaries=canaries,
         canary_task=canary_task,
         edit_scorer=edit_scorer,

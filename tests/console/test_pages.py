@@ -12,6 +12,7 @@ from tests.support.service_server import Server, wait_until
 
 PAGES = [
     "", "/run?run=hacked", "/run?run=quiet", "/queue", "/queue?run=hacked&sampling=alert", "/loop", "/models", "/models?confirm=1",
+    "/playground",
 ]  # fmt: skip
 
 
@@ -86,6 +87,23 @@ def test_twenty_pairs_are_labelled_by_keyboard_and_one_is_taken_back(page, serve
     found = server.client.get("/review/labels?run=hacked").json()["pairs"]
     assert {each["pair"] for each in found} == set(wanted) - {pair}
     assert {each["verdicts"]["local"] for each in found} == {"earlier"}  # the responses without the exploit
+
+
+def test_the_playground_ranks_and_colours(page, server):
+    visit(page, server, "/playground")
+    page.fill("#prompt", "How do I boil an egg?")
+    texts = ["Eight minutes.", "No idea \u202e.", "<b>x</b>"]
+    for i, text in enumerate(texts):
+        page.fill(f"#response{i}", text)
+    page.get_by_role("button", name="Score").click()
+    rows = page.locator("main > table tbody tr").all()
+    assert len(rows) == 3
+    rewards = [float(row.locator("td").nth(2).inner_text()) for row in rows]
+    sent = [{"prompt": "How do I boil an egg?", "response": text} for text in texts]
+    expected = sorted(server.client.post("/score", json={"samples": sent}).json()["rewards"], reverse=True)
+    assert rewards == pytest.approx(expected, abs=1e-3)
+    shown = page.locator(".heat").inner_text().replace("U+202E", "\u202e")
+    assert shown.strip() == rows[0].locator("td").nth(1).inner_text().replace("U+202E", "\u202e").strip()
 
 
 HOSTILE = [

@@ -141,9 +141,11 @@ def test_every_reply_of_every_route_is_described(server):
         assert server.client.get(f"/review/{path}").status_code == 200, path
     assert server.client.delete(f"/review/labels/{label}").status_code == 200
     number = server.client.get("/review/samples").json()["samples"][0]["id"]
+    assert server.client.get(f"/review/samples/{number}/values").status_code == 200
     for method, path in (("GET", f"samples/{number}"), ("DELETE", f"samples/{number}"), ("DELETE", "runs?run=a/b")):
         assert server.client.request(method, f"/review/{path}").status_code == 200, path
     asked |= {("GET", f"/review/{name}") for name in ("runs", "samples", "samples/{sample}", "alerts", "export")}
+    asked |= {("GET", "/review/samples/{sample}/values")}
     asked |= {("GET", f"/review/{name}") for name in ("queue", "labels", "agreement")} | {("POST", "/review/labels")}
     asked |= {("DELETE", f"/review/{name}") for name in ("samples/{sample}", "runs", "labels/{label}")}
     described = {(method, path) for method, path, _ in operations(document())}

@@ -35,9 +35,12 @@ from rewardserve.service.api.schemas.review import (
     SamplePageQuery,
     SamplesQuery,
     SamplesReply,
+    TokenValueOut,
     TurnOut,
+    ValuesReply,
 )
 from rewardserve.service.errors import NoSuchRun, NoSuchSample, RunNotAllowed
+from rewardserve.service.models.active_models import ActiveModels
 from rewardserve.service.review.records import (
     RunCounts,
     SampleFilter,
@@ -46,7 +49,9 @@ from rewardserve.service.review.records import (
     StoredSample,
     to_line,
 )
+from rewardserve.service.review.samples import sample_of
 from rewardserve.service.review.writer import Store
+from rewardserve.service.token_values import finite_heads
 
 _MAX_RUNS = 10_000
 _MAX_ALERTS = 1_000
@@ -58,9 +63,10 @@ _WORDS = {
     503: "`review_unavailable`: the store cannot be read or written; `loading`",
 }
 _STATUSES = (404, 409, 422, 503)
+_VALUES_WORDS = {**_WORDS, 422: "`no_values`: the response is too long, or cannot be scored"}
 
 
-def review_routes(review: Review | None) -> APIRouter:
+def review_routes(review: Review | None, active_models: ActiveModels) -> APIRouter:
     """Create the routes. `review` None: they refuse."""
     router = APIRouter(prefix="/review", tags=["review"])
 
@@ -98,6 +104,18 @@ def review_routes(review: Review | None) -> APIRouter:
         """Show one captured sample."""
         number, found = await _find(request, store_of(review), sample)
         return info_response(_sample(StoredSample(number, found)))
+
+    @router.get(
+        "/samples/{sample}/values",
+        responses=openapi.replies(ValuesReply, 404, 409, 413, 422, 429, 503, words=_VALUES_WORDS),
+        dependencies=[Depends(check_no_parameters)],
+    )
+    async def values(sample: str, request: Request) -> Response:
+        """Score one captured sample again, at each token of its response, with the model in service."""
+        _, found = await _find(request, store_of(review), sample)
+        computed = await active_models.current().token_scorer.values(sample_of(found))
+        tokens = [TokenValueOut(each.text, finite_heads(each.heads)) for each in computed.tokens]
+        return info_response(ValuesReply(computed.version, tokens))
 
     @router.delete(
         "/samples/{sample}",

@@ -156,3 +156,26 @@ class DeletedReply(ReplyRecord, frozen=True, gc=False):
 
     samples: Annotated[int, doc("number of deleted samples", 512)]
     alerts: Annotated[int, doc("number of deleted alerts", 3)]
+
+
+_TOKEN = {"text": " minutes", "heads": {"score": 0.31}}
+
+
+class TokenValueOut(ReplyRecord, frozen=True, gc=False):
+    """A token of a response."""
+
+    text: Annotated[str, doc("its text; empty where a later token completes its character", " minutes")]
+    heads: Annotated[dict[str, float], doc("value of each head at this token", {"score": 0.31})]
+
+
+class ValuesReply(ReplyRecord, frozen=True, gc=False):
+    """The value of each head at each token of a response: the raw score if the response ended there."""
+
+    model_version: Annotated[int, doc("version of the model in service, which computed them", 1)]
+    tokens: Annotated[
+        list[TokenValueOut],
+        doc(
+            "tokens of the response and of its ending; the last values are the score",
+            [_TOKEN],
+        ),
+    ]
