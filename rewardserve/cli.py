@@ -57,6 +57,7 @@ class Command:
 COMMANDS = {
     "Serve": (
         Command("serve", "[MODEL]", "serve a reward model over HTTP", "rewardserve.service.cli.serve:main", 64, has_threads=True),
+        Command("demo", "", "show an alarm: a server with a healthy and a hacked run", "rewardserve.demo.command:main"),
         Command("check", "[CHECKPOINT]", "verify a checkpoint, as a server would", "rewardserve.model.check:main"),
         Command(
             "compare", "MODEL_A MODEL_B FILE", "compare two models on a file", "rewardserve.compare.command:main", has_threads=True

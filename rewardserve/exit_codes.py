@@ -60,6 +60,11 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
     "average": {0: "the checkpoint is written", **_TRAINING},
     "crossvalidate": {0: "the report is written", **_TRAINING},
     "sweep": {0: "the table of trials and the best recipe are written", **_TRAINING},
+    "demo": {
+        0: "the demonstration has ended, also by Ctrl-C",
+        FAILED: "the server cannot be started, or fails",
+        USAGE_ERROR: _INVALID,
+    },
     "mine": {
         0: "the queue is written, or no pair is contradicted by the judge",
         FAILED: "a model cannot be loaded, or the policy's server fails",

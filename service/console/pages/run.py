@@ -16,6 +16,7 @@ from rewardserve.service.tripwires.io.run_texts import KeptSample
 from rewardserve.service.tripwires.wires import ALERT_TEXTS
 
 _MAX_FINDINGS = 3
+_SEVERITIES = ("page", "warn", "note")
 
 
 def view(console: Console, label: str, pairs: Sequence[tuple[StoredSample, StoredSample]]) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def view(console: Console, label: str, pairs: Sequence[tuple[StoredSample, Store
     attribution = watcher.attribution
     reports = attribution.shown if attribution is not None else {}
     summary = summarise_runs(watcher.monitor, now, reports)[label]
+    details = describe_run(label, watcher.monitor, now, reports)
     history = describe_history(label, watcher.monitor, now)
     texts = attribution.texts if attribution is not None else None
     early, recent = (texts.early(label), texts.recent(label)) if texts is not None else ([], [])
@@ -35,7 +37,8 @@ def view(console: Console, label: str, pairs: Sequence[tuple[StoredSample, Store
         "label": label,
         "row": row_of(label, summary, watcher.monitor, now),
         "summary": summary,
-        "details": describe_run(label, watcher.monitor, now, reports),
+        "details": details,
+        "alerts": sorted(details.tripped, key=lambda each: _SEVERITIES.index(each.severity)),
         "alert_texts": ALERT_TEXTS,
         "charts": charts(history),
         "distribution": histogram("scores of the first responses beside the latest", _scores(early), _scores(recent)),

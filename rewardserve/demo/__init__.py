@@ -1,0 +1,1 @@
+"""`rewardserve demo`: a server with two runs, of which one is hacked."""
