@@ -22,6 +22,11 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
         "short for the accepted requests",
         USAGE_ERROR: _INVALID,
     },
+    "demo": {
+        0: "the demonstration has ended, also by Ctrl-C",
+        FAILED: "the server cannot be started, or fails",
+        USAGE_ERROR: _INVALID,
+    },
     "check": {
         0: "a server would serve the checkpoint",
         FAILED: "it would refuse the checkpoint, for the printed reasons",
@@ -60,11 +65,6 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
     "average": {0: "the checkpoint is written", **_TRAINING},
     "crossvalidate": {0: "the report is written", **_TRAINING},
     "sweep": {0: "the table of trials and the best recipe are written", **_TRAINING},
-    "demo": {
-        0: "the demonstration has ended, also by Ctrl-C",
-        FAILED: "the server cannot be started, or fails",
-        USAGE_ERROR: _INVALID,
-    },
     "mine": {
         0: "the queue is written, or no pair is contradicted by the judge",
         FAILED: "a model cannot be loaded, or the policy's server fails",
@@ -75,7 +75,7 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
     "export-labels": {
         0: "the labels are printed",
         FAILED: "the store cannot be opened or read",
-        USAGE_ERROR: "invalid arguments, or no label to export",
+        USAGE_ERROR: _INVALID,
         INTERRUPTED: _STOPPED,
     },
     "export": {

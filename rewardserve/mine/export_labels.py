@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rewardserve.arguments import Parser
-from rewardserve.exit_codes import FAILED, USAGE_ERROR
+from rewardserve.exit_codes import FAILED
 from rewardserve.model.text.printable import printable
 from rewardserve.service.review.errors import ReviewStoreError
 from rewardserve.service.review.records import LabelledPair, OrderedVerdict, SampleRecord, Turn
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         return FAILED
     rest = "".join(f", {count} {reason}" for reason, count in sorted(left_out.items()))
     print(f"{PROGRAM}: {n} labelled pairs{rest}", file=sys.stderr)
-    return 0 if n else USAGE_ERROR
+    return 0
 
 
 def row_of(pair: LabelledPair) -> dict[str, Any] | str:

@@ -33,9 +33,9 @@ def train(server, n_steps, *, run, first=0, share=0.0, exploit=lambda text: text
         assert reply.status_code == 200, reply.text
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    """A Chromium without a window."""
+    """A Chromium without a window. Playwright has an event loop while it runs, so no test beside these may have one."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make setup")
     if CHROMIUM is None:
         pytest.skip("no Chromium: install Debian's package chromium")

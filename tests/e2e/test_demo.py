@@ -30,5 +30,5 @@ def test_the_hacked_run_pages_and_the_healthy_one_does_not(tmp_path):
         [sys.executable, "-m", "rewardserve", "export-labels", str(tmp_path / "review.db"), "--run=hacked"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (exported.returncode, exported.stdout) == (2, "")
+    assert (exported.returncode, exported.stdout) == (0, "")
     assert "0 labelled pairs" in exported.stderr

@@ -48,6 +48,7 @@ def _files(tmp_path, monkeypatch):
         "two-bad.jsonl": SAMPLE + SAMPLE.replace('"r"', '"s"') + "{\n",
     }.items():  # fmt: skip
         Path(name).write_text(text)
+    Path("empty.db").touch()
     yield
     for number, handler in signals.items():
         signal.signal(number, handler)
@@ -74,6 +75,11 @@ RUNS: dict[tuple[str, int], tuple[str, ...]] = {
     ("mine", 1): ("none", "two.jsonl", "--out=queue.jsonl"),
     ("mine", 2): ("echo", "none.jsonl", "--out=queue.jsonl", "--judge=echo:delay_ms=1", *ECHO),
     ("mine", 3): ("echo", "two-bad.jsonl", "--out=queue.jsonl", "--judge=echo:delay_ms=1", *ECHO),
+    ("demo", 1): ("--port=99999", "--no-browser"),
+    ("demo", 2): ("--minutes=x",),
+    ("export-labels", 0): ("empty.db",),
+    ("export-labels", 1): (".",),
+    ("export-labels", 2): ("none.db",),
     ("export", 0): ("MODEL", "exported"),
     ("export", 1): ("none", "exported"),
     ("export", 2): ("MODEL", "exported", "--probes=none.jsonl"),
@@ -99,6 +105,8 @@ BROKEN = {
     "bench": "rewardserve.bench.command:synthetic",
     "score": "rewardserve.service.cli.score:count_lines",
     "mine": "rewardserve.mine.command:read_rows",
+    "demo": "rewardserve.demo.command:_server",
+    "export-labels": "rewardserve.mine.export_labels:is_missing",
     "export": "rewardserve.model.export:resolve",
     "review": "rewardserve.service.cli.review:ReviewStore",
     "honeypots": "rewardserve.service.cli.honeypots:hashed",
@@ -148,6 +156,9 @@ def test_a_listed_exit_code_is_that_of_the_command(name, code, model, monkeypatc
         with socket.create_server(("127.0.0.1", 0)) as closed:
             url = f"http://127.0.0.1:{closed.getsockname()[1]}"
         ended, _, error = run_command("bench", f"--url={url}")
+    elif (name, code) == ("demo", 0):
+        replaced(monkeypatch, BROKEN[name], raising(KeyboardInterrupt()))
+        ended, _, error = run_command(name, "--no-browser")
     elif (name, code) in RUNS:
         arguments = [str(model) if each == "MODEL" else each for each in RUNS[name, code]]
         ended, _, error = run_command(name, *arguments)

@@ -156,7 +156,7 @@ def test_after_a_restart_first_responses_are_those_since_it(tmp_path):
     with Server(*flags) as server:
         train(server, 12)
         assert server.client.get("/tripwires/ppo-7/attribution").status_code == 200
-        assert "river" not in "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+        assert b"river" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
         server.signal()
         assert server.ended() == 0
     with Server(*flags) as server:

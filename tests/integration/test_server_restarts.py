@@ -179,7 +179,7 @@ def test_replicas_that_share_a_state_folder_have_one_each(tmp_path, flags):
             train(server, 2, lambda: "some honest answer to it", run=name)
         for server in (one, two):
             stop(server)
-    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["0", "1"]
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["0", "1", "console.secret"]
     with Server(*flags) as one, Server(*flags) as two:
         assert {name for server in (one, two) for name in server.client.get("/tripwires").json()["runs"]} == {"a", "b"}
 

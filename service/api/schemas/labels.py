@@ -99,7 +99,7 @@ class LabelsReply(ReplyRecord, frozen=True, gc=False):
 class AgreementReply(ReplyRecord, frozen=True, gc=False):
     """How far annotators agree. Skipped pairs do not count."""
 
-    pairs: Annotated[int, doc("labelled pairs", 288)]
+    pairs: Annotated[int, doc("number of pairs with a verdict", 288)]
     labelled_twice: Annotated[int, doc("pairs with verdicts of several annotators", 57)]
     raw: Annotated[float | None, doc("share of pairs of verdicts that are equal; null: no pair has two", 0.86)]
     krippendorff_alpha: Annotated[

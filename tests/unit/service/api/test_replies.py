@@ -24,7 +24,7 @@ LOADED = echo.load(ModelSpec())
 SERVED = ModelRuntime(
     version=1, source=Source(), loaded=LOADED, pipeline=build_pipeline(LOADED.ensemble_members, RewardSettings()),
     numeric_noise=None, encode_pool=None, batcher=None, watcher=None, scoring=None, canaries=None, canary_task=None,
-    edit_scorer=None,
+    edit_scorer=None, token_scorer=None,
 )  # fmt: skip
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 REWARDS = st.builds(
