@@ -15,7 +15,7 @@ def config(tmp_path_factory):
     pairs = world.planted_rows(120, n_groups=6)
     ratings = [
         {"group": row["group"], "prompt": row["prompt"], "source": "rated", "response": row[side], "rating": rating}
-        for row in world.planted_rows(60, seed=1, n_groups=6)
+        for row in world.planted_rows(240, seed=1, n_groups=6)
         for side, rating in (("chosen", 1), ("rejected", 5))
     ]
     sources = [world.write_jsonl(folder / f"{name}.jsonl", rows) for name, rows in (("p", pairs), ("r", ratings))]
