@@ -70,18 +70,23 @@ class TokenScorer:
 
 
 def pieces(encoder: SampleEncoder, ids: tuple[int, ...], first: int) -> list[str]:
-    """The text of each token from `first` on. The token that completes a character has it; those before it have none."""
+    """The text of each token from `first` on. The token that completes a character has it; those before it have none.
+
+    A token is decoded behind those before it: alone, many tokenizers drop its space, or mark it as the rest of a word.
+    """
     found: list[str] = []
-    pending: list[int] = []
-    for place in range(first, len(ids)):
-        pending.append(ids[place])
-        text = encoder.decode(pending)
-        is_incomplete = text.endswith("\ufffd") and len(pending) < _MOST_TOKENS_OF_A_CHARACTER and place + 1 < len(ids)
-        found.append("" if is_incomplete else text)
+    begin, start = max(0, first - _CONTEXT), first
+    for end in range(first + 1, len(ids) + 1):
+        before, text = encoder.decode(ids[begin:start]), encoder.decode(ids[begin:end])
+        is_incomplete = text.endswith("\ufffd") and end - start < _MOST_TOKENS_OF_A_CHARACTER and end < len(ids)
+        found.append("" if is_incomplete else text[len(before) :])
         if not is_incomplete:
-            pending.clear()
+            begin, start = start, end  # a whole character, as half of one would spoil the next
     return found
 
+
+_CONTEXT = 4
+"""Tokens of the prompt before the first one."""
 
 _MOST_TOKENS_OF_A_CHARACTER = 4
 
