@@ -1,7 +1,7 @@
 """The value of each head at each token of a response: where in the text the reward rises and falls.
 
 A row is scored at its last token, so the value at a token is the score of the row that ends there. The rows are prefixes of one
-another: an engine that shares prefixes computes them in one forward of the whole row.
+another: an engine that shares prefixes computes each token once.
 """
 
 from __future__ import annotations
@@ -41,13 +41,21 @@ class TokenScorer:
     """Compute the values of samples with one model."""
 
     def __init__(
-        self, version: int, admission: Admission, encode_pool: EncodePool, encoder: SampleEncoder, batcher: Batcher
+        self,
+        version: int,
+        admission: Admission,
+        encode_pool: EncodePool,
+        encoder: SampleEncoder,
+        batcher: Batcher,
+        *,
+        shares_prefixes: bool,
     ) -> None:
         self._version = version
         self._admission = admission
         self._encode_pool = encode_pool
         self._encoder = encoder
         self._batcher = batcher
+        self._shares_prefixes = shares_prefixes
 
     async def values(self, sample: Sample) -> TokenValues:
         """The values of one sample. Raise `NoValues` and the errors of admission and batcher."""
@@ -58,7 +66,8 @@ class TokenScorer:
         if n > MAX_VALUES:
             raise NoValues(f"the response has {n} tokens; values are computed of at most {MAX_VALUES}")
         rows = [encoded.ids[:end] for end in range(max(1, encoded.n_prompt + 1), len(encoded.ids) + 1)]
-        with self._admission.acquire(1, len(encoded.ids)):
+        n_tokens = len(encoded.ids) if self._shares_prefixes else sum(map(len, rows))
+        with self._admission.acquire(1, n_tokens):
             outcomes = await self._batcher.score(rows, math.inf, use_cache=False)
         texts = pieces(self._encoder, encoded.ids, len(encoded.ids) - len(rows))
         tokens = []

@@ -76,6 +76,10 @@ class RunPermissions:
         """Whether the key may send samples of this run."""
         return run in self.runs if self.runs else run not in self.reserved
 
+    def may_see(self, run: str) -> bool:
+        """Whether the key may see what is known of this run: a key that is bound to no runs sees all."""
+        return not self.runs or run in self.runs
+
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:

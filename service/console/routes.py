@@ -18,6 +18,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response, S
 
 from rewardserve.model.conversation import Sample
 from rewardserve.service.api.route_policy import CONSOLE
+from rewardserve.service.api.routes.review_access import number_of
 from rewardserve.service.console.heat import HeatToken, heat
 from rewardserve.service.console.pages import home, loop, models, playground, run
 from rewardserve.service.console.parts import Console
@@ -104,7 +105,8 @@ def console_routes(console: Console) -> APIRouter:
                 except _Refused as error:
                     return show(request, "message.html", viewer, error.status, heading=error.heading, words=error.words)
                 except RequestRefused as error:
-                    return show(request, "message.html", viewer, error.status, heading="Not now", words=str(error))
+                    heading = "No such run" if isinstance(error, NoSuchRun) else "Not now"
+                    return show(request, "message.html", viewer, error.status, heading=heading, words=str(error))
                 except ReviewStoreError:
                     words = "The review store cannot be read: see the log of the server."
                     return show(request, "message.html", viewer, 503, heading="Not now", words=words)
@@ -153,7 +155,7 @@ def console_routes(console: Console) -> APIRouter:
         reply = RedirectResponse(target, 303, HEADERS)
         reply.set_cookie(
             COOKIE, cookie, max_age=MAX_AGE_S, path=CONSOLE, secure=request.url.scheme == "https", httponly=True,
-            samesite="strict",
+            samesite="lax",  # a link that a colleague has sent leads to its page
         )  # fmt: skip
         return reply
 
@@ -162,7 +164,7 @@ def console_routes(console: Console) -> APIRouter:
     async def log_out(request: Request, viewer: Viewer) -> Response:
         await form(request, viewer)
         reply = RedirectResponse(CONSOLE + "/login", 303, HEADERS)
-        reply.delete_cookie(COOKIE, path=CONSOLE, httponly=True, samesite="strict")
+        reply.delete_cookie(COOKIE, path=CONSOLE, httponly=True, samesite="lax")
         return reply
 
     # -- pages ------------------------------------------------------------------------------------------------------
@@ -192,7 +194,7 @@ def console_routes(console: Console) -> APIRouter:
         alerts = await asyncio.to_thread(store().alerts, label, 50)
         if not samples and not alerts:
             raise _Refused(404, "No such run", "It is forgotten, or has another label.")
-        return show(request, "stored_run.html", viewer, **run.stored_view(label, samples, alerts))
+        return show(request, "stored_run.html", viewer, label=label, samples=samples, alerts=alerts)
 
     @router.post(CONSOLE + "/acknowledge")
     @page("admin")
@@ -242,8 +244,7 @@ def console_routes(console: Console) -> APIRouter:
         )
 
     async def _sample(request: Request, viewer: Viewer) -> tuple[int, Any]:
-        text = request.path_params["sample"]
-        number = int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else 0
+        number = number_of(request.path_params["sample"])
         found = await asyncio.to_thread(store().sample, number) if number else None
         if found is None or not viewer.may_see(found.run):
             raise _Refused(404, "No such sample", "It is deleted, or expired.")
@@ -283,16 +284,15 @@ def console_routes(console: Console) -> APIRouter:
                 sampling=sampling,
                 pair=None,
                 page=None,
-                undo="",
+                undo=0,
                 agreement=None,
             )
         _permitted(label, viewer)
         shown = await asyncio.to_thread(known.labels.queue, label, viewer.name, sampling, 1, console.clock.unix_time())
         agreement = await asyncio.to_thread(known.labels.agreement, label)
-        undo = query.get("undo", "")
         return show(
             request, "queue.html", viewer, run=label, runs=[], sampling=sampling, page=shown, agreement=agreement,
-            pair=shown.pairs[0] if shown.pairs else None, undo=undo if undo.isascii() and undo.isdigit() else "",
+            pair=shown.pairs[0] if shown.pairs else None, undo=number_of(query.get("undo", "")),
         )  # fmt: skip
 
     @router.post(CONSOLE + "/label")
@@ -311,9 +311,7 @@ def console_routes(console: Console) -> APIRouter:
     @page("review")
     async def undo_label(request: Request, viewer: Viewer) -> Response:
         fields = await form(request, viewer)
-        text = fields.get("label", "")
-        if text.isascii() and text.isdigit() and len(text) <= 18:
-            await asyncio.to_thread(store().labels.remove, int(text), viewer.name)
+        await asyncio.to_thread(store().labels.remove, number_of(fields.get("label", "")), viewer.name)
         return _see(_queue(fields))
 
     # -- loop and models --------------------------------------------------------------------------------------------
@@ -322,7 +320,7 @@ def console_routes(console: Console) -> APIRouter:
     @page("admin", "review")
     async def loop_page(request: Request, viewer: Viewer) -> Response:
         agreed = None
-        if console.review is not None:
+        if console.review is not None and viewer.sees_all_runs:
             agreed = await asyncio.to_thread(console.review.store.labels.agreement, None)
         rows = home.live_rows(console, viewer)
         return show(request, "loop.html", viewer, **loop.view(console, rows, console.review, agreed))
@@ -335,10 +333,8 @@ def console_routes(console: Console) -> APIRouter:
     @router.post(CONSOLE + "/models/activate")
     @page("admin")
     async def activate(request: Request, viewer: Viewer) -> Response:
-        version = (await form(request, viewer)).get("version", "")
-        if not (version.isascii() and version.isdigit() and len(version) <= 9):
-            raise _Refused(404, "No such version", "It is not loaded.")
-        console.active_models.admin().activate(int(version))
+        version = number_of((await form(request, viewer)).get("version", ""))
+        console.active_models.admin().activate(version)
         return _see("/models")
 
     # -- live -------------------------------------------------------------------------------------------------------
@@ -349,10 +345,10 @@ def console_routes(console: Console) -> APIRouter:
         """Server-sent events: `changed` when a run that this person sees has changed."""
         if listeners[0] >= _MAX_LISTENERS:
             return PlainTextResponse("too many listeners", 503, HEADERS)
-        listeners[0] += 1
 
         async def stream() -> AsyncIterator[str]:
             last = ""
+            listeners[0] += 1  # here: a reply whose client has gone is never begun
             try:
                 yield "retry: 2000\n\n"
                 while True:

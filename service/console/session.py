@@ -10,15 +10,16 @@ from __future__ import annotations
 import base64
 import hmac
 import json
-import os
 import secrets
 from binascii import Error as Base64Error
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from rewardserve.service.auth.api_keys import ApiKey, ApiKeys, ApiKeysFile, RunPermissions
+from rewardserve.service.storage.files import write_atomically
 
 COOKIE = "rewardserve_console"
 MAX_AGE_S = 12 * 3600
@@ -39,8 +40,13 @@ class Viewer:
     session: str
 
     def may_see(self, run: str) -> bool:
-        """Whether the key is bound to no runs, or to this one."""
-        return self.permissions is None or not self.permissions.runs or run in self.permissions.runs
+        """Whether the key may see this run."""
+        return self.permissions is None or self.permissions.may_see(run)
+
+    @property
+    def sees_all_runs(self) -> bool:
+        """Whether the key is bound to no runs."""
+        return self.permissions is None or not self.permissions.runs
 
 
 class Sessions:
@@ -111,10 +117,7 @@ def read_secret(folder: str | Path | None) -> bytes:
         return secrets.token_bytes(_SECRET_BYTES)
     path = Path(folder) / _SECRET_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(_SECRET_BYTES))
-    except FileExistsError:
-        pass
+    with suppress(FileExistsError):
+        write_atomically(path, secrets.token_bytes(_SECRET_BYTES), replaces=False)
     content = path.read_bytes()
     return content if len(content) == _SECRET_BYTES else secrets.token_bytes(_SECRET_BYTES)

@@ -49,30 +49,26 @@ class Labels:
 
     def queue(self, run: str, annotator: str, sampling: Sampling, limit: int, at: float) -> QueuePage:
         """The next pairs of a run for an annotator, and how many are labelled and left. `at` is the time, in Unix seconds."""
-        with self._database.writing() as connection:
+        with self._database.reading() as connection:
             shown = connection.execute(select(pairs).where(pairs.c.run == run)).all()
             verdicts = self._annotators(connection, run)
-            mine = {pair for pair, names in verdicts.items() if annotator in names}
-            ids = {SamplePair(row.earlier, row.later): row.id for row in shown}
             formed = self._formed(connection, run, sampling)
-            formed += sorted(
-                {SamplePair(row.earlier, row.later) for row in shown if row.sampling == sampling} - {*formed}
-            )
-            open_pairs = [
-                pair
-                for pair in formed
-                if (shown_as := ids.get(pair)) is None
-                or (shown_as not in mine and _is_for_others(shown_as, verdicts.get(shown_as, ())))
-            ]
-            found: list[QueuedPair] = []
-            for each in open_pairs:
-                if len(found) == limit:
-                    break
-                row_id = ids.get(each) or self._show(connection, run, each, sampling, at)
-                queued = _blinded(connection, row_id, annotator, each.earlier, each.later)
-                if queued is not None:
-                    found.append(queued)
-        return QueuePage(found, len(mine), len(open_pairs))
+        mine = {pair for pair, names in verdicts.items() if annotator in names}
+        ids = {SamplePair(row.earlier, row.later): row.id for row in shown}
+        formed += sorted({SamplePair(row.earlier, row.later) for row in shown if row.sampling == sampling} - {*formed})
+        left = [
+            pair
+            for pair in formed
+            if (shown_as := ids.get(pair)) is None
+            or (shown_as not in mine and _is_for_others(shown_as, verdicts.get(shown_as, ())))
+        ]
+        wanted = left[:limit]
+        if any(pair not in ids for pair in wanted):  # the lock of the writer is taken for this alone
+            with self._database.writing() as connection:
+                ids |= {pair: self._show(connection, run, pair, sampling, at) for pair in wanted if pair not in ids}
+        with self._database.reading() as connection:
+            found = [_blinded(connection, ids[pair], annotator, *pair) for pair in wanted]
+        return QueuePage([each for each in found if each is not None], len(mine), len(left))
 
     def _annotators(self, connection: Connection, run: str) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
@@ -81,12 +77,10 @@ class Labels:
         return found
 
     def _formed(self, connection: Connection, run: str, sampling: Sampling) -> list[SamplePair]:
-        columns = [
-            samples.c[name] for name in ("id", "prompt_key", "step", "flags", "reason", "evidence", "score", "audit")
-        ]
+        columns = [samples.c[name] for name in ("id", "prompt_key", "flags", "evidence", "score", "audit")]
         query = select(*columns).where(samples.c.run == run).order_by(samples.c.id.desc()).limit(MAX_CANDIDATES)
         candidates = [
-            Candidate(row.id, row.prompt_key, row.step, bool(row.flags), row.evidence, row.score or 0.0, row.audit)
+            Candidate(row.id, row.prompt_key, bool(row.flags), row.evidence, row.score or 0.0, row.audit)
             for row in connection.execute(query)
         ]
         alerted = _alerted(connection, run) if sampling == "alert" else ()
@@ -137,7 +131,7 @@ class Labels:
             return connection.execute(delete(labels).where(own)).rowcount > 0
 
     def labelled(self, run: str | None = None) -> Iterator[LabelledPair]:
-        """Labelled pairs with their samples and verdicts, in the order in which they were shown. None: of all runs."""
+        """Labelled pairs with their samples and verdicts, by their drawn ids. `run` None: of all runs."""
         last = ""
         while True:
             query = select(pairs).where(pairs.c.id > last, pairs.c.id.in_(select(labels.c.pair)))

@@ -17,7 +17,6 @@ class Candidate(NamedTuple):
 
     id: int
     prompt_key: str
-    step: int
     is_flagged: bool
     evidence: str
     score: float

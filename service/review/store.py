@@ -30,7 +30,7 @@ from rewardserve.service.review.records import (
     StoredAlert,
     StoredSample,
 )
-from rewardserve.service.review.tables import NO_STEP, alerts, labels, pairs, run_history, runs, samples
+from rewardserve.service.review.tables import NO_STEP, alerts, labels, pairs, runs, samples
 
 ANY = SampleFilter()
 MAX_PAGE = 1_000
@@ -166,7 +166,7 @@ class ReviewStore:
         """Delete all samples and alerts of a run. Return what it had; None: the store has no such run."""
         with self._database.writing() as connection:
             known = connection.execute(select(runs).where(runs.c.run == run)).one_or_none()
-            for table in (labels, pairs, samples, alerts, run_history, runs):
+            for table in (labels, pairs, samples, alerts, runs):
                 connection.execute(delete(table).where(table.c.run == run))
         self._purge()
         return _counts(known) if known is not None else None
@@ -231,7 +231,6 @@ class ReviewStore:
         counted = select(func.count()).where(alerts.c.run == runs.c.run).scalar_subquery()
         connection.execute(update(runs).where(runs.c.n_alerts > 0).values(n_alerts=counted))
         connection.execute(delete(runs).where(runs.c.n_samples <= 0, runs.c.n_alerts <= 0))
-        connection.execute(delete(run_history).where(run_history.c.run.not_in(select(runs.c.run))))
 
     def _purge(self) -> None:
         """Remove deleted texts from the files. SQLite overwrites it (`secure_delete`), and its log is cut here."""
@@ -244,7 +243,7 @@ class ReviewStore:
                     driver.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)")
                 else:
                     driver.autocommit = True
-                    driver.execute("VACUUM samples, alerts, runs, labels, pairs, run_history")
+                    driver.execute("VACUUM samples, alerts, runs, labels, pairs")
                     driver.autocommit = False
             except self._database.engine.dialect.loaded_dbapi.Error as error:
                 raise ReviewStoreError(f"{self.name}: {error}") from None

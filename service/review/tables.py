@@ -51,7 +51,7 @@ samples = Table(
 
 Index(
     "ix_samples_of_run",
-    *(samples.c[name] for name in ("run", "id", "prompt_key", "step", "flags", "reason", "evidence", "score", "audit")),
+    *(samples.c[name] for name in ("run", "id", "prompt_key", "flags", "evidence", "score", "audit")),
 )
 """Has all columns by which pairs are formed, so that forming them reads no text."""
 
@@ -114,11 +114,3 @@ labels = Table(
 """Verdicts: `earlier`, `later`, `tie`, `both_bad` or `skip`, as in `records.Verdict`."""
 
 Index(None, labels.c.run, labels.c.id)
-
-run_history = Table(
-    "run_history",
-    metadata,
-    Column("run", Text, primary_key=True),
-    Column("record", LargeBinary, nullable=False),
-)
-"""The points of a run by step, as JSON."""

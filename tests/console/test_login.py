@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import signal
 
 import httpx
 import pytest
@@ -76,7 +77,7 @@ def test_the_cookie_is_for_the_console_alone_and_new_at_each_login(server, made,
     client, reply = log_in(server, made[1]["boss"])
     assert reply.status_code == 303
     cookie = reply.headers["set-cookie"]
-    assert all(each in cookie for each in ("HttpOnly", "SameSite=strict", "Path=/console"))
+    assert all(each in cookie for each in ("HttpOnly", "SameSite=lax", "Path=/console"))
     assert made[1]["boss"] not in cookie
     value = client.cookies["rewardserve_console"]
     assert httpx.get(f"{server.url}/review/runs", headers={"cookie": f"rewardserve_console={value}"}).status_code == 401
@@ -189,3 +190,30 @@ def test_a_server_without_keys_serves_its_own_machine_only(tmp_path):
         assert httpx.post(f"{server.url}/console/models/activate", headers=other).status_code == 403
         assert httpx.get(f"{server.url}/console", headers={"host": "evil.example"}).status_code in (403, 421)
         assert httpx.get(f"{server.url}/console/queue").status_code == 409
+
+
+def test_a_server_that_stops_ends_its_events(tmp_path):
+    with Server("--backend=echo", "echo") as server, httpx.stream("GET", f"{server.url}/console/events") as events:
+        lines = events.iter_lines()
+        assert next(lines) == "retry: 2000"
+        server.process.send_signal(signal.SIGTERM)
+        for _ in lines:  # to the end of the reply
+            pass
+        assert server.process.wait(10) == 0
+
+
+def test_a_key_that_scores_sees_neither_canaries_nor_judge(server, made, log_in):
+    trainer, _ = log_in(server, made[1]["trainer"])
+    boss, _ = log_in(server, made[1]["boss"])
+    assert "judge" in boss.get("/console").text
+    assert "judge" not in trainer.get("/console").text
+
+
+def test_a_key_that_is_bound_to_runs_sees_no_sums_over_all(server, made, log_in):
+    boss, _ = log_in(server, made[1]["boss"])
+    reader = {"authorization": f"Bearer {made[1]['ann']}"}
+    pair = server.client.get("/review/queue?run=b", headers=reader).json()["pairs"][0]["id"]
+    assert form(boss, "/label", pair=pair, verdict="tie", run="b").status_code == 303
+    bound, _ = log_in(server, made[1]["of-a"])
+    assert "pairs labelled" in boss.get("/console/loop").text
+    assert "pairs labelled" not in bound.get("/console/loop").text

@@ -64,10 +64,10 @@ def rewards_of(server, *continuations):
 
 
 def test_the_reward_is_that_of_the_conversations_combined(server):
-    ahead = [answered("The end."), answered("Nobody knows, and nobody will."), answered("Ask again.")]
-    own, *later = rewards_of(server, *ahead)
+    continuations = [answered("The end."), answered("It is not known."), answered("Ask again.")]
+    own, *later = rewards_of(server, *continuations)
     least, mean, median = score(
-        server, *(sample(*ahead, lookahead_reward=by) for by in ("min", "mean", 0.5)),
+        server, *(sample(*continuations, lookahead_reward=by) for by in ("min", "mean", 0.5)),
     )  # fmt: skip
     every = sorted([own, *later])
     assert least["reward"] == every[0] < own

@@ -14,7 +14,7 @@ from tests.support.environments import project, run_and_print
 
 def main() -> int:
     """The exit code."""
-    wanted = [*project("pytest", "hypothesis", extra="postgres"), *same_libraries()]
+    wanted = [*project("pytest", "hypothesis", "jsonschema", extra="postgres"), *same_libraries()]
     return run_and_print("the driver of Postgres", lambda: environment("postgres", wanted, alone=[PACKAGE]))
 
 

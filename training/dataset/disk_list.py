@@ -10,6 +10,7 @@ import os
 import pickle
 import tempfile
 import weakref
+from abc import abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,9 +27,9 @@ _BUFFER = 2**20
 class LazyList(Sequence[T]):
     """A sequence that computes or reads an element each time it is asked for; a slice is a view."""
 
+    @abstractmethod
     def at(self, place: int) -> T:
         """The element at a place from 0 on."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, place: int) -> T: ...

@@ -18,6 +18,7 @@ from rewardserve.service.api.routes.review_access import (
     allowed_run,
     annotator_of,
     may_see,
+    number_of,
     permissions_of,
     store_errors,
     store_of,
@@ -88,8 +89,7 @@ def label_routes(review: Review | None, clock: Clock) -> APIRouter:
     )
     async def remove(label: str, request: Request) -> Response:
         """Take back a label of this annotator; the pair comes again."""
-        number = int(label) if label.isascii() and label.isdigit() and len(label) <= 18 else 0
-        labels = store_of(review).store.labels
+        number, labels = number_of(label), store_of(review).store.labels
         with store_errors():
             is_removed = await asyncio.to_thread(labels.remove, number, annotator_of(request))
         if not is_removed:

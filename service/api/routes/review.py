@@ -19,6 +19,7 @@ from rewardserve.service.api.routes.review_access import (
     Review,
     allowed_run,
     may_see,
+    number_of,
     permissions_of,
     store_errors,
     store_of,
@@ -170,7 +171,7 @@ def review_routes(review: Review | None, active_models: ActiveModels) -> APIRout
 
 async def _find(request: Request, review: Review, text: str) -> tuple[int, SampleRecord]:
     """The sample with this id, if the key may see it: another one is not told from none."""
-    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else 0
+    number = number_of(text)
     with store_errors():
         found = await asyncio.to_thread(review.store.sample, number) if number else None
     if found is None or not may_see(request, found.run):

@@ -13,6 +13,8 @@ from rewardserve.service.errors import ReviewOff, ReviewUnavailable, RunNotAllow
 from rewardserve.service.review.errors import ReviewStoreError
 from rewardserve.service.review.writer import CaptureWriter, Store
 
+_MAX_DIGITS = 18
+
 
 @dataclass(frozen=True, slots=True)
 class Review:
@@ -48,7 +50,7 @@ def permissions_of(request: Request) -> RunPermissions | None:
 def may_see(request: Request, run: str) -> bool:
     """Whether the key of a request is bound to no runs, or to this one."""
     permissions = permissions_of(request)
-    return permissions is None or not permissions.runs or run in permissions.runs
+    return permissions is None or permissions.may_see(run)
 
 
 def allowed_run(request: Request, run: str) -> str:
@@ -56,6 +58,11 @@ def allowed_run(request: Request, run: str) -> str:
     if not may_see(request, run):
         raise RunNotAllowed("this key is bound to other runs")
     return run
+
+
+def number_of(text: str) -> int:
+    """The number of a record of the store; 0, which no record has, for a text that is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else 0
 
 
 def annotator_of(request: Request) -> str:

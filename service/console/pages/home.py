@@ -50,7 +50,8 @@ def view(console: Console, viewer: Viewer, stored: Iterable[RunCounts]) -> dict[
     """The variables of the page. `stored` are the runs of the review store, for those that the monitor has forgotten."""
     runtime = console.active_models.current()
     monitor, now = runtime.watcher.monitor, console.clock.now()
-    rows = live_rows(console, viewer) if "admin" in viewer.scopes else []
+    is_admin = "admin" in viewer.scopes  # a trainer's key must not learn how its policy is watched
+    rows = live_rows(console, viewer) if is_admin else []
     known = {row.label for row in rows}
     identity = runtime.loaded.identity
     return {
@@ -61,8 +62,8 @@ def view(console: Console, viewer: Viewer, stored: Iterable[RunCounts]) -> dict[
         "engine": f"{identity.engine} on {identity.device}",
         "up_s": now - console.started_at,
         "n_inspected": monitor.n_inspected,
-        "canaries": describe_canaries(runtime.canaries.latest) if runtime.canaries.latest else None,
-        "judge": runtime.watcher.has_judge,
+        "canaries": describe_canaries(runtime.canaries.latest) if is_admin and runtime.canaries.latest else None,
+        "judge": runtime.watcher.has_judge if is_admin else None,
     }
 
 

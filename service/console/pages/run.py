@@ -10,7 +10,7 @@ from rewardserve.service.api.schemas.runs import AlertOut, HistoryReply
 from rewardserve.service.console.charts import Mark, Series, histogram, line_chart, scatter
 from rewardserve.service.console.pages.home import row_of
 from rewardserve.service.console.parts import Console
-from rewardserve.service.review.records import StoredAlert, StoredSample
+from rewardserve.service.review.records import StoredSample
 from rewardserve.service.tripwires.io.attribution_report import AttributionReport
 from rewardserve.service.tripwires.io.run_texts import KeptSample
 from rewardserve.service.tripwires.wires import ALERT_TEXTS
@@ -49,11 +49,6 @@ def view(console: Console, label: str, pairs: Sequence[tuple[StoredSample, Store
         "findings": _findings(shown.report) if shown else [],
         "pairs": pairs,
     }
-
-
-def stored_view(label: str, samples: Sequence[StoredSample], alerts: Sequence[StoredAlert]) -> dict[str, Any]:
-    """The variables of the page of a run that only the review store knows."""
-    return {"label": label, "samples": samples, "alerts": alerts}
 
 
 def charts(history: HistoryReply) -> list[tuple[str, str]]:

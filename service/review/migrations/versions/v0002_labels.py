@@ -1,4 +1,4 @@
-"""Pairs, labels and the history of runs; what forms pairs beside each sample, so that no text is read for it."""
+"""Pairs and labels; what forms pairs beside each sample, so that no text is read for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ down_revision = "0001"
 
 _ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 _PART = 500
-_OF_RUN = ["run", "id", "prompt_key", "step", "flags", "reason", "evidence", "score", "audit"]
+_OF_RUN = ["run", "id", "prompt_key", "flags", "evidence", "score", "audit"]
 
 
 class _Scores(msgspec.Struct):
@@ -52,12 +52,6 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("ix_labels_run_id", "labels", ["run", "id"])
-    op.create_table(
-        "run_history",
-        sa.Column("run", sa.Text, nullable=False),
-        sa.Column("record", sa.LargeBinary, nullable=False),
-        sa.PrimaryKeyConstraint("run", name="pk_run_history"),
-    )
 
 
 def _copy_scores() -> None:
@@ -80,7 +74,7 @@ def _copy_scores() -> None:
 
 def downgrade() -> None:
     """Drop the tables and columns."""
-    for table in ("run_history", "labels", "pairs"):
+    for table in ("labels", "pairs"):
         op.drop_table(table)
     op.drop_index("ix_samples_of_run", "samples")
     op.create_index("ix_samples_run_id", "samples", ["run", "id"])

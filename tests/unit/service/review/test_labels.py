@@ -35,10 +35,13 @@ def test_every_pair_comes_once_and_progress_is_counted(labels):
     assert (done.pairs, done.n_labelled, done.n_left) == ([], 4, 0)
 
 
-def test_an_id_does_not_tell_of_the_samples(labels):
-    ids = [each.id for each in labels.queue("a", "ann", "random", 10, 5.0).pairs]
-    assert all(len(each) == 16 for each in ids)
-    assert sorted(ids) != ids or len(set(ids)) == len(ids)
+def test_an_id_is_drawn_and_not_made_of_the_samples(store, labels):
+    first = {(each.first, each.second): each.id for each in labels.queue("a", "ann", "random", 10, 5.0).pairs}
+    store.delete_run("a")
+    store.add([sample(n) for n in range(8)])
+    again = {each.id for each in labels.queue("a", "ann", "random", 10, 5.0).pairs}
+    assert len(again) == 4
+    assert not again & set(first.values())
 
 
 def test_the_order_is_drawn_for_each_annotator_and_stays(labels):

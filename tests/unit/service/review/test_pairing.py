@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from rewardserve.service.review.pairing import Candidate, pairs_of
 
 
-def candidate(number, prompt="p", evidence=None, flagged=False, score=0.0, audit=None, step=0):
-    return Candidate(number, prompt, step, flagged, evidence or f"{number:016x}", score, audit)
+def candidate(number, prompt="p", evidence=None, flagged=False, score=0.0, audit=None):
+    return Candidate(number, prompt, flagged, evidence or f"{number:016x}", score, audit)
 
 
 candidates = st.lists(
